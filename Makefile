@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything works from a fresh clone: each target builds its own .venv first (set PYTHON to choose
+# the interpreter). Versions are pinned in constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c "" 2>/dev/null \
+	&& echo python3.11 || echo python3)
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.tal_fast_installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CXX_FILES = $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+RESULTS ?= results/demo
+
+export MAX_JOBS := $(JOBS)
+# Covers pip's isolated build environments too: without it they would take the newest torch.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: help dev build test test-all test-ops-isa test-native lint format demo bench clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned, so that nothing after it pulls another one. No isolation: the build
+# requirements are in the environment anyway, and a rebuild then needs no network.
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard build_backend/*.py) | $(BIN)/python
+	$(PIP) install --quiet torch
+	$(PIP) install --quiet setuptools cmake ninja pybind11
+	TAL_FAST_WERROR=ON $(PIP) install --quiet --no-build-isolation -e '.[test,bench,dev]'
+	@touch $@
+
+# Recompiles what changed; a second or two when nothing did.
+build: $(STAMP)
+	@TAL_FAST_WERROR=ON $(BIN)/python setup.py --quiet build_ext --inplace
+
+dev: build  ## Set up .venv with everything and build the native library in place
+
+test: lint build test-native test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: lint build test-native test-ops-isa  ## As test, with the slow ones
+	$(BIN)/python -m pytest -q
+
+# The op tests once per instruction set of this machine; `test` itself runs the best one.
+test-ops-isa: build
+	@for isa in $$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])"); do \
+	  echo "op tests with TAL_FAST_ISA=$$isa"; \
+	  TAL_FAST_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow and not compile" tests/ops; \
+	done
+
+test-native: $(STAMP)  ## Reader and evaluator under Address-, UndefinedBehavior- and ThreadSanitizer
+	@for preset in asan tsan; do \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --preset $$preset --log-level=WARNING; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --build --preset $$preset --parallel $(JOBS); \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ctest --preset $$preset; \
+	done
+
+lint: $(STAMP)  ## ruff, mypy, clang-format (changes nothing)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(STAMP)  ## Let ruff and clang-format rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+demo: build  ## Run the study on the embedded data; prints the curve and where picture and page are
+	$(BIN)/tal-fast study demo --out $(RESULTS)
+
+bench: build  ## Run the benchmarks
+	$(BIN)/python -m pytest benchmarks/ -o python_files='bench_*.py' \
+	  -o filterwarnings=default --benchmark-only
+
+clean:  ## Remove build outputs (.venv stays)
+	rm -rf build tal_fast.egg-info tal_fast/_C.*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -f $(STAMP)
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

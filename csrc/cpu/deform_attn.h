@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Multi-level 1-D deformable attention, forward and backward.
+//
+// B batch, S rows of all levels together, H heads, D channels per head, Q queries, L levels, P
+// points. Sample (b, q, h, l, p) lies at x = location * T_l - 0.5 in level l of T_l rows and
+// contributes iff -1 < x < T_l: weight * ((1 - f) * value[i] + f * value[i + 1]) with i = floor(x),
+// f = x - i, where rows outside the level count as zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/half.h"
+#include "cpu/isa.h"
+
+namespace tal_fast {
+
+struct DeformAttnShape {
+  int64_t batch;
+  int64_t rows;
+  int64_t heads;
+  int64_t channels;
+  int64_t queries;
+  int64_t levels;
+  int64_t points;
+  const int64_t* level_lengths;  // [L], each > 0, sum = rows
+};
+
+// `scratch` is one block per thread of the size that the *_scratch function says, in bytes.
+// clang-format off
+TAL_FAST_FOR_EACH_ISA(
+
+template <typename T>
+size_t deform_attn_scratch(const DeformAttnShape& shape);
+
+// A unit is one query of one batch element: units run from 0 to B * Q.
+template <typename T>
+void deform_attn_forward(const DeformAttnShape& shape,
+                         const T* value,                          // [B, S, H, D]
+                         const ComputeType<T>* locations,         // [B, Q, H, L, P]
+                         const ComputeType<T>* weights,           // [B, Q, H, L, P]
+                         int64_t unit_begin, int64_t unit_end,
+                         std::byte* scratch,
+                         T* out);                                 // [B, Q, H, D]
+
+template <typename T>
+size_t deform_attn_backward_scratch(const DeformAttnShape& shape);
+
+// A unit is one head of one batch element, from 0 to B * H. A unit owns its rows of grad_value and
+// visits its queries in order, so no atomics are needed and the result does not depend on threads.
+template <typename T>
+void deform_attn_backward(const DeformAttnShape& shape,
+                          const T* grad,                          // [B, Q, H, D]
+                          const T* value,                         // [B, S, H, D]
+                          const ComputeType<T>* locations,        // [B, Q, H, L, P]
+                          const ComputeType<T>* weights,          // [B, Q, H, L, P]
+                          int64_t unit_begin, int64_t unit_end,
+                          std::byte* scratch,
+                          T* grad_value,                          // [B, S, H, D] or null
+                          ComputeType<T>* grad_locations,         // [B, Q, H, L, P] or null ...
+                          ComputeType<T>* grad_weights);          // ... together with this one
+)
+// clang-format on
+
+}  // namespace tal_fast

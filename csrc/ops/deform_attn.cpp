@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// deform_attn: schema, checks and CPU implementation; fake and autograd are in
+// tal_fast/ops/deform_attn.py.
+#include "cpu/deform_attn.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "ops/tensor_checks.h"
+
+namespace tal_fast {
+namespace {
+
+// Multiply-adds per task, about 100 us of one core: a thread is not worth waking for less.
+constexpr int64_t kForwardWorkPerTask = 2000000;
+constexpr int64_t kBackwardWorkPerTask = 700000;
+// Level lengths must be exact in float32 and row numbers fit 32 bits.
+constexpr int64_t kLongestLevel = int64_t{1} << 24;
+
+std::string list_string(const std::vector<int64_t>& values) {
+  std::string text = "(";
+  for (size_t i = 0; i < values.size(); ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(values[i]);
+  }
+  return text + ")";
+}
+
+ScalarType compute_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+void check_samples(const Tensor& value, const Tensor& samples, size_t levels, const char* name) {
+  TAL_FAST_CHECK(
+      samples.dim() == 5 && samples.size(0) == value.size(0) && samples.size(2) == value.size(2) &&
+          samples.size(3) == static_cast<int64_t>(levels),
+      "deform_attn: expected ", name, " of shape [B, Q, H, L, P] with B = ", value.size(0),
+      ", H = ", value.size(2), " and L = ", levels, ", got ", shape_string(samples));
+}
+
+void check_inputs(const Tensor& value, const std::vector<int64_t>& level_lengths,
+                  const Tensor& locations, const Tensor& weights) {
+  TAL_FAST_CHECK(value.dim() == 4, "deform_attn: expected value of shape [B, S, H, D], got ",
+                 shape_string(value));
+  TAL_FAST_CHECK(is_float(value.scalar_type()),
+                 "deform_attn: expected value of dtype float64, float32, float16 or bfloat16, got ",
+                 dtype_string(value.scalar_type()));
+  int64_t sum = 0;
+  for (const int64_t length : level_lengths) {
+    TAL_FAST_CHECK(length > 0 && length <= kLongestLevel,
+                   "deform_attn: expected level_lengths between 1 and 2^24, got ",
+                   list_string(level_lengths));
+    sum += length;
+  }
+  TAL_FAST_CHECK(!level_lengths.empty() && sum == value.size(1),
+                 "deform_attn: expected level_lengths that sum to value.shape[1] = ", value.size(1),
+                 ", got ", list_string(level_lengths));
+  check_samples(value, locations, level_lengths.size(), "sampling_locations");
+  check_samples(value, weights, level_lengths.size(), "attention_weights");
+  TAL_FAST_CHECK(weights.size(1) == locations.size(1) && weights.size(4) == locations.size(4),
+                 "deform_attn: expected attention_weights of the shape of sampling_locations, got ",
+                 shape_string(weights), " and ", shape_string(locations));
+  const ScalarType location_type = locations.scalar_type();
+  TAL_FAST_CHECK(location_type == ScalarType::Float || location_type == ScalarType::Double,
+                 "deform_attn: expected sampling_locations of dtype float32 or float64 (16 bits "
+                 "misplace samples by up to several rows), got ",
+                 dtype_string(location_type));
+  TAL_FAST_CHECK(is_float(weights.scalar_type()),
+                 "deform_attn: expected attention_weights of a floating-point dtype, got ",
+                 dtype_string(weights.scalar_type()));
+}
+
+DeformAttnShape make_shape(const Tensor& value, const std::vector<int64_t>& level_lengths,
+                           const Tensor& locations) {
+  return {value.size(0),     value.size(1),     value.size(2),     value.size(3),
+          locations.size(1), locations.size(3), locations.size(4), level_lengths.data()};
+}
+
+// Contiguous and of the type that the kernel computes in; no copy when it is both already.
+Tensor prepare(const Tensor& tensor, ScalarType type) {
+  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor
+                                                                : torch::stable::to(tensor, type));
+}
+
+std::unique_ptr<std::byte[]> allocate(size_t bytes) {
+  return std::unique_ptr<std::byte[]>(new std::byte[bytes]);
+}
+
+Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, D]
+                       const std::vector<int64_t>& level_lengths,  // [L]
+                       const Tensor& locations_in,                 // [B, Q, H, L, P]
+                       const Tensor& weights_in) {                 // [B, Q, H, L, P]
+  check_inputs(value_in, level_lengths, locations_in, weights_in);
+  const DeformAttnShape shape = make_shape(value_in, level_lengths, locations_in);
+  Tensor out = torch::stable::new_empty(value_in,
+                                        {shape.batch, shape.queries, shape.heads * shape.channels});
+  if (out.numel() == 0) {
+    return out;
+  }
+  const ScalarType type = compute_type(value_in.scalar_type());
+  const Tensor value = torch::stable::contiguous(value_in);
+  const Tensor locations = prepare(locations_in, type);
+  const Tensor weights = prepare(weights_in, type);
+  const int64_t unit_work =
+      std::max<int64_t>(1, 2 * shape.heads * shape.levels * shape.points * shape.channels);
+  const int64_t grain = std::max<int64_t>(1, kForwardWorkPerTask / unit_work);
+  dispatch_float(value.scalar_type(), "deform_attn", "value", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = ComputeType<T>;
+    const T* value_data = const_data<T>(value);
+    const C* location_data = const_data<C>(locations);
+    const C* weight_data = const_data<C>(weights);
+    T* out_data = mutable_data<T>(out);
+    const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_scratch<T>)(shape);
+    torch::stable::parallel_for(
+        0, shape.batch * shape.queries, grain, [&](int64_t begin, int64_t end) {
+          const auto scratch = allocate(bytes);
+          TAL_FAST_ISA_CALL(deform_attn_forward<T>)(shape, value_data, location_data, weight_data,
+                                                    begin, end, scratch.get(), out_data);
+        });
+  });
+  return out;
+}
+
+// Gradients for value, locations and weights, in the dtypes of these. A part that is not asked for
+// comes back empty: locations and weights share their work, so they are asked for together.
+std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
+    const Tensor& grad_in,                      // [B, Q, H * D]
+    const Tensor& value_in,                     // [B, S, H, D]
+    const std::vector<int64_t>& level_lengths,  // [L]
+    const Tensor& locations_in,                 // [B, Q, H, L, P]
+    const Tensor& weights_in,                   // [B, Q, H, L, P]
+    bool needs_value, bool needs_samples) {
+  check_inputs(value_in, level_lengths, locations_in, weights_in);
+  const DeformAttnShape shape = make_shape(value_in, level_lengths, locations_in);
+  TAL_FAST_CHECK(grad_in.dim() == 3 && grad_in.size(0) == shape.batch &&
+                     grad_in.size(1) == shape.queries &&
+                     grad_in.size(2) == shape.heads * shape.channels &&
+                     grad_in.scalar_type() == value_in.scalar_type(),
+                 "deform_attn_backward: expected grad of the shape and dtype of the output, got ",
+                 shape_string(grad_in), " ", dtype_string(grad_in.scalar_type()));
+  const ScalarType type = compute_type(value_in.scalar_type());
+  const std::vector<int64_t> value_shape{shape.batch, shape.rows, shape.heads, shape.channels};
+  const std::vector<int64_t> sample_shape{shape.batch, shape.queries, shape.heads, shape.levels,
+                                          shape.points};
+  const std::vector<int64_t> none{0};
+  // Zeros, not empty: with no query, channel or point the kernel below has nothing to write.
+  const bool runs = shape.batch > 0 && shape.heads > 0 && (needs_value || needs_samples);
+  Tensor grad_value = torch::stable::new_empty(value_in, needs_value ? value_shape : none);
+  Tensor grad_locations =
+      torch::stable::new_empty(value_in, needs_samples ? sample_shape : none, type);
+  Tensor grad_weights =
+      torch::stable::new_empty(value_in, needs_samples ? sample_shape : none, type);
+  if (runs) {
+    const Tensor grad = torch::stable::contiguous(grad_in);
+    const Tensor value = torch::stable::contiguous(value_in);
+    const Tensor locations = prepare(locations_in, type);
+    const Tensor weights = prepare(weights_in, type);
+    const int64_t unit_work =
+        std::max<int64_t>(1, 2 * shape.queries * shape.levels * shape.points * shape.channels +
+                                 shape.rows * shape.channels);
+    const int64_t grain = std::max<int64_t>(1, kBackwardWorkPerTask / unit_work);
+    dispatch_float(value.scalar_type(), "deform_attn_backward", "value", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using C = ComputeType<T>;
+      const T* grad_data = const_data<T>(grad);
+      const T* value_data = const_data<T>(value);
+      const C* location_data = const_data<C>(locations);
+      const C* weight_data = const_data<C>(weights);
+      T* by_value = needs_value ? mutable_data<T>(grad_value) : nullptr;
+      C* by_location = needs_samples ? mutable_data<C>(grad_locations) : nullptr;
+      C* by_weight = needs_samples ? mutable_data<C>(grad_weights) : nullptr;
+      const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_scratch<T>)(shape);
+      torch::stable::parallel_for(
+          0, shape.batch * shape.heads, grain, [&](int64_t begin, int64_t end) {
+            const auto scratch = allocate(bytes);
+            TAL_FAST_ISA_CALL(deform_attn_backward<T>)(shape, grad_data, value_data, location_data,
+                                                       weight_data, begin, end, scratch.get(),
+                                                       by_value, by_location, by_weight);
+          });
+    });
+  }
+  return {grad_value, prepare(grad_locations, locations_in.scalar_type()),
+          prepare(grad_weights, weights_in.scalar_type())};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
+  m.def(
+      "deform_attn(Tensor value, SymInt[] level_lengths, Tensor sampling_locations, "
+      "Tensor attention_weights) -> Tensor");
+  m.def(
+      "deform_attn_backward(Tensor grad, Tensor value, SymInt[] level_lengths, "
+      "Tensor sampling_locations, Tensor attention_weights, bool needs_value, "
+      "bool needs_samples) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
+  m.impl("deform_attn", TORCH_BOX(&deform_attn_cpu));
+  m.impl("deform_attn_backward", TORCH_BOX(&deform_attn_backward_cpu));
+}
+
+}  // namespace tal_fast

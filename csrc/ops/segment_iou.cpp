@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// segment_iou: the template for new ops. This file has the schema, the checks that all devices
+// share, and the CPU implementation: check, allocate, call the kernel on row ranges. Fake, autograd
+// and autocast are registered in tal_fast/ops/segment_iou.py beside the public function.
+#include "cpu/segment_iou.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "ops/tensor_checks.h"
+
+namespace tal_fast {
+namespace {
+
+// Pairs per task: about 20 us of work, well above the cost of handing a range to a thread.
+constexpr int64_t kPairsPerTask = 32768;
+
+IouKind parse_kind(const std::string& kind) {
+  if (kind == "iou") {
+    return IouKind::kIou;
+  }
+  if (kind == "giou") {
+    return IouKind::kGiou;
+  }
+  TAL_FAST_CHECK(kind == "diou", "segment_iou: expected kind iou, giou or diou, got '", kind, "'");
+  return IouKind::kDiou;
+}
+
+void check_segments(const Tensor& segments, const char* name) {
+  TAL_FAST_CHECK(segments.dim() == 2 && segments.size(1) == 2, "segment_iou: expected ", name,
+                 " of shape [N, 2], got ", shape_string(segments));
+  TAL_FAST_CHECK(is_float(segments.scalar_type()), "segment_iou: expected ", name,
+                 " of dtype float64, float32, float16 or bfloat16, got ",
+                 dtype_string(segments.scalar_type()));
+}
+
+void check_inputs(const Tensor& a, const Tensor& b, bool aligned, double eps) {
+  check_segments(a, "a");
+  check_segments(b, "b");
+  TAL_FAST_CHECK(a.scalar_type() == b.scalar_type(),
+                 "segment_iou: expected a and b of one dtype, got ", dtype_string(a.scalar_type()),
+                 " and ", dtype_string(b.scalar_type()));
+  TAL_FAST_CHECK(!aligned || a.size(0) == b.size(0),
+                 "segment_iou: expected a and b of one length with aligned=True, got ",
+                 shape_string(a), " and ", shape_string(b));
+  TAL_FAST_CHECK(eps >= 0, "segment_iou: expected eps >= 0, got ", eps);
+}
+
+// b widened to the compute type, starts in row 0 and ends in row 1.
+template <typename T>
+Tensor split_starts_and_ends(const Tensor& b) {  // [M, 2] -> [2, M]
+  const int64_t m = b.size(0);
+  const ScalarType compute =
+      b.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor split = torch::stable::new_empty(b, {2, m}, compute);
+  auto* data = mutable_data<ComputeType<T>>(split);
+  TAL_FAST_ISA_CALL(segment_iou_split<T>)(const_data<T>(b), m, data, data + m);
+  return split;
+}
+
+Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
+                       const Tensor& b_in,  // [M, 2]
+                       const std::string& kind_name, bool aligned, double eps) {
+  check_inputs(a_in, b_in, aligned, eps);
+  const IouKind kind = parse_kind(kind_name);
+  const Tensor a = torch::stable::contiguous(a_in);
+  const Tensor b = torch::stable::contiguous(b_in);
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  Tensor out = aligned ? torch::stable::new_empty(a, {n}) : torch::stable::new_empty(a, {n, m});
+  if (out.numel() == 0) {
+    return out;
+  }
+  dispatch_float(a.scalar_type(), "segment_iou", "a", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto c_eps = static_cast<ComputeType<T>>(eps);
+    const T* a_data = const_data<T>(a);
+    T* out_data = mutable_data<T>(out);
+    if (aligned) {
+      const T* b_data = const_data<T>(b);
+      torch::stable::parallel_for(0, n, kPairsPerTask, [&](int64_t begin, int64_t end) {
+        TAL_FAST_ISA_CALL(segment_iou_aligned<T>)(kind, a_data, b_data, c_eps, begin, end,
+                                                  out_data);
+      });
+      return;
+    }
+    const Tensor split = split_starts_and_ends<T>(b);
+    const auto* starts = const_data<ComputeType<T>>(split);
+    const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
+    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+      TAL_FAST_ISA_CALL(segment_iou_pairwise<T>)(kind, a_data, starts, starts + m, m, c_eps, begin,
+                                                 end, out_data);
+    });
+  });
+  return out;
+}
+
+// The gradient for a. The one for b is the same with a and b swapped and grad transposed.
+Tensor segment_iou_backward_cpu(const Tensor& grad,  // [N, M], or [N] when aligned; any strides
+                                const Tensor& a_in,  // [N, 2]
+                                const Tensor& b_in,  // [M, 2]
+                                const std::string& kind_name, bool aligned, double eps) {
+  check_inputs(a_in, b_in, aligned, eps);
+  const IouKind kind = parse_kind(kind_name);
+  const Tensor a = torch::stable::contiguous(a_in);
+  const Tensor b = torch::stable::contiguous(b_in);
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  const bool shape_fits = aligned ? grad.dim() == 1 && grad.size(0) == n
+                                  : grad.dim() == 2 && grad.size(0) == n && grad.size(1) == m;
+  TAL_FAST_CHECK(shape_fits && grad.scalar_type() == a.scalar_type(),
+                 "segment_iou_backward: expected grad of the shape and dtype of the output, got ",
+                 shape_string(grad), " ", dtype_string(grad.scalar_type()));
+  if (n == 0 || m == 0) {
+    return torch::stable::new_zeros(a, {n, 2});
+  }
+  Tensor grad_a = torch::stable::new_empty(a, {n, 2});
+  dispatch_float(a.scalar_type(), "segment_iou_backward", "a", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto c_eps = static_cast<ComputeType<T>>(eps);
+    const T* grad_data = const_data<T>(grad);
+    const T* a_data = const_data<T>(a);
+    T* out_data = mutable_data<T>(grad_a);
+    if (aligned) {
+      const T* b_data = const_data<T>(b);
+      torch::stable::parallel_for(0, n, kPairsPerTask, [&](int64_t begin, int64_t end) {
+        TAL_FAST_ISA_CALL(segment_iou_aligned_backward<T>)(kind, grad_data, grad.stride(0), a_data,
+                                                           b_data, c_eps, begin, end, out_data);
+      });
+      return;
+    }
+    const Tensor split = split_starts_and_ends<T>(b);
+    const auto* starts = const_data<ComputeType<T>>(split);
+    const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
+    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+      TAL_FAST_ISA_CALL(segment_iou_pairwise_backward<T>)(
+          kind, grad_data, grad.stride(0), grad.stride(1), a_data, starts, starts + m, m, c_eps,
+          begin, end, out_data);
+    });
+  });
+  return grad_a;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
+  m.def(
+      "segment_iou(Tensor a, Tensor b, str kind=\"iou\", bool aligned=False, float eps=0.0) -> "
+      "Tensor");
+  m.def(
+      "segment_iou_backward(Tensor grad, Tensor a, Tensor b, str kind, bool aligned, float eps) -> "
+      "Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
+  m.impl("segment_iou", TORCH_BOX(&segment_iou_cpu));
+  m.impl("segment_iou_backward", TORCH_BOX(&segment_iou_backward_cpu));
+}
+
+}  // namespace tal_fast

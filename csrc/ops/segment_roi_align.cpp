@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/segment_roi_align.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "ops/tensor_checks.h"
+
+namespace tal_fast {
+namespace {
+
+// Output elements per task: some 20 us of work, well above the cost of handing a range to a thread.
+constexpr int64_t kElementsPerTask = 32768;
+// No segment can sensibly reach further, and sample counts computed from it fit into an int64.
+constexpr double kMaxPosition = 2147483648.0;
+
+// float and double are computed in themselves, the 16-bit types in float.
+ScalarType compute_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <typename Roi>
+void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch) {
+  for (int64_t k = 0; k < count; ++k) {
+    const Roi index = rois[3 * k];
+    TAL_FAST_CHECK(index >= Roi(0) && index < static_cast<Roi>(batch) && index == std::floor(index),
+                   op, ": expected rois[:, 0] to be batch indices in [0, ", batch, "), got ", index,
+                   " in row ", k);
+    const Roi start = rois[3 * k + 1];
+    const Roi end = rois[3 * k + 2];
+    TAL_FAST_CHECK(std::abs(start) <= kMaxPosition && std::abs(end) <= kMaxPosition, op,
+                   ": expected rois with finite start and end of at most 2^31, got [", start, ", ",
+                   end, "] in row ", k);
+  }
+}
+
+// Checks the rois and returns them contiguous.
+Tensor check_rois(const char* op, const Tensor& rois, int64_t batch) {
+  TAL_FAST_CHECK(rois.dim() == 2 && rois.size(1) == 3, op,
+                 ": expected rois of shape [K, 3] (batch, start, end), got ", shape_string(rois));
+  const ScalarType type = rois.scalar_type();
+  // A 16-bit position is off by whole rows, and a 16-bit batch index is wrong beyond 256 or 2048.
+  TAL_FAST_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
+                 ": expected rois of dtype float32 or float64, got ", dtype_string(type));
+  Tensor contiguous = torch::stable::contiguous(rois);
+  if (type == ScalarType::Double) {
+    check_values(op, const_data<double>(contiguous), rois.size(0), batch);
+  } else {
+    check_values(op, const_data<float>(contiguous), rois.size(0), batch);
+  }
+  return contiguous;
+}
+
+void check_sizes(const char* op, int64_t output_size, int64_t sampling_ratio) {
+  TAL_FAST_CHECK(output_size >= 1, op, ": expected output_size >= 1, got ", output_size);
+  TAL_FAST_CHECK(sampling_ratio >= 0, op, ": expected sampling_ratio >= 0, got ", sampling_ratio);
+}
+
+Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
+                             const Tensor& rois_in,      // [K, 3]
+                             int64_t output_size, int64_t sampling_ratio) {
+  constexpr const char* kOp = "segment_roi_align";
+  TAL_FAST_CHECK(features_in.dim() == 3, kOp, ": expected features of shape [B, C, T], got ",
+                 shape_string(features_in));
+  const ScalarType type = features_in.scalar_type();
+  TAL_FAST_CHECK(is_float(type), kOp,
+                 ": expected features of dtype float64, float32, float16 or bfloat16, got ",
+                 dtype_string(type));
+  check_sizes(kOp, output_size, sampling_ratio);
+  const int64_t batch = features_in.size(0);
+  const int64_t rows = features_in.size(2);
+  const Tensor rois = check_rois(kOp, rois_in, batch);
+  const int64_t count = rois.size(0);
+  const RoiAlignShape shape{features_in.size(1), rows, output_size, sampling_ratio};
+  Tensor out = torch::stable::new_empty(features_in, {count, shape.channels, output_size});
+  if (out.numel() == 0) {
+    return out;
+  }
+  TAL_FAST_CHECK(rows >= 1, kOp, ": expected features with at least one row, got ",
+                 shape_string(features_in));
+
+  Tensor features =
+      type == compute_type(type) ? features_in : torch::stable::to(features_in, compute_type(type));
+  // Reading a column at a stride per bin costs more than one transposed copy, unless the bins are
+  // few against the rows.
+  if (features.stride(1) != 1 && 2 * count * output_size >= batch * rows) {
+    features = torch::stable::transpose(
+        torch::stable::contiguous(torch::stable::transpose(features, 1, 2)), 1, 2);
+  }
+  const RoiAlignStrides strides{features.stride(0), features.stride(1), features.stride(2)};
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (shape.channels * output_size));
+  dispatch_float(type, kOp, "features", [&](auto tag) {
+    using Stored = typename decltype(tag)::type;
+    using T = ComputeType<Stored>;
+    const T* data = const_data<T>(features);
+    Stored* target = mutable_data<Stored>(out);
+    const auto run = [&](const auto* roi_data) {
+      using Roi = std::decay_t<decltype(*roi_data)>;
+      torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+        TAL_FAST_ISA_CALL(segment_roi_align_forward<T, Stored, Roi>)(data, strides, roi_data, shape,
+                                                                     begin, end, target);
+      });
+    };
+    if (rois.scalar_type() == ScalarType::Double) {
+      run(const_data<double>(rois));
+    } else {
+      run(const_data<float>(rois));
+    }
+  });
+  return out;
+}
+
+// The rois of every batch item, in rising order.
+struct RoisByItem {
+  std::vector<int64_t> members;  // [K]
+  std::vector<int64_t> starts;   // [B + 1]
+};
+
+template <typename Roi>
+RoisByItem group_by_item(const Roi* rois, int64_t count, int64_t batch) {
+  RoisByItem grouped{std::vector<int64_t>(static_cast<size_t>(count)),
+                     std::vector<int64_t>(static_cast<size_t>(batch) + 1, 0)};
+  for (int64_t k = 0; k < count; ++k) {
+    ++grouped.starts[static_cast<int64_t>(rois[3 * k]) + 1];
+  }
+  for (int64_t b = 0; b < batch; ++b) {
+    grouped.starts[b + 1] += grouped.starts[b];
+  }
+  std::vector<int64_t> next(grouped.starts.begin(), grouped.starts.end() - 1);
+  for (int64_t k = 0; k < count; ++k) {
+    grouped.members[next[static_cast<int64_t>(rois[3 * k])]++] = k;
+  }
+  return grouped;
+}
+
+// Returns [B, C, T] with the memory order of [B, T, C]: the sums run over channels.
+Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
+                                      const Tensor& rois_in,  // [K, 3]
+                                      int64_t batch, int64_t rows, int64_t sampling_ratio) {
+  constexpr const char* kOp = "segment_roi_align_backward";
+  TAL_FAST_CHECK(grad_in.dim() == 3 && rois_in.dim() == 2 && grad_in.size(0) == rois_in.size(0),
+                 kOp, ": expected grad of shape [K, C, R] and rois of shape [K, 3], got ",
+                 shape_string(grad_in), " and ", shape_string(rois_in));
+  const ScalarType type = grad_in.scalar_type();
+  TAL_FAST_CHECK(is_float(type), kOp,
+                 ": expected grad of dtype float64, float32, float16 or bfloat16, got ",
+                 dtype_string(type));
+  const Tensor rois = check_rois(kOp, rois_in, batch);
+  const int64_t count = rois.size(0);
+  const RoiAlignShape shape{grad_in.size(1), rows, grad_in.size(2), sampling_ratio};
+  check_sizes(kOp, shape.bins, sampling_ratio);
+  Tensor sums =
+      torch::stable::new_zeros(grad_in, {batch, rows, shape.channels}, compute_type(type));
+  if (grad_in.numel() > 0 && sums.numel() > 0) {
+    const Tensor grad = torch::stable::contiguous(grad_in);
+    // Each task owns (batch item, channels): no two write the same element, and the order of its
+    // sum does not depend on how many blocks there are.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t wanted = std::max<int64_t>(1, (2 * threads + batch - 1) / batch);
+    const int64_t block = std::max<int64_t>(64, (shape.channels / wanted + 15) / 16 * 16);
+    const int64_t blocks = (shape.channels + block - 1) / block;
+    dispatch_float(type, kOp, "grad", [&](auto tag) {
+      using Stored = typename decltype(tag)::type;
+      using T = ComputeType<Stored>;
+      const Stored* grad_data = const_data<Stored>(grad);
+      T* target = mutable_data<T>(sums);
+      const auto run = [&](const auto* roi_data) {
+        using Roi = std::decay_t<decltype(*roi_data)>;
+        const RoisByItem grouped = group_by_item(roi_data, count, batch);
+        torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t task = begin; task < end; ++task) {
+            const int64_t item = task / blocks;
+            const int64_t first = (task % blocks) * block;
+            const int64_t start = grouped.starts[item];
+            TAL_FAST_ISA_CALL(segment_roi_align_backward<T, Stored, Roi>)(
+                grad_data, roi_data, grouped.members.data() + start,
+                grouped.starts[item + 1] - start, shape, first,
+                std::min(first + block, shape.channels), target + item * rows * shape.channels);
+          }
+        });
+      };
+      if (rois.scalar_type() == ScalarType::Double) {
+        run(const_data<double>(rois));
+      } else {
+        run(const_data<float>(rois));
+      }
+    });
+  }
+  if (type != compute_type(type)) {
+    sums = torch::stable::to(sums, type);
+  }
+  return torch::stable::transpose(sums, 1, 2);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
+  m.def(
+      "segment_roi_align(Tensor features, Tensor rois, SymInt output_size, int sampling_ratio=0) "
+      "-> Tensor");
+  m.def(
+      "segment_roi_align_backward(Tensor grad, Tensor rois, SymInt batch, SymInt rows, "
+      "int sampling_ratio) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
+  m.impl("segment_roi_align", TORCH_BOX(&segment_roi_align_cpu));
+  m.impl("segment_roi_align_backward", TORCH_BOX(&segment_roi_align_backward_cpu));
+}
+
+}  // namespace tal_fast

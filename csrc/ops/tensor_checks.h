@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the ops share: error messages that say what was expected and what came, and the one dispatch
+// over the floating-point types.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/half.h"
+
+// Throws std::runtime_error (RuntimeError in Python) with the concatenated arguments. Unlike
+// STD_TORCH_CHECK it does not put a function name and a source line in front: the message is for
+// the caller of the op, whose mistake it names.
+#define TAL_FAST_CHECK(condition, ...)                                         \
+  if (C10_UNLIKELY_OR_CONST(!(condition))) {                                   \
+    throw std::runtime_error(                                                  \
+        torch::headeronly::detail::stdTorchCheckMsgImpl("", "", __VA_ARGS__)); \
+  }
+
+namespace tal_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// "[2, 7]"
+inline std::string shape_string(const Tensor& tensor) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text << (i == 0 ? "" : ", ") << tensor.size(i);
+  }
+  text << ']';
+  return text.str();
+}
+
+// "float32" and not "Float": the name that Python users know.
+inline std::string dtype_string(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+inline bool is_float(ScalarType type) {
+  return type == ScalarType::Double || type == ScalarType::Float || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+template <typename T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls `body(TypeTag<T>{})` with T = double, float, Half or BFloat16 (csrc/cpu/half.h: the kernels
+// know nothing of torch). `op` and `argument` are for the error message.
+template <typename Body>
+void dispatch_float(ScalarType type, const char* op, const char* argument, Body&& body) {
+  switch (type) {
+    case ScalarType::Double:
+      return body(TypeTag<double>{});
+    case ScalarType::Float:
+      return body(TypeTag<float>{});
+    case ScalarType::Half:
+      return body(TypeTag<Half>{});
+    case ScalarType::BFloat16:
+      return body(TypeTag<BFloat16>{});
+    default:
+      TAL_FAST_CHECK(false, op, ": expected ", argument,
+                     " of dtype float64, float32, float16 or bfloat16, got ", dtype_string(type));
+  }
+}
+
+template <typename T>
+const T* const_data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace tal_fast

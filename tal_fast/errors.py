@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exceptions that tal_fast raises on purpose.
+
+Everything a user can cause (a bad file, a misspelt setting, a missing extra) is a
+:class:`TalFastError`, so that the command line can print the message without a traceback while
+real bugs keep theirs.
+"""
+
+__all__ = ["ConfigError", "DataError", "MissingExtraError", "TalFastError", "TrainingError"]
+
+
+class TalFastError(Exception):
+    """Base of all errors that tal_fast raises for bad input."""
+
+
+class DataError(TalFastError, ValueError):
+    """An annotation, feature or prediction file is missing, malformed or inconsistent."""
+
+
+class ConfigError(TalFastError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class TrainingError(TalFastError, RuntimeError):
+    """A training cannot go on: the loss is not finite, or a checkpoint does not fit."""
+
+
+class MissingExtraError(TalFastError, ImportError):
+    """An optional dependency is needed and not installed.
+
+    Args:
+        package: the distribution that is missing.
+        extra: the extra of tal_fast that brings it.
+        purpose: what needs it, as in ``"the curve picture"``.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'tal_fast[{extra}]'"
+        )

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensor ops of temporal action localization, native on CPU.
+
+Every op has a schema in the torch library ``tal_fast`` (``torch.ops.tal_fast``), a fake, an
+autograd and an autocast rule, so it works under ``torch.compile``, ``torch.autograd`` and
+``torch.autocast``. The slow and obvious twin of each is in ``tal_fast.reference``.
+"""
+
+# torch comes first: the native library finds torch's libraries only when they are loaded already.
+import torch
+
+try:
+    from tal_fast import _C as _C
+except ImportError as error:
+    raise ImportError(
+        f"tal_fast: the native library could not be loaded: {error}\n"
+        "Likely causes:\n"
+        "  1. It was not built for this Python: run `make dev`, or `pip install -e .` in the "
+        "environment that you use.\n"
+        f"  2. torch {torch.__version__} is older than 2.10, the oldest that works.\n"
+        "  3. TAL_FAST_ISA names an instruction set that this machine does not have.\n"
+        "  4. torch was removed or replaced in another place: build again."
+    ) from error
+
+from tal_fast.ops.deform_attn import deform_attn
+from tal_fast.ops.dropout import dropout
+from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
+from tal_fast.ops.segment_iou import segment_iou
+from tal_fast.ops.segment_roi_align import segment_roi_align
+
+__all__ = [
+    "BatchedNMSResult",
+    "batched_nms",
+    "deform_attn",
+    "dropout",
+    "nms",
+    "segment_iou",
+    "segment_roi_align",
+    "soft_nms",
+]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout without a stored mask, fused with the step before or after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["dropout"]
+
+
+def dropout(
+    x: Tensor,
+    p: float = 0.1,
+    training: bool = True,
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Zeroes elements with probability ``p`` and scales the others by 1 / (1 - p).
+
+    Srivastava et al., JMLR 2014. On a CPU the mask is a function of one seed, drawn from torch's
+    generator, and of the element's index: it is drawn again in the backward instead of stored, by
+    all threads, with the same result for any number of them. Elsewhere, and under
+    ``torch.compile``, it is composed of torch's own ops.
+
+    Args:
+        x: ``Tensor[...]`` float64, float32, float16 or bfloat16.
+        p: probability of zeroing, in [0, 1].
+        training: false makes it the identity (with ``relu`` or ``residual`` still applied).
+        relu: apply max(x, 0) first, in the same pass.
+        residual: ``Tensor`` of x's shape, added to the result in the same pass.
+
+    Returns:
+        ``Tensor[...]`` of x's shape and dtype (the wider one's with a residual of another dtype).
+
+    Raises:
+        RuntimeError: ``p`` is out of range, shapes differ, or relu and residual are both given.
+    """
+    if relu and residual is not None:
+        raise RuntimeError("dropout: expected relu or residual, got both")
+    native = training and p > 0 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if native and (residual is None or residual.dtype == x.dtype):
+        seed = int(torch.randint(2**63 - 1, ()))
+        return torch.ops.tal_fast.dropout.default(x, p, seed, relu, residual)
+    if native:
+        return residual + dropout(x, p)
+    if relu:
+        x = F.relu(x)
+    if training and p > 0:
+        x = F.dropout(x, p)
+    return x if residual is None else residual + x
+
+
+@torch.library.register_fake("tal_fast::dropout")
+def _(x: Tensor, p: float, seed: int, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("tal_fast::dropout_backward")
+def _(grad: Tensor, out: Tensor | None, p: float, seed: int) -> Tensor:
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.p, ctx.seed, relu, residual = inputs
+    ctx.relu = relu
+    ctx.has_residual = residual is not None
+    if relu and ctx.needs_input_grad[0]:
+        ctx.save_for_backward(output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        out = ctx.saved_tensors[0] if ctx.relu else None
+        grad_x = torch.ops.tal_fast.dropout_backward.default(grad, out, ctx.p, ctx.seed)
+    # The residual's gradient is the incoming one, as it is.
+    grad_residual = grad if ctx.has_residual and ctx.needs_input_grad[4] else None
+    return grad_x, None, None, None, grad_residual
+
+
+torch.library.register_autograd("tal_fast::dropout", _backward, setup_context=_setup_context)

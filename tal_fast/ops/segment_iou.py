@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IoU, GIoU and DIoU of 1-D segments.
+
+This op is the template for new ones. The schema and the checks are in ``csrc/ops/segment_iou.cpp``,
+the kernel in ``csrc/cpu/segment_iou.cpp``; here are the public function and what torch must know
+about the op besides its kernel: shapes (fake), gradient (autograd), precision (autocast).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["segment_iou"]
+
+
+def segment_iou(
+    a: Tensor,
+    b: Tensor,
+    kind: Literal["iou", "giou", "diou"] = "iou",
+    aligned: bool = False,
+    eps: float = 0.0,
+) -> Tensor:
+    r"""Intersection over union of segments, or one of its two generalisations.
+
+    With segments :math:`a = [s_a, e_a]` and :math:`b = [s_b, e_b]`, the intersection
+    :math:`I = \max(0, \min(e_a, e_b) - \max(s_a, s_b))`, the union
+    :math:`U = (e_a - s_a) + (e_b - s_b) - I`, the hull
+    :math:`H = \max(e_a, e_b) - \min(s_a, s_b)` and the distance of the centres :math:`d`:
+
+    * ``iou``: :math:`I / (U + eps)`
+    * ``giou``: :math:`I / (U + eps) - (H - U) / (H + eps)` (Rezatofighi et al., CVPR 2019, in 1-D)
+    * ``diou``: :math:`I / (U + eps) - d^2 / (H^2 + eps)` (Zheng et al., AAAI 2020, in 1-D)
+
+    Lengths are not clamped: a segment with end < start has a negative length.
+
+    Args:
+        a: Tensor[N, 2], start and end in any one unit (seconds, rows or a fraction of the window);
+            float64, float32, float16 or bfloat16.
+        b: Tensor[M, 2] of the dtype of ``a``; N = M when ``aligned``.
+        kind: the quantity.
+        aligned: compares ``a[i]`` with ``b[i]`` alone instead of all pairs.
+        eps: added to every denominator, >= 0. With the default 0, two segments of zero length at
+            one point give 0/0 = NaN, as does their GIoU and DIoU.
+
+    Returns:
+        Tensor[N, M], or Tensor[N] when ``aligned``, in the dtype of ``a``. 16-bit inputs are
+        computed in float32 and rounded once; under autocast the op computes and returns float32.
+        float32 results equal those of the formulas above evaluated in this order, bit for bit,
+        whatever the instruction set and the number of threads. A NaN in a segment gives NaN.
+
+    The gradient is defined everywhere: where two starts or two ends are equal each segment gets one
+    half, and segments that just touch count as overlapping (the rules of ``torch.maximum`` and
+    ``torch.clamp``). It is summed in a fixed order. There is no second derivative.
+
+    Raises:
+        RuntimeError: for a shape other than [N, 2], differing or unsupported dtypes, differing
+            lengths when ``aligned``, an unknown ``kind`` or a negative ``eps``.
+
+    Example:
+        >>> import torch
+        >>> from tal_fast import ops
+        >>> ops.segment_iou(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 3.0], [4.0, 6.0]]))
+        tensor([[0.3333, 0.0000]])
+    """
+    return torch.ops.tal_fast.segment_iou.default(a, b, kind, aligned, eps)
+
+
+@torch.library.register_fake("tal_fast::segment_iou")
+def _fake(
+    a: Tensor, b: Tensor, kind: str = "iou", aligned: bool = False, eps: float = 0.0
+) -> Tensor:
+    return a.new_empty((a.shape[0],) if aligned else (a.shape[0], b.shape[0]))
+
+
+@torch.library.register_fake("tal_fast::segment_iou_backward")
+def _fake_backward(
+    grad: Tensor, a: Tensor, b: Tensor, kind: str, aligned: bool, eps: float
+) -> Tensor:
+    return a.new_empty((a.shape[0], 2))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, ctx.kind, ctx.aligned, ctx.eps = inputs
+    # The gradient for either input needs both segments; without one there is nothing to keep.
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        ctx.save_for_backward(a, b)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    a, b = ctx.saved_tensors
+    backward = torch.ops.tal_fast.segment_iou_backward.default
+    settings = (ctx.kind, ctx.aligned, ctx.eps)
+    grad_a = grad_b = None
+    if ctx.needs_input_grad[0]:
+        grad_a = backward(grad, a, b, *settings)
+    if ctx.needs_input_grad[1]:
+        # All kinds are symmetric, so the gradient for b is the one for a with the roles swapped.
+        grad_b = backward(grad if ctx.aligned else grad.t(), b, a, *settings)
+    return grad_a, grad_b, None, None, None
+
+
+def _no_second_derivative(ctx: Any, grad: Tensor) -> None:
+    raise NotImplementedError("segment_iou: second derivatives are not implemented")
+
+
+torch.library.register_autograd("tal_fast::segment_iou", _backward, setup_context=_setup_context)
+# Without a rule of its own the backward op would only warn and then give wrong second derivatives.
+torch.library.register_autograd("tal_fast::segment_iou_backward", _no_second_derivative)
+# A 16-bit segment of a long video is off by whole rows, and the op is cheap: float32 throughout.
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast("tal_fast::segment_iou", _device, torch.float32)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixed-size features of variable-length segments (RoIAlign in one dimension)."""
+
+import torch
+from torch import Tensor
+
+
+def segment_roi_align(
+    features: Tensor, rois: Tensor, output_size: int, sampling_ratio: int = 0
+) -> Tensor:
+    """Averages linearly interpolated features over equal bins of segments.
+
+    The convention of Align1D (G-TAD, Xu et al. 2020; TadTR's actionness head). With R =
+    ``output_size`` a segment (start, end), in rows of ``features``, becomes R bins::
+
+        length = max(end - start, 1)              bin = length / R
+        n      = sampling_ratio or ceil(length / R)
+        position(p, i) = start + p * bin + (i + 0.5) * bin / n        p < R, i < n
+        out[k, :, p]   = mean over i of value(position(p, i))
+
+    Row t lies at position t: there is no shift by half a row, so a segment given in edge
+    coordinates (row t covers [t, t + 1)) is read half a row late, as TadTR does. ``value`` is 0
+    before -1 and after T (and counts in the mean), the first row in [-1, 0], the last one from
+    T - 1 on, and linear in between. Positions are computed in the dtype of ``rois``.
+
+    Args:
+        features: Tensor[B, C, T] of float64, float32, float16 or bfloat16; the 16-bit types are
+            accumulated in float32. Fastest if channels are contiguous, that is, for
+            ``x.transpose(1, 2)`` of a contiguous x [B, T, C].
+        rois: Tensor[K, 3] of float32 or float64 on the same device: index into the batch, start and
+            end in rows. A segment that ends before ``start + 1`` is read as one row long.
+        output_size: number of bins R, at least 1.
+        sampling_ratio: samples per bin; 0: one per row, ceil(length / R).
+
+    Returns:
+        Tensor[K, C, R], contiguous, in the dtype of ``features``. Differentiable for ``features``,
+        any number of times; no gradient goes to ``rois``. The gradient is the same, bit for bit, in
+        every run and for any number of threads.
+
+    Raises:
+        RuntimeError: on wrong shapes, dtypes or devices, a batch index that is not a whole number
+            in [0, B), or a start or end that is not finite or beyond 2^31 (the row is named).
+
+    Example:
+        >>> features = torch.arange(8.0).reshape(1, 1, 8)
+        >>> segment_roi_align(features, torch.tensor([[0.0, 2.0, 6.0]]), output_size=2)
+        tensor([[[3., 5.]]])
+    """
+    if rois.device != features.device:
+        raise RuntimeError(
+            f"segment_roi_align: expected rois on {features.device} like features, "
+            f"got {rois.device}"
+        )
+    out: Tensor = torch.ops.tal_fast.segment_roi_align.default(
+        features, rois, output_size, sampling_ratio
+    )
+    return out
+
+
+@torch.library.register_fake("tal_fast::segment_roi_align")
+def _forward_fake(
+    features: Tensor, rois: Tensor, output_size: int, sampling_ratio: int = 0
+) -> Tensor:
+    return features.new_empty(rois.shape[0], features.shape[1], output_size)
+
+
+@torch.library.register_fake("tal_fast::segment_roi_align_backward")
+def _backward_fake(
+    grad: Tensor, rois: Tensor, batch: int, rows: int, sampling_ratio: int
+) -> Tensor:
+    return grad.new_empty(batch, rows, grad.shape[1]).transpose(1, 2)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    features, rois, _, sampling_ratio = inputs
+    if ctx.needs_input_grad[0]:
+        ctx.save_for_backward(rois)
+    ctx.batch, _, ctx.rows = features.shape
+    ctx.sampling_ratio = sampling_ratio
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    grad_features = None
+    if ctx.needs_input_grad[0]:
+        (rois,) = ctx.saved_tensors
+        grad_features = torch.ops.tal_fast.segment_roi_align_backward.default(
+            grad, rois, ctx.batch, ctx.rows, ctx.sampling_ratio
+        )
+    return grad_features, None, None, None
+
+
+def _setup_second_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    grad, rois, _, _, sampling_ratio = inputs
+    if ctx.needs_input_grad[0]:
+        ctx.save_for_backward(rois)
+    ctx.bins = grad.shape[2]
+    ctx.sampling_ratio = sampling_ratio
+
+
+def _second_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    # The op is linear in the features: backward is its transpose, whose transpose is the op.
+    grad_grad = None
+    if ctx.needs_input_grad[0]:
+        (rois,) = ctx.saved_tensors
+        grad_grad = torch.ops.tal_fast.segment_roi_align.default(
+            grad, rois, ctx.bins, ctx.sampling_ratio
+        )
+    return grad_grad, None, None, None, None
+
+
+torch.library.register_autograd(
+    "tal_fast::segment_roi_align", _backward, setup_context=_setup_context
+)
+torch.library.register_autograd(
+    "tal_fast::segment_roi_align_backward", _second_backward, setup_context=_setup_second_context
+)
+# Positions need float32, and features of one dtype with them keep the surroundings simple.
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast("tal_fast::segment_roi_align", _device, torch.float32)
+del _device

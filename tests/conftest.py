@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_report_header() -> list[str]:
+    # Imported here: `pytest --help` must work without torch or the native library.
+    from tal_fast import info
+
+    facts = info.collect()
+    return [f"tal_fast: torch {facts['torch']}, isa {facts['isa']['used']}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses torch.compile, so that it runs for one instruction set only."""
+    for item in items:
+        if "compile" in item.name:
+            item.add_marker(pytest.mark.compile)
+
+
+@pytest.fixture
+def thread_counts() -> Iterator[tuple[int, ...]]:
+    """Numbers of torch threads to try; restores the number afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield (1, 2, 3, max(4, os.cpu_count() or 1))
+    torch.set_num_threads(before)

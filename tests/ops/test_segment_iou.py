@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from tal_fast.ops import segment_iou
+from tal_fast.reference.segment_iou import segment_iou as twin
+
+KINDS = ("iou", "giou", "diou")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# The compute type is float32 for 16-bit inputs, so their error is one rounding of a value <= 2.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.float16: 2**-10,
+    torch.bfloat16: 2**-7,
+}
+
+
+def make(n: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 10.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(n, generator=generator, dtype=torch.float64) * scale
+    length = torch.rand(n, generator=generator, dtype=torch.float64) * scale * 0.5 + 0.25
+    return torch.stack((start, start + length), dim=1).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0), (1, 1), (33, 7), (5, 131), (64, 48)])
+def test_pairwise_matches_twin(n: int, m: int, kind: str, dtype: torch.dtype) -> None:
+    a, b = make(n, dtype), make(m, dtype, seed=1)
+    out = segment_iou(a, b, kind)
+    assert out.shape == (n, m)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), twin(a, b, kind), rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [0, 1, 33, 257])
+def test_aligned_matches_twin(n: int, kind: str, dtype: torch.dtype) -> None:
+    a, b = make(n, dtype), make(n, dtype, seed=1)
+    out = segment_iou(a, b, kind, aligned=True)
+    assert out.shape == (n,)
+    expected = twin(a, b, kind, aligned=True)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_bit_equal_to_the_formula(kind: str, aligned: bool) -> None:
+    # The documented order of operations in plain float32 torch ops: no contraction, true division.
+    a, b = make(70), make(70, seed=1)
+    s, t = (a, b) if aligned else (a[:, None], b[None])
+    inner = (torch.minimum(s[..., 1], t[..., 1]) - torch.maximum(s[..., 0], t[..., 0])).clamp(min=0)
+    union = (s[..., 1] - s[..., 0]) + (t[..., 1] - t[..., 0]) - inner
+    hull = torch.maximum(s[..., 1], t[..., 1]) - torch.minimum(s[..., 0], t[..., 0])
+    centre = 0.5 * ((s[..., 0] + s[..., 1]) - (t[..., 0] + t[..., 1]))
+    expected = inner / (union + 1e-6)
+    if kind == "giou":
+        expected = expected - (hull - union) / (hull + 1e-6)
+    elif kind == "diou":
+        expected = expected - (centre * centre) / (hull * hull + 1e-6)
+    assert torch.equal(segment_iou(a, b, kind, aligned=aligned, eps=1e-6), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_matches_twin(kind: str, aligned: bool, dtype: torch.dtype) -> None:
+    a, b = make(33, dtype).requires_grad_(), make(33, dtype, seed=1).requires_grad_()
+    out = segment_iou(a, b, kind, aligned=aligned, eps=1e-3)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    grads = torch.autograd.grad(out, (a, b), weight)
+    a64, b64 = (x.detach().double().requires_grad_() for x in (a, b))
+    reference_out = twin(a64, b64, kind, aligned=aligned, eps=1e-3)
+    expected = torch.autograd.grad(reference_out, (a64, b64), weight.double())
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 4 * TOLERANCE[dtype])
+    for ours, theirs in zip(grads, expected, strict=True):
+        assert ours.dtype == dtype
+        scale = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound * scale)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind: str, aligned: bool) -> None:
+    a = make(5, torch.float64).requires_grad_()
+    b = make(5, torch.float64, seed=1).requires_grad_()
+    for first, second in ((a, b), (a, b.detach()), (a.detach(), b)):
+        assert torch.autograd.gradcheck(
+            lambda x, y: segment_iou(x, y, kind, aligned=aligned, eps=1e-3),
+            (first, second),
+            eps=1e-6,
+            atol=1e-6,
+        )
+
+
+def test_gradient_only_where_asked() -> None:
+    a, b = make(4).requires_grad_(), make(3, seed=1)
+    segment_iou(a, b).sum().backward()
+    assert a.grad is not None
+    assert b.grad is None
+    assert not segment_iou(a.detach(), b).requires_grad
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0)])
+def test_gradient_of_nothing_is_zero(n: int, m: int) -> None:
+    a, b = make(n).requires_grad_(), make(m, seed=1).requires_grad_()
+    segment_iou(a, b).sum().backward()
+    assert a.grad is not None
+    assert torch.equal(a.grad, torch.zeros(n, 2))
+    assert b.grad is not None
+    assert torch.equal(b.grad, torch.zeros(m, 2))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_at_ties_is_torchs(kind: str, aligned: bool) -> None:
+    # Equal starts, equal ends, the same segment, touching segments.
+    a = torch.tensor([[0.0, 2.0], [0.0, 2.0], [0.0, 2.0], [0.0, 2.0]], dtype=torch.float64)
+    b = torch.tensor([[0.0, 3.0], [1.0, 2.0], [0.0, 2.0], [2.0, 5.0]], dtype=torch.float64)
+    inputs = a.requires_grad_(), b.requires_grad_()
+    ours = torch.autograd.grad(segment_iou(*inputs, kind, aligned=aligned).sum(), inputs)
+    theirs = torch.autograd.grad(twin(*inputs, kind, aligned=aligned).sum(), inputs)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_second_derivative_says_so() -> None:
+    a = make(3, torch.float64).requires_grad_()
+    (grad,) = torch.autograd.grad(segment_iou(a, make(2).double()).sum(), a, create_graph=True)
+    with pytest.raises(NotImplementedError, match="segment_iou: second derivatives"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_strides(kind: str, aligned: bool) -> None:
+    a, b = make(9), make(9, seed=1)
+    expected = segment_iou(a, b, kind, aligned=aligned)
+    wide = torch.full((9, 4), torch.nan)
+    wide[:, 1::2] = a
+    columns = torch.empty(2, 9).copy_(b.t())
+    assert torch.equal(segment_iou(wide[:, 1::2], columns.t(), kind, aligned=aligned), expected)
+
+
+def test_gradient_of_an_expanded_output() -> None:
+    # sum() hands a gradient with strides 0 to the backward.
+    a, b = make(4).requires_grad_(), make(6, seed=1).requires_grad_()
+    expanded = torch.autograd.grad(segment_iou(a, b).sum(), (a, b))
+    plain = torch.autograd.grad(segment_iou(a, b), (a, b), torch.ones(4, 6))
+    assert all(torch.equal(x, y) for x, y in zip(expanded, plain, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_symmetric(kind: str) -> None:
+    a, b = make(40), make(30, seed=1)
+    assert torch.equal(segment_iou(a, b, kind), segment_iou(b, a, kind).t())
+
+
+def test_known_values() -> None:
+    a = torch.tensor([[0.0, 2.0]])
+    b = torch.tensor([[0.0, 2.0], [1.0, 3.0], [2.0, 4.0], [3.0, 5.0], [0.5, 1.0]])
+    assert segment_iou(a, b)[0].tolist() == pytest.approx([1, 1 / 3, 0, 0, 0.25])
+    assert segment_iou(a, b, "giou")[0].tolist() == pytest.approx([1, 1 / 3, 0, -1 / 5, 0.25])
+    expected = [1, 1 / 3 - 1 / 9, -4 / 16, -9 / 25, 0.25 - 0.0625 / 4]
+    assert segment_iou(a, b, "diou")[0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_length_and_nan(kind: str) -> None:
+    point = torch.tensor([[1.0, 1.0]])
+    whole = torch.tensor([[0.0, 2.0]])
+    bad = torch.tensor([[torch.nan, 2.0], [0.0, torch.nan]])
+    assert segment_iou(point, point, kind).isnan().all()
+    assert segment_iou(point, point, kind, eps=1e-6).item() == 0
+    assert segment_iou(point, whole).item() == 0
+    assert segment_iou(bad, whole, kind).isnan().all()
+    assert segment_iou(whole, bad, kind).isnan().all()
+
+
+def test_iou_exactly_on_a_threshold() -> None:
+    a = torch.tensor([[0.0, 4.0]])
+    b = torch.tensor([[0.0, 2.0], [2.0, 4.0], [1.0, 2.0]])
+    assert segment_iou(a, b)[0].tolist() == [0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_on_every_run_and_thread_count(
+    dtype: torch.dtype, thread_counts: tuple[int, ...]
+) -> None:
+    a, b = make(700, dtype).requires_grad_(), make(150, dtype, seed=1).requires_grad_()
+    weight = torch.randn(700, 150, generator=torch.Generator().manual_seed(2)).to(dtype)
+    seen = []
+    for threads, _ in itertools.product(thread_counts, range(3)):
+        torch.set_num_threads(threads)
+        out = segment_iou(a, b, "giou")
+        seen.append((out.detach(), *torch.autograd.grad(out, (a, b), weight)))
+    for other in seen[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(seen[0], other, strict=True))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_opcheck(aligned: bool, requires_grad: bool) -> None:
+    for dtype, kind in itertools.product((torch.float32, torch.bfloat16), KINDS):
+        a = make(5, dtype).requires_grad_(requires_grad)
+        b = make(5, dtype, seed=1).requires_grad_(requires_grad)
+        torch.library.opcheck(torch.ops.tal_fast.segment_iou, (a, b, kind, aligned, 1e-3))
+    grad = torch.randn(5) if aligned else torch.randn(5, 5)
+    torch.library.opcheck(
+        torch.ops.tal_fast.segment_iou_backward, (grad, make(5), make(5), "iou", aligned, 0.0)
+    )
+
+
+def test_compile_fullgraph() -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return (1 - segment_iou(a, b, "giou", aligned=True)).sum()
+
+    a, b = make(8).requires_grad_(), make(8, seed=1)
+    (grad,) = torch.autograd.grad(loss(a, b), a)
+    plain = (1 - segment_iou(a, b, "giou", aligned=True)).sum()
+    assert torch.equal(grad, torch.autograd.grad(plain, a)[0])
+
+
+def test_compile_dynamic_compiles_once() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counter)
+    def cost(a: Tensor, b: Tensor) -> Tensor:
+        return -segment_iou(a, b)
+
+    first = 0
+    for n, m in ((5, 7), (6, 9), (40, 11), (33, 8)):
+        a, b = make(n), make(m, seed=1)
+        assert torch.equal(cost(a, b), -segment_iou(a, b))
+        # The first call may trace twice (torch tries to keep the float eps symbolic); no later one.
+        first = first or counter.frame_count
+    assert counter.frame_count == first
+
+
+@pytest.mark.slow
+def test_compile_with_inductor() -> None:
+    compiled = torch.compile(lambda a, b: segment_iou(a * 2, b * 2).sum(0), fullgraph=True)
+    a, b = make(6), make(4, seed=1)
+    torch.testing.assert_close(compiled(a, b), segment_iou(a, b).sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
+    a, b = make(6), make(4, dtype, seed=1)
+    with torch.autocast("cpu", dtype):
+        out = segment_iou(a, b)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, segment_iou(a, b.float()))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "settings", "message"),
+    [
+        (torch.ones(7, 1), torch.ones(3, 2), {}, r"expected a of shape \[N, 2\], got \[7, 1\]"),
+        (torch.ones(2), torch.ones(3, 2), {}, r"expected a of shape \[N, 2\], got \[2\]"),
+        (torch.ones(3, 2), torch.ones(1, 3, 2), {}, r"expected b of shape .* got \[1, 3, 2\]"),
+        (torch.ones(3, 2).int(), torch.ones(3, 2), {}, "expected a of dtype .* got int32"),
+        (torch.ones(3, 2), torch.ones(3, 2).long(), {}, "expected b of dtype .* got int64"),
+        (
+            torch.ones(3, 2),
+            torch.ones(3, 2).double(),
+            {},
+            "expected a and b of one dtype, got float32 and float64",
+        ),
+        (
+            torch.ones(3, 2),
+            torch.ones(4, 2),
+            {"aligned": True},
+            r"one length with aligned=True, got \[3, 2\] and \[4, 2\]",
+        ),
+        (torch.ones(3, 2), torch.ones(3, 2), {"kind": "ciou"}, "iou, giou or diou, got 'ciou'"),
+        (torch.ones(3, 2), torch.ones(3, 2), {"eps": -1.0}, "expected eps >= 0, got -1"),
+        (torch.ones(3, 2), torch.ones(3, 2), {"eps": float("nan")}, "expected eps >= 0, got -?nan"),
+    ],
+)
+def test_errors(a: Tensor, b: Tensor, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"segment_iou: {message}|segment_iou: .*{message}"):
+        segment_iou(a, b, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grad", [torch.ones(3, 3), torch.ones(3), torch.ones(3, 2).double()])
+def test_backward_refuses_a_wrong_gradient(grad: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="segment_iou_backward: expected grad of the shape"):
+        torch.ops.tal_fast.segment_iou_backward(grad, make(3), make(2), "iou", False, 0.0)
