@@ -1,0 +1,507 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reader/reader.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <list>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "reader/convert.h"
+
+namespace tal_fast {
+namespace {
+
+// Bytes per pread. Small enough that conversion and the finiteness check find them in the L2 cache,
+// large enough that the system call is noise.
+constexpr int64_t kChunkBytes = 256 * 1024;
+
+// Read whole rows of a [C, T] file when the window is at least this part of them: one large pread
+// and some unused bytes cost less than a pread per channel.
+constexpr int64_t kBulkPart = 4;
+
+// An error on its way from a worker to the ticket.
+struct Failure {
+  ReadError error;
+};
+
+[[noreturn]] void fail(ReadFault fault, int64_t offset, const std::string& reason,
+                       int64_t value = 0) {
+  Failure failure;
+  failure.error.fault = fault;
+  failure.error.offset = offset;
+  failure.error.reason = reason;
+  failure.error.value = value;
+  throw failure;
+}
+
+std::string system_text(int number) {
+  return std::generic_category().message(number);
+}
+
+int64_t extent_bytes(const Extent& e) {
+  return e.rows * e.columns * item_size(e.dtype);
+}
+
+// A descriptor that closes itself when the last reader of it is done.
+class File {
+ public:
+  explicit File(int descriptor) : descriptor_(descriptor) {}
+  ~File() { ::close(descriptor_); }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  // Reads exactly n bytes. Signals (EINTR) and short reads are continued.
+  void read(void* out, int64_t n, int64_t offset) const {
+    char* to = static_cast<char*>(out);
+    while (n > 0) {
+      const ssize_t got = ::pread(descriptor_, to, static_cast<size_t>(n), offset);
+      if (got > 0) {
+        to += got;
+        offset += got;
+        n -= got;
+      } else if (got == 0) {
+        fail(ReadFault::kTruncated, offset, "the file ends here", size());
+      } else if (errno != EINTR) {
+        fail(ReadFault::kRead, offset, system_text(errno));
+      }
+    }
+  }
+
+  int64_t size() const {
+    struct stat info{};
+    return ::fstat(descriptor_, &info) == 0 ? static_cast<int64_t>(info.st_size) : -1;
+  }
+
+ private:
+  int descriptor_;
+};
+
+// The most recently used files. A file that is evicted while a thread reads it stays open until
+// that thread lets go of it.
+class FileCache {
+ public:
+  explicit FileCache(size_t capacity) : capacity_(capacity) {}
+
+  std::shared_ptr<const File> get(const Extent& extent) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = by_path_.find(extent.path);
+      if (found != by_path_.end()) {
+        order_.splice(order_.begin(), order_, found->second);
+        return found->second->second;
+      }
+    }
+    // Opened without the lock: a slow file system must not stop the other threads. Two threads may
+    // open the same file at once; the second to arrive is used and dropped.
+    int descriptor = -1;
+    do {
+      descriptor = ::open(extent.path.c_str(), O_RDONLY | O_CLOEXEC);
+    } while (descriptor < 0 && errno == EINTR);
+    if (descriptor < 0) {
+      fail(ReadFault::kOpen, extent.offset, system_text(errno));
+    }
+    auto file = std::make_shared<const File>(descriptor);
+    const int64_t size = file->size();
+    if (size < extent.offset + extent_bytes(extent)) {
+      fail(ReadFault::kTruncated, extent.offset, "the file is shorter than when it was indexed",
+           size);
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (by_path_.find(extent.path) == by_path_.end()) {
+      order_.emplace_front(extent.path, file);
+      by_path_[extent.path] = order_.begin();
+      if (order_.size() > capacity_) {
+        by_path_.erase(order_.back().first);
+        order_.pop_back();
+      }
+    }
+    return file;
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    by_path_.clear();
+    order_.clear();
+  }
+
+  int size() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return static_cast<int>(order_.size());
+  }
+
+ private:
+  using Entry = std::pair<std::string, std::shared_ptr<const File>>;
+  mutable std::mutex mutex_;
+  size_t capacity_;
+  std::list<Entry> order_;  // most recent first
+  std::unordered_map<std::string, std::list<Entry>::iterator> by_path_;
+};
+
+// What one thread keeps between windows.
+struct Scratch {
+  std::vector<char> raw;
+  std::vector<float> block;
+  char* bytes(int64_t n) {
+    if (static_cast<int64_t>(raw.size()) < n) {
+      raw.resize(static_cast<size_t>(n));
+    }
+    return raw.data();
+  }
+  float* floats(int64_t n) {
+    if (static_cast<int64_t>(block.size()) < n) {
+      block.resize(static_cast<size_t>(n));
+    }
+    return block.data();
+  }
+};
+
+[[noreturn]] void fail_not_finite(int64_t row, int64_t column, int64_t offset) {
+  Failure failure;
+  failure.error.fault = ReadFault::kNotFinite;
+  failure.error.row = row;
+  failure.error.column = column;
+  failure.error.offset = offset;
+  throw failure;
+}
+
+// A window of a [T, C] file is one run of bytes.
+void read_rows(const File& file, const Extent& e, const WindowJob& job, bool check,
+               Scratch& scratch) {
+  const int64_t size = item_size(e.dtype);
+  const int64_t first = job.start * e.columns;
+  const int64_t total = (job.stop - job.start) * e.columns;
+  const int64_t step = kChunkBytes / size;
+  for (int64_t done = 0; done < total; done += step) {
+    const int64_t n = std::min(step, total - done);
+    const int64_t at = e.offset + (first + done) * size;
+    float* to = job.features + done;
+    if (e.dtype == DType::kFloat32) {
+      file.read(to, n * size, at);
+    } else {
+      char* raw = scratch.bytes(n * size);
+      file.read(raw, n * size, at);
+      to_float32(raw, e.dtype, n, to);
+    }
+    if (check) {
+      const int64_t bad = first_not_finite(to, n);
+      if (bad >= 0) {
+        const int64_t element = first + done + bad;
+        fail_not_finite(element / e.columns, element % e.columns, e.offset + element * size);
+      }
+    }
+  }
+}
+
+// A window of a [C, T] file is one run per channel; a block of channels is read, converted and
+// transposed into the slot.
+void read_columns(const File& file, const Extent& e, const WindowJob& job, bool check,
+                  Scratch& scratch) {
+  const int64_t size = item_size(e.dtype);
+  const int64_t rows = job.stop - job.start;
+  const bool bulk = rows * kBulkPart >= e.rows;
+  const int64_t read_length = bulk ? e.rows : rows;  // elements read per channel
+  const int64_t skip = bulk ? job.start : 0;
+  const int64_t channels =
+      std::clamp<int64_t>(kChunkBytes / (read_length * size), 1, std::min<int64_t>(64, e.columns));
+  char* raw = scratch.bytes(channels * read_length * size);
+  float* block = scratch.floats(channels * rows);
+  int64_t bad_row = -1;
+  int64_t bad_column = -1;
+  for (int64_t c = 0; c < e.columns; c += channels) {
+    const int64_t n = std::min(channels, e.columns - c);
+    if (bulk) {
+      file.read(raw, n * read_length * size, e.offset + c * e.rows * size);
+    } else {
+      for (int64_t k = 0; k < n; ++k) {
+        file.read(raw + k * rows * size, rows * size,
+                  e.offset + ((c + k) * e.rows + job.start) * size);
+      }
+    }
+    for (int64_t k = 0; k < n; ++k) {
+      float* channel = block + k * rows;
+      to_float32(raw + (k * read_length + skip) * size, e.dtype, rows, channel);
+      if (check) {
+        const int64_t bad = first_not_finite(channel, rows);
+        // The lowest row is reported, as for [T, C] files; the slot is not used then, so the rest
+        // may be read as usual.
+        if (bad >= 0 && (bad_row < 0 || bad < bad_row)) {
+          bad_row = bad;
+          bad_column = c + k;
+        }
+      }
+    }
+    transpose(block, n, rows, job.features + c, e.columns);
+  }
+  if (bad_row >= 0) {
+    const int64_t row = job.start + bad_row;
+    fail_not_finite(row, bad_column, e.offset + (bad_column * e.rows + row) * size);
+  }
+}
+
+struct Ticket {
+  std::vector<WindowJob> jobs;
+  size_t next = 0;    // first job that no thread took
+  size_t active = 0;  // jobs that a thread has
+  ReadError error;    // of the failed job with the lowest position
+
+  bool done() const { return next == jobs.size() && active == 0; }
+};
+
+}  // namespace
+
+int64_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return 2;
+    case DType::kFloat32:
+      return 4;
+    case DType::kFloat64:
+      return 8;
+  }
+  throw std::invalid_argument("reader: unknown dtype");
+}
+
+struct Reader::State {
+  State(std::vector<Extent> e, int max_open_files, bool check)
+      : extents(std::move(e)),
+        check_finite(check),
+        owner(::getpid()),
+        files(static_cast<size_t>(max_open_files)) {}
+
+  void work();
+  void read(const WindowJob& job, Scratch& scratch);
+
+  const std::vector<Extent> extents;
+  const bool check_finite;
+  const pid_t owner;
+  FileCache files;
+
+  std::mutex mutex;  // guards all below
+  std::condition_variable work_ready;
+  std::condition_variable ticket_changed;
+  std::map<int64_t, Ticket> tickets;
+  std::deque<int64_t> queue;  // tickets with jobs that no thread took
+  int64_t next_ticket = 1;
+  bool closed = false;
+  std::vector<std::thread> threads;
+};
+
+void Reader::State::read(const WindowJob& job, Scratch& scratch) {
+  const Extent& e = extents[static_cast<size_t>(job.extent)];
+  const std::shared_ptr<const File> file = files.get(e);
+  if (e.layout == Layout::kTC) {
+    read_rows(*file, e, job, check_finite, scratch);
+  } else {
+    read_columns(*file, e, job, check_finite, scratch);
+  }
+  const int64_t rows = job.stop - job.start;
+  std::fill(job.features + rows * e.columns, job.features + job.slot_rows * e.columns, 0.0F);
+  if (job.mask != nullptr) {
+    std::memset(job.mask, 0, static_cast<size_t>(rows));
+    std::memset(job.mask + rows, 1, static_cast<size_t>(job.slot_rows - rows));
+  }
+}
+
+void Reader::State::work() {
+  Scratch scratch;
+  std::unique_lock<std::mutex> lock(mutex);
+  while (true) {
+    work_ready.wait(lock, [this] { return closed || !queue.empty(); });
+    if (closed) {
+      return;
+    }
+    const int64_t id = queue.front();
+    Ticket& ticket = tickets.at(id);  // stays where it is: nobody forgets a ticket with active jobs
+    const size_t position = ticket.next++;
+    ++ticket.active;
+    if (ticket.next == ticket.jobs.size()) {
+      queue.pop_front();
+    }
+    const WindowJob job = ticket.jobs[position];
+    lock.unlock();
+    ReadError error;
+    try {
+      read(job, scratch);
+    } catch (Failure& failure) {
+      error = std::move(failure.error);
+    } catch (const std::exception& other) {
+      error.fault = ReadFault::kInternal;
+      error.reason = other.what();
+    } catch (...) {
+      error.fault = ReadFault::kInternal;
+      error.reason = "unknown error";
+    }
+    lock.lock();
+    if (error.fault != ReadFault::kNone && (ticket.error.fault == ReadFault::kNone ||
+                                            static_cast<int64_t>(position) < ticket.error.job)) {
+      error.job = static_cast<int64_t>(position);
+      error.extent = job.extent;
+      ticket.error = std::move(error);
+    }
+    --ticket.active;
+    if (ticket.done()) {
+      ticket_changed.notify_all();
+    }
+  }
+}
+
+Reader::Reader(std::vector<Extent> extents, int threads, int max_open_files, bool check_finite) {
+  if (threads < 1 || max_open_files < 1) {
+    throw std::invalid_argument("reader: expected threads >= 1 and max_open_files >= 1, got " +
+                                std::to_string(threads) + " and " + std::to_string(max_open_files));
+  }
+  for (const Extent& e : extents) {
+    // The products below must not overflow; no file is that large.
+    constexpr int64_t kLimit = int64_t{1} << 59;
+    if (e.offset < 0 || e.rows < 1 || e.columns < 1 || e.offset > kLimit ||
+        e.rows > kLimit / e.columns / item_size(e.dtype)) {
+      throw std::invalid_argument("reader: extent of " + e.path +
+                                  ": expected offset >= 0, rows >= 1, columns >= 1, got " +
+                                  std::to_string(e.offset) + ", " + std::to_string(e.rows) + ", " +
+                                  std::to_string(e.columns));
+    }
+  }
+  state_ = std::make_unique<State>(std::move(extents), max_open_files, check_finite);
+  try {
+    for (int i = 0; i < threads; ++i) {
+      state_->threads.emplace_back([state = state_.get()] { state->work(); });
+    }
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+Reader::~Reader() {
+  close();
+}
+
+Reader::State& Reader::state() const {
+  // The threads of a reader do not exist in a forked child, and its mutex may be locked for ever.
+  if (state_ == nullptr || state_->owner != ::getpid()) {
+    throw std::runtime_error("reader: it belongs to the process before fork; make a new one");
+  }
+  return *state_;
+}
+
+int64_t Reader::submit(const std::vector<WindowJob>& jobs) {
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const WindowJob& job = jobs[i];
+    const Extent& e = extent(job.extent);
+    if (job.start < 0 || job.stop <= job.start || job.stop > e.rows ||
+        job.stop - job.start > job.slot_rows || job.features == nullptr) {
+      throw std::invalid_argument("reader: window " + std::to_string(i) + ": rows [" +
+                                  std::to_string(job.start) + ", " + std::to_string(job.stop) +
+                                  ") of " + e.path + " (" + std::to_string(e.rows) +
+                                  " rows) do not fit a slot of " + std::to_string(job.slot_rows));
+    }
+  }
+  State& s = state();
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  if (s.closed) {
+    throw std::runtime_error("reader: it is closed");
+  }
+  const int64_t id = s.next_ticket++;
+  s.tickets[id].jobs = jobs;
+  if (!jobs.empty()) {
+    s.queue.push_back(id);
+    s.work_ready.notify_all();
+  }
+  return id;
+}
+
+bool Reader::wait_for(int64_t ticket, int64_t milliseconds, ReadError* error) {
+  State& s = state();
+  std::unique_lock<std::mutex> lock(s.mutex);
+  const auto ready = [&] {
+    const auto found = s.tickets.find(ticket);
+    return s.closed || found == s.tickets.end() || found->second.done();
+  };
+  // wait_until of the system clock is what ThreadSanitizer understands everywhere; a clock that
+  // jumps only makes one slice of waiting longer or shorter.
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(milliseconds);
+  if (!s.ticket_changed.wait_until(lock, deadline, ready)) {
+    return false;
+  }
+  if (s.closed) {
+    throw std::runtime_error("reader: it was closed while a batch was awaited");
+  }
+  const auto found = s.tickets.find(ticket);
+  if (found == s.tickets.end()) {
+    throw std::invalid_argument("reader: no ticket " + std::to_string(ticket));
+  }
+  *error = std::move(found->second.error);
+  s.tickets.erase(found);
+  return true;
+}
+
+void Reader::cancel(int64_t ticket) {
+  State& s = state();
+  std::unique_lock<std::mutex> lock(s.mutex);
+  const auto found = s.tickets.find(ticket);
+  if (found == s.tickets.end()) {
+    return;
+  }
+  s.queue.erase(std::remove(s.queue.begin(), s.queue.end(), ticket), s.queue.end());
+  found->second.jobs.resize(found->second.next);
+  s.ticket_changed.wait(lock, [&] { return s.closed || found->second.active == 0; });
+  if (!s.closed) {
+    s.tickets.erase(ticket);
+    s.ticket_changed.notify_all();
+  }
+}
+
+void Reader::close() {
+  if (state_ == nullptr) {
+    return;
+  }
+  State& s = *state_;
+  if (s.owner != ::getpid()) {
+    // After fork() the threads exist in the parent only and the mutex may be locked for ever.
+    // Leaking the state is the one safe thing to do; it is shared with the parent copy-on-write.
+    static_cast<void>(state_.release());
+    return;
+  }
+  std::vector<std::thread> threads;
+  {
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    s.closed = true;
+    s.queue.clear();
+    threads.swap(s.threads);
+    s.work_ready.notify_all();
+    s.ticket_changed.notify_all();
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  s.files.clear();
+}
+
+int Reader::open_files() const {
+  return state().files.size();
+}
+
+const Extent& Reader::extent(int64_t index) const {
+  const auto& extents = state().extents;
+  if (index < 0 || index >= static_cast<int64_t>(extents.size())) {
+    throw std::invalid_argument("reader: no extent " + std::to_string(index) + " among " +
+                                std::to_string(extents.size()));
+  }
+  return extents[static_cast<size_t>(index)];
+}
+
+}  // namespace tal_fast

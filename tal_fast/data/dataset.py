@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A prepared data directory: ``dataset.yaml``, annotations and a folder of features.
+
+Example of a ``dataset.yaml``::
+
+    format: 1
+    name: hapt
+    annotations: annotations.json
+    features: features
+    feature: {prefix: "", suffix: .npy, layout: TC, channels: 300, stride: 25, frames: 50, fps: 50}
+    splits: {train: training, test: validation}
+    citation: Reyes-Ortiz et al. 2015
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tal_fast.data.annotations import Annotations, load_annotations
+from tal_fast.data.feature_index import Extent, index_features
+from tal_fast.data.files import nearest, write_text_atomically
+from tal_fast.data.grid import Grid
+from tal_fast.errors import DataError
+
+__all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "open_dataset", "save_spec"]
+
+FORMAT = 1
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What the feature files hold, the ``feature`` key of ``dataset.yaml``.
+
+    Attributes:
+        prefix: text before the video's name in a file name.
+        suffix: text after it.
+        layout: ``"TC"`` for arrays [T, C], ``"CT"`` for [C, T].
+        channels: C; None takes that of the files.
+        stride: frames between two rows.
+        frames: frames that one row sees.
+        fps: frames per second of all videos; None takes each video's own from the annotations.
+    """
+
+    prefix: str = ""
+    suffix: str = ".npy"
+    layout: str = "TC"
+    channels: int | None = None
+    stride: float = 1.0
+    frames: float = 1.0
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """The content of a ``dataset.yaml``.
+
+    Attributes:
+        name: short name of the data set.
+        format: version of this file's form, 1.
+        annotations: annotation file, relative to the directory or absolute.
+        features: feature folder, relative to the directory or absolute.
+        feature: what its files hold.
+        splits: split name -> subset name of the annotation file, or a list of them.
+        classes: class names in the order of the labels; None derives them from the annotations.
+        out_of_range: rule for segments beyond their video (``error``, ``clamp`` or ``keep``).
+        ignore_labels: labels that are left out.
+        unmatched: ``error``, or ``skip`` to leave out videos without features and features without
+            annotations.
+        citation: how to cite the data.
+    """
+
+    name: str
+    format: int = FORMAT
+    annotations: str = "annotations.json"
+    features: str = "features"
+    feature: FeatureSpec = field(default_factory=FeatureSpec)
+    splits: dict[str, Any] = field(
+        default_factory=lambda: {"train": "training", "test": "validation"}
+    )
+    classes: tuple[str, ...] | None = None
+    out_of_range: str = "error"
+    ignore_labels: tuple[str, ...] = ()
+    unmatched: str = "error"
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class TALDataset:
+    """Annotations and feature extents that were checked against each other.
+
+    Attributes:
+        name: short name of the data set.
+        annotations: instances of all videos of the splits.
+        features: extent of each of these videos.
+        splits: split name -> names of its videos.
+        spec: the ``dataset.yaml`` it came from.
+        path: the directory.
+    """
+
+    name: str
+    annotations: Annotations
+    features: dict[str, Extent]
+    splits: dict[str, list[str]]
+    spec: DatasetSpec
+    path: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is an index into them."""
+        return self.annotations.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.annotations.classes)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a feature row."""
+        return next(iter(self.features.values())).columns
+
+    def grid(self, video: str) -> Grid:
+        """Returns the map between seconds and feature rows of one video.
+
+        Raises:
+            DataError: if the video is unknown.
+        """
+        if video not in self.annotations.videos:
+            raise DataError(
+                f"{self.path}: no video {video!r} in data set {self.name!r}"
+                f"{nearest(video, self.annotations.videos)}"
+            )
+        fps = self.spec.feature.fps or self.annotations.videos[video].fps
+        if fps is None:  # open_dataset refuses such data; only a hand-made TALDataset comes here
+            raise DataError(f"{self.path}: video {video!r} has no fps")
+        return Grid(self.spec.feature.stride, self.spec.feature.frames, fps)
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    *,
+    out_of_range: str | None = None,
+    unmatched: str | None = None,
+) -> TALDataset:
+    """Opens a prepared data directory and checks that its parts agree.
+
+    Every header is read and compared with its file's size; the features themselves are not read.
+
+    Args:
+        path: the directory, or its ``dataset.yaml``.
+        out_of_range: overrides the rule of ``dataset.yaml`` for segments beyond their video:
+            ``"error"``, ``"clamp"`` or ``"keep"`` (:func:`load_annotations`).
+        unmatched: overrides its rule for videos without features and features without annotations:
+            ``"error"``, or ``"skip"`` to leave them out.
+
+    Raises:
+        DataError: if something is missing, unknown, faulty or does not fit together.
+    """
+    folder = Path(path)
+    file = folder
+    if folder.is_dir():
+        file = folder / "dataset.yaml"
+    else:
+        folder = folder.parent
+    spec = _load_spec(file)
+    rule = unmatched or spec.unmatched
+    if rule not in ("error", "skip"):
+        raise DataError(f"{file}: expected unmatched 'error' or 'skip', got {rule!r}")
+    annotations = load_annotations(
+        folder / spec.annotations,
+        classes=spec.classes,
+        out_of_range=out_of_range or spec.out_of_range,  # type: ignore[arg-type]
+        ignore_labels=spec.ignore_labels,
+    )
+    splits = _splits(file, spec, annotations)
+    names = list(dict.fromkeys(name for split in splits.values() for name in split))
+    feature_folder = folder / spec.features
+    kept = _match(feature_folder, spec.feature, annotations, names, rule)
+    splits = {name: [v for v in split if v in kept] for name, split in splits.items()}
+    for name, split in splits.items():
+        if not split:
+            raise DataError(f"{file}: split {name!r} has no video with features")
+    feature = spec.feature
+    extents = index_features(
+        feature_folder,
+        [v for v in names if v in kept],
+        prefix=feature.prefix,
+        suffix=feature.suffix,
+        layout=feature.layout,  # type: ignore[arg-type]
+        channels=feature.channels,
+    )
+    if feature.fps is None:
+        without = [v for v in extents if annotations.videos[v].fps is None]
+        if without:
+            raise DataError(
+                f"{file}: feature.fps is not set and {len(without)} videos have no fps in "
+                f"{spec.annotations}, first {without[0]!r}"
+            )
+    selected = annotations.select(extents)
+    selected = Annotations(selected.videos, selected.classes, annotations.report)
+    return TALDataset(spec.name, selected, extents, splits, spec, folder)
+
+
+def _match(
+    folder: Path,
+    feature: FeatureSpec,
+    annotations: Annotations,
+    names: list[str],
+    rule: str,
+) -> set[str]:
+    """Returns the videos to use, after comparing the folder with the annotations."""
+    try:
+        files = os.listdir(folder)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such feature folder") from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    start, end = len(feature.prefix), len(feature.suffix)
+    there = {
+        name[start : len(name) - end]
+        for name in files
+        if name.startswith(feature.prefix) and name.endswith(feature.suffix)
+    }
+    if rule == "skip":
+        return {name for name in names if name in there}
+    extra = sorted(there - set(annotations.videos))
+    if extra:
+        more = ", …" if len(extra) > _SHOWN else ""
+        raise DataError(
+            f"{folder}: {len(extra)} feature files without annotation: "
+            f"{', '.join(extra[:_SHOWN])}{more} (unmatched: skip leaves them out)"
+        )
+    # Missing feature files are index_features' to report, together with all other faults.
+    return set(names)
+
+
+def _splits(file: Path, spec: DatasetSpec, annotations: Annotations) -> dict[str, list[str]]:
+    subsets = annotations.subsets
+    splits: dict[str, list[str]] = {}
+    for name, value in spec.splits.items():
+        wanted = [value] if isinstance(value, str) else list(value)
+        for subset in wanted:
+            if subset not in subsets:
+                known = ", ".join(repr(s) for s in subsets)
+                raise DataError(
+                    f"{file}: splits.{name}: expected a subset among {known}, got {subset!r}"
+                    f"{nearest(str(subset), subsets)}"
+                )
+        splits[name] = [v.name for v in annotations.videos.values() if v.subset in wanted]
+    seen: dict[str, str] = {}
+    for name, videos in splits.items():
+        for video in videos:
+            if video in seen:
+                raise DataError(f"{file}: video {video!r} is in splits {seen[video]} and {name}")
+            seen[video] = name
+    return splits
+
+
+def _load_spec(file: Path) -> DatasetSpec:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{file}: no such file; a data directory holds a dataset.yaml (tal-fast prepare)"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not valid YAML: {error}") from error
+    values = _checked(file, "", content, DatasetSpec)
+    values["feature"] = FeatureSpec(
+        **_checked(file, "feature.", values.get("feature", {}), FeatureSpec)
+    )
+    if "name" not in values:
+        raise DataError(f"{file}: expected a key 'name'")
+    if values.get("format", FORMAT) != FORMAT:
+        raise DataError(f"{file}: expected format {FORMAT}, got {values['format']!r}")
+    splits = values.get("splits", {"train": "training", "test": "validation"})
+    if not isinstance(splits, dict) or not splits:
+        raise DataError(f"{file}: expected splits: {{train: <subset>, …}}, got {splits!r}")
+    for key in ("classes", "ignore_labels"):
+        if values.get(key) is not None:
+            if not isinstance(values[key], list):
+                raise DataError(f"{file}: expected {key} to be a list, got {values[key]!r}")
+            values[key] = tuple(str(item) for item in values[key])
+    if values.get("ignore_labels") is None:
+        values["ignore_labels"] = ()
+    feature: FeatureSpec = values["feature"]
+    if feature.layout not in ("TC", "CT"):
+        raise DataError(f"{file}: expected feature.layout TC or CT, got {feature.layout!r}")
+    if not feature.suffix.endswith(".npy"):
+        raise DataError(f"{file}: expected a feature.suffix ending in .npy, got {feature.suffix!r}")
+    for key in ("channels", "stride", "frames", "fps"):
+        value = getattr(feature, key)
+        if value is None and key in ("channels", "fps"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise DataError(f"{file}: expected feature.{key} > 0, got {value!r}")
+    return DatasetSpec(**values)
+
+
+def _checked(file: Path, where: str, content: Any, kind: type[Any]) -> dict[str, Any]:
+    """Returns ``content`` as a dict whose keys are all fields of ``kind``."""
+    known = [f.name for f in fields(kind)]
+    if not isinstance(content, Mapping):
+        what = where.rstrip(".") or "the file"
+        raise DataError(f"{file}: expected {what} to hold keys {known}, got {content!r:.60}")
+    for key in content:
+        if key not in known:
+            raise DataError(
+                f"{file}: unknown key '{where}{key}'{nearest(str(key), known)} "
+                f"(known: {', '.join(known)})"
+            )
+    return dict(content)
+
+
+def save_spec(spec: DatasetSpec, folder: str | os.PathLike[str]) -> Path:
+    """Writes ``dataset.yaml`` into a data directory.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    values: dict[str, Any] = {"format": spec.format}
+    for item in fields(DatasetSpec):
+        value = getattr(spec, item.name)
+        if item.name == "feature":
+            value = {f.name: getattr(value, f.name) for f in fields(FeatureSpec)}
+        elif item.name in ("classes", "ignore_labels"):
+            if not value:
+                continue
+            value = list(value)
+        values[item.name] = value
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return write_text_atomically(Path(folder) / "dataset.yaml", text)

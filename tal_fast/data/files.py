@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and directories that appear whole or not at all, with errors that say what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tal_fast.errors import DataError
+
+__all__ = ["directory_in_one_step", "nearest", "write_error", "write_text_atomically"]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
+    """Returns the error to raise when writing ``path`` failed."""
+    return DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}")
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
+    """Writes ``text`` beside ``path`` and renames it into place.
+
+    Raises:
+        DataError: if it cannot be written; nothing is left behind then.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+@contextlib.contextmanager
+def directory_in_one_step(
+    out: str | os.PathLike[str], *, overwrite: bool, marker: str = "dataset.yaml"
+) -> Iterator[Path]:
+    """Gives a temporary directory that becomes ``out`` when the block ends without an error.
+
+    The temporary directory lies beside ``out``, so that the last step is a rename. Any error,
+    Ctrl-C included, removes it and leaves ``out`` as it was.
+
+    Args:
+        out: directory to make.
+        overwrite: replace an existing ``out``; it is removed only once the new one is complete.
+        marker: file that tells that an existing ``out`` is one of ours; no other is replaced.
+
+    Yields:
+        The directory to write into.
+
+    Raises:
+        DataError: if ``out`` exists and ``overwrite`` is false, or cannot be written (a full disk
+            included).
+    """
+    target = Path(out)
+    if os.path.lexists(target):
+        if not target.is_dir():
+            raise DataError(f"{target}: expected a directory to write, got a file")
+        filled = any(target.iterdir())
+        if filled and not overwrite:
+            raise DataError(f"{target}: already exists; ask for overwrite to replace it")
+        # A slip of the keyboard must not remove somebody's home directory.
+        if filled and not (target / marker).is_file():
+            raise DataError(f"{target}: has no {marker}, so it is not replaced; choose another")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise write_error(target, error) from error
+    old: Path | None = None
+    try:
+        # mkdtemp makes a private directory; the result should be as readable as mkdir's.
+        umask = os.umask(0)
+        os.umask(umask)
+        work.chmod(0o777 & ~umask)
+        yield work
+        if target.exists():
+            old = work.with_suffix(".old")
+            os.rename(target, old)
+        os.rename(work, target)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        if old is not None and not target.exists():
+            os.rename(old, target)
+        for leftover in (work, old):
+            if leftover is not None:
+                shutil.rmtree(leftover, ignore_errors=True)

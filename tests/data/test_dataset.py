@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
+from tal_fast.errors import DataError
+
+
+def test_opens(tiny):
+    data = open_dataset(tiny.write())
+    assert data.name == "tiny"
+    assert data.classes == ("jump", "run")
+    assert (data.num_classes, data.channels) == (2, 4)
+    assert data.splits == {"train": ["a", "b", "c"], "test": ["d"]}
+    assert data.features["c"].rows == 333
+    assert data.grid("a").to_grid(1.0) == 10.0
+    assert open_dataset(tiny.path / "dataset.yaml").splits == data.splits
+
+
+def test_written_spec_reads_back_the_same(tiny):
+    tiny.write()
+    spec = DatasetSpec(
+        name="tiny",
+        feature=FeatureSpec(channels=4, fps=12.5),
+        classes=("jump", "run"),
+        ignore_labels=("Ambiguous",),
+        citation="Somebody, Straße 1",
+    )
+    save_spec(spec, tiny.path)
+    data = open_dataset(tiny.path)
+    assert data.spec == spec
+    assert data.grid("a").fps == 12.5
+
+
+def test_channels_first_layout(tiny):
+    tiny.features = {k: np.ascontiguousarray(v.T) for k, v in tiny.features.items()}
+    tiny.spec["feature"]["layout"] = "CT"
+    data = open_dataset(tiny.write())
+    assert (data.channels, data.features["c"].rows) == (4, 333)
+
+
+def test_split_of_several_subsets(tiny):
+    tiny.database["b"]["subset"] = "extra"
+    tiny.spec["splits"]["train"] = ["training", "extra"]
+    assert open_dataset(tiny.write()).splits["train"] == ["a", "b", "c"]
+
+
+def test_video_of_no_split_needs_no_features(tiny):
+    tiny.database["e"] = {"subset": "testing", "duration": 5}
+    assert "e" not in open_dataset(tiny.write()).annotations.videos
+
+
+def test_features_without_annotation(tiny):
+    tiny.features["x"] = tiny.features["a"]
+    tiny.write()
+    with pytest.raises(DataError, match="features: 1 feature files without annotation: x"):
+        open_dataset(tiny.path)
+    assert "x" not in open_dataset(tiny.path, unmatched="skip").features
+
+
+def test_annotation_without_features(tiny):
+    tiny.write()
+    tiny.file("b").unlink()
+    with pytest.raises(DataError, match=r"video 'b': .*b\.npy: no such feature file"):
+        open_dataset(tiny.path)
+    data = open_dataset(tiny.path, unmatched="skip")
+    assert data.splits["train"] == ["a", "c"]
+    assert "b" not in data.annotations.videos
+    tiny.file("d").unlink()
+    with pytest.raises(DataError, match="split 'test' has no video with features"):
+        open_dataset(tiny.path, unmatched="skip")
+
+
+def test_no_feature_folder(tiny):
+    tiny.spec["features"] = "feats"
+    with pytest.raises(DataError, match="feats: no such feature folder"):
+        open_dataset(tiny.write())
+
+
+def test_segments_beyond_the_end_only_on_request(tiny):
+    tiny.database["a"]["annotations"][0]["segment"] = [1.0, 7.0]
+    tiny.write()
+    with pytest.raises(DataError, match="1 out of range"):
+        open_dataset(tiny.path)
+    data = open_dataset(tiny.path, out_of_range="clamp")
+    assert data.annotations.report.clamped == 1
+    assert data.annotations.videos["a"].segments[0].tolist() == [1.0, 4.0]
+    tiny.spec["out_of_range"] = "clamp"
+    assert open_dataset(tiny.write()).annotations.report.clamped == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "message"),
+    [
+        ("", "citaton", "unknown key 'citaton'; did you mean 'citation'"),
+        ("feature", "strid", "unknown key 'feature.strid'; did you mean 'stride'"),
+        ("", "zzz", r"unknown key 'zzz' \(known: name, format"),
+    ],
+)
+def test_unknown_key(tiny, where, key, message):
+    (tiny.spec[where] if where else tiny.spec)[key] = 1
+    with pytest.raises(DataError, match=r"dataset\.yaml: " + message):
+        open_dataset(tiny.write())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "expected format 1, got 2"),
+        ({"name": None}, "expected a key 'name'"),
+        ({"splits": {}}, "expected splits: {train: <subset>, …}, got {}"),
+        ({"splits": {"train": "trainin"}}, "splits.train: .*'trainin'; did you mean 'training'"),
+        ({"splits": {"train": "training", "test": "training"}}, "'a' is in splits train and test"),
+        ({"classes": "run"}, "expected classes to be a list, got 'run'"),
+        ({"classes": ["run"]}, "label 'jump' is not among the 1 classes"),
+        ({"unmatched": "skp"}, "expected unmatched 'error' or 'skip', got 'skp'"),
+        ({"feature": 3}, "expected feature to hold keys"),
+        ({"feature": {"layout": "TD"}}, "feature.layout TC or CT, got 'TD'"),
+        ({"feature": {"suffix": ".pt"}}, "feature.suffix ending in .npy, got '.pt'"),
+        ({"feature": {"stride": 0}}, "expected feature.stride > 0, got 0"),
+        ({"feature": {"channels": "x"}}, "expected feature.channels > 0, got 'x'"),
+        ({"feature": {"channels": 5}}, "expected 5 channels, got 4"),
+    ],
+)
+def test_faulty_spec(tiny, changes, message):
+    tiny.spec.update(changes)
+    tiny.spec = {k: v for k, v in tiny.spec.items() if v is not None}
+    with pytest.raises(DataError, match=message):
+        open_dataset(tiny.write())
+
+
+def test_fps_nowhere(tiny):
+    del tiny.database["b"]["fps"]
+    with pytest.raises(DataError, match=r"1 videos have no fps in annotations.json, first 'b'"):
+        open_dataset(tiny.write())
+    tiny.spec["feature"]["fps"] = 10
+    assert open_dataset(tiny.write()).grid("b").fps == 10
+
+
+def test_not_a_data_directory(tiny, tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.yaml: no such file"):
+        open_dataset(tmp_path)
+    tiny.write()
+    (tiny.path / "dataset.yaml").write_text("a: [1")
+    with pytest.raises(DataError, match=r"dataset\.yaml: not valid YAML"):
+        open_dataset(tiny.path)
+    (tiny.path / "dataset.yaml").write_text("")
+    with pytest.raises(DataError, match="expected the file to hold keys"):
+        open_dataset(tiny.path)
+
+
+def test_unknown_video_has_no_grid(tiny):
+    with pytest.raises(DataError, match="no video 'z' in data set 'tiny'"):
+        open_dataset(tiny.write()).grid("z")
+
+
+def test_unwritable_spec(tmp_path):
+    with pytest.raises(DataError, match="cannot be written: No such file"):
+        save_spec(DatasetSpec(name="x"), tmp_path / "gone")
+
+
+def test_opening_data_does_not_import_torch(tiny):
+    tiny.write()
+    code = (
+        "import sys, tal_fast.data, tal_fast.data.prepare, tal_fast.data.synthetic\n"
+        "tal_fast.data.open_dataset(sys.argv[1])\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, os.fspath(tiny.path)], check=True)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tal_fast.data.dataset import open_dataset
+from tal_fast.data.windows import Window, WindowSet, sliding_windows
+from tal_fast.errors import ConfigError, DataError
+
+
+def test_known_windows():
+    assert sliding_windows(100, 128, 0.75) == [(0, 100)]
+    assert sliding_windows(128, 128, 0.75) == [(0, 128)]
+    assert sliding_windows(129, 128, 0.75) == [(0, 128), (1, 129)]
+    assert sliding_windows(192, 128, 0.75) == [(0, 128), (32, 160), (64, 192)]
+    assert sliding_windows(200, 128, 0.25) == [(0, 128), (72, 200)]
+    assert sliding_windows(224, 128, 0.25) == [(0, 128), (96, 224)]
+    assert sliding_windows(7, 3, 0.0) == [(0, 3), (3, 6), (4, 7)]
+
+
+def tadtr_training_windows(rows, length, overlap):
+    """TadTR's rule as dialects.md states it."""
+    stride = length * (1 - overlap)
+    if rows <= length:
+        return [(0, rows)]
+    count = int((rows / length - 1) / (1 - overlap) + 1)
+    found = [(int(i * stride), int(i * stride) + length) for i in range(count)]
+    if (count - 1) * stride + length < rows:
+        found.append((max(0, rows - length), rows))
+    return found
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+def test_is_tadtr_training_rule(overlap):
+    for rows in range(1, 900):
+        assert sliding_windows(rows, 128, overlap) == tadtr_training_windows(rows, 128, overlap)
+
+
+@given(st.integers(1, 3000), st.integers(1, 300), st.floats(0, 0.99))
+def test_every_row_is_covered(rows, length, overlap):
+    if length * (1 - overlap) < 1:
+        return
+    windows = sliding_windows(rows, length, overlap)
+    assert windows[0][0] == 0
+    assert windows[-1][1] == rows
+    for start, stop in windows:
+        assert 0 <= start < stop <= rows
+        assert stop - start == min(length, rows)
+    for before, after in itertools.pairwise(windows):
+        assert before[0] < after[0] <= before[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 3, 0.5), "expected rows >= 1, got 0"),
+        ((5, 0, 0.5), "expected length >= 1, got 0"),
+        ((5, 3, 1.0), r"overlap in \[0, 1\).*got 1.0"),
+        ((5, 3, -0.1), r"overlap in \[0, 1\).*got -0.1"),
+        ((5, 3, 0.9), r"a step of at least one row of 3, got 0.9"),
+        ((5, 3, 0.5, "tails"), "expected cover among .*got 'tails'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        sliding_windows(*arguments)
+
+
+# ---- targets. In `tiny` a row is a tenth of a second, row i covers [i, i + 1) / 10 s. ------------
+
+
+def annotate(tiny, video, *segments):
+    tiny.database[video]["annotations"] = [
+        {"label": "run", "label_id": 1, "segment": list(s)} for s in segments
+    ] + [{"label": "jump", "label_id": 0, "segment": [0.0, 0.1]}]
+
+
+def test_targets_are_centre_and_width(tiny):
+    annotate(tiny, "a", (1.0, 2.0))
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["a"], length=80)
+    assert windows.windows == [Window("a", 0, 40)]
+    labels, segments = windows.targets(0)
+    assert labels.tolist() == [1, 0]
+    assert segments.dtype == np.float32
+    # Rows 10 to 20 of a window of 80.
+    np.testing.assert_allclose(segments[0], [15 / 80, 10 / 80], atol=1e-7)
+
+
+def test_three_quarters_inside_is_inside_and_clipped(tiny):
+    # Window rows [0, 40) and [20, 60): 4.0 s is row 40.
+    annotate(tiny, "b", (3.0, 3.0 + 1.0 / 0.75), (3.2, 5.0))
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["b"], length=40, overlap=0.5, drop_empty=False)
+    labels, segments = windows.targets(0)
+    assert labels.tolist() == [1, 0]
+    np.testing.assert_allclose(segments[0], [35 / 40, 10 / 40], atol=1e-7)
+    assert windows.windows[1] == Window("b", 20, 60)
+    labels, segments = windows.targets(1)
+    assert labels.tolist() == [1, 1]
+    np.testing.assert_allclose(segments[1], [(41 - 20) / 40, 18 / 40], atol=1e-6)
+
+
+def test_windows_without_an_instance_are_dropped_or_kept(tiny):
+    annotate(tiny, "b", (1.0, 2.0))
+    data = open_dataset(tiny.write())
+    kept = WindowSet(data, ["b"], length=20, overlap=0.0, drop_empty=False)
+    assert len(kept) == 5
+    assert [len(kept.targets(i)[0]) for i in range(5)] == [2, 0, 0, 0, 0]
+    dropped = WindowSet(data, ["b"], length=20, overlap=0.0)
+    assert dropped.windows == [Window("b", 0, 20)]
+    assert dropped.dropped == 4
+
+
+def test_order_is_that_of_the_videos(tiny):
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["c", "a"], length=128, drop_empty=False)
+    assert [w.video for w in windows.windows] == ["c"] * (len(windows) - 1) + ["a"]
+
+
+def test_faulty_window_sets(tiny):
+    data = open_dataset(tiny.write())
+    with pytest.raises(DataError, match="no video 'aa' in data set 'tiny'; did you mean 'a'"):
+        WindowSet(data, ["aa"])
+    with pytest.raises(DataError, match="expected at least one video, got none"):
+        WindowSet(data, [])
+    with pytest.raises(ConfigError, match=r"expected min_inside in \(0, 1\], got 0"):
+        WindowSet(data, ["a"], min_inside=0)
+
+
+def test_no_window_left(tiny):
+    tiny.database["b"]["annotations"] = []
+    data = open_dataset(tiny.write())
+    with pytest.raises(DataError, match="none of the 1 windows of 1 videos holds 75% of an inst"):
+        WindowSet(data, ["b"])
