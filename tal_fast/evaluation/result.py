@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["EvaluationResult"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """Average precision per class and tIoU threshold. All values are fractions, 0 to 1.
+
+    Attributes:
+        average_map: mean over the thresholds of mAP.
+        map_per_threshold: float64 [thresholds]; mean over the classes that have ground truth.
+        ap: float64 [classes, thresholds]; NaN for a class without ground truth.
+        classes: class names, in the order of the rows of ``ap``.
+        tiou_thresholds: as they were given, in the order of the columns of ``ap``.
+        true_positives: int64 [classes, thresholds]; detections that matched an instance.
+        ground_truth_per_class: int64 [classes].
+        predictions_per_class: int64 [classes].
+        num_videos: videos evaluated, those without instances or predictions included.
+        dialect: name of the rules (:mod:`tal_fast.evaluation.dialects`).
+    """
+
+    average_map: float
+    map_per_threshold: npt.NDArray[np.float64]
+    ap: npt.NDArray[np.float64]
+    classes: tuple[str, ...]
+    tiou_thresholds: tuple[float, ...]
+    true_positives: npt.NDArray[np.int64]
+    ground_truth_per_class: npt.NDArray[np.int64]
+    predictions_per_class: npt.NDArray[np.int64]
+    num_videos: int
+    dialect: str = "tal_fast"
+
+    @property
+    def num_ground_truth(self) -> int:
+        """Number of instances."""
+        return int(self.ground_truth_per_class.sum())
+
+    @property
+    def num_predictions(self) -> int:
+        """Number of predictions, those of classes without ground truth included."""
+        return int(self.predictions_per_class.sum())
+
+    @property
+    def absent_classes(self) -> tuple[str, ...]:
+        """Classes without ground truth, which count in no mean."""
+        return tuple(
+            name
+            for name, count in zip(self.classes, self.ground_truth_per_class, strict=True)
+            if count == 0
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON types; NaN becomes None."""
+        return {
+            "dialect": self.dialect,
+            "average_map": self.average_map,
+            "tiou_thresholds": list(self.tiou_thresholds),
+            "map_per_threshold": self.map_per_threshold.tolist(),
+            "num_videos": self.num_videos,
+            "num_ground_truth": self.num_ground_truth,
+            "num_predictions": self.num_predictions,
+            "absent_classes": list(self.absent_classes),
+            "classes": [
+                {
+                    "name": name,
+                    "ground_truth": int(self.ground_truth_per_class[c]),
+                    "predictions": int(self.predictions_per_class[c]),
+                    "true_positives": self.true_positives[c].tolist(),
+                    "ap": [None if math.isnan(x) else x for x in self.ap[c].tolist()],
+                }
+                for c, name in enumerate(self.classes)
+            ],
+        }
+
+    def table(self) -> str:
+        """Returns a text table: one row per class and one for the means."""
+        rows = [
+            ["class", "instances", "predictions"]
+            + [f"AP@{threshold:g}" for threshold in self.tiou_thresholds]
+            + ["mean"]
+        ]
+        for c, name in enumerate(self.classes):
+            # The mean of a row without ground truth is NaN, which is printed as a dash.
+            values = [*self.ap[c].tolist(), float(self.ap[c].mean())]
+            rows.append(
+                [
+                    name,
+                    str(self.ground_truth_per_class[c]),
+                    str(self.predictions_per_class[c]),
+                    *("-" if math.isnan(x) else f"{x:.4f}" for x in values),
+                ]
+            )
+        means = [*self.map_per_threshold.tolist(), self.average_map]
+        total = [str(self.num_ground_truth), str(self.num_predictions)]
+        rows.append(["mAP", *total, *(f"{x:.4f}" for x in means)])
+        lines = _align(rows)
+        lines.insert(1, "-" * len(lines[0]))
+        lines.insert(-1, "-" * len(lines[0]))
+        absent = len(self.absent_classes)
+        if absent:
+            noun = "class" if absent == 1 else "classes"
+            verb = "is" if absent == 1 else "are"
+            lines.append(f"{absent} {noun} without ground truth {verb} left out of the means")
+        return "\n".join(lines)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

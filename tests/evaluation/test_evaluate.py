@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tal_fast.data import load_annotations
+from tal_fast.errors import DataError
+from tal_fast.evaluation import Detections, evaluate, read_ground_truth
+
+TRUTH = {
+    "version": "1",
+    "database": {
+        "train1": {"subset": "training", "annotations": [{"segment": [0, 5], "label": "jump"}]},
+        "test1": {
+            "subset": "test",
+            "duration": 60,
+            "fps": 30,
+            "annotations": [
+                {"segment": [0, 10], "label": "run"},
+                {"segment": [20.0, 30.0], "label": "throw"},
+            ],
+        },
+        "test2": {"subset": "test", "annotations": [{"segment": [5, 15], "label": "run"}]},
+        "test3": {"subset": "test", "annotations": []},
+    },
+}
+FOUND = {
+    "version": "1",
+    "results": {
+        "test1": [
+            {"segment": [0, 10], "label": "run", "score": 0.9},
+            {"segment": [20, 29], "label": "throw", "score": 0.8},
+        ],
+        "test2": [{"segment": [40, 50], "label": "run", "score": 1}],
+    },
+    "external_data": {},
+}
+
+
+@pytest.fixture
+def truth():
+    return copy.deepcopy(TRUTH)
+
+
+@pytest.fixture
+def found():
+    return copy.deepcopy(FOUND)
+
+
+class TestEvaluate:
+    def test_values(self, truth, found):
+        result = evaluate(truth, found, subset="test")
+        # run: false, hit of two instances; throw: perfect; jump has no instance in the subset.
+        assert result.classes == ("jump", "run", "throw")
+        assert np.isnan(result.ap[0]).all()
+        assert result.ap[1].tolist() == [0.25] * 5
+        assert result.ap[2].tolist() == [1.0] * 5
+        assert result.average_map == 0.625
+        assert result.map_per_threshold.tolist() == [0.625] * 5
+        assert result.tiou_thresholds == (0.3, 0.4, 0.5, 0.6, 0.7)
+        assert (result.num_videos, result.num_ground_truth, result.num_predictions) == (3, 3, 3)
+        assert result.absent_classes == ("jump",)
+        assert result.dialect == "tal_fast"
+
+    def test_without_subset_every_video_counts(self, truth, found):
+        result = evaluate(truth, found)
+        assert result.num_videos == 4
+        assert result.ap[0].tolist() == [0.0] * 5
+        assert result.average_map == pytest.approx(1.25 / 3)
+
+    def test_paths_and_mappings_agree(self, truth, found, tmp_path):
+        (tmp_path / "gt.json").write_text(json.dumps(truth))
+        (tmp_path / "found.json").write_text(json.dumps(found))
+        by_path = evaluate(tmp_path / "gt.json", str(tmp_path / "found.json"), (0.5,), "test")
+        by_mapping = evaluate(truth, found, (0.5,), "test")
+        assert by_path.to_dict() == by_mapping.to_dict()
+
+    def test_annotations_of_the_data_layer(self, truth, found):
+        del truth["database"]["train1"]
+        for video in truth["database"].values():
+            video["duration"] = 60
+        annotations = load_annotations(truth)
+        assert evaluate(annotations, found).average_map == 0.625
+        assert evaluate(annotations, found, subset="test").average_map == 0.625
+        with pytest.raises(DataError, match=r"'test1' \(and 1 more\) is not in ground truth"):
+            evaluate(annotations.select(["test3"]), found)
+
+    def test_detections_object(self, truth):
+        found = Detections.from_videos({"test1": ([[0, 10]], ["run"], [0.9])}, ["run"])
+        assert evaluate(truth, found, subset="test").ap[1, 0] == 0.5
+
+    def test_detections_may_be_columns_of_a_matrix(self, truth):
+        rows = np.array([[0, 10, 0.9], [20, 30, 0.8]])
+        number = np.zeros(2, dtype=np.int64)
+        found = Detections(("test1",), ("run",), number, number, *rows.T)
+        assert evaluate(truth, found, subset="test").ap[1, 0] == 0.5
+
+    def test_empty_results(self, truth):
+        assert evaluate(truth, {"results": {}}, subset="test").average_map == 0.0
+        assert evaluate(truth, {"results": {"test1": []}}, subset="test").average_map == 0.0
+
+    def test_numpy_numbers_are_numbers(self, truth, found):
+        entry = found["results"]["test1"][0]
+        entry["segment"] = np.array(entry["segment"], dtype=np.float32)
+        entry["score"] = np.float32(0.5)
+        assert evaluate(truth, found, subset="test").average_map == 0.625
+
+    def test_input_is_left_alone(self, truth, found):
+        evaluate(truth, found, subset="test")
+        assert (truth, found) == (TRUTH, FOUND)
+
+    def test_to_dict_is_json(self, truth, found):
+        text = json.dumps(evaluate(truth, found, subset="test").to_dict(), allow_nan=False)
+        content = json.loads(text)
+        assert content["average_map"] == 0.625
+        assert content["classes"][0] == {
+            "name": "jump",
+            "ground_truth": 0,
+            "predictions": 0,
+            "true_positives": [0] * 5,
+            "ap": [None] * 5,
+        }
+
+    def test_table(self, truth, found):
+        lines = evaluate(truth, found, (0.5, 0.75), "test").table().splitlines()
+        assert lines[0].split() == [
+            "class",
+            "instances",
+            "predictions",
+            "AP@0.5",
+            "AP@0.75",
+            "mean",
+        ]
+        assert lines[2].split() == ["jump", "0", "0", "-", "-", "-"]
+        assert lines[3].split() == ["run", "2", "2", "0.2500", "0.2500", "0.2500"]
+        assert lines[-2].split() == ["mAP", "3", "3", "0.6250", "0.6250", "0.6250"]
+        assert lines[-1] == "1 class without ground truth is left out of the means"
+        assert len({len(line) for line in lines[:-1]}) == 1
+
+    def test_importing_does_not_import_torch(self):
+        code = "import sys, tal_fast.evaluation; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestClassOrder:
+    @staticmethod
+    def classes(*ids):
+        items = [{"segment": [0, 1], "label": name} for name in ("c", "a", "b")]
+        for item, number in zip(items, ids, strict=False):
+            item["label_id"] = number
+        return read_ground_truth({"database": {"v": {"annotations": items}}}).classes
+
+    def test_by_label_id(self):
+        assert self.classes(0, 2, 1) == ("c", "b", "a")
+
+    @pytest.mark.parametrize("ids", [(), (0, 2), (0, 0, 1), (0, 1, "2"), (0, 1, True)])
+    def test_by_name_when_an_id_is_missing_or_unclear(self, ids):
+        assert self.classes(*ids) == ("a", "b", "c")
+
+
+class TestBadPredictions:
+    @pytest.mark.parametrize(
+        ("record", "message"),
+        [
+            ({"score": math.nan}, "video 'test1', prediction 1: expected a finite score, got nan"),
+            ({"score": math.inf}, "prediction 1: expected a finite score, got inf"),
+            ({"score": "0.5"}, "prediction 1: expected score as a number, got '0.5'"),
+            ({"score": None}, "prediction 1: expected score as a number, got None"),
+            ({"score": True}, "prediction 1: expected score as a number, got True"),
+            ({"score": 10**400}, "prediction 1: expected score as a number, got 1000"),
+            ({"segment": [9, 2]}, r"prediction 1: segment \[9.0, 2.0\] ends before it starts"),
+            ({"segment": [0, math.nan]}, r"prediction 1: segment \[0.0, nan\] is not finite"),
+            ({"segment": [-math.inf, 0]}, r"prediction 1: segment \[-inf, 0.0\] is not finite"),
+            (
+                {"segment": [1]},
+                r"prediction 1: expected segment \[start, end\] in seconds, got \[1",
+            ),
+            ({"segment": [1, 2, 3]}, r"prediction 1: expected segment \[start, end\]"),
+            ({"segment": "12"}, r"prediction 1: expected segment \[start, end\].*got '12'"),
+            ({"segment": 5}, r"prediction 1: expected segment \[start, end\].*got 5"),
+            ({"segment": [1, "2"]}, "prediction 1: expected the segment's end as a number"),
+            ({"segment": [None, 2]}, "prediction 1: expected the segment's start as a number"),
+            ({"label": 3}, "prediction 1: expected label as a class name, got 3"),
+            ({"label": "trow"}, "label 'trow' is not among the 3 classes.*did you mean 'throw'"),
+        ],
+    )
+    def test_bad_value(self, truth, found, record, message):
+        found["results"]["test1"][1].update(record)
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found, subset="test")
+
+    @pytest.mark.parametrize("key", ["segment", "label", "score"])
+    def test_missing_key(self, truth, found, key):
+        del found["results"]["test2"][0][key]
+        with pytest.raises(DataError, match=f"video 'test2', prediction 0: no '{key}' among"):
+            evaluate(truth, found, subset="test")
+
+    def test_record_is_no_object(self, truth, found):
+        found["results"]["test2"] = [["run", 0, 1]]
+        with pytest.raises(DataError, match="video 'test2', prediction 0: expected an object"):
+            evaluate(truth, found, subset="test")
+
+    def test_video_is_no_list(self, truth, found):
+        found["results"]["test2"] = {"segment": [0, 1]}
+        with pytest.raises(DataError, match="video 'test2': expected a list of predictions"):
+            evaluate(truth, found, subset="test")
+
+    def test_unknown_video(self, truth, found):
+        found["results"]["tset2"] = []
+        with pytest.raises(DataError, match=r"video 'tset2' is not in.*did you mean 'test2'"):
+            evaluate(truth, found, subset="test")
+
+    def test_video_of_another_subset(self, truth, found):
+        found["results"]["train1"] = []
+        message = "1 of 3 videos are not in subset 'test'.*the first is 'train1'"
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found, subset="test")
+        evaluate(truth, found)
+
+    def test_faults_are_counted(self, truth, found):
+        for record in found["results"]["test1"]:
+            record["score"] = math.nan
+        with pytest.raises(DataError, match=r"prediction 0: .* got nan \(and 1 more\)"):
+            evaluate(truth, found, subset="test")
+
+    @pytest.mark.parametrize("content", [{}, {"results": []}, {"detections": {}}])
+    def test_no_results(self, truth, content):
+        with pytest.raises(DataError, match=r"predictions: expected an object with .* 'results'"):
+            evaluate(truth, content)
+
+    def test_file_names_are_in_the_message(self, truth, tmp_path):
+        path = tmp_path / "found.json"
+        path.write_text(
+            '{"results": {"test1": [{"segment": [0, 1], "label": "run", "score": NaN}]}}'
+        )
+        with pytest.raises(DataError, match=r"found\.json: video 'test1', prediction 0: .*got nan"):
+            evaluate(truth, path)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"results": {"test1": [', "not valid JSON at line 1.*is it truncated"),
+            ('{"results": {"tes', "not valid JSON.*Unterminated string.*is it truncated"),
+            ("", "not valid JSON.*the file is empty"),
+            ("{'results': {}}", "not valid JSON at line 1, column 2"),
+            ("[1, 2]", "expected an object with an object 'results', got list"),
+            ("\x80", "not valid JSON|expected JSON in UTF-8"),
+            ("[" * 100_000, "nested too deeply|not valid JSON"),
+        ],
+    )
+    def test_bad_file(self, truth, tmp_path, text, message):
+        path = tmp_path / "found.json"
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(DataError, match=message) as caught:
+            evaluate(truth, path)
+        assert str(path) in str(caught.value)
+
+    def test_missing_file(self, truth, tmp_path):
+        with pytest.raises(DataError, match=r"none\.json: no such file \(predictions\)"):
+            evaluate(truth, tmp_path / "none.json")
+
+    def test_directory(self, truth, tmp_path):
+        with pytest.raises(DataError, match="cannot be read: Is a directory"):
+            evaluate(truth, tmp_path)
+
+    def test_wrong_type(self, truth):
+        with pytest.raises(DataError, match="predictions: expected a path or a mapping, got list"):
+            evaluate(truth, [1, 2])
+
+
+class TestBadGroundTruth:
+    @pytest.mark.parametrize(
+        ("record", "message"),
+        [
+            (
+                {"segment": [30, 20]},
+                "video 'test1', annotation 1: segment .* ends before it starts",
+            ),
+            ({"segment": [0, math.nan]}, "video 'test1', annotation 1: segment .* is not finite"),
+            ({"segment": [3]}, r"video 'test1', annotation 1: expected segment \[start, end\]"),
+            ({"segment": ["a", 3]}, "annotation 1: expected the segment's start as a number"),
+            ({"label": 7}, "video 'test1', annotation 1: expected label as a class name, got 7"),
+        ],
+    )
+    def test_bad_value(self, truth, found, record, message):
+        truth["database"]["test1"]["annotations"][1].update(record)
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found, subset="test")
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ("segment", "annotation 1: no 'segment' among"),
+            ("label", "annotation 1: expected label"),
+        ],
+    )
+    def test_missing_key(self, truth, found, key, message):
+        del truth["database"]["test1"]["annotations"][1][key]
+        with pytest.raises(DataError, match=f"video 'test1', {message}"):
+            evaluate(truth, found, subset="test")
+
+    def test_segments_of_other_subsets_are_not_looked_at(self, truth, found):
+        truth["database"]["train1"]["annotations"][0]["segment"] = None
+        evaluate(truth, found, subset="test")
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ([], "video 'test1': expected an object, got list"),
+            ({"annotations": {}}, "video 'test1': expected a list of annotations, got dict"),
+            ({"annotations": [3]}, "video 'test1', annotation 0: expected an object, got 3"),
+        ],
+    )
+    def test_bad_video(self, truth, found, entry, message):
+        truth["database"]["test1"] = entry
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found)
+
+    def test_unknown_subset(self, truth, found):
+        message = "expected a subset among .*'test', 'training'.*, got 'tests'; did you mean 'test'"
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found, subset="tests")
+
+    def test_no_instance(self, truth):
+        truth["database"]["test3"]["subset"] = "empty"
+        with pytest.raises(DataError, match="expected at least one annotation in subset 'empty'"):
+            evaluate(truth, {"results": {}}, subset="empty")
+
+    @pytest.mark.parametrize("content", [{}, {"database": []}, {"videos": {}}])
+    def test_no_database(self, found, content):
+        with pytest.raises(DataError, match=r"ground truth: expected an object with .* 'database'"):
+            evaluate(content, found)
+
+    def test_truncated(self, truth, found, tmp_path):
+        text = json.dumps(truth)
+        for size in range(len(text)):
+            (tmp_path / "gt.json").write_text(text[:size])
+            with pytest.raises(DataError, match=r"gt\.json: not valid JSON"):
+                evaluate(tmp_path / "gt.json", found)
+
+    def test_wrong_type(self, found):
+        with pytest.raises(DataError, match="ground truth: expected a path or a mapping, got int"):
+            evaluate(3, found)

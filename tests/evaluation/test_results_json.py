@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tal_fast.errors import DataError
+from tal_fast.evaluation import Detections, read_results, write_results
+
+CLASSES = ("run", "jump")
+
+
+def two_videos():
+    return {
+        "a": (np.array([[0.1, 0.7], [1 / 3, 2.5]]), np.array([1, 0]), np.array([0.9, 1e-300])),
+        "b": (np.zeros((0, 2)), np.zeros(0, dtype=np.int64), np.zeros(0)),
+    }
+
+
+def columns(detections):
+    names = [detections.classes[label] for label in detections.label]
+    return (
+        detections.videos,
+        names,
+        detections.video.tolist(),
+        detections.start.tolist(),
+        detections.end.tolist(),
+        detections.score.tolist(),
+    )
+
+
+class TestRoundTrip:
+    def test_every_bit_returns(self, tmp_path):
+        path = write_results(tmp_path / "found.json", two_videos(), CLASSES)
+        expected = Detections.from_videos(two_videos(), CLASSES)
+        assert columns(read_results(path)) == columns(expected)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3), max_size=5))
+    def test_any_number(self, tmp_path_factory, rows):
+        path = tmp_path_factory.mktemp("results") / "found.json"
+        segments = [sorted(row[:2]) for row in rows]
+        scores = [row[2] for row in rows]
+        write_results(path, {"v": (segments, ["run"] * len(rows), scores)}, CLASSES)
+        again = read_results(path)
+        assert np.column_stack([again.start, again.end]).tolist() == segments
+        assert again.score.tolist() == scores
+
+    def test_float32_is_widened_exactly(self, tmp_path):
+        score = np.array([0.1], dtype=np.float32)
+        path = write_results(tmp_path / "f.json", {"v": ([[0, 1]], [0], score)}, CLASSES)
+        assert read_results(path).score[0] == float(score[0])
+
+    def test_form_of_the_file(self, tmp_path):
+        path = write_results(tmp_path / "found.json", two_videos(), CLASSES, version="7")
+        assert json.loads(path.read_text()) == {
+            "version": "7",
+            "results": {
+                "a": [
+                    {"segment": [0.1, 0.7], "label": "jump", "score": 0.9},
+                    {"segment": [1 / 3, 2.5], "label": "run", "score": 1e-300},
+                ],
+                "b": [],
+            },
+            "external_data": {},
+        }
+
+    def test_names_and_indices_are_the_same(self, tmp_path):
+        by_name = {"v": ([[0, 1], [1, 2]], ["jump", "run"], [0.5, 0.4])}
+        by_index = {"v": ([[0, 1], [1, 2]], [1, 0], [0.5, 0.4])}
+        first = write_results(tmp_path / "1.json", by_name, CLASSES).read_text()
+        assert first == write_results(tmp_path / "2.json", by_index, CLASSES).read_text()
+
+    def test_detections_object(self, tmp_path):
+        detections = Detections.from_videos(two_videos(), CLASSES)
+        first = write_results(tmp_path / "1.json", detections).read_text()
+        again = write_results(tmp_path / "2.json", read_results(tmp_path / "1.json")).read_text()
+        assert first == again
+
+    def test_no_video(self, tmp_path):
+        assert len(read_results(write_results(tmp_path / "f.json", {}, CLASSES))) == 0
+
+
+class TestWriting:
+    def test_replaces_and_leaves_nothing_behind(self, tmp_path):
+        path = tmp_path / "found.json"
+        path.write_text("old")
+        write_results(path, two_videos(), CLASSES)
+        assert [p.name for p in tmp_path.iterdir()] == ["found.json"]
+
+    def test_a_bad_record_keeps_the_old_file(self, tmp_path):
+        path = tmp_path / "found.json"
+        path.write_text("old")
+        with pytest.raises(DataError, match="expected a finite score"):
+            write_results(path, {"v": ([[0, 1]], [0], [math.nan])}, CLASSES)
+        assert path.read_text() == "old"
+
+    def test_unwritable(self, tmp_path):
+        with pytest.raises(DataError, match="cannot be written: No such file or directory"):
+            write_results(tmp_path / "none" / "found.json", two_videos(), CLASSES)
+
+    def test_classes_are_needed(self, tmp_path):
+        with pytest.raises(DataError, match="expected classes with a mapping, got None"):
+            write_results(tmp_path / "found.json", two_videos())
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            (([[0, 1]], [2], [0.5]), r"'v', prediction 0: expected a label in \[0, 2\), got 2"),
+            (([[0, 1]], ["jmup"], [0.5]), "'v', prediction 0: label 'jmup' .*did you mean 'jump'"),
+            (([[0, 1]], [0.5], [0.5]), "'v': expected labels as names or integers, got float64"),
+            (([[1, 0]], [0], [0.5]), "'v', prediction 0: segment .* ends before it starts"),
+            (([[0, math.inf]], [0], [0.5]), "'v', prediction 0: segment .* is not finite"),
+            (([[0, 1]], [0], [math.inf]), "'v', prediction 0: expected a finite score, got inf"),
+            (
+                ([[0, 1, 2]], [0], [0.5]),
+                r"expected segments \[n, 2\].*got \[1, 3\], \[1\] and \[1\]",
+            ),
+            (([[0, 1]], [0, 1], [0.5]), r"got \[1, 2\], \[2\] and \[1\]"),
+            (([[0, 1]], [0], 0.5), r"got \[1, 2\], \[1\] and \[\]"),
+            (([["a", 1]], [0], [0.5]), "expected numbers in segments and scores"),
+            (([[0, 1]], [0]), r"'v': expected \(segments, labels, scores\), got tuple"),
+        ],
+    )
+    def test_bad_arrays(self, entry, message):
+        with pytest.raises(DataError, match=message):
+            Detections.from_videos({"u": ([], [], []), "v": entry}, CLASSES)
