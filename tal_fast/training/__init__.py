@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: settings, loop, losses, checkpoints and prediction."""
+
+from tal_fast.training.config import (
+    ExperimentConfig,
+    config_to_dict,
+    load_config,
+    preset,
+    preset_names,
+    save_config,
+)
+from tal_fast.training.experiment import ExperimentResult, run_experiment, train
+from tal_fast.training.inference import detect, predict
+from tal_fast.training.trainer import ProgressEvent, TrainingSummary
+
+__all__ = [
+    "ExperimentConfig",
+    "ExperimentResult",
+    "ProgressEvent",
+    "TrainingSummary",
+    "config_to_dict",
+    "detect",
+    "load_config",
+    "predict",
+    "preset",
+    "preset_names",
+    "run_experiment",
+    "save_config",
+    "train",
+]

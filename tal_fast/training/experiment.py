@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One experiment: train on some videos, detect in others, score the detections."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tal_fast.data.dataset import TALDataset
+from tal_fast.errors import DataError, TrainingError
+from tal_fast.evaluation import evaluate
+from tal_fast.models import TadTR
+from tal_fast.training.config import ExperimentConfig, save_config
+from tal_fast.training.environment import describe_environment
+from tal_fast.training.inference import detect, predict
+from tal_fast.training.trainer import ProgressEvent, Trainer, TrainingSummary
+
+__all__ = ["ExperimentResult", "run_experiment", "train"]
+
+Progress = Callable[[ProgressEvent], None]
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What an experiment gave and took.
+
+    Attributes:
+        average_map: mean over thresholds of mAP, 0..1.
+        map_per_threshold: mAP by tIoU threshold (``"0.3"``).
+        epochs: passes over the training windows.
+        steps: optimiser steps.
+        windows: training windows.
+        best_epoch: epoch whose weights were tested.
+        train_seconds: wall-clock time of the training.
+        total_seconds: with prediction and evaluation.
+        peak_memory_mib: largest resident memory of the process.
+    """
+
+    average_map: float
+    map_per_threshold: dict[str, float]
+    epochs: int
+    steps: int
+    windows: int
+    best_epoch: int
+    train_seconds: float
+    total_seconds: float
+    peak_memory_mib: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain values."""
+        return asdict(self)
+
+
+def train(
+    config: ExperimentConfig,
+    data: TALDataset,
+    videos: Sequence[str],
+    out: str | Path,
+    *,
+    resume: bool = True,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> TrainingSummary:
+    """Trains a model and writes config.yaml, environment.json, log.csv and checkpoint.pt.
+
+    With ``training.holdout`` > 0 that share of ``videos`` is kept back and picks the epoch; no
+    other video is ever looked at.
+
+    Args:
+        config: all settings.
+        data: the data set.
+        videos: names of the training videos.
+        out: directory, made when missing.
+        resume: whether to go on with an interrupted training in ``out``.
+        progress: called after every step.
+        threads: torch threads; as they are when None.
+
+    Raises:
+        DataError: the videos hold nothing to train on.
+        TrainingError: the training cannot go on, or ``out`` cannot be written.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
+        description = json.dumps(describe_environment(), indent=2)
+        (out / "environment.json").write_text(description + "\n", "utf-8")
+    except OSError as error:
+        raise TrainingError(f"cannot write to {out}: {error}") from error
+    kept, held = _hold_out(videos, config.training.holdout, config.training.seed)
+    validate = None
+    if held:
+
+        def validate(model: TadTR) -> float:
+            found = detect(model, data, held, config)
+            return evaluate(data.annotations.select(held), found).average_map
+
+    return Trainer(config, data, kept, out, progress=progress, validate=validate).run(resume)
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    data: TALDataset,
+    *,
+    train_videos: Sequence[str],
+    test_videos: Sequence[str],
+    out: str | Path,
+    resume: bool = True,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> ExperimentResult:
+    """Trains, detects in the test videos and scores; the test videos decide nothing.
+
+    Besides what :func:`train` writes, ``out`` gets predictions.json and metrics.json.
+
+    Args:
+        config: all settings.
+        data: the data set.
+        train_videos: names of the training videos.
+        test_videos: names of the test videos; none may be among the training ones.
+        out: directory, made when missing.
+        resume: whether to go on with an interrupted experiment in ``out``.
+        progress: called after every step.
+        threads: torch threads; as they are when None.
+
+    Raises:
+        DataError: a video is in both lists, or the training videos hold nothing to train on.
+        TrainingError: the training cannot go on, or ``out`` cannot be written.
+    """
+    both = sorted(set(train_videos) & set(test_videos))
+    if both:
+        raise DataError(
+            f"{len(both)} videos are both training and test videos, the first is {both[0]!r}"
+        )
+    began = time.perf_counter()
+    out = Path(out)
+    summary = train(
+        config, data, train_videos, out, resume=resume, progress=progress, threads=threads
+    )
+
+    def predicting(done: int, total: int) -> None:
+        if progress is not None:
+            progress(ProgressEvent("predict", done, total))
+
+    found = predict(
+        summary.checkpoint, data, test_videos, out / "predictions.json", progress=predicting
+    )
+    if progress is not None:
+        progress(ProgressEvent("evaluate", 0, 1))
+    score = evaluate(data.annotations.select(test_videos), found)
+    result = ExperimentResult(
+        average_map=float(score.average_map),
+        map_per_threshold={
+            f"{threshold:g}": float(value)
+            for threshold, value in zip(
+                score.tiou_thresholds, score.map_per_threshold, strict=True
+            )
+        },
+        epochs=summary.epochs,
+        steps=summary.steps,
+        windows=summary.windows,
+        best_epoch=summary.best_epoch,
+        train_seconds=summary.seconds,
+        total_seconds=time.perf_counter() - began,
+        peak_memory_mib=_peak_memory_mib(),
+    )
+    try:
+        metrics = json.dumps({**result.to_dict(), "evaluation": score.to_dict()}, indent=2)
+        (out / "metrics.json").write_text(metrics + "\n", "utf-8")
+    except OSError as error:
+        raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error
+    return result
+
+
+def _hold_out(videos: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    if share == 0.0:
+        return list(videos), []
+    count = max(1, round(share * len(videos)))
+    if count >= len(videos):
+        raise DataError(
+            f"training.holdout = {share} leaves none of {len(videos)} training videos to train on"
+        )
+    held = set(random.Random(seed).sample(sorted(videos), count))
+    return [v for v in videos if v not in held], [v for v in videos if v in held]
+
+
+def _peak_memory_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training objective of TadTR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tal_fast import ops
+from tal_fast.models import TadTROutput
+from tal_fast.models.segments import center_width_to_start_end
+from tal_fast.ranges import nvtx_range
+from tal_fast.training.config import LossConfig
+from tal_fast.training.matching import match
+
+__all__ = ["focal_loss", "tadtr_loss"]
+
+_EPS = 1e-12  # keeps the IoU of two segments of zero width at 0 instead of NaN
+
+
+def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss, element by element (Lin et al., ICCV 2017, equation 5).
+
+    Args:
+        logits: ``Tensor[...]``.
+        targets: same shape, 1 for the class that is there and 0 elsewhere.
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: focusing exponent.
+
+    Returns:
+        ``Tensor[...]``, not reduced.
+    """
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = probability + targets - 2 * probability * targets  # 1 - p of the true answer
+    weight = (1 - alpha) + (2 * alpha - 1) * targets
+    return weight * wrong**gamma * cross_entropy
+
+
+def tadtr_loss(
+    output: TadTROutput, labels: Sequence[Tensor], segments: Sequence[Tensor], config: LossConfig
+) -> dict[str, Tensor]:
+    """Set loss over all decoder layers, plus actionness on the last.
+
+    Per layer: focal classification of every query, L1 and 1 - IoU of the matched ones, each summed
+    over the batch and divided by its number of instances (TadTR, section III-D).
+
+    Args:
+        output: of the model, K layers, B windows, Q queries.
+        labels: per window ``LongTensor[n]``.
+        segments: per window ``Tensor[n, 2]``, (centre, width) in [0, 1].
+        config: weights.
+
+    Returns:
+        Scalars ``classification``, ``l1``, ``iou``, ``actionness`` (each summed over the layers,
+        unweighted) and ``total`` (weighted), the one to differentiate.
+    """
+    logits, predicted = output.logits, output.segments
+    counts = [len(item) for item in labels]
+    all_labels = torch.cat(list(labels)).to(logits.device)
+    all_targets = torch.cat(list(segments)).to(predicted)
+    instances = max(sum(counts), 1)
+
+    with nvtx_range("tal_fast.matching"):
+        pairs = match(logits, predicted, all_labels, all_targets, counts, config)
+
+    is_class = torch.zeros_like(logits)
+    is_class[pairs.layer, pairs.window, pairs.query, all_labels[pairs.target]] = 1.0
+    focal = focal_loss(logits, is_class, config.focal_alpha, config.focal_gamma)
+    matched = predicted[pairs.layer, pairs.window, pairs.query]
+    wanted = all_targets[pairs.target]
+    overlap = ops.segment_iou(
+        center_width_to_start_end(matched), center_width_to_start_end(wanted),
+        aligned=True, eps=_EPS,
+    )
+    losses = {
+        "classification": focal.sum() / instances,
+        "l1": F.l1_loss(matched, wanted, reduction="sum") / instances,
+        "iou": (1.0 - overlap).sum() / instances,
+    }
+    if output.actionness is not None:
+        target = _best_iou(predicted[-1].detach(), all_targets, counts, config.actionness_targets)
+        losses["actionness"] = F.l1_loss(output.actionness, target)
+    weights = {
+        "classification": config.classification,
+        "l1": config.l1,
+        "iou": config.iou,
+        "actionness": config.actionness,
+    }
+    losses["total"] = torch.stack([weights[key] * value for key, value in losses.items()]).sum()
+    return losses
+
+
+def _best_iou(segments: Tensor, targets: Tensor, counts: list[int], scope: str) -> Tensor:
+    """Returns ``Tensor[B, Q]``: the IoU of each segment with the instance it covers best."""
+    batch, queries = segments.shape[:2]
+    if not len(targets):
+        return segments.new_zeros(batch, queries)
+    overlap = ops.segment_iou(
+        center_width_to_start_end(segments.reshape(-1, 2)),
+        center_width_to_start_end(targets),
+        eps=_EPS,
+    ).view(batch, queries, -1)
+    if scope == "video":
+        owner = torch.repeat_interleave(torch.arange(batch), torch.tensor(counts))
+        own = owner.to(overlap.device) == torch.arange(batch, device=overlap.device)[:, None]
+        overlap = overlap * own[:, None]
+    return overlap.amax(-1)

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: steps, learning rate, checkpoints, log."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tal_fast.data.batches import Batch, BatchLoader
+from tal_fast.data.dataset import TALDataset
+from tal_fast.data.windows import WindowSet
+from tal_fast.errors import TrainingError
+from tal_fast.models import TadTR
+from tal_fast.ranges import nvtx_range
+from tal_fast.training.checkpoint import read_checkpoint, save_model, write_checkpoint
+from tal_fast.training.config import ExperimentConfig, TrainingConfig, config_to_dict
+from tal_fast.training.device import autocast, resolve_device
+from tal_fast.training.ema import WeightAverage
+from tal_fast.training.events import EventWriter
+from tal_fast.training.interrupts import deferred_interrupt
+from tal_fast.training.losses import tadtr_loss
+
+__all__ = ["ProgressEvent", "Trainer", "TrainingSummary", "learning_rate", "parameter_groups"]
+
+_LOSSES = ("total", "classification", "l1", "iou", "actionness")
+_LOG_COLUMNS = (
+    "epoch", "step", "learning_rate", *_LOSSES, "gradient_norm", "windows_per_second", "seconds",
+    "data_wait_seconds", "holdout_map",
+)
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """What a running experiment tells.
+
+    Attributes:
+        stage: ``train``, ``predict`` or ``evaluate``.
+        step: steps (windows in ``predict``) done.
+        total_steps: of how many.
+        epoch: current epoch, from 1.
+        epochs: of how many.
+        losses: of the last step.
+        windows_per_second: of this run so far.
+        seconds_left: of this stage.
+    """
+
+    stage: str
+    step: int
+    total_steps: int
+    epoch: int = 0
+    epochs: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    windows_per_second: float = 0.0
+    seconds_left: float = math.nan
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a training took.
+
+    Attributes:
+        checkpoint: file of the final (or best) weights.
+        epochs: passes over the windows.
+        steps: optimiser steps.
+        windows: training windows.
+        seconds: wall-clock time of the training, earlier interrupted parts included.
+        best_epoch: epoch whose weights were kept, from 1; the last one without a hold-out.
+    """
+
+    checkpoint: Path
+    epochs: int
+    steps: int
+    windows: int
+    seconds: float
+    best_epoch: int
+
+
+def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Splits parameters into the two learning rates of TadTR's recipe.
+
+    Reference points and sampling offsets steer where attention looks; they learn
+    ``sampling_lr_scale`` times as fast as the rest.
+    """
+    slow_names = ("reference_points", "sampling_offsets")
+    slow, rest = [], []
+    for name, parameter in model.named_parameters():
+        (slow if any(key in name for key in slow_names) else rest).append(parameter)
+    return [
+        {"params": rest, "scale": 1.0},
+        {"params": slow, "scale": config.sampling_lr_scale},
+    ]
+
+
+def learning_rate(config: TrainingConfig, epoch: int) -> float:
+    """Returns the learning rate of an epoch (from 0): a fall at each share of the epochs."""
+    falls = sum(epoch >= round(share * config.epochs) for share in config.lr_drops)
+    return config.learning_rate * config.lr_drop_factor**falls
+
+
+class Trainer:
+    """Trains a model on the windows of given videos.
+
+    Args:
+        config: all settings.
+        data: the data set.
+        videos: names of the training videos.
+        out: directory for ``checkpoint.pt``, ``log.csv`` and, while it runs, ``resume.pt``.
+        progress: called after every step.
+        validate: called with the model after each epoch when ``holdout`` > 0 (returns the score
+            that picks the best epoch).
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        data: TALDataset,
+        videos: Sequence[str],
+        out: Path,
+        *,
+        progress: Callable[[ProgressEvent], None] | None = None,
+        validate: Callable[[torch.nn.Module], float] | None = None,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.videos = list(videos)
+        self.out = out
+        self.progress = progress
+        self.validate = validate
+
+    def run(self, resume: bool = True) -> TrainingSummary:
+        """Trains to the end, from where an interrupted run with the same settings stopped.
+
+        On a CPU the resumed run gives the very weights of an uninterrupted one.
+
+        Raises:
+            DataError: no training video, or none with an instance.
+            TrainingError: the loss is not finite, or ``resume.pt`` is of other settings.
+            KeyboardInterrupt: after the state was written.
+        """
+        self._start()
+        if resume and (self.out / "resume.pt").exists():
+            self._restore(read_checkpoint(self.out / "resume.pt"))
+        with (
+            BatchLoader(
+                self.windows,
+                self.config.training.batch_size,
+                shuffle=True,
+                drop_last=len(self.windows) >= self.config.training.batch_size,
+                seed=self.config.training.seed,
+                threads=self.config.data.threads,
+            ) as loader,
+            EventWriter(self.out, self.config.training.tensorboard) as events,
+            deferred_interrupt() as interrupted,
+        ):
+            self._began = time.perf_counter() - self.seconds
+            self._steps_per_epoch = len(loader)
+            for epoch in range(self.epoch, self.config.training.epochs):
+                self._epoch(epoch, loader, events, interrupted)
+        self._keep(final=True)
+        (self.out / "resume.pt").unlink(missing_ok=True)
+        return TrainingSummary(
+            checkpoint=self.out / "checkpoint.pt",
+            epochs=self.config.training.epochs,
+            steps=self.step,
+            windows=len(self.windows),
+            seconds=self.seconds,
+            best_epoch=self.best[1] if self.validate else self.config.training.epochs,
+        )
+
+    # The state of a training: everything below is written by _save and read by _restore.
+
+    def _start(self) -> None:
+        config = self.config
+        self.windows = WindowSet(
+            self.data,
+            self.videos,
+            length=config.data.window,
+            overlap=config.data.train_overlap,
+            min_inside=config.data.min_inside,
+            drop_empty=True,
+        )
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.device = resolve_device(config.training.device)
+        torch.manual_seed(config.training.seed)
+        self.model = TadTR(self.data.channels, self.data.num_classes, config.model)
+        self.model.to(self.device).train()
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, config.training),
+            lr=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=config.training.amp == "float16"
+        )
+        self.average = (
+            WeightAverage(self.model, config.training.ema_decay, config.training.ema == "corrected")
+            if config.training.ema_decay > 0
+            else None
+        )
+        self.epoch = 0  # the epoch to go on with, and how many of its batches are done
+        self.batches_done = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.log: list[dict[str, Any]] = []
+        self.best: tuple[float, int] = (-math.inf, 0)
+        self._windows_seen = 0
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": config_to_dict(self.config), "videos": self.videos}
+
+    def _save(self) -> None:
+        content = {
+            "identity": self._identity(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "progress": [self.epoch, self.batches_done, self.step],
+            "seconds": self.seconds,
+            "log": self.log,
+            "best": list(self.best),
+        }
+        write_checkpoint(self.out / "resume.pt", content)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["identity"] != self._identity():
+            raise TrainingError(
+                f"{self.out / 'resume.pt'} is of a training with other settings or videos; use "
+                "another directory, or start anew with --no-resume"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"])
+        self.epoch, self.batches_done, self.step = state["progress"]
+        self.seconds = state["seconds"]
+        self.log = state["log"]
+        score, epoch = state["best"]
+        self.best = (score, epoch)
+
+    def _epoch(
+        self,
+        epoch: int,
+        loader: BatchLoader,
+        events: EventWriter,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        rate = learning_rate(self.config.training, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        loader.set_epoch(epoch)
+        sums = dict.fromkeys((*_LOSSES, "gradient_norm"), 0.0)
+        first = self.batches_done
+        began = time.perf_counter()
+        waited = 0.0
+        batches = islice(iter(loader), first, None)
+        while True:
+            asked = time.perf_counter()
+            with nvtx_range("tal_fast.data"):
+                batch = next(batches, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            losses = self._step(batch)
+            for key, value in losses.items():
+                sums[key] += value
+            self.batches_done += 1
+            self._report(epoch, losses, len(batch.windows))
+            if interrupted():
+                self._save()
+                raise KeyboardInterrupt
+        done = max(self.batches_done - first, 1)
+        elapsed = time.perf_counter() - began
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "learning_rate": rate,
+            **{key: value / done for key, value in sums.items()},
+            "windows_per_second": done * self.config.training.batch_size / elapsed,
+            "seconds": elapsed,
+            "data_wait_seconds": waited,
+        }
+        self.epoch, self.batches_done = epoch + 1, 0
+        if self.validate is not None:
+            row["holdout_map"] = self._validate(epoch + 1)
+        self.log.append(row)
+        events.write(self.step, row)
+        self._write_log()
+        if self.epoch < self.config.training.epochs:
+            self._save()
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        with nvtx_range("tal_fast.transfer"):
+            features = batch.features.to(self.device, non_blocking=True)
+            mask = batch.mask.to(self.device, non_blocking=True)
+        with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
+            output = self.model(features, mask)
+        with nvtx_range("tal_fast.loss"):
+            losses = tadtr_loss(output, batch.labels, batch.segments, self.config.loss)
+        with nvtx_range("tal_fast.backward"):
+            self.scaler.scale(losses["total"]).backward()
+        with nvtx_range("tal_fast.optimizer"):
+            norm = self._update()
+        self.step += 1
+        # One copy for all numbers of the step.
+        values = torch.stack([*(losses[key].detach() for key in losses), norm]).tolist()
+        numbers = dict(zip([*losses, "gradient_norm"], values, strict=True))
+        if not math.isfinite(numbers["total"]):
+            raise TrainingError(
+                f"the loss is {numbers['total']} at step {self.step} (windows "
+                f"{[window.video for window in batch.windows]}); lower training.learning_rate or "
+                "check the features"
+            )
+        return numbers
+
+    def _update(self) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.training.clip_norm
+        parameters = self.model.parameters()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model)
+        return norm
+
+    def _report(self, epoch: int, losses: dict[str, float], windows: int) -> None:
+        self._windows_seen += windows
+        self.seconds = time.perf_counter() - self._began
+        if self.progress is None:
+            return
+        total = self._steps_per_epoch * self.config.training.epochs
+        self.progress(
+            ProgressEvent(
+                stage="train",
+                step=self.step,
+                total_steps=total,
+                epoch=epoch + 1,
+                epochs=self.config.training.epochs,
+                losses={key: losses[key] for key in _LOSSES if key in losses},
+                windows_per_second=self._windows_seen / max(self.seconds, 1e-9),
+                seconds_left=(total - self.step) * self.seconds / self.step,
+            )
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return self.average.weights if self.average else self.model.state_dict()
+
+    def _validate(self, epoch: int) -> float:
+        assert self.validate is not None
+        model = TadTR(self.data.channels, self.data.num_classes, self.config.model)
+        model.load_state_dict(self._weights())
+        score = self.validate(model.to(self.device))
+        if score > self.best[0]:
+            self.best = (score, epoch)
+            self._keep()
+        return score
+
+    def _keep(self, final: bool = False) -> None:
+        """Writes the weights to keep; with a hold-out only when they are the best so far."""
+        if final and self.validate is not None:
+            return
+        save_model(
+            self.out / "checkpoint.pt",
+            self._weights(),
+            self.config,
+            self.data.annotations.classes,
+            self.data.channels,
+        )
+
+    def _write_log(self) -> None:
+        try:
+            with open(self.out / "log.csv", "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, _LOG_COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.log)
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.out / 'log.csv'}: {error}") from error
