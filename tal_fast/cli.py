@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line ``tal-fast``: parses, calls, prints.
+
+Everything heavy is imported inside the commands, so that ``-h`` answers at once.
+
+Exit status: 0 done, 1 bad data or a failure, 2 wrong usage or settings, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from tal_fast.errors import ConfigError, TalFastError
+
+if TYPE_CHECKING:
+    from tal_fast.data import TALDataset
+    from tal_fast.study import StudyResult
+
+__all__ = ["app", "main"]
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+_OPTIONS = {
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "rich_markup_mode": None,  # plain help needs no rich, whose import is half of what -h may take
+    "add_completion": False,
+    "no_args_is_help": True,
+}
+
+app = typer.Typer(
+    name="tal-fast",
+    help="Fast temporal action localization, and how much data it needs.",
+    epilog="Example: tal-fast study demo --out results/demo",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+prepare_app = typer.Typer(
+    help="Make a data directory.",
+    epilog="Example: tal-fast prepare synthetic --out data/demo",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+study_app = typer.Typer(
+    help="Train on growing shares of the data and draw the curve.",
+    epilog="Example: tal-fast study run --data data/hapt --out results/hapt",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(study_app, name="study")
+
+Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Model = Annotated[str, typer.Option("--model", help="Preset: tadtr or tadtr-small.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of settings over the preset.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="One setting; may be repeated."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _guarded(command: _Command) -> _Command:
+    """Turns expected errors into one line and an exit status; bugs keep their traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            raise typer.Exit(130) from None
+        except (TalFastError, OSError) as error:
+            if os.environ.get("TAL_FAST_TRACEBACK", "0") not in ("", "0"):
+                raise
+            if isinstance(error, BrokenPipeError):  # `tal-fast ... | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            text = str(error)
+            if not isinstance(error, TalFastError):
+                text = f"{error.filename or 'system'}: {error.strerror or error}"
+            _say(f"error: {text}")
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _command(group: typer.Typer, name: str, example: str) -> Callable[[_Command], _Command]:
+    def register(function: _Command) -> _Command:
+        guarded = _guarded(function)
+        group.command(name, epilog=f"Example: {example}")(guarded)
+        return guarded
+
+    return register
+
+
+def _videos(data: TALDataset, which: str, option: str) -> list[str]:
+    """Returns the videos of a split, or all."""
+    from tal_fast.data.files import nearest
+
+    if which == "all":
+        return sorted(data.annotations.videos)
+    if which not in data.splits:
+        known = [*data.splits, "all"]
+        raise ConfigError(
+            f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
+        )
+    return list(data.splits[which])
+
+
+@contextlib.contextmanager
+def _bar(description: str) -> Iterator[Callable[..., None]]:
+    """Shows progress on a terminal, nothing elsewhere; yields update(done, total, note)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:g}/{task.total:g}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(description, total=1, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            progress.update(task, completed=done, total=max(1, total), note=note)
+
+        yield update
+
+
+@_command(app, "info", "tal-fast info")
+def info() -> None:
+    """Show versions, instruction sets, threads, and why CUDA is off if it is."""
+    import yaml
+
+    from tal_fast.info import collect
+
+    typer.echo(yaml.safe_dump(collect(), sort_keys=False).rstrip())
+
+
+@_command(prepare_app, "hapt", "tal-fast prepare hapt --archive hapt.zip --out data/hapt")
+def prepare_hapt(
+    archive: Annotated[Path, typer.Option(help="The UCI archive, as distributed.")],
+    out: Out,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Make a data directory from the UCI HAPT recordings (smartphone motion, 12 activities)."""
+    from tal_fast.data.prepare.hapt import prepare_hapt as prepare
+
+    with _bar("reading") as update:
+        report = prepare(archive, out, overwrite=overwrite, progress=update)
+    typer.echo("\n".join(report.lines()))
+
+
+@_command(prepare_app, "synthetic", "tal-fast prepare synthetic --size demo --out data/demo")
+def prepare_synthetic(
+    out: Out,
+    size: Annotated[str, typer.Option(help="demo, small or thumos14.")] = "demo",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+) -> None:
+    """Make synthetic THUMOS14-like data: 20 classes whose features carry them, with noise."""
+    from tal_fast.data import open_dataset
+    from tal_fast.data.synthetic import make_synthetic
+
+    path = make_synthetic(out, size=size, seed=seed, overwrite=overwrite)
+    data = open_dataset(path)
+    splits = ", ".join(f"{len(videos)} {name}" for name, videos in data.splits.items())
+    typer.echo(
+        f"{len(data.features)} videos ({splits}), {data.annotations.num_instances} instances of "
+        f"{data.num_classes} classes, {data.channels} channels\nwritten to {path}"
+    )
+
+
+@_command(app, "train", "tal-fast train --data data/hapt --model tadtr-small --out runs/first")
+def train(
+    data: Data,
+    out: Out,
+    model: Model = "tadtr-small",
+    config: Config = None,
+    settings: Settings = None,
+    videos: Annotated[
+        str, typer.Option(help="Videos to train on: a split of the data (train, ...) or all.")
+    ] = "train",
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
+    ] = True,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there."""
+    from tal_fast.data import open_dataset
+    from tal_fast.training import load_config
+    from tal_fast.training import train as run
+
+    chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
+    resolved = load_config(config, preset=model, overrides=chosen)
+    dataset = open_dataset(data)
+    names = _videos(dataset, videos, "--videos")
+    with _bar("training") as update:
+
+        def progress(event: Any) -> None:
+            loss = event.losses.get("total", event.losses.get("loss"))
+            shown = "" if loss is None else f"loss {loss:.3f}, "
+            note = f"epoch {event.epoch}, {shown}{event.windows_per_second:.0f} windows/s"
+            update(event.step, event.total_steps, note)
+
+        summary = run(
+            resolved, dataset, names, out, resume=resume, progress=progress, threads=threads
+        )
+    typer.echo(
+        f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} windows of "
+        f"{len(names)} videos in {summary.seconds:.1f} s\n{summary.checkpoint}"
+    )
+
+
+@_command(
+    app,
+    "predict",
+    "tal-fast predict --checkpoint runs/first/checkpoint.pt --data data/hapt --out results.json",
+)
+def predict(
+    checkpoint: Annotated[Path, typer.Option(help="File written by train.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Results JSON (ActivityNet's form) to write.")],
+    split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
+        "test"
+    ),
+    threads: Threads = None,
+) -> None:
+    """Detect actions in videos and write them as results JSON."""
+    from tal_fast.data import open_dataset
+    from tal_fast.training import predict as run
+
+    dataset = open_dataset(data)
+    names = _videos(dataset, split, "--split")
+    with _bar("predicting") as update:
+        found = run(checkpoint, dataset, names, out, progress=update, threads=threads)
+    count = sum(len(scores) for _, _, scores in found.values())
+    typer.echo(f"{count} detections in {len(names)} videos\n{out}")
+
+
+@_command(
+    app,
+    "evaluate",
+    "tal-fast evaluate --annotations data/hapt/annotations.json --predictions results.json "
+    "--subset validation",
+)
+def evaluate(
+    annotations: Annotated[Path, typer.Option(help="Annotation JSON, or a data directory.")],
+    predictions: Annotated[Path, typer.Option(help="Results JSON.")],
+    subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
+    tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
+        "0.3:0.7:0.1"
+    ),
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+) -> None:
+    """Score predictions: average precision per class and tIoU, by ActivityNet's rules."""
+    import json
+
+    from tal_fast.data import open_dataset
+    from tal_fast.data.files import write_text_atomically
+    from tal_fast.evaluation import evaluate as run
+    from tal_fast.study.sampling import parse_shares
+
+    thresholds = parse_shares("--tiou", tiou)
+    # A data directory knows its classes, also those that no annotation shows.
+    truth = open_dataset(annotations).annotations if annotations.is_dir() else annotations
+    result = run(truth, predictions, thresholds, subset)
+    typer.echo(result.table())
+    if json_out is not None:
+        write_text_atomically(json_out, json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def _print_study(result: StudyResult) -> None:
+    from rich.console import Console
+
+    from tal_fast.study.display import curve_table
+
+    # A fixed width keeps the table whole in a pipe or a log.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(curve_table(result.points))
+    if result.ran == 0:
+        typer.echo(f"all {result.reused} trials were there already, nothing was trained")
+    for name, path in result.files.items():
+        typer.echo(f"{name + ':':8} {path}")
+    for note in result.notes:
+        _say(f"note: {note}")
+
+
+@_command(
+    study_app,
+    "run",
+    "tal-fast study run --data data/hapt --model tadtr-small --fractions 0.1:1.0:0.1 "
+    "--repetitions 5 --jobs 2 --out results/hapt",
+)
+def study_run(
+    data: Data,
+    out: Out,
+    model: Model = "tadtr-small",
+    fractions: Annotated[
+        str, typer.Option(help="Shares of the training videos: first:last:step, or with commas.")
+    ] = "0.1:1.0:0.1",
+    repetitions: Annotated[int, typer.Option(min=1, help="Draws per share.")] = 5,
+    split: Annotated[
+        str, typer.Option(help="data: the data's own split; random: 80/20 by video.")
+    ] = "data",
+    seed: Annotated[int, typer.Option(min=0, help="Of split, samples and trainings.")] = 0,
+    config: Config = None,
+    settings: Settings = None,
+    jobs: Jobs = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch threads per trial; default: cores / jobs.")
+    ] = None,
+) -> None:
+    """Run the trials that are missing; then write tables, pictures and a page."""
+    from tal_fast.study import StudySpec, parse_fractions, run_study
+
+    spec = StudySpec(
+        data=data,
+        out=out,
+        model=model,
+        fractions=parse_fractions(fractions),
+        repetitions=repetitions,
+        split=split,
+        seed=seed,
+        config=config,
+        overrides=tuple(settings or ()),
+        jobs=jobs,
+        threads=threads,
+    )
+    _print_study(run_study(spec))
+
+
+@_command(study_app, "demo", "tal-fast study demo --out results/demo")
+def study_demo(out: Out, jobs: Jobs = 2) -> None:
+    """Make synthetic data and run a small study on it: a few minutes on two cores."""
+    from tal_fast.study import run_study
+    from tal_fast.study.demo import demo_spec, prepare_demo_data
+
+    prepare_demo_data(out)
+    _print_study(run_study(demo_spec(out, jobs=jobs)))
+
+
+@_command(study_app, "report", "tal-fast study report --study results/hapt")
+def study_report(
+    study: Annotated[Path, typer.Option(help="Directory of a study.")],
+) -> None:
+    """Write tables, pictures and page again from the finished trials."""
+    from tal_fast.study import report_study
+
+    _print_study(report_study(study))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name; those of the process when None.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        app(args=arguments, prog_name="tal-fast")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # while a command was still being imported
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data-efficiency study: sample, train, evaluate, repeat, and draw the curve.
+
+Algorithm 1 of the study that this library continues::
+
+    D_train, D_test <- split(D, 0.2)
+    for p = 10 %, ..., 100 %:
+        for i = 1, ..., 5:
+            train on sample(D_train, p), evaluate on D_test
+        report mean and standard deviation of mAP
+
+A study is a directory; running it again runs only the trials that are missing.
+"""
+
+from tal_fast.study.runner import StudyResult, report_study, run_study
+from tal_fast.study.sampling import parse_fractions
+from tal_fast.study.settings import StudySpec
+
+__all__ = ["StudyResult", "StudySpec", "parse_fractions", "report_study", "run_study"]

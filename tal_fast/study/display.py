@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running study shows, and its curve as a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from tal_fast.study.curve import CurvePoint
+from tal_fast.study.executors import Outcome
+from tal_fast.study.trials import TrialTask
+
+__all__ = ["StudyDisplay", "curve_table", "duration"]
+
+# Predicting the test videos and evaluating costs about this share of a trial at p = 1.
+_TEST_SHARE = 0.1
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time as people say it: ``48 s``, ``12 min 05 s``, ``3 h 20 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class StudyDisplay:
+    """Shows trials done, time left and the running trials' epochs; a context manager.
+
+    On a terminal this is a live block below one line per finished trial, elsewhere the lines alone.
+
+    Args:
+        tasks: the trials that this call runs.
+        already: trials that were finished before.
+        console: where to print.
+    """
+
+    def __init__(self, tasks: Sequence[TrialTask], *, already: int, console: Console) -> None:
+        self._console = console
+        self._already = already
+        self._all = already + len(tasks)
+        largest = max((len(task.train_videos) for task in tasks), default=1)
+        self._cost = {
+            task.trial.name: len(task.train_videos) + _TEST_SHARE * largest for task in tasks
+        }
+        self._shares: dict[str, float] = {}
+        self._done: set[str] = set()
+        self._started = time.monotonic()
+        self._rows: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._total = self._progress.add_task("trials", total=self._all, completed=already, note="")
+
+    def __enter__(self) -> StudyDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def _seconds_left(self) -> float | None:
+        total = sum(self._cost.values())
+        done = sum(self._cost[name] for name in self._done)
+        done += sum(
+            share * self._cost[name]
+            for name, share in self._shares.items()
+            if name not in self._done
+        )
+        elapsed = time.monotonic() - self._started
+        if done <= 0.0 or elapsed < 1.0:
+            return None
+        return elapsed * (total - done) / done
+
+    def _note(self) -> str:
+        left = self._seconds_left()
+        return "" if left is None else f"{duration(left)} left"
+
+    def progress(self, name: str, event: dict[str, Any]) -> None:
+        """Takes a progress event of a running trial."""
+        step, steps = event.get("step") or 0, event.get("total_steps") or 0
+        if event.get("stage") == "train":
+            self._shares[name] = 0.9 * step / steps if steps else 0.0
+        if not self._console.is_terminal:
+            return
+        if name not in self._rows:
+            self._rows[name] = self._progress.add_task(f"  {name}", total=None, note="")
+        note = str(event.get("stage"))
+        if event.get("epoch"):
+            note = f"epoch {event['epoch']}" + (
+                f" of {event['epochs']}" if event.get("epochs") else ""
+            )
+        self._progress.update(self._rows[name], completed=step, total=steps or None, note=note)
+        self._progress.update(self._total, note=self._note())
+
+    def finished(self, outcome: Outcome) -> None:
+        """Takes the end of a trial and prints its line."""
+        self._done.add(outcome.trial)
+        if outcome.trial in self._rows:
+            self._progress.remove_task(self._rows.pop(outcome.trial))
+        count = self._already + len(self._done)
+        self._progress.update(self._total, completed=count, note=self._note())
+        head = f"{count:>{len(str(self._all))}}/{self._all}  {outcome.trial}"
+        if outcome.record is None:
+            line = f"{head}  failed: {outcome.error}"
+        else:
+            record = outcome.record
+            line = (
+                f"{head}  {len(record['sample']['videos'])} videos"
+                f"  mAP {100 * record['result']['average_map']:.1f}"
+                f"  {duration(record['seconds'])}"
+            )
+        left = self._note()
+        self._console.print(f"{line}  ({left})" if left else line, markup=False, highlight=False)
+
+
+def curve_table(points: Sequence[CurvePoint]) -> Table:
+    """Returns the curve as a table for a terminal, mAP in points."""
+    keys = sorted({key for point in points for key in point.per_tiou}, key=float)
+    table = Table(title="mAP in points, ± standard deviation over trials", title_justify="left")
+    for name in ("p", "videos", "instances", "classes", "n", "average mAP"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for key in keys:
+        table.add_column(f"@{key}", justify="right", no_wrap=True)
+    for point in points:
+        mean = f"{100 * point.mean:.2f}"
+        if point.deviation is not None:
+            mean += f" ± {100 * point.deviation:.2f}"
+        table.add_row(
+            f"{100 * point.fraction:g} %",
+            f"{point.videos:g}",
+            f"{point.instances:.0f}",
+            f"{point.classes:.1f}",
+            str(point.n),
+            mean,
+            *(f"{100 * point.per_tiou[key][0]:.1f}" for key in keys if key in point.per_tiou),
+        )
+    return table

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study is asked to do, and ``study.yaml``, which keeps results of different settings apart.
+
+Only what decides a trial's outcome enters the hash of the settings. Fractions and repetitions do
+not: a study may be extended by either. Nor do jobs, threads or where the data lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tal_fast.data.files import write_text_atomically
+from tal_fast.errors import ConfigError, DataError
+
+__all__ = [
+    "StudySpec",
+    "check_same_settings",
+    "data_fingerprint",
+    "hash_settings",
+    "read_study",
+    "study_settings",
+    "write_study",
+]
+
+STUDY_FILE = "study.yaml"
+_FORMAT = 1
+_SHOWN = 5
+# Settings that a trial sets itself, or that change its speed and not its outcome.
+_NOT_THE_STUDYS = (("training", "seed"), ("training", "tensorboard"), ("data", "threads"))
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """A request: run these trials of this model on this data.
+
+    Attributes:
+        data: prepared data directory.
+        out: directory of the study.
+        model: name of the preset.
+        fractions: shares p of the training videos, in (0, 1], rising.
+        repetitions: draws per share.
+        split: ``"data"`` for the data's own split, ``"random"`` for the 80/20 draw of Algorithm 1.
+        seed: decides the random split, the samples and the trials' seeds.
+        config: YAML file of settings, or None.
+        overrides: ``section.field=value`` each, over preset and file.
+        jobs: trials at a time.
+        threads: torch threads per trial; None shares the cores fairly.
+    """
+
+    data: Path
+    out: Path
+    model: str = "tadtr-small"
+    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    repetitions: int = 5
+    split: str = "data"
+    seed: int = 0
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    jobs: int = 1
+    threads: int | None = None
+
+    def command(self) -> str:
+        """Returns the command line that asks for this study."""
+        words = ["tal-fast", "study", "run", "--data", str(self.data), "--model", self.model]
+        words += ["--fractions", ",".join(f"{fraction:g}" for fraction in self.fractions)]
+        words += ["--repetitions", str(self.repetitions), "--split", self.split]
+        words += ["--seed", str(self.seed)]
+        if self.config is not None:
+            words += ["--config", str(self.config)]
+        for override in self.overrides:
+            words += ["--set", override]
+        if self.jobs != 1:
+            words += ["--jobs", str(self.jobs)]
+        if self.threads is not None:
+            words += ["--threads", str(self.threads)]
+        return shlex.join([*words, "--out", str(self.out)])
+
+
+def data_fingerprint(dataset: Any) -> str:
+    """Returns a hash of annotations and feature shapes, the same wherever the data lies.
+
+    The feature values are not read: that would cost more than some studies. Features of the same
+    shapes with other content are the one change that this does not see.
+    """
+    digest = hashlib.sha256()
+    digest.update(json.dumps(list(dataset.annotations.classes)).encode())
+    for name in sorted(dataset.annotations.videos):
+        video, extent = dataset.annotations.videos[name], dataset.features[name]
+        grid = dataset.grid(name)
+        row = [name, video.subset, float(video.duration), extent.rows, extent.columns]
+        row += [str(extent.dtype), float(grid.stride), float(grid.frames), float(grid.fps)]
+        digest.update(json.dumps(row).encode())
+        digest.update(np.ascontiguousarray(video.segments, dtype="<f8").tobytes())
+        digest.update(np.ascontiguousarray(video.labels, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def study_settings(
+    spec: StudySpec, config: Mapping[str, Any], dataset: Any, *, train: int, test: int
+) -> dict[str, Any]:
+    """Returns what decides the trials' outcomes.
+
+    Args:
+        spec: the request.
+        config: the resolved configuration as nested dicts.
+        dataset: the opened data set.
+        train: number of training videos.
+        test: number of test videos.
+    """
+    resolved = json.loads(json.dumps(config))
+    for section, key in _NOT_THE_STUDYS:
+        if isinstance(resolved.get(section), dict):
+            resolved[section].pop(key, None)
+    return {
+        "model": spec.model,
+        "data": {
+            "name": dataset.name,
+            "fingerprint": data_fingerprint(dataset),
+            "classes": len(dataset.annotations.classes),
+            "train_videos": train,
+            "test_videos": test,
+        },
+        "split": spec.split,
+        "sampling": "videos, uniform without replacement",
+        "seed": spec.seed,
+        "config": resolved,
+    }
+
+
+def hash_settings(settings: Mapping[str, Any]) -> str:
+    """Returns the hash that every trial of a study with these settings carries."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Checks that a study's directory holds the settings that are asked for.
+
+    Raises:
+        ConfigError: they differ; the message names the first few.
+    """
+    if hash_settings(found) == hash_settings(wanted):
+        return
+    there, here = dict(_flat(found)), dict(_flat(wanted))
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    shown = "; ".join(
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys[:_SHOWN]
+    )
+    more = f" (and {len(keys) - _SHOWN} more)" if len(keys) > _SHOWN else ""
+    raise ConfigError(
+        f"{out}: holds a study with other settings: {shown}{more}; "
+        "results are never mixed: use another --out"
+    )
+
+
+def read_study(out: Path) -> dict[str, Any] | None:
+    """Reads ``study.yaml``; None when there is none.
+
+    Raises:
+        DataError: it cannot be read or was written by something else.
+    """
+    path = out / STUDY_FILE
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    keys = ("format", "settings", "hash", "request", "runs")
+    if not isinstance(study, dict) or any(key not in study for key in keys):
+        raise DataError(f"{path}: expected a study's settings, with the keys {', '.join(keys)}")
+    if study["format"] != _FORMAT:
+        raise DataError(f"{path}: expected format {_FORMAT}, got {study['format']!r}")
+    if study["hash"] != hash_settings(study["settings"]):
+        raise DataError(f"{path}: the settings do not match their hash: edited by hand?")
+    return study
+
+
+def write_study(
+    out: Path, settings: Mapping[str, Any], spec: StudySpec, runs: list[dict[str, Any]]
+) -> None:
+    """Writes ``study.yaml``.
+
+    Args:
+        out: directory of the study.
+        settings: what decides the outcomes.
+        spec: the latest request.
+        runs: for each call that ran trials: when, how long, how many, on which machine.
+    """
+    study = {
+        "format": _FORMAT,
+        "hash": hash_settings(settings),
+        "command": spec.command(),
+        "request": {
+            "fractions": list(spec.fractions),
+            "repetitions": spec.repetitions,
+            "trials": len(spec.fractions) * spec.repetitions,
+        },
+        "settings": dict(settings),
+        "runs": runs,
+    }
+    write_text_atomically(out / STUDY_FILE, yaml.safe_dump(study, sort_keys=False))

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One trial = one training of a study = one directory that is either complete or not there.
+
+A trial is written in ``trials/.p010_r0.partial`` and renamed to ``trials/p010_r0`` when everything,
+``trial.json`` last, is in it. What a killed run left in a partial directory is continued when it
+belongs to the same trial of the same settings and software, and thrown away otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tal_fast
+from tal_fast.data.files import write_text_atomically
+from tal_fast.errors import ConfigError, DataError
+from tal_fast.study.locks import locked_directory
+
+__all__ = [
+    "EXPERIMENT",
+    "Progress",
+    "Trial",
+    "TrialTask",
+    "execute_trial",
+    "is_environment_error",
+    "load_experiment",
+    "load_trial",
+    "scan_trials",
+    "trial_directories",
+]
+
+EXPERIMENT = "tal_fast.training.experiment:run_experiment"
+_FORMAT = 1
+_RECORD = "trial.json"
+_HEADER = "started.json"
+
+Progress = Callable[[str, dict[str, Any]], None]
+"""Receives (trial name, the fields of a progress event)."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study.
+
+    Attributes:
+        model: name of the model preset.
+        fraction: share p of the training videos, in (0, 1].
+        repetition: which draw of this share, counted from 0.
+        seed: training seed.
+        options: further settings in which trials of one study may differ.
+    """
+
+    model: str
+    fraction: float
+    repetition: int
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the trial's directory: ``p010_r0`` is p = 10 %, repetition 0."""
+        percent = f"{self.fraction * 100:.4f}".rstrip("0").rstrip(".")
+        whole, dot, rest = percent.partition(".")
+        return f"p{whole:0>3}{dot}{rest}_r{self.repetition}"
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """Everything a process needs to run a trial; survives JSON, so that any executor can send it.
+
+    Attributes:
+        trial: what to run.
+        root: directory that holds the trials.
+        settings: hash of the study's settings.
+        data: the prepared data directory.
+        config: YAML file of the resolved configuration.
+        train_videos: the drawn training videos.
+        test_videos: the test videos.
+        coverage: what the sample covers (instances, classes, missing_classes), recorded as is.
+        threads: torch threads for this trial.
+        experiment: ``"module:function"`` with the interface of ``run_experiment``.
+    """
+
+    trial: Trial
+    root: str
+    settings: str
+    data: str
+    config: str
+    train_videos: tuple[str, ...]
+    test_videos: tuple[str, ...]
+    coverage: Mapping[str, Any]
+    threads: int
+    experiment: str = EXPERIMENT
+
+    def to_json(self) -> str:
+        """Returns the task as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrialTask:
+        """Returns the task that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        fields["trial"] = Trial(**fields["trial"])
+        fields["train_videos"] = tuple(fields["train_videos"])
+        fields["test_videos"] = tuple(fields["test_videos"])
+        return cls(**fields)
+
+
+def is_environment_error(error: BaseException) -> bool:
+    """Returns whether every other trial would fail as well: bad settings, full disk, no access."""
+    return isinstance(error, (OSError, ConfigError)) or isinstance(error.__cause__, OSError)
+
+
+def load_experiment(door: str) -> Callable[..., Any]:
+    """Imports the function named by ``"module:function"``.
+
+    Raises:
+        ConfigError: the text has another form, or there is no such function.
+    """
+    module, colon, function = door.partition(":")
+    if not (module and colon and function):
+        raise ConfigError(f"experiment: expected 'module:function', got {door!r}")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"experiment: cannot import {door!r}: {error}") from error
+
+
+def trial_directories(root: Path) -> Iterator[Path]:
+    """Yields the directories of finished trials in order of name."""
+    if root.is_dir():
+        for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield Path(entry.path)
+
+
+def load_trial(directory: Path) -> dict[str, Any]:
+    """Reads the record of a finished trial.
+
+    Raises:
+        DataError: ``trial.json`` is missing, is not JSON or lacks a field.
+    """
+    path = directory / _RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory}: expected a finished trial with {_RECORD}, found none; "
+            "remove this directory to run the trial again"
+        ) from None
+    except ValueError as error:
+        raise DataError(
+            f"{path}: expected JSON, got {error}; remove {directory.name} to run the trial again"
+        ) from error
+    needed = ("trial", "settings", "fraction", "repetition", "seed", "sample", "result")
+    missing = [key for key in needed if not isinstance(record, dict) or key not in record]
+    if missing:
+        raise DataError(f"{path}: expected the fields of a trial, {missing[0]!r} is missing")
+    for key in ("average_map", "map_per_threshold"):
+        if key not in record["result"]:
+            raise DataError(f"{path}: expected result.{key}, found none")
+    return record
+
+
+def scan_trials(root: Path, settings: str) -> dict[str, dict[str, Any]]:
+    """Reads all finished trials of a study.
+
+    Args:
+        root: directory that holds the trials.
+        settings: hash of the study's settings.
+
+    Returns:
+        name -> record, in order of name.
+
+    Raises:
+        DataError: a directory is no readable trial, or was renamed.
+        ConfigError: a trial was run with other settings: results are never mixed.
+    """
+    records = {}
+    for directory in trial_directories(root):
+        record = load_trial(directory)
+        if record["settings"] != settings:
+            raise ConfigError(
+                f"{directory}: this trial was run with other settings than this study's "
+                f"(settings {record['settings'][:12]}, expected {settings[:12]}); "
+                "results are never mixed: use another --out"
+            )
+        if record["trial"] != directory.name:
+            raise DataError(
+                f"{directory}: expected trial {directory.name}, it is {record['trial']}"
+            )
+        records[directory.name] = record
+    return records
+
+
+def _empty(directory: Path) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def _take_over(partial: Path, header: dict[str, Any]) -> bool:
+    """Makes ``partial`` ready for this trial; returns whether it holds work to continue."""
+    try:
+        found = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found == header:
+        return True
+    _empty(partial)
+    write_text_atomically(partial / _HEADER, json.dumps(header, indent=1))
+    return False
+
+
+def _seeded_config(task: TrialTask) -> Any:
+    from tal_fast.training.config import load_config
+
+    return load_config(task.config, overrides=(f"training.seed={task.trial.seed}",))
+
+
+def execute_trial(
+    task: TrialTask,
+    *,
+    dataset: Any,
+    experiment: Callable[..., Any],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Runs a trial and renames its directory into place.
+
+    Args:
+        task: the trial and its surroundings.
+        dataset: the opened data set.
+        experiment: called as ``run_experiment`` is.
+        progress: receives the trial's progress.
+
+    Returns:
+        The record, as ``trial.json`` holds it. A trial that is there already is not run again.
+
+    Raises:
+        TalFastError: another process runs this trial.
+    """
+    name = task.trial.name
+    final, partial = Path(task.root) / name, Path(task.root) / f".{name}.partial"
+    header = {
+        **dataclasses.asdict(task.trial),
+        "settings": task.settings,
+        "tal_fast": tal_fast.__version__,
+        "train_videos": list(task.train_videos),
+        "test_videos": list(task.test_videos),
+    }
+    header = json.loads(json.dumps(header))
+
+    def forward(event: Any) -> None:
+        if progress is not None:
+            keys = ("stage", "step", "total_steps", "epoch", "epochs")
+            progress(name, {key: getattr(event, key, None) for key in keys})
+
+    busy = f"trial {name}: another process is running it in {partial}"
+    with locked_directory(partial, wait=20.0, busy=busy):
+        if final.exists():
+            _empty(partial)
+            partial.rmdir()
+            return load_trial(final)
+        continued = _take_over(partial, header)
+        config = _seeded_config(task)
+        started, clock = time.time(), time.perf_counter()
+
+        def attempt() -> Any:
+            return experiment(
+                config,
+                dataset,
+                train_videos=list(task.train_videos),
+                test_videos=list(task.test_videos),
+                out=partial,
+                resume=True,
+                progress=forward,
+                threads=task.threads,
+            )
+
+        try:
+            result = attempt()
+        except Exception as error:
+            if not continued or is_environment_error(error):
+                raise
+            # What the killed run left may be what fails: once more, from nothing.
+            _empty(partial)
+            continued = _take_over(partial, header)
+            result = attempt()
+        record = {
+            "format": _FORMAT,
+            "trial": name,
+            **dataclasses.asdict(task.trial),
+            "settings": task.settings,
+            "sample": {"videos": list(task.train_videos), **task.coverage},
+            "test_videos": len(task.test_videos),
+            "tal_fast": tal_fast.__version__,
+            "threads": task.threads,
+            "continued": continued,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started)) + "Z",
+            "seconds": round(time.perf_counter() - clock, 3),
+            "result": result.to_dict(),
+        }
+        write_text_atomically(partial / _RECORD, json.dumps(record, indent=1))
+        (partial / _HEADER).unlink(missing_ok=True)
+        os.rename(partial, final)
+    return record

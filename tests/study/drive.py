@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tal-fast`` with a stand-in for the training: ``drive.py module:function ARGUMENTS...``."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    from tal_fast import study
+    from tal_fast.cli import main
+
+    study.run_study = functools.partial(study.run_study, experiment=sys.argv[1])
+    sys.exit(main(sys.argv[2:]))

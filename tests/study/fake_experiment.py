@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for ``run_experiment``: quick, deterministic, and misbehaving on request.
+
+They are named by ``"fake_experiment:function"``, so that the pool's processes find them too. Every
+call appends a line to ``calls.jsonl`` beside the study, which tells what really ran.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+STEPS = 40
+
+
+@dataclass
+class Result:
+    average_map: float
+    map_per_threshold: dict[str, float]
+    epochs: int
+    steps: int
+    windows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+
+def log_of(study: Path) -> Path:
+    return study.parent / f"{study.name}.calls.jsonl"
+
+
+def read_calls(study: Path) -> list[dict[str, Any]]:
+    path = log_of(study)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _log(out: Path, **fields: Any) -> None:
+    # out is STUDY/trials/.p010_r0.partial
+    line = json.dumps({"trial": out.name.strip(".").removesuffix(".partial"), **fields})
+    with open(log_of(out.parent.parent), "a") as file:
+        file.write(line + "\n")
+
+
+def score(seed: int, videos: int) -> float:
+    return round(videos / (videos + 5) - (seed % 1000) / 20_000, 6)
+
+
+def _finish(config: Any, train_videos: Any, out: Path) -> Result:
+    value = score(config.training.seed, len(train_videos))
+    result = Result(value, {"0.3": value * 1.1, "0.5": value, "0.7": value * 0.9}, 2, 8, 64)
+    (out / "metrics.json").write_text(json.dumps(result.to_dict()))
+    return result
+
+
+def learn(config, data, *, train_videos, test_videos, out, resume, progress, threads):
+    """Learns at once."""
+    assert data.annotations.num_instances > 0
+    assert not set(train_videos) & set(test_videos)
+    _log(out, seed=config.training.seed, pid=os.getpid(), threads=threads, first=0)
+    for stage in ("train", "predict", "evaluate"):
+        progress(SimpleNamespace(stage=stage, step=1, total_steps=1, epoch=1, epochs=1))
+    return _finish(config, train_videos, out)
+
+
+def learn_slowly(config, data, *, train_videos, test_videos, out, resume, progress, threads):
+    """Learns in steps of 20 ms, with a checkpoint after each, from which it goes on."""
+    checkpoint = out / "step.txt"
+    first = int(checkpoint.read_text()) if resume and checkpoint.exists() else 0
+    _log(out, pid=os.getpid(), first=first)
+    for step in range(first, STEPS):
+        time.sleep(0.02)
+        temporary = out / "step.tmp"
+        temporary.write_text(str(step + 1))
+        temporary.replace(checkpoint)
+        progress(
+            SimpleNamespace(stage="train", step=step + 1, total_steps=STEPS, epoch=1, epochs=1)
+        )
+    _log(out, pid=os.getpid(), finished=True)
+    return _finish(config, train_videos, out)
+
+
+def stuck(config, data, *, train_videos, test_videos, out, resume, progress, threads):
+    """Goes on for ever, deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _log(out, pid=os.getpid(), first=0)
+    while True:
+        time.sleep(0.05)
+
+
+def fail_at_half(config, data, *, train_videos, out, **rest):
+    """Fails for p = 50 %, as on a bug."""
+    if out.name.startswith(".p050"):
+        (out / "left.txt").write_text("half")
+        raise ZeroDivisionError("no windows")
+    return learn(config, data, train_videos=train_videos, out=out, **rest)
+
+
+def fail(config, data, *, out, **rest):
+    """Fails always."""
+    _log(out, first=0)
+    raise RuntimeError("nothing works")
+
+
+def full_disk(config, data, *, train_videos, out, **rest):
+    """Finds the disk full at p = 50 %."""
+    if out.name.startswith(".p050"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "checkpoint.pt"))
+    return learn(config, data, train_videos=train_videos, out=out, **rest)
+
+
+def poisoned(config, data, *, train_videos, out, **rest):
+    """Fails on what a killed run left behind, but not from scratch."""
+    if (out / "step.txt").exists():
+        raise RuntimeError("checkpoint is broken")
+    return learn(config, data, train_videos=train_videos, out=out, **rest)
+
+
+def die_once(config, data, *, train_videos, out, **rest):
+    """Is killed from outside the first time that p = 50 % is tried."""
+    mark = log_of(out.parent.parent).with_suffix(".died")
+    if out.name.startswith(".p050") and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learn(config, data, train_videos=train_videos, out=out, **rest)
+
+
+def chatty(config, data, *, train_videos, out, **rest):
+    """Prints to standard output, from Python and below it."""
+    print('{"done": "not a message"}', flush=True)
+    os.write(1, b"{broken\n")
+    return learn(config, data, train_videos=train_videos, out=out, **rest)
