@@ -251,8 +251,7 @@ def predict(
     names = _videos(dataset, split, "--split")
     with _bar("predicting") as update:
         found = run(checkpoint, dataset, names, out, progress=update, threads=threads)
-    count = sum(len(scores) for _, _, scores in found.values())
-    typer.echo(f"{count} detections in {len(names)} videos\n{out}")
+    typer.echo(f"{len(found)} detections in {len(names)} videos\n{out}")
 
 
 @_command(

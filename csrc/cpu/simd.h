@@ -78,6 +78,13 @@ inline Bits16<kLanes> narrow_lanes(Vector<float, kLanes> value, Half /*type*/) {
   return __builtin_convertvector(result | ((bits >> 16) & 0x8000u), Bits16<kLanes>);
 }
 
+#if defined(__AVX2__)
+// GCC 12 builds __builtin_convertvector from several shuffles.
+template <>
+[[maybe_unused]] inline Vector<float, 8> widen_lanes<8>(Bits16<8> bits, BFloat16 /*type*/) {
+  return (Vector<float, 8>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)bits), 16);
+}
+#endif
 #if defined(__F16C__)
 template <>
 [[maybe_unused]] inline Vector<float, 8> widen_lanes<8>(Bits16<8> bits, Half /*type*/) {
@@ -90,6 +97,11 @@ template <>
 #endif
 #if defined(__AVX512F__)
 // The zero-masked forms compile to the plain instructions; GCC 12 warns about the plain ones.
+template <>
+[[maybe_unused]] inline Vector<float, 16> widen_lanes<16>(Bits16<16> bits, BFloat16 /*type*/) {
+  return (Vector<float, 16>)_mm512_maskz_slli_epi32(
+      0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)bits), 16);
+}
 template <>
 [[maybe_unused]] inline Vector<float, 16> widen_lanes<16>(Bits16<16> bits, Half /*type*/) {
   return (Vector<float, 16>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);

@@ -29,9 +29,10 @@ namespace {
 // large enough that the system call is noise.
 constexpr int64_t kChunkBytes = 256 * 1024;
 
-// Read whole rows of a [C, T] file when the window is at least this part of them: one large pread
-// and some unused bytes cost less than a pread per channel.
-constexpr int64_t kBulkPart = 4;
+// In a [C, T] file a window is one run of bytes per channel. Up to this many bytes between two runs
+// are read along: one large pread then costs less than one per channel (0.75 us each; both ways
+// took the same time at 3000 float32 rows, so at about 11 KiB).
+constexpr int64_t kBulkGapBytes = 8 * 1024;
 
 // An error on its way from a worker to the ticket.
 struct Failure {
@@ -212,7 +213,7 @@ void read_columns(const File& file, const Extent& e, const WindowJob& job, bool 
                   Scratch& scratch) {
   const int64_t size = item_size(e.dtype);
   const int64_t rows = job.stop - job.start;
-  const bool bulk = rows * kBulkPart >= e.rows;
+  const bool bulk = (e.rows - rows) * size <= kBulkGapBytes;
   const int64_t read_length = bulk ? e.rows : rows;  // elements read per channel
   const int64_t skip = bulk ? job.start : 0;
   const int64_t channels =

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from tal_fast.errors import ConfigError, TalFastError
+from tal_fast.study.failures import rebuild_error
 from tal_fast.study.trials import Progress, TrialTask, execute_trial, load_experiment
-from tal_fast.study.worker import rebuild_error
 
 __all__ = ["Executor", "InProcess", "LocalPool", "Outcome", "threads_per_job"]
 

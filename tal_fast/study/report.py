@@ -35,17 +35,17 @@ _MACHINE = {
 def coverage_rows(
     records: Sequence[Mapping[str, Any]], fractions: Sequence[float]
 ) -> list[tuple[str, list[float]]]:
-    """Returns, per class, the share of the samples of each fraction in which it occurs.
+    """Returns, per class by name, the share of the samples of each fraction in which it occurs.
 
     Args:
         records: contents of the trials' ``trial.json``.
         fractions: the fractions, one per column.
     """
-    names: dict[str, None] = {}
+    names: set[str] = set()
     held: dict[float, list[set[str]]] = {fraction: [] for fraction in fractions}
     for record in records:
         sample = record["sample"]
-        names.update(dict.fromkeys([*sample["classes"], *sample["missing_classes"]]))
+        names.update(sample["classes"], sample["missing_classes"])
         held[record["fraction"]].append(set(sample["classes"]))
     return [
         (
@@ -55,7 +55,7 @@ def coverage_rows(
                 for fraction in fractions
             ],
         )
-        for name in names
+        for name in sorted(names)
     ]
 
 

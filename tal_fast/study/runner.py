@@ -18,6 +18,7 @@ from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastEr
 from tal_fast.study.curve import CurvePoint, build_curve, curve_csv, trials_csv
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.executors import Executor, InProcess, LocalPool, Outcome, threads_per_job
+from tal_fast.study.failures import is_environment_error
 from tal_fast.study.locks import check_writable, locked_directory
 from tal_fast.study.sampling import (
     Split,
@@ -39,7 +40,6 @@ from tal_fast.study.trials import (
     EXPERIMENT,
     Trial,
     TrialTask,
-    is_environment_error,
     load_experiment,
     scan_trials,
 )
@@ -209,8 +209,9 @@ def _run_trials(
             failed.append(outcome)
             _keep_traceback(plan.spec.out, outcome)
             # One broken trial should not cost a night, but a full disk or a mistake that hits the
-            # very first trial would hit all the others too.
-            if not succeeded or is_environment_error(outcome.error):
+            # first trial of every process would hit all the others too.
+            hopeless = not succeeded and len(failed) >= plan.spec.jobs
+            if hopeless or is_environment_error(outcome.error):
                 break
     return failed
 

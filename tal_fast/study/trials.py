@@ -22,6 +22,7 @@ from typing import Any
 import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError
+from tal_fast.study.failures import is_environment_error
 from tal_fast.study.locks import locked_directory
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "Trial",
     "TrialTask",
     "execute_trial",
-    "is_environment_error",
     "load_experiment",
     "load_trial",
     "scan_trials",
@@ -112,11 +112,6 @@ class TrialTask:
         fields["train_videos"] = tuple(fields["train_videos"])
         fields["test_videos"] = tuple(fields["test_videos"])
         return cls(**fields)
-
-
-def is_environment_error(error: BaseException) -> bool:
-    """Returns whether every other trial would fail as well: bad settings, full disk, no access."""
-    return isinstance(error, (OSError, ConfigError)) or isinstance(error.__cause__, OSError)
 
 
 def load_experiment(door: str) -> Callable[..., Any]:

@@ -18,37 +18,12 @@ import time
 import traceback
 from typing import Any, TextIO
 
-from tal_fast.errors import ConfigError, DataError, TalFastError
+from tal_fast.study.failures import describe_error
 from tal_fast.study.trials import TrialTask, execute_trial, load_experiment
 
-__all__ = ["describe_error", "main", "rebuild_error"]
+__all__ = ["main"]
 
 _SECONDS_BETWEEN_EVENTS = 0.2
-
-
-def describe_error(error: BaseException) -> dict[str, Any]:
-    """Returns an exception as JSON can carry it."""
-    described: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
-    for kind in (ConfigError, DataError, TalFastError):
-        if isinstance(error, kind):
-            described["kind"] = kind.__name__
-            break
-    system = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(system, OSError) and system.errno is not None:
-        name = None if system.filename is None else str(system.filename)
-        described["system"] = [system.errno, system.strerror, name]
-    return described
-
-
-def rebuild_error(described: dict[str, Any]) -> Exception:
-    """Returns the exception that :func:`describe_error` took apart, or the nearest to it."""
-    kinds = {"ConfigError": ConfigError, "DataError": DataError, "TalFastError": TalFastError}
-    system = OSError(*described["system"]) if "system" in described else None
-    if "kind" in described:
-        error = kinds[described["kind"]](described["message"])
-        error.__cause__ = system
-        return error
-    return system or TalFastError(f"{described['type']}: {described['message']}")
 
 
 class _Channel:

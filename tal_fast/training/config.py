@@ -103,7 +103,9 @@ class TrainingConfig:
         lr_drops: when the learning rate falls, as shares of the epochs (0.875 of 16 is epoch 14).
         lr_drop_factor: what it falls by.
         seed: of weights, dropout and batch order.
-        amp: precision of matrix products; ``float16`` needs CUDA.
+        amp: precision of matrix products; ``auto`` takes bfloat16 where the hardware multiplies it
+            natively, ``float16`` needs CUDA. Weights, normalisation, locations and losses stay
+            float32.
         ema_decay: decay of an exponential moving average of the weights; 0 turns it off.
         ema: ``corrected`` takes the initial weights' share out of the average, ``plain`` keeps it.
         holdout: share of the *training* videos kept back to pick the best epoch; 0 keeps the last.
@@ -120,7 +122,7 @@ class TrainingConfig:
     lr_drops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (0.875,)
     lr_drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 42
-    amp: Literal["off", "bfloat16", "float16"] = "off"
+    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
     ema_decay: Share = 0.0
     ema: Literal["corrected", "plain"] = "corrected"
     holdout: Share = 0.0

@@ -10,7 +10,7 @@ import torch
 
 from tal_fast.errors import ConfigError
 
-__all__ = ["autocast", "resolve_device"]
+__all__ = ["autocast", "resolve_amp", "resolve_device"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,12 +32,29 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_amp(device: torch.device, amp: str) -> str:
+    """Returns the precision of a setting; ``auto`` is bfloat16 where the hardware multiplies it.
+
+    That is CUDA from compute capability 8.0 on, and CPUs with AVX-512 BF16 or AMX.
+    """
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        # Newer than the oldest torch that is supported; without it, nothing is assumed.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bfloat16" if native else "off"
+
+
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
     """Returns the autocast context of a precision setting.
 
     Raises:
         ConfigError: float16 was asked for on a device other than CUDA.
     """
+    amp = resolve_amp(device, amp)
     if amp == "off":
         return nullcontext()
     if amp == "float16" and device.type != "cuda":

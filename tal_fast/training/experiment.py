@@ -20,6 +20,7 @@ from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import evaluate
 from tal_fast.models import TadTR
 from tal_fast.training.config import ExperimentConfig, save_config
+from tal_fast.training.device import resolve_amp, resolve_device
 from tal_fast.training.environment import describe_environment
 from tal_fast.training.inference import detect, predict
 from tal_fast.training.trainer import ProgressEvent, Trainer, TrainingSummary
@@ -94,7 +95,8 @@ def train(
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.yaml")
-        description = json.dumps(describe_environment(), indent=2)
+        amp = resolve_amp(resolve_device(config.training.device), config.training.amp)
+        description = json.dumps({**describe_environment(), "amp": amp}, indent=2)
         (out / "environment.json").write_text(description + "\n", "utf-8")
     except OSError as error:
         raise TrainingError(f"cannot write to {out}: {error}") from error

@@ -76,8 +76,8 @@ def test_real_length_videos_have_the_statistics_of_thumos14(tmp_path):
     assert 130 < np.median(seconds) < 185
     assert 10 < counts.mean() < 20
     assert 5 <= np.median(counts) <= 11
-    assert 2.4 < np.median(lengths) < 4.0
-    assert 0.2 < lengths.sum() / seconds.sum() < 0.42
+    assert 2.2 < np.median(lengths) < 4.0
+    assert 0.18 < lengths.sum() / seconds.sum() < 0.42
     assert {v.fps for v in videos} == {30.0, 29.97, 25.0, 24.0}
 
 
@@ -91,8 +91,18 @@ def test_constants_are_those_of_the_annotations(test_data):
     demo = SIZES["thumos14"]
     assert np.log(seconds).mean() == pytest.approx(demo.log_seconds, abs=1e-3)
     assert np.log(seconds).std() == pytest.approx(demo.log_seconds_spread, abs=1e-3)
-    counts = [len(v.labels) for v in real.videos.values() if len(v.labels)]
-    assert np.log(counts).std() == pytest.approx(synthetic.COUNT_SPREAD, abs=0.005)
+    # Number of instances: a constant per class and a slope on the length of the video.
+    pairs = [
+        (label, np.log(video.duration) - synthetic.LOG_SECONDS, np.log(number))
+        for video in real.videos.values()
+        for label, number in enumerate(np.bincount(video.labels, minlength=20))
+        if number
+    ]
+    labels, x, y = (np.array(column) for column in zip(*pairs, strict=True))
+    design = np.c_[np.eye(20)[labels], x]
+    fitted = np.linalg.lstsq(design, y, rcond=None)[0]
+    assert fitted[-1] == pytest.approx(synthetic.COUNT_SLOPE, abs=1e-3)
+    assert (y - design @ fitted).std() == pytest.approx(synthetic.COUNT_SPREAD, abs=1e-3)
     for label, (name, statistics) in enumerate(CLASS_STATISTICS.items()):
         mine = [v.segments[v.labels == label] for v in real.videos.values()]
         mine = [s[np.argsort(s[:, 0])] for s in mine if len(s)]
@@ -100,10 +110,10 @@ def test_constants_are_those_of_the_annotations(test_data):
         gaps = np.concatenate([s[1:, 0] - s[:-1, 1] for s in mine])
         gaps = gaps[gaps > 0]
         found = (
-            len(mine), len(lengths) / len(mine), np.median(lengths), np.log(lengths).std(),
+            len(mine), np.exp(fitted[label]), np.median(lengths), np.log(lengths).std(),
             np.median(gaps), np.log(gaps).std(),
         )  # fmt: skip
-        assert found == pytest.approx(statistics, abs=0.06), name
+        assert found == pytest.approx(statistics, abs=0.02), name
 
 
 def test_half_precision_and_other_sizes(tmp_path):
@@ -120,7 +130,7 @@ def test_half_precision_and_other_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": "dmo"}, "expected size among demo, small, thumos14, got 'dmo'; did you mean 'demo'"),
+        ({"size": "dmo"}, "size among demo, small, thumos14, got 'dmo'; did you mean 'demo'"),
         ({"train_videos": 0}, "expected train_videos >= 1, got 0"),
         ({"channels": 4}, "expected channels >= 8, got 4"),
         ({"dtype": "int8"}, "expected dtype float32 or float16, got 'int8'"),

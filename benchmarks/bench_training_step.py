@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training step of TadTR against the official code's, phase by phase.
+
+Same windows (16 x 128 rows of 300), same targets, same sizes. Ours without the actionness head, as
+the official code runs on a CPU, and with it; in float32 and with bfloat16 matrix products. Before
+anything is timed, our model takes the peer's weights and must give its outputs.
+
+Run: ``TAL_FAST_PEERS=DIR python benchmarks/bench_training_step.py [--repetitions 20]`` with the
+official TadTR in ``DIR/TadTR``. Without it only our own steps are timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+from torch import Tensor
+
+from peers import PeerMissingError
+from peers.tadtr import OfficialTadTR
+from tal_fast.models import build_model
+from tal_fast.training.config import LossConfig, TrainingConfig
+from tal_fast.training.device import autocast
+from tal_fast.training.losses import tadtr_loss
+from tal_fast.training.trainer import parameter_groups
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = {
+    "tadtr": {"d_model": 256, "encoder_layers": 4, "decoder_layers": 4, "feedforward": 1024},
+    "tadtr-small": {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "feedforward": 512},
+}
+BATCH, ROWS, CHANNELS, CLASSES, INSTANCES = 16, 128, 300, 20, 5
+PHASES = ("forward", "loss", "backward", "optimizer")
+
+Step = Callable[[], dict[str, float]]
+
+
+def targets() -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    labels = [torch.randint(CLASSES, (INSTANCES,), generator=generator) for _ in range(BATCH)]
+    segments = [
+        torch.rand(INSTANCES, 2, generator=generator) * 0.3 + 0.2 for _ in range(BATCH)
+    ]
+    return labels, segments
+
+
+def timed(phases: list[Callable[[], Any]]) -> dict[str, float]:
+    marks = [time.perf_counter()]
+    for phase in phases:
+        phase()
+        marks.append(time.perf_counter())
+    return dict(
+        zip(PHASES, (b - a for a, b in zip(marks[:-1], marks[1:], strict=True)), strict=True)
+    )
+
+
+def our_step(name: str, features: Tensor, mask: Tensor, actionness: bool, amp: str) -> Step:
+    torch.manual_seed(0)
+    model = build_model(name, in_channels=CHANNELS, num_classes=CLASSES, actionness=actionness)
+    config, weights = TrainingConfig(), LossConfig()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config), lr=2e-4, weight_decay=1e-4, fused=True
+    )
+    labels, segments = targets()
+    state: dict[str, Any] = {}
+
+    def forward() -> None:
+        with autocast(features.device, amp):
+            state["output"] = model(features, mask)
+
+    def loss() -> None:
+        losses = tadtr_loss(state["output"], labels, segments, weights)
+        state["loss"] = losses["total"]
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return lambda: timed([forward, loss, lambda: state["loss"].backward(), update])
+
+
+def peer_step(name: str, features: Tensor, mask: Tensor) -> Step:
+    torch.manual_seed(0)
+    peer = OfficialTadTR(CHANNELS, **MODELS[name])
+    verify(name, peer, features, mask)
+    channels_first = features.transpose(1, 2).contiguous()
+    labels, segments = targets()
+    state: dict[str, Any] = {}
+
+    def forward() -> None:
+        state["output"] = peer.forward(channels_first, mask)
+
+    def loss() -> None:
+        state["loss"] = peer.loss(state["output"], labels, segments)
+
+    return lambda: timed([forward, loss, lambda: state["loss"].backward(), peer.update])
+
+
+def verify(name: str, peer: OfficialTadTR, features: Tensor, mask: Tensor) -> None:
+    """Our model with the peer's weights, moved away from their special start, gives its outputs."""
+    model = build_model(name, in_channels=CHANNELS, num_classes=CLASSES, actionness=False).eval()
+    before = {key: value.clone() for key, value in peer.model.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    for parameter in peer.model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    model.load_state_dict(peer.model.state_dict())
+    peer.model.eval()
+    with torch.no_grad():
+        theirs = peer.forward(features.transpose(1, 2), mask)
+        ours = model(features, mask)
+        labels, segments = targets()
+        their_loss = peer.loss(theirs, labels, segments)
+        our_loss = tadtr_loss(ours, labels, segments, LossConfig())["total"]
+    torch.testing.assert_close(ours.logits[-1], theirs["pred_logits"], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(ours.segments[-1], theirs["pred_segments"], atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(our_loss, their_loss.squeeze(), atol=1e-3, rtol=1e-3)
+    peer.model.load_state_dict(before)
+    peer.model.train()
+
+
+def run(names: list[str], repetitions: int, threads: int) -> list[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(BATCH, ROWS, CHANNELS, generator=generator)
+    mask = torch.zeros(BATCH, ROWS, dtype=torch.bool)
+    rows = []
+    for name in names:
+        steps: dict[str, Step] = {}
+        try:
+            steps["official TadTR, float32"] = peer_step(name, features, mask)
+        except PeerMissingError as missing:
+            print(missing)
+        for actionness in (False, True):
+            head = "with" if actionness else "without"
+            for amp in ("off", "bfloat16"):
+                kind = "float32" if amp == "off" else amp
+                key = f"tal_fast, {kind}, {head} actionness"
+                steps[key] = our_step(name, features, mask, actionness, amp)
+        times: dict[str, list[dict[str, float]]] = {key: [] for key in steps}
+        for repetition in range(repetitions + 3):  # three to warm up
+            for key, step in steps.items():
+                taken = step()
+                if repetition >= 3:
+                    times[key].append(taken)
+        for key, taken_all in times.items():
+            totals = [sum(taken.values()) for taken in taken_all]
+            quarters = statistics.quantiles(totals, n=4)
+            row = {
+                "model": name,
+                "implementation": key,
+                "threads": threads,
+                "median_s": statistics.median(totals),
+                "quartiles_s": [quarters[0], quarters[2]],
+                **{
+                    f"{phase}_s": statistics.median(taken[phase] for taken in taken_all)
+                    for phase in PHASES
+                },
+            }
+            rows.append(row)
+        first = rows[-len(steps)]["median_s"]
+        for row in rows[-len(steps) :]:
+            row["of_official"] = row["median_s"] / first if len(steps) > 4 else None
+            print(
+                f"{row['model']:12} {row['implementation']:42} {row['median_s'] * 1e3:7.1f} ms  "
+                + "  ".join(f"{phase} {row[f'{phase}_s'] * 1e3:6.1f}" for phase in PHASES)
+                + (f"  {row['of_official']:.2f} of official" if row["of_official"] else "")
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    arguments = parser.parse_args()
+    print(machine.header())
+    rows = run(arguments.models, arguments.repetitions, arguments.threads)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{machine.slug()}-training-step.json"
+    content = {
+        "machine": machine.describe(),
+        "command": f"python benchmarks/bench_training_step.py --repetitions "
+        f"{arguments.repetitions} --threads {arguments.threads}",
+        "rows": rows,
+    }
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

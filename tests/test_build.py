@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tal_fast
+from tal_fast import info
+
+ROOT = Path(tal_fast.__file__).parent.parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+
+import find_torch  # noqa: E402
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_build_info() -> None:
+    facts = info.collect()
+    build = facts["build"]
+    assert facts["tal_fast"] == tal_fast.__version__
+    assert build["isas_built"][0] == "baseline"
+    assert build["isa"] in build["isas_available"]
+    assert build["torch_target"] == "2.10"
+    assert re.match(r"\d+\.\d+", build["torch_headers"])
+    assert build["build_type"] == "Release"
+    assert build["compiler"].split()[0] in ("GNU", "Clang")
+
+
+def test_info_says_why_cuda_is_off() -> None:
+    cuda = info.collect()["cuda"]
+    assert cuda["available"] is False
+    assert "no CUDA kernels" in cuda["why_off"]
+
+
+def test_info_counts_usable_cores() -> None:
+    facts = info.collect()
+    assert 1 <= facts["cpu"]["usable"] <= facts["cpu"]["cores"]
+    assert facts["threads"]["torch"] >= 1
+
+
+@pytest.mark.parametrize("isa", info.instruction_sets())
+def test_an_instruction_set_can_be_forced(isa: str) -> None:
+    done = run(
+        "import torch; from tal_fast import _C; print(_C.build_info()['isa'])", TAL_FAST_ISA=isa
+    )
+    assert done.stdout.strip() == isa, done.stderr
+
+
+def test_an_unknown_instruction_set_fails_at_import() -> None:
+    done = run("import tal_fast.ops", TAL_FAST_ISA="mmx")
+    assert done.returncode == 1
+    assert "TAL_FAST_ISA: expected one of baseline" in done.stderr
+    assert "on this machine, got 'mmx'" in done.stderr
+
+
+def test_a_missing_library_is_explained(tmp_path: Path) -> None:
+    # The package without its native library, as in a checkout that was never built.
+    shutil.copytree(
+        ROOT / "tal_fast",
+        tmp_path / "tal_fast",
+        ignore=shutil.ignore_patterns("_C.*.so*", "__pycache__"),
+    )
+    done = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tal_fast.ops")
+    assert done.returncode == 1
+    assert "tal_fast: the native library could not be loaded" in done.stderr
+    assert "Likely causes" in done.stderr
+    assert "make dev" in done.stderr
+
+
+def test_the_binary_names_no_path_of_the_machine_that_built_it() -> None:
+    from tal_fast import _C
+
+    assert _C.__file__ is not None
+    binary = Path(_C.__file__).read_bytes()
+    assert str(ROOT).encode() + b"/csrc" not in binary
+    assert b"RUNPATH" not in binary
+
+
+def fake_torch(folder: Path, version: str = "2.12.1") -> Path:
+    package = folder / "torch"
+    (package / "lib").mkdir(parents=True)
+    (package / "lib" / "libtorch_cpu.so").touch()
+    (package / "version.py").write_text(f"__version__ = '{version}'\n")
+    return package
+
+
+def test_torch_of_the_target_environment_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fake_torch(tmp_path)
+    monkeypatch.setattr(
+        find_torch.sysconfig, "get_paths", lambda: {"purelib": tmp_path, "platlib": tmp_path}
+    )
+    assert find_torch.find_torch() == expected
+    assert find_torch.torch_version(expected) == "2.12.1"
+
+
+def test_torch_of_an_isolated_build_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    monkeypatch.setattr(
+        find_torch.sysconfig, "get_paths", lambda: {"purelib": empty, "platlib": empty}
+    )
+    found = find_torch.find_torch()
+    assert found is not None
+    assert (found / "lib" / "libtorch_cpu.so").is_file()
+
+
+def test_torch_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fake_torch(tmp_path)
+    monkeypatch.setenv("TAL_FAST_TORCH_DIR", str(expected))
+    assert find_torch.find_torch() == expected
+    monkeypatch.setenv("TAL_FAST_TORCH_DIR", str(tmp_path / "nothing"))
+    assert find_torch.find_torch() is None
+    assert find_torch.torch_version(tmp_path / "nothing") == "unknown"
+
+
+def test_the_backend_asks_for_torch_only_when_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("setuptools")
+    import tal_fast_build
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tal_fast_build._setuptools, "get_requires_for_build_wheel", lambda _: [])
+    monkeypatch.setattr(tal_fast_build._setuptools, "get_requires_for_build_editable", lambda _: [])
+    assert tal_fast_build.get_requires_for_build_wheel() == []
+    assert tal_fast_build.get_requires_for_build_editable() == []
+    monkeypatch.setattr(tal_fast_build, "find_torch", lambda: None)
+    assert tal_fast_build.get_requires_for_build_wheel() == ["torch>=2.10"]
+    assert tal_fast_build.get_requires_for_build_editable() == ["torch>=2.10"]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_kernels_emit_no_shared_functions(isa: str) -> None:
+    """A weak function with wide instructions could replace the one that older machines need."""
+    objects = list((ROOT / "build").glob(f"cpython-*/CMakeFiles/tal_fast_cpu_*_{isa}.dir/**/*.o"))
+    if not objects:
+        pytest.skip("no build folder")
+    for path in objects:
+        symbols = subprocess.run(
+            ["nm", "--defined-only", str(path)], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        # Mangled, a namespace is its length and its name; ours comes first in every own symbol.
+        own = f"8tal_fast{len(isa)}{isa}"
+        shared = [s for s in symbols if re.search(r" [WVu] ", s) and own not in s]
+        assert not shared, f"{path.name}: {shared[:3]}"
+
+
+def test_no_torch_internals_leak_into_the_ops() -> None:
+    """The stable ABI is what keeps one binary working on this torch and on newer ones."""
+    from tal_fast import _C
+
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    assert _C.__file__ is not None
+    done = subprocess.run(
+        ["nm", "-D", "--undefined-only", "-C", _C.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    leaks = [s for s in done.stdout.splitlines() if re.search(r"\b(at|c10|torch)::", s)]
+    assert not leaks, leaks[:3]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The import rules of the library, over the imports that are really in the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tal_fast
+
+PACKAGE = Path(tal_fast.__file__).parent
+ROOT = PACKAGE.parent
+
+# Importable from everywhere, importing nothing of ours.
+LEAVES = {"errors", "ranges"}
+
+# Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
+BELOW_MODELS = {"_C", "ops"}
+BELOW_TRAINING = BELOW_MODELS | {"models", "evaluation", "data"}
+BELOW_STUDY = BELOW_TRAINING | {"training", "info"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "ranges": set(),
+    "reference": set(),
+    "ops": {"_C"},
+    "info": BELOW_MODELS,
+    "models": BELOW_MODELS,
+    "data": BELOW_MODELS,
+    "evaluation": BELOW_MODELS | {"data"},
+    "training": BELOW_TRAINING | {"info"},
+    "profiling": BELOW_STUDY,
+    "study": BELOW_STUDY,
+    "cli": BELOW_STUDY | {"study", "profiling"},
+    "__main__": {"cli"},
+    "compat": {"ops", "evaluation", "data"},
+}
+
+
+def part_of(module: str) -> str | None:
+    """The part of tal_fast that a dotted name belongs to; None for other packages."""
+    names = module.split(".")
+    return names[1] if names[0] == "tal_fast" and len(names) > 1 else None
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Every module that a file imports, at the top or in a function, with its line."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(name for name in (base, node.module) if name)
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}" if module == "tal_fast" else module
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        assert not [m for _, m in imported(path) if part_of(m)], "tal_fast itself stays light"
+        return
+    assert part in ALLOWED, f"{part} has no place in ALLOWED yet"
+    for line, module in imported(path):
+        target = part_of(module)
+        # `from tal_fast import __version__` is fine everywhere.
+        if target in (None, part, "__version__"):
+            continue
+        fits = target in ALLOWED[part] or (target in LEAVES and part not in LEAVES | {"reference"})
+        assert fits, f"{path.relative_to(ROOT)}:{line}: {part} may not import tal_fast.{target}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "reference").glob("*.py")), ids=lambda p: p.name)
+def test_reference_imports_torch_alone(path: Path) -> None:
+    for line, module in imported(path):
+        top = module.split(".")[0]
+        fits = top == "torch" or top in sys.stdlib_module_names
+        assert fits, f"{path.name}:{line}: imports {module}"
+
+
+def test_the_package_and_the_command_line_are_light() -> None:
+    # -h must answer in under a second, so torch and scipy come in where they are needed.
+    code = (
+        "import sys, tal_fast, tal_fast.cli\n"
+        "print([m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["utils", "helpers", "common"])
+def test_no_catch_all_modules(name: str) -> None:
+    assert not [p for p in SOURCES if name in (p.stem, *p.relative_to(PACKAGE).parts[:-1])]
+
+
+def test_native_code_keeps_its_layers() -> None:
+    """Kernels, reader and evaluator see neither torch nor Python; bindings.cpp sees no torch."""
+    forbidden = {
+        "cpu": ("torch/", "pybind11", "Python.h", "ops/"),
+        "reader": ("torch/", "pybind11", "Python.h", "ops/", "evaluation/"),
+        "evaluation": ("torch/", "pybind11", "Python.h", "ops/", "reader/"),
+        "ops": ("pybind11", "Python.h", "ATen/", "torch/extension.h", "c10/"),
+        "bindings.cpp": ("torch/", "ops/"),
+    }
+    csrc = ROOT / "csrc"
+    for path in sorted(csrc.rglob("*")):
+        if path.suffix not in (".cpp", ".h"):
+            continue
+        part = path.relative_to(csrc).parts[0]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#include"):
+                found = [name for name in forbidden[part] if name in line]
+                assert not found, f"{path.relative_to(ROOT)}: {line}"

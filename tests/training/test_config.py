@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: presets, files, overrides, and errors that help."""
+
+from __future__ import annotations
+
+import pytest
+
+from tal_fast.errors import ConfigError
+from tal_fast.training.config import (
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    preset,
+    preset_names,
+    save_config,
+)
+
+
+def test_presets_are_the_recipes():
+    paper, small = preset("tadtr"), preset("tadtr-small")
+    assert preset_names() == ("tadtr", "tadtr-small")
+    assert (paper.model.d_model, paper.model.encoder_layers, paper.model.decoder_layers) == (
+        256, 4, 4,
+    )  # fmt: skip
+    assert (small.model.d_model, small.model.encoder_layers, small.model.feedforward) == (
+        128, 2, 512,
+    )  # fmt: skip
+    for config in (paper, small):
+        assert config.model.num_queries == 40
+        assert (config.training.epochs, config.training.batch_size) == (16, 16)
+        assert config.training.learning_rate == 2e-4
+        assert (config.data.window, config.data.train_overlap, config.data.test_overlap) == (
+            128, 0.75, 0.25,
+        )  # fmt: skip
+
+
+def test_file_then_overrides(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: tadtr-small\ntraining: {epochs: 3, seed: 7}\nmodel: {dropout: 0}\n")
+    config = load_config(path, overrides=["training.epochs=5", "loss.actionness_targets=batch"])
+    assert config.name == "tadtr-small"
+    assert (config.training.epochs, config.training.seed) == (5, 7)
+    assert (config.model.dropout, config.model.d_model) == (0.0, 128)
+    assert config.loss.actionness_targets == "batch"
+
+
+def test_round_trip(tmp_path):
+    config = load_config(preset="tadtr", overrides=["training.lr_drops=[0.5, 0.75]"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", "unknown setting 'training.epoch'; did you mean 'training.epochs'"),
+        ("trainng.epochs=3", "unknown setting 'trainng'; did you mean 'training'"),
+        ("epochs=3", "unknown setting 'epochs'; did you mean 'training.epochs'"),
+        ("model.d_modl=3", "did you mean 'model.d_model'"),
+        ("training.epochs=0", "training.epochs: .*greater than 0, got 0"),
+        ("training.epochs=many", "training.epochs: .*integer.*, got 'many'"),
+        ("training.amp=int8", "training.amp: .*'bfloat16'.*, got 'int8'"),
+        ("data.train_overlap=1.0", "data.train_overlap: .*less than 1, got 1.0"),
+        ("training=3", "setting 'training': expected a section, got 3"),
+        ("training.epochs", "expected section.field=value"),
+        ("training.epochs=[", "not valid YAML"),
+        ("model.d_model=100", "expected num_heads to divide d_model = 100"),
+    ],
+)
+def test_bad_overrides(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(preset="tadtr", overrides=[override])
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the settings .*No such file"):
+        load_config(tmp_path / "none.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="expected sections of settings, got list"):
+        load_config(path)
+    path.write_text("training: {epochs: [}")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="unknown model 'tadr'; did you mean 'tadtr'"):
+        preset("tadr")

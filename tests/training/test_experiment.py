@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train, detect, score; and prediction from a checkpoint alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tal_fast.errors import DataError
+from tal_fast.evaluation import evaluate, read_results
+from tal_fast.models import TadTROutput
+from tal_fast.training import detect, predict, run_experiment
+from tal_fast.training.checkpoint import load_model
+
+
+def test_whole_experiment(data, config, out):
+    stages = []
+    result = run_experiment(
+        config,
+        data,
+        train_videos=data.splits["train"],
+        test_videos=data.splits["test"],
+        out=out,
+        progress=lambda event: stages.append(event.stage),
+    )
+    assert sorted(set(stages)) == ["evaluate", "predict", "train"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["average_map"] == result.average_map
+    assert list(result.map_per_threshold) == ["0.3", "0.4", "0.5", "0.6", "0.7"]
+    assert result.average_map == pytest.approx(np.mean(list(result.map_per_threshold.values())))
+    truth = data.annotations.select(data.splits["test"])
+    assert evaluate(truth, out / "predictions.json").average_map == result.average_map
+    assert result.peak_memory_mib > 10
+    # the checkpoint alone gives the same file
+    before = (out / "predictions.json").read_bytes()
+    predict(out / "checkpoint.pt", data, data.splits["test"], out / "again.json")
+    assert (out / "again.json").read_bytes() == before
+
+
+def test_videos_in_both_lists(data, config, out):
+    train = data.splits["train"]
+    with pytest.raises(DataError, match=f"1 videos are both .* the first is '{train[0]}'"):
+        run_experiment(config, data, train_videos=train, test_videos=train[:1], out=out)
+
+
+class Oracle(torch.nn.Module):
+    """Answers with segments that the test chooses, wherever the window lies."""
+
+    def __init__(self, classes, segments):
+        super().__init__()
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+        self.classes, self.segments = classes, segments
+
+    def forward(self, features, mask):
+        batch, queries = len(features), len(self.segments)
+        logits = torch.full((1, batch, queries, self.classes), -20.0)
+        logits[..., 1] = torch.linspace(3, 1, queries)
+        segments = torch.tensor(self.segments).expand(1, batch, queries, 2)
+        return TadTROutput(logits, segments, None)
+
+
+def test_detections_are_in_seconds_of_the_video(data, config):
+    video = data.splits["test"][0]
+    config = replace(config, postprocess=replace(config.postprocess, top_k=1))
+    found = detect(Oracle(data.num_classes, [[0.5, 0.25]]), data, [video], config)
+    rows = data.features[video].rows
+    grid = data.grid(video)
+    # every window gives its middle quarter (of 32 rows, padded or not)
+    starts = grid.to_grid(found.start) - 12
+    assert len(found) >= 1
+    np.testing.assert_allclose(starts, np.round(starts), atol=1e-6)
+    assert (starts >= 0).all()
+    assert (starts <= max(rows - 32, 0)).all()
+    np.testing.assert_allclose(grid.to_grid(found.end) - grid.to_grid(found.start), 8, atol=1e-6)
+    assert set(found.label.tolist()) == {1}
+
+
+def test_overlapping_windows_and_queries_are_merged(data, config):
+    video = data.splits["test"][0]
+    config = replace(config, postprocess=replace(config.postprocess, top_k=2))
+    twice = Oracle(data.num_classes, [[0.5, 0.25], [0.5, 0.24]])
+    once = detect(twice, data, [video], config)
+    score = 1 / (1 + np.exp(-3.0))
+    np.testing.assert_allclose(once.score, score, rtol=1e-6)  # the weaker twin is gone
+
+
+def test_detections_stay_inside_the_video(data, config):
+    video = data.splits["test"][0]
+    found = detect(Oracle(data.num_classes, [[0.0, 1.0], [1.0, 1.0]]), data, [video], config)
+    duration = data.annotations.videos[video].duration
+    assert found.start.min() >= 0
+    assert found.end.max() <= duration
+
+
+def test_no_window_no_detection(data, config):
+    with pytest.raises(DataError, match="expected at least one video"):
+        detect(Oracle(data.num_classes, [[0.5, 0.5]]), data, [], config)
+
+
+def test_checkpoint_of_other_data(data, config, out, tmp_path):
+    from tal_fast.data.dataset import open_dataset
+    from tal_fast.data.synthetic import make_synthetic
+
+    result = run_experiment(
+        config, data, train_videos=data.splits["train"], test_videos=data.splits["test"], out=out
+    )
+    assert result.epochs == 2
+    make_synthetic(tmp_path / "wide", train_videos=2, test_videos=1, channels=24, seed=0)
+    other = open_dataset(tmp_path / "wide")
+    with pytest.raises(DataError, match="trained on features of 16 channels, .* has 24"):
+        predict(out / "checkpoint.pt", other, other.splits["test"], out / "x.json")
+    relabelled = replace(data, annotations=replace(data.annotations, classes=("a", "b")))
+    with pytest.raises(DataError, match="knows the classes"):
+        predict(out / "checkpoint.pt", relabelled, data.splits["test"], out / "x.json")
+
+
+def test_results_file_names_every_video(data, config, out):
+    run_experiment(
+        config, data, train_videos=data.splits["train"], test_videos=data.splits["test"], out=out
+    )
+    assert set(read_results(out / "predictions.json").videos) == set(data.splits["test"])
+    model, _, _ = load_model(out / "checkpoint.pt")
+    assert model.in_channels == 16
