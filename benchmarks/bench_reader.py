@@ -2,9 +2,9 @@
 """Batches of 16 windows of 128 rows x 2048 channels from .npy files in the page cache.
 
 Peers: what a Dataset does that slices a memory map per window, and one that loads the whole file
-per window as TadTR's does. Every case delivers float32 [16, 128, 2048]; the bytes of all windows are
-compared before anything is timed. ``python benchmarks/bench_reader.py`` prints the table, the cases
-in turn; ``pytest benchmarks/bench_reader.py --benchmark-only`` times the native reader alone.
+per window as TadTR's does. Every case delivers float32 [16, 128, 2048]; all bytes are compared
+before anything is timed. ``python benchmarks/bench_reader.py`` prints the table, the cases in turn;
+``pytest benchmarks/bench_reader.py --benchmark-only`` times the native reader alone.
 """
 
 from __future__ import annotations
@@ -122,10 +122,8 @@ def main(rounds: int = 11) -> None:
             for case, times in seconds.items():
                 low, middle, high = len(windows) / np.quantile(times, [0.75, 0.5, 0.25])
                 size = middle * LENGTH * CHANNELS * 4 / 1e9
-                spread = f"{low:.0f}-{high:.0f}"
-                print(
-                    f"{dtype + ' ' + layout:>12} {case:>20} {middle:>10.0f} {spread:>13} {size:>9.2f}"
-                )
+                name, spread = f"{dtype} {layout}", f"{low:.0f}-{high:.0f}"
+                print(f"{name:>12} {case:>20} {middle:>10.0f} {spread:>13} {size:>9.2f}")
 
 
 if __name__ == "__main__":

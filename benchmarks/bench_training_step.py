@@ -12,6 +12,7 @@ official TadTR in ``DIR/TadTR``. Without it only our own steps are timed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -21,10 +22,10 @@ from typing import Any
 
 import machine
 import torch
-from torch import Tensor
-
 from peers import PeerMissingError
 from peers.tadtr import OfficialTadTR
+from torch import Tensor
+
 from tal_fast.models import build_model
 from tal_fast.training.config import LossConfig, TrainingConfig
 from tal_fast.training.device import autocast
@@ -45,9 +46,7 @@ Step = Callable[[], dict[str, float]]
 def targets() -> tuple[list[Tensor], list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
     labels = [torch.randint(CLASSES, (INSTANCES,), generator=generator) for _ in range(BATCH)]
-    segments = [
-        torch.rand(INSTANCES, 2, generator=generator) * 0.3 + 0.2 for _ in range(BATCH)
-    ]
+    segments = [torch.rand(INSTANCES, 2, generator=generator) * 0.3 + 0.2 for _ in range(BATCH)]
     return labels, segments
 
 
@@ -56,9 +55,7 @@ def timed(phases: list[Callable[[], Any]]) -> dict[str, float]:
     for phase in phases:
         phase()
         marks.append(time.perf_counter())
-    return dict(
-        zip(PHASES, (b - a for a, b in zip(marks[:-1], marks[1:], strict=True)), strict=True)
-    )
+    return dict(zip(PHASES, (b - a for a, b in itertools.pairwise(marks)), strict=True))
 
 
 def our_step(name: str, features: Tensor, mask: Tensor, actionness: bool, amp: str) -> Step:
@@ -140,9 +137,8 @@ def run(names: list[str], repetitions: int, threads: int) -> list[dict[str, Any]
             print(missing)
         for actionness in (False, True):
             head = "with" if actionness else "without"
-            for amp in ("off", "bfloat16"):
-                kind = "float32" if amp == "off" else amp
-                key = f"tal_fast, {kind}, {head} actionness"
+            for amp in ("float32", "bfloat16"):
+                key = f"tal_fast, {amp}, {head} actionness"
                 steps[key] = our_step(name, features, mask, actionness, amp)
         times: dict[str, list[dict[str, float]]] = {key: [] for key in steps}
         for repetition in range(repetitions + 3):  # three to warm up

@@ -133,7 +133,7 @@ class SyntheticSize:
 SIZES = {
     # One or two windows of 128 rows per video: a training takes seconds on a CPU.
     "demo": SyntheticSize(112, 48, 64, log_seconds=2.85, log_seconds_spread=0.12,
-                          min_seconds=13.0, max_seconds=24.0, signal=7.0, nuisance=0.9),
+                          min_seconds=13.0, max_seconds=24.0, signal=8.0, nuisance=0.6),
     "small": SyntheticSize(200, 213, 256, min_seconds=17.6, max_seconds=120.0, empty_test_videos=1),
     # THUMOS14 with the two-stream I3D features at one row per 8 frames that TadTR uses: about 3 GB.
     "thumos14": SyntheticSize(200, 213, 2048, stride=8, empty_test_videos=1),

@@ -19,9 +19,7 @@ __all__ = ["TadTR", "TadTRConfig", "TadTROutput", "available", "build_model", "m
 # ``tadtr`` is the paper's model; ``tadtr-small`` trains in about a minute on two CPU cores.
 _MODELS = {
     "tadtr": TadTRConfig(),
-    "tadtr-small": TadTRConfig(
-        d_model=128, encoder_layers=2, decoder_layers=2, feedforward=512
-    ),
+    "tadtr-small": TadTRConfig(d_model=128, encoder_layers=2, decoder_layers=2, feedforward=512),
 }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [in_features, *[hidden_features] * (num_layers - 1), out_features]
         self.layers = nn.ModuleList(
-            nn.Linear(n_in, n_out) for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+            nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

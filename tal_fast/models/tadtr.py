@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
 
 __all__ = ["TadTR", "TadTRConfig", "TadTROutput"]
 
+_GROUPS = 32  # of the input projection's group normalisation
 _CLASS_PRIOR = 0.01  # start of the class probabilities (focal loss, Lin et al. 2017, section 3.3)
 
 
@@ -59,6 +60,25 @@ class TadTRConfig:
     actionness: bool = True
     roi_bins: int = 16
     roi_scale: float = 1.5
+
+    def __post_init__(self) -> None:
+        """Checks what the sizes must fulfil together.
+
+        Raises:
+            ValueError: a size is not positive, or does not divide what it must.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "dropout" and not isinstance(value, bool) and value <= 0:
+                raise ValueError(f"expected {field.name} > 0, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"expected dropout in [0, 1), got {self.dropout}")
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"expected num_heads to divide d_model = {self.d_model}, got {self.num_heads}"
+            )
+        if self.d_model % _GROUPS:
+            raise ValueError(f"expected d_model to be a multiple of {_GROUPS}, got {self.d_model}")
 
 
 class TadTROutput(NamedTuple):
@@ -174,7 +194,11 @@ class TadTR(nn.Module):
         self.num_classes = num_classes
         width = config.d_model
         self.input_proj = nn.ModuleList(
-            [nn.Sequential(nn.Conv1d(in_channels, width, kernel_size=1), nn.GroupNorm(32, width))]
+            [
+                nn.Sequential(
+                    nn.Conv1d(in_channels, width, kernel_size=1), nn.GroupNorm(_GROUPS, width)
+                )
+            ]
         )
         self.query_embed = nn.Embedding(config.num_queries, 2 * width)
         self.transformer = _Transformer(config)
@@ -227,7 +251,8 @@ class TadTR(nn.Module):
         return TadTROutput(logits, segments, actionness)
 
     def _encode(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        projection, normalisation = self.input_proj[0]  # type: ignore[misc]
+        stem = self.input_proj[0]
+        projection, normalisation = stem[0], stem[1]  # type: ignore[index]
         # A 1x1 convolution over [B, T, C] is a matrix product; only its small result is transposed.
         x = F.linear(features, projection.weight[:, :, 0], projection.bias)
         x = normalisation(x.transpose(1, 2)).transpose(1, 2)

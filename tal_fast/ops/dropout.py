@@ -46,7 +46,7 @@ def dropout(
     if native and (residual is None or residual.dtype == x.dtype):
         seed = int(torch.randint(2**63 - 1, ()))
         return torch.ops.tal_fast.dropout.default(x, p, seed, relu, residual)
-    if native:
+    if native and residual is not None:
         return residual + dropout(x, p)
     if relu:
         x = F.relu(x)

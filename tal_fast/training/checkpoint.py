@@ -18,7 +18,7 @@ import torch
 
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
-from tal_fast.training.config import ExperimentConfig, config_to_dict, config_from_dict
+from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
 
 __all__ = ["load_model", "read_checkpoint", "save_model", "write_checkpoint"]
 

@@ -122,12 +122,12 @@ class TrainingConfig:
     lr_drops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (0.875,)
     lr_drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 42
-    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
+    amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema_decay: Share = 0.0
     ema: Literal["corrected", "plain"] = "corrected"
     holdout: Share = 0.0
     device: str = "auto"
-    tensorboard: Literal["auto", "off"] = "auto"
+    tensorboard: Literal["auto", "never"] = "auto"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -269,11 +269,11 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any], prefix: str) -> Non
 
 
 def _section_of(name: str) -> str | None:
-    for section in fields(ExperimentConfig):  # type: ignore[arg-type]
+    for section in fields(ExperimentConfig):
         default = section.default if is_dataclass(section.default) else TadTRConfig()
         if section.name == "name":
             continue
-        if name in (field.name for field in fields(default)):  # type: ignore[arg-type]
+        if name in (field.name for field in fields(default)):
             return f"{section.name}.{name}"
     return None
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -43,9 +44,9 @@ def resolve_amp(device: torch.device, amp: str) -> str:
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         # Newer than the oldest torch that is supported; without it, nothing is assumed.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return "bfloat16" if native else "off"
+    return "bfloat16" if native else "float32"
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
@@ -55,8 +56,8 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
         ConfigError: float16 was asked for on a device other than CUDA.
     """
     amp = resolve_amp(device, amp)
-    if amp == "off":
+    if amp == "float32":
         return nullcontext()
     if amp == "float16" and device.type != "cuda":
-        raise ConfigError("training.amp=float16 needs CUDA; on a CPU use bfloat16 or off")
+        raise ConfigError("training.amp=float16 needs CUDA; on a CPU use bfloat16 or float32")
     return torch.autocast(device.type, _DTYPES[amp])

@@ -16,7 +16,7 @@ class EventWriter:
 
     Args:
         folder: where the event file goes.
-        mode: ``auto`` or ``off``.
+        mode: ``auto`` or ``never``.
     """
 
     def __init__(self, folder: Path, mode: str) -> None:

@@ -165,9 +165,7 @@ def run_experiment(
         average_map=float(score.average_map),
         map_per_threshold={
             f"{threshold:g}": float(value)
-            for threshold, value in zip(
-                score.tiou_thresholds, score.map_per_threshold, strict=True
-            )
+            for threshold, value in zip(score.tiou_thresholds, score.map_per_threshold, strict=True)
         },
         epochs=summary.epochs,
         steps=summary.steps,

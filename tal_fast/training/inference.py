@@ -119,10 +119,10 @@ def detect(
                 with nvtx_range("tal_fast.forward"), autocast(device, config.training.amp):
                     output = model(batch.features.to(device), batch.mask.to(device))
                 score, label, segment = _best(output, config.postprocess.top_k)
-                segment = segment.double().cpu().numpy() * config.data.window
-                for row, window in enumerate(batch.windows):
+                rows = segment.double().cpu().numpy() * config.data.window
+                for index, window in enumerate(batch.windows):
                     video = data.annotations.videos[window.video]
-                    seconds = data.grid(window.video).to_seconds(segment[row] + window.start)
+                    seconds = data.grid(window.video).to_seconds(rows[index] + window.start)
                     segments.append(np.clip(seconds, 0.0, video.duration))
                     owners += [number[window.video]] * len(seconds)
                 scores.append(score.flatten().cpu())

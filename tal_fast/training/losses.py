@@ -73,8 +73,10 @@ def tadtr_loss(
     matched = predicted[pairs.layer, pairs.window, pairs.query]
     wanted = all_targets[pairs.target]
     overlap = ops.segment_iou(
-        center_width_to_start_end(matched), center_width_to_start_end(wanted),
-        aligned=True, eps=_EPS,
+        center_width_to_start_end(matched),
+        center_width_to_start_end(wanted),
+        aligned=True,
+        eps=_EPS,
     )
     losses = {
         "classification": focal.sum() / instances,

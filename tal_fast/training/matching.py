@@ -34,7 +34,11 @@ class Matches(NamedTuple):
 
 @torch.no_grad()
 def match(
-    logits: Tensor, segments: Tensor, labels: Tensor, targets: Tensor, counts: list[int],
+    logits: Tensor,
+    segments: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    counts: list[int],
     config: LossConfig,
 ) -> Matches:
     """Finds, per decoder layer and window, the one-to-one assignment of least cost.
@@ -53,7 +57,6 @@ def match(
     Returns:
         :class:`Matches` on the device of ``logits``; min(Q, instances) pairs per layer and window.
     """
-    layers, batch, queries = logits.shape[:3]
     probability = logits.sigmoid()
     alpha, gamma = config.focal_alpha, config.focal_gamma
     negative = -(1 - alpha) * probability**gamma * (1 - probability + 1e-8).log()
@@ -66,14 +69,14 @@ def match(
         center_width_to_start_end(flat), center_width_to_start_end(targets), eps=1e-12
     )
     pairwise = config.cost_l1 * distance - config.cost_iou * overlap
-    cost = (cost + pairwise.view(cost.shape)).cpu().numpy()
+    costs = (cost + pairwise.view(cost.shape)).cpu().numpy()
 
     layer, window, query, target = [], [], [], []
-    for k in range(layers):
+    for k in range(len(logits)):
         first = 0
         for b, count in enumerate(counts):
             if count:
-                rows, columns = linear_sum_assignment(cost[k, b, :, first : first + count])
+                rows, columns = linear_sum_assignment(costs[k, b, :, first : first + count])
                 layer += [k] * len(rows)
                 window += [b] * len(rows)
                 query += rows.tolist()

@@ -31,10 +31,18 @@ from tal_fast.training.losses import tadtr_loss
 
 __all__ = ["ProgressEvent", "Trainer", "TrainingSummary", "learning_rate", "parameter_groups"]
 
+_EXPLODED = 1e12  # products of larger weights leave float32
 _LOSSES = ("total", "classification", "l1", "iou", "actionness")
 _LOG_COLUMNS = (
-    "epoch", "step", "learning_rate", *_LOSSES, "gradient_norm", "windows_per_second", "seconds",
-    "data_wait_seconds", "holdout_map",
+    "epoch",
+    "step",
+    "learning_rate",
+    *_LOSSES,
+    "gradient_norm",
+    "windows_per_second",
+    "seconds",
+    "data_wait_seconds",
+    "holdout_map",
 )
 
 
@@ -91,7 +99,8 @@ def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dic
     ``sampling_lr_scale`` times as fast as the rest.
     """
     slow_names = ("reference_points", "sampling_offsets")
-    slow, rest = [], []
+    slow: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (slow if any(key in name for key in slow_names) else rest).append(parameter)
     return [
@@ -127,7 +136,7 @@ class Trainer:
         out: Path,
         *,
         progress: Callable[[ProgressEvent], None] | None = None,
-        validate: Callable[[torch.nn.Module], float] | None = None,
+        validate: Callable[[TadTR], float] | None = None,
     ) -> None:
         self.config = config
         self.data = data
@@ -309,10 +318,16 @@ class Trainer:
         with nvtx_range("tal_fast.transfer"):
             features = batch.features.to(self.device, non_blocking=True)
             mask = batch.mask.to(self.device, non_blocking=True)
-        with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
-            output = self.model(features, mask)
-        with nvtx_range("tal_fast.loss"):
-            losses = tadtr_loss(output, batch.labels, batch.segments, self.config.loss)
+        try:
+            with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
+                output = self.model(features, mask)
+            with nvtx_range("tal_fast.loss"):
+                losses = tadtr_loss(output, batch.labels, batch.segments, self.config.loss)
+        except (RuntimeError, ValueError) as error:
+            # Ops and matching refuse values that are not finite; the cause is the training.
+            if all(bool((p.abs() < _EXPLODED).all()) for p in self.model.parameters()):
+                raise
+            raise self._diverged("the outputs are", batch) from error
         with nvtx_range("tal_fast.backward"):
             self.scaler.scale(losses["total"]).backward()
         with nvtx_range("tal_fast.optimizer"):
@@ -322,12 +337,15 @@ class Trainer:
         values = torch.stack([*(losses[key].detach() for key in losses), norm]).tolist()
         numbers = dict(zip([*losses, "gradient_norm"], values, strict=True))
         if not math.isfinite(numbers["total"]):
-            raise TrainingError(
-                f"the loss is {numbers['total']} at step {self.step} (windows "
-                f"{[window.video for window in batch.windows]}); lower training.learning_rate or "
-                "check the features"
-            )
+            raise self._diverged("the loss is", batch)
         return numbers
+
+    def _diverged(self, what: str, batch: Batch) -> TrainingError:
+        videos = sorted({window.video for window in batch.windows})
+        return TrainingError(
+            f"{what} not finite at step {self.step} (windows of {', '.join(videos)}); lower "
+            "training.learning_rate or check the features"
+        )
 
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)

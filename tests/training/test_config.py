@@ -74,7 +74,7 @@ def test_bad_overrides(override, message):
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the settings .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read the settings .*No such file"):
         load_config(tmp_path / "none.yaml")
     path = tmp_path / "config.yaml"
     path.write_text("- a\n- b\n")

@@ -111,7 +111,7 @@ def test_checkpoint_of_other_data(data, config, out, tmp_path):
     assert result.epochs == 2
     make_synthetic(tmp_path / "wide", train_videos=2, test_videos=1, channels=24, seed=0)
     other = open_dataset(tmp_path / "wide")
-    with pytest.raises(DataError, match="trained on features of 16 channels, .* has 24"):
+    with pytest.raises(DataError, match=r"trained on features of 16 channels, .* has 24"):
         predict(out / "checkpoint.pt", other, other.splits["test"], out / "x.json")
     relabelled = replace(data, annotations=replace(data.annotations, classes=("a", "b")))
     with pytest.raises(DataError, match="knows the classes"):

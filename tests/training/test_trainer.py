@@ -86,12 +86,12 @@ def test_resume_is_bit_exact(data, config, tmp_path, when, ema_decay):
     assert 0 < len(again) < again[-1].total_steps
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert not (tmp_path / "cut" / "resume.pt").exists()
+    logs = [
+        list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines()))
+        for name in ("whole", "cut")
+    ]
     for column in ("epoch", "step", "learning_rate"):
-        rows = [
-            [row[column] for row in csv.DictReader(open(tmp_path / name / "log.csv"))]
-            for name in ("whole", "cut")
-        ]
-        assert rows[0] == rows[1]
+        assert [row[column] for row in logs[0]] == [row[column] for row in logs[1]]
 
 
 def test_resume_refuses_other_settings(data, config, out):
@@ -128,7 +128,7 @@ def test_fewer_windows_than_a_batch_still_train(data, config, out):
 
 
 def test_loss_that_is_not_finite_stops(data, config, out):
-    with pytest.raises(TrainingError, match="the loss is (nan|inf) at step"):
+    with pytest.raises(TrainingError, match=r"(the loss is|the outputs are) not finite at step"):
         train(with_training(config, learning_rate=1e30, epochs=20), data,
               data.splits["train"], out)  # fmt: skip
 
