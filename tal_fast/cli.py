@@ -212,6 +212,7 @@ def train(
     resolved = load_config(config, preset=model, overrides=chosen)
     dataset = open_dataset(data)
     names = _videos(dataset, videos, "--videos")
+    dataset.require_every_class(names, "training")
     with _bar("training") as update:
 
         def progress(event: Any) -> None:

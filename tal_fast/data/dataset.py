@@ -15,7 +15,7 @@ Example of a ``dataset.yaml``::
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,26 @@ class TALDataset:
         if fps is None:  # open_dataset refuses such data; only a hand-made TALDataset comes here
             raise DataError(f"{self.path}: video {video!r} has no fps")
         return Grid(self.spec.feature.stride, self.spec.feature.frames, fps)
+
+    def require_every_class(self, videos: Iterable[str], purpose: str) -> None:
+        """Checks that each class has an instance in some of the given videos.
+
+        Args:
+            videos: names of videos of this data set.
+            purpose: what they are for, as in ``"training"``.
+
+        Raises:
+            DataError: if a class has none: it could be neither learned nor told from a mistake.
+        """
+        names = list(videos)
+        present = {int(label) for name in names for label in self.annotations.videos[name].labels}
+        missing = [name for index, name in enumerate(self.classes) if index not in present]
+        if missing:
+            raise DataError(
+                f"{self.path}: no {purpose} video has an instance of {', '.join(missing)} "
+                f"({len(missing)} of {self.num_classes} classes, {len(names)} videos); annotate "
+                "one, or list the classes to use under `classes` in dataset.yaml"
+            )
 
 
 def open_dataset(

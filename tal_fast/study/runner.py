@@ -120,6 +120,9 @@ def _plan(spec: StudySpec, experiment: str | Callable[..., Any]) -> _Plan:
         split = data_split(dataset.splits)
     else:
         split = random_split(list(dataset.annotations.videos), seed=spec.seed)
+    if spec.split == "data":
+        # Samples and random splits may miss classes, which is recorded; the data's own may not.
+        dataset.require_every_class(split.train, "training")
     resolved = config_to_dict(config)
     settings = study_settings(spec, resolved, dataset, train=len(split.train), test=len(split.test))
     return _Plan(

@@ -171,3 +171,12 @@ def test_opening_data_does_not_import_torch(tiny):
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, os.fspath(tiny.path)], check=True)
+
+
+def test_class_without_a_training_video(tiny):
+    for name in ("a", "b", "c"):
+        tiny.database[name]["annotations"] = [{"label": "run", "label_id": 1, "segment": [1, 2]}]
+    data = open_dataset(tiny.write())
+    data.require_every_class(["d"], "test")
+    with pytest.raises(DataError, match=r"no training video has an instance of jump \(1 of 2"):
+        data.require_every_class(data.splits["train"], "training")
