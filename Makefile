@@ -56,7 +56,7 @@ test-ops-isa: build
 
 test-native: $(STAMP)  ## Reader and evaluator under Address-, UndefinedBehavior- and ThreadSanitizer
 	@for preset in asan tsan; do \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --preset $$preset --log-level=WARNING; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --preset $$preset >/dev/null; \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --build --preset $$preset --parallel $(JOBS); \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ctest --preset $$preset; \
 	done

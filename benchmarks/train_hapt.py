@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-RUNS = (("tadtr-small", 16), ("tadtr", 16), ("tadtr", 30))
+RUNS = (("tadtr", 30), ("tadtr", 16), ("tadtr-small", 16))
 FIELDS = ("average_map", "map_per_threshold", "train_seconds", "steps", "peak_memory_mib")
 
 

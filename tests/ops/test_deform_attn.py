@@ -367,3 +367,24 @@ def test_backward_refuses_a_wrong_gradient(grad: Tensor) -> None:
         torch.ops.tal_fast.deform_attn_backward(
             grad, value, lengths, locations, weights, True, True
         )
+
+
+@pytest.mark.parametrize("channels", [64, 63, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_number_is_widened_and_rounded_right(
+    dtype: torch.dtype, channels: int
+) -> None:
+    # One row, sampled exactly: the output is weight * value, computed in float32, rounded once.
+    count = -(-(2**16) // channels) * channels
+    bits = torch.arange(count, dtype=torch.int32).to(torch.int16)
+    value = bits.view(dtype).view(-1, 1, 1, channels)
+    locations = torch.full((len(value), 1, 1, 1, 1), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    for weights in (
+        torch.ones_like(locations),
+        torch.rand(locations.shape, generator=generator) + 0.5,
+        torch.rand(locations.shape, generator=generator) * 1e-7,
+    ):
+        out = deform_attn(value, (1,), locations, weights).view(-1, channels)
+        expected = (value.float().view(-1, channels) * weights.view(-1, 1)).to(dtype)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
