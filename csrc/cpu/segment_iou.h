@@ -9,7 +9,7 @@
 
 namespace tal_fast {
 
-enum class IouKind { kIou, kGiou, kDiou };
+enum class IouKind { kIou = 0, kGiou = 1, kDiou = 2 };
 
 // Each function works on a range of rows, so that the caller decides about threads. A segment is
 // (start, end). T is the stored type, ComputeType<T> what is computed in.

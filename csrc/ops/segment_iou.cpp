@@ -17,15 +17,12 @@ namespace {
 // Pairs per task: about 20 us of work, well above the cost of handing a range to a thread.
 constexpr int64_t kPairsPerTask = 32768;
 
-IouKind parse_kind(const std::string& kind) {
-  if (kind == "iou") {
-    return IouKind::kIou;
-  }
-  if (kind == "giou") {
-    return IouKind::kGiou;
-  }
-  TAL_FAST_CHECK(kind == "diou", "segment_iou: expected kind iou, giou or diou, got '", kind, "'");
-  return IouKind::kDiou;
+// The kind travels as a number: the stable ABI of torch 2.10 to 2.13 leaks a string per call. The
+// names are checked in tal_fast/ops/segment_iou.py.
+IouKind parse_kind(int64_t kind) {
+  TAL_FAST_CHECK(kind >= 0 && kind <= 2,
+                 "segment_iou: expected kind 0 (iou), 1 (giou) or 2 (diou), got ", kind);
+  return static_cast<IouKind>(kind);
 }
 
 void check_segments(const Tensor& segments, const char* name) {
@@ -62,9 +59,9 @@ Tensor split_starts_and_ends(const Tensor& b) {  // [M, 2] -> [2, M]
 
 Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
                        const Tensor& b_in,  // [M, 2]
-                       const std::string& kind_name, bool aligned, double eps) {
+                       int64_t kind_number, bool aligned, double eps) {
   check_inputs(a_in, b_in, aligned, eps);
-  const IouKind kind = parse_kind(kind_name);
+  const IouKind kind = parse_kind(kind_number);
   const Tensor a = torch::stable::contiguous(a_in);
   const Tensor b = torch::stable::contiguous(b_in);
   const int64_t n = a.size(0);
@@ -101,9 +98,9 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
 Tensor segment_iou_backward_cpu(const Tensor& grad,  // [N, M], or [N] when aligned; any strides
                                 const Tensor& a_in,  // [N, 2]
                                 const Tensor& b_in,  // [M, 2]
-                                const std::string& kind_name, bool aligned, double eps) {
+                                int64_t kind_number, bool aligned, double eps) {
   check_inputs(a_in, b_in, aligned, eps);
-  const IouKind kind = parse_kind(kind_name);
+  const IouKind kind = parse_kind(kind_number);
   const Tensor a = torch::stable::contiguous(a_in);
   const Tensor b = torch::stable::contiguous(b_in);
   const int64_t n = a.size(0);
@@ -147,10 +144,10 @@ Tensor segment_iou_backward_cpu(const Tensor& grad,  // [N, M], or [N] when alig
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
   m.def(
-      "segment_iou(Tensor a, Tensor b, str kind=\"iou\", bool aligned=False, float eps=0.0) -> "
+      "segment_iou(Tensor a, Tensor b, int kind=0, bool aligned=False, float eps=0.0) -> "
       "Tensor");
   m.def(
-      "segment_iou_backward(Tensor grad, Tensor a, Tensor b, str kind, bool aligned, float eps) -> "
+      "segment_iou_backward(Tensor grad, Tensor a, Tensor b, int kind, bool aligned, float eps) -> "
       "Tensor");
 }
 

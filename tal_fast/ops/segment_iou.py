@@ -15,6 +15,8 @@ from torch import Tensor
 
 __all__ = ["segment_iou"]
 
+_KINDS = ("iou", "giou", "diou")  # in the order of IouKind in csrc/cpu/segment_iou.h
+
 
 def segment_iou(
     a: Tensor,
@@ -65,19 +67,19 @@ def segment_iou(
         >>> ops.segment_iou(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 3.0], [4.0, 6.0]]))
         tensor([[0.3333, 0.0000]])
     """
-    return torch.ops.tal_fast.segment_iou.default(a, b, kind, aligned, eps)
+    if kind not in _KINDS:
+        raise RuntimeError(f"segment_iou: expected kind iou, giou or diou, got {kind!r}")
+    return torch.ops.tal_fast.segment_iou.default(a, b, _KINDS.index(kind), aligned, eps)
 
 
 @torch.library.register_fake("tal_fast::segment_iou")
-def _fake(
-    a: Tensor, b: Tensor, kind: str = "iou", aligned: bool = False, eps: float = 0.0
-) -> Tensor:
+def _fake(a: Tensor, b: Tensor, kind: int = 0, aligned: bool = False, eps: float = 0.0) -> Tensor:
     return a.new_empty((a.shape[0],) if aligned else (a.shape[0], b.shape[0]))
 
 
 @torch.library.register_fake("tal_fast::segment_iou_backward")
 def _fake_backward(
-    grad: Tensor, a: Tensor, b: Tensor, kind: str, aligned: bool, eps: float
+    grad: Tensor, a: Tensor, b: Tensor, kind: int, aligned: bool, eps: float
 ) -> Tensor:
     return a.new_empty((a.shape[0], 2))
 

@@ -51,9 +51,7 @@ def test_mask_goes_on_across_blocks_of_a_million():
     x = torch.ones(2**20 + 64)
     kept = OP(x, 0.5, 11, False, None) != 0
     assert 0.4 < kept[2**20 :].float().mean() < 0.6
-    tail = torch.tensor(
-        [bool(twin_bit) for twin_bit in _twin_bits(2**20 - 8, 2**20 + 64, 0.5, 11)]
-    )
+    tail = torch.tensor([bool(twin_bit) for twin_bit in _twin_bits(2**20 - 8, 2**20 + 64, 0.5, 11)])
     assert torch.equal(kept[2**20 - 8 :], tail)
 
 
