@@ -78,6 +78,7 @@ demo: build  ## Run the study on the embedded data; prints the curve and where p
 bench: build  ## Run the benchmarks
 	$(BIN)/python -m pytest benchmarks/ -o python_files='bench_*.py' \
 	  -o filterwarnings=default --benchmark-only
+	$(BIN)/python benchmarks/bench_training_step.py
 
 clean:  ## Remove build outputs (.venv stays)
 	rm -rf build tal_fast.egg-info tal_fast/_C.*.so .mypy_cache .ruff_cache .pytest_cache
