@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+# torch's cache of compiled graphs outlives a change of an op's schema and would replay old calls.
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
+
 
 def pytest_report_header() -> list[str]:
     # Imported here: `pytest --help` must work without torch or the native library.
