@@ -88,8 +88,7 @@ Tensor dropout_backward_cpu(const Tensor& grad_in, const std::optional<Tensor>& 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
-  m.def(
-      "dropout(Tensor x, float p, int seed, bool relu=False, Tensor? residual=None) -> Tensor");
+  m.def("dropout(Tensor x, float p, int seed, bool relu=False, Tensor? residual=None) -> Tensor");
   m.def("dropout_backward(Tensor grad, Tensor? out, float p, int seed) -> Tensor");
 }
 
