@@ -307,10 +307,19 @@ def test_broken_pipe(tmp_path):
     assert "Traceback" not in error
 
 
+def test_train_names_classes_without_a_training_video(capsys, data, tmp_path):
+    status, _, err = run(capsys, "train", "--data", data, "--out", tmp_path / "run")
+    assert status == 1
+    assert "no training video has an instance of BasketballDunk" in err
+
+
 @pytest.mark.slow
-def test_train_predict_evaluate_and_study(capsys, data, tmp_path):
-    """The real thing, end to end, on a few tiny videos."""
-    tiny = ["--set", "training.epochs=2", "--set", "training.batch_size=2"]
+def test_train_predict_evaluate_and_study(capsys, tmp_path):
+    """The real thing, end to end, on small videos that hold every class."""
+    from tal_fast.data.synthetic import make_synthetic
+
+    data = make_synthetic(tmp_path / "data", size="demo", channels=8)
+    tiny = ["--set", "training.epochs=2", "--set", "training.batch_size=16"]
     model = ["--data", data, "--model", "tadtr-small", *tiny]
     status, out, err = run(capsys, "train", *model, "--out", tmp_path / "run", "--threads", 1)
     assert status == 0, err
