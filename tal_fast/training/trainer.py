@@ -222,6 +222,7 @@ class Trainer:
         self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
         self.best: tuple[float, int] = (-math.inf, 0)
+        self.sums: dict[str, float] = {}  # of the losses of the epoch so far
         self._windows_seen = 0
 
     def _identity(self) -> dict[str, Any]:
@@ -239,6 +240,7 @@ class Trainer:
             "progress": [self.epoch, self.batches_done, self.step],
             "seconds": self.seconds,
             "log": self.log,
+            "sums": self.sums,
             "best": list(self.best),
         }
         write_checkpoint(self.out / "resume.pt", content)
@@ -260,6 +262,7 @@ class Trainer:
         self.epoch, self.batches_done, self.step = state["progress"]
         self.seconds = state["seconds"]
         self.log = state["log"]
+        self.sums = state["sums"]
         score, epoch = state["best"]
         self.best = (score, epoch)
 
@@ -274,8 +277,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         loader.set_epoch(epoch)
-        sums = dict.fromkeys((*_LOSSES, "gradient_norm"), 0.0)
         first = self.batches_done
+        if first == 0:
+            self.sums = dict.fromkeys((*_LOSSES, "gradient_norm"), 0.0)
         began = time.perf_counter()
         waited = 0.0
         batches = islice(iter(loader), first, None)
@@ -288,20 +292,21 @@ class Trainer:
                 break
             losses = self._step(batch)
             for key, value in losses.items():
-                sums[key] += value
+                self.sums[key] += value
             self.batches_done += 1
             self._report(epoch, losses, len(batch.windows))
             if interrupted():
                 self._save()
                 raise KeyboardInterrupt
-        done = max(self.batches_done - first, 1)
         elapsed = time.perf_counter() - began
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": self.step,
             "learning_rate": rate,
-            **{key: value / done for key, value in sums.items()},
-            "windows_per_second": done * self.config.training.batch_size / elapsed,
+            **{key: value / self.batches_done for key, value in self.sums.items()},
+            "windows_per_second": (self.batches_done - first)
+            * self.config.training.batch_size
+            / elapsed,
             "seconds": elapsed,
             "data_wait_seconds": waited,
         }

@@ -90,7 +90,7 @@ def test_resume_is_bit_exact(data, config, tmp_path, when, ema_decay):
         list(csv.DictReader((tmp_path / name / "log.csv").read_text().splitlines()))
         for name in ("whole", "cut")
     ]
-    for column in ("epoch", "step", "learning_rate"):
+    for column in ("epoch", "step", "learning_rate", "total", "gradient_norm"):
         assert [row[column] for row in logs[0]] == [row[column] for row in logs[1]]
 
 
