@@ -107,7 +107,7 @@ def _command(group: typer.Typer, name: str, example: str) -> Callable[[_Command]
 
 def _videos(data: TALDataset, which: str, option: str) -> list[str]:
     """Returns the videos of a split, or all."""
-    from tal_fast.data.files import nearest
+    from tal_fast.errors import nearest
 
     if which == "all":
         return sorted(data.annotations.videos)

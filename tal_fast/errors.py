@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions that tal_fast raises on purpose.
+"""Exceptions that tal_fast raises on purpose, and the hint that their messages share.
 
 Everything a user can cause (a bad file, a misspelt setting, a missing extra) is a
 :class:`TalFastError`, so that the command line can print the message without a traceback while
 real bugs keep theirs.
 """
 
-__all__ = ["ConfigError", "DataError", "MissingExtraError", "TalFastError", "TrainingError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "MissingExtraError",
+    "TalFastError",
+    "TrainingError",
+    "nearest",
+]
 
 
 class TalFastError(Exception):
@@ -38,3 +48,9 @@ class MissingExtraError(TalFastError, ImportError):
         super().__init__(
             f"{purpose} needs {package}, which is not installed: pip install 'tal_fast[{extra}]'"
         )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.files import nearest, write_text_atomically
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.data.files import write_text_atomically
+from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = [
     "AnnotationReport",

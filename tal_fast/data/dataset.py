@@ -24,9 +24,9 @@ import yaml
 
 from tal_fast.data.annotations import Annotations, load_annotations
 from tal_fast.data.feature_index import Extent, index_features
-from tal_fast.data.files import nearest, write_text_atomically
+from tal_fast.data.files import write_text_atomically
 from tal_fast.data.grid import Grid
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, nearest
 
 __all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "open_dataset", "save_spec"]
 

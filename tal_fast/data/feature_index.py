@@ -18,8 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.lib import format as npy_format
 
-from tal_fast.data.files import nearest
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["DTYPES", "Extent", "Layout", "index_features", "read_extent"]
 

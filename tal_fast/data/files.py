@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tal_fast.errors import DataError
 
-__all__ = ["directory_in_one_step", "nearest", "write_error", "write_text_atomically"]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+__all__ = ["directory_in_one_step", "write_error", "write_text_atomically"]
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:

@@ -40,8 +40,8 @@ import numpy.typing as npt
 
 from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
-from tal_fast.data.files import directory_in_one_step, nearest
-from tal_fast.errors import ConfigError
+from tal_fast.data.files import directory_in_one_step
+from tal_fast.errors import ConfigError, nearest
 
 __all__ = ["CLASSES", "CLASS_STATISTICS", "SIZES", "SyntheticSize", "make_synthetic"]
 

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.dataset import TALDataset
-from tal_fast.data.files import nearest
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["Window", "WindowSet", "sliding_windows"]
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.files import nearest
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.evaluation.dialects import TAL_FAST
 from tal_fast.evaluation.ground_truth import GroundTruth, GroundTruthSource, read_ground_truth
 from tal_fast.evaluation.records import others

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.annotations import Annotations
-from tal_fast.data.files import nearest
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.records import check_times, read_json, segment_columns
 
 __all__ = ["GroundTruth", "GroundTruthSource", "read_ground_truth"]

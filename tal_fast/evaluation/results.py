@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.files import nearest, write_text_atomically
-from tal_fast.errors import DataError
+from tal_fast.data.files import write_text_atomically
+from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.records import (
     check_times,
     number_column,

@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields, replace
 from typing import Any
 
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, nearest
 from tal_fast.models.tadtr import TadTR, TadTRConfig, TadTROutput
 
 __all__ = ["TadTR", "TadTRConfig", "TadTROutput", "available", "build_model", "model_config"]
@@ -63,6 +62,4 @@ def build_model(name: str, *, in_channels: int, num_classes: int, **overrides: A
 
 
 def _unknown(what: str, name: str, known: list[str] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(known)})"
+    return f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)})"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tal_fast.data.files import directory_in_one_step, nearest, write_text_atomically
-from tal_fast.errors import DataError
+from tal_fast.data.files import directory_in_one_step, write_text_atomically
+from tal_fast.errors import DataError, nearest
 
 
 def full_disk(*_, **__):
