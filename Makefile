@@ -75,9 +75,10 @@ format: $(STAMP)  ## Let ruff and clang-format rewrite the files
 demo: build  ## Run the study on the embedded data; prints the curve and where picture and page are
 	$(BIN)/tal-fast study demo --out $(RESULTS)
 
-bench: build  ## Run the benchmarks
-	$(BIN)/python -m pytest benchmarks/ -o python_files='bench_*.py' \
-	  -o filterwarnings=default --benchmark-only
+bench: build  ## Run the benchmarks, print their table, write it into the README
+	$(BIN)/python -m pytest -q benchmarks/ -o python_files='bench_*.py' \
+	  -o filterwarnings=default --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python benchmarks/results_table.py --readme README.md
 	$(BIN)/python benchmarks/bench_training_step.py
 
 clean:  ## Remove build outputs (.venv stays)

@@ -23,7 +23,7 @@ from typing import Any
 import machine
 import torch
 from peers import PeerMissingError
-from peers.tadtr import OfficialTadTR
+from peers.tadtr_training import OfficialTadTR
 from torch import Tensor
 
 from tal_fast.models import build_model

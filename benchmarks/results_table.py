@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark table: from stored rows to text, and into the README.
+
+``python benchmarks/results_table.py --readme README.md`` puts the newest results between the
+README's two markers; ``make bench`` does so at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["markdown_table", "newest", "text_table", "update_readme"]
+
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_HEAD = ("op", "case", "peer", "1 thread", "2 threads", "must", "aim")
+
+
+def _ratio(row: Mapping[str, Any] | None) -> str:
+    """One cell: the ratio, marked where it stays below what is promised."""
+    if row is None:
+        return ""
+    if row["ratio"] is None:
+        return f"{row['ours_ms']:.3g} ms"
+    ratio, must = row["ratio"], row["must"]
+    text = f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.1f}x"
+    missed = must is not None and (ratio > must if row["at_most"] else ratio < must)
+    return f"{text} (missed)" if missed else text
+
+
+def _bound(value: float | None, at_most: bool) -> str:
+    if value is None:
+        return ""
+    return f"{'≤ ' if at_most else ''}{value:g}x"
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """One line per comparison, both numbers of threads side by side."""
+    grouped: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault((row["op"], row["case"], row["peer"]), {})[row["threads"]] = row
+    lines = []
+    for (op, case, peer), cells in grouped.items():
+        any_row = next(iter(cells.values()))
+        name = f"{peer} (stand-in)" if any_row["stand_in"] else peer
+        lines.append(
+            (
+                op,
+                case,
+                "" if peer == "none" else name,
+                _ratio(cells.get(1)),
+                _ratio(cells.get(2)),
+                _bound(any_row["must"], any_row["at_most"]),
+                _bound(any_row["aim"], any_row["at_most"]),
+            )
+        )
+    return lines
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table with aligned columns."""
+    cells = [_HEAD, *_lines(rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table in Markdown; an op's name is shown once."""
+    out = [f"| {' | '.join(_HEAD)} |", "|---|---|---|---|---|---|---|"]
+    before = ""
+    for op, *rest in _lines(rows):
+        shown = "" if op == before else f"`{op}`"
+        before = op
+        out.append(f"| {' | '.join((shown, *rest))} |")
+    return "\n".join(out)
+
+
+def newest() -> Path:
+    """Returns the newest stored results that this harness wrote.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    for path in sorted(RESULTS.glob("*.json"), reverse=True):
+        rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
+        if rows and "peer" in rows[0]:
+            return path
+    raise FileNotFoundError(f"no results of the harness in {RESULTS}")
+
+
+def update_readme(readme: Path, results: Path) -> None:
+    """Replaces what stands between the markers.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    content = json.loads(results.read_text(encoding="utf-8"))
+    facts = content["machine"]
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
+    head, rest = text.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    where = results.relative_to(readme.resolve().parent)
+    block = (
+        f"{BEGIN}\n{facts['cores']} cores of an {facts['cpu']} ({facts['isa']}), torch "
+        f"{facts['torch']}, {facts['date'][:10]}; medians of at least 20 rounds, in turn, each "
+        f"peer's result verified first ([rows]({where})).\n\n{markdown_table(content['rows'])}\n"
+    )
+    readme.write_text(head + block + END + tail, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--readme", type=Path, help="write the table into this file")
+    parser.add_argument("results", nargs="?", type=Path, help="rows; the newest when omitted")
+    arguments = parser.parse_args()
+    results = (arguments.results or newest()).resolve()
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    print(text_table(rows))
+    if arguments.readme is not None:
+        update_readme(arguments.readme, results)
+
+
+if __name__ == "__main__":
+    main()
