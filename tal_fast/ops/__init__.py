@@ -27,12 +27,14 @@ from tal_fast.ops.dropout import dropout
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
 from tal_fast.ops.segment_iou import segment_iou
 from tal_fast.ops.segment_roi_align import segment_roi_align
+from tal_fast.ops.window_fusion import fuse_windows
 
 __all__ = [
     "BatchedNMSResult",
     "batched_nms",
     "deform_attn",
     "dropout",
+    "fuse_windows",
     "nms",
     "segment_iou",
     "segment_roi_align",

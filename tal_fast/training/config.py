@@ -137,12 +137,15 @@ class PostprocessConfig:
     Attributes:
         top_k: (query, class) pairs kept per window.
         nms_threshold: largest IoU that two detections of a class in a video may have.
+        nms_scope: ``all`` detections of a video suppress each other, or only those that touch
+            ``overlaps`` of its windows (TadTR).
         min_score: detections below it are dropped.
         max_detections: most detections per video.
     """
 
     top_k: Positive = 100
     nms_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    nms_scope: Literal["all", "overlaps"] = "all"
     min_score: NonNegative = 0.0
     max_detections: Positive = 1000
 

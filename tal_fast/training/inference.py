@@ -85,7 +85,7 @@ def detect(
     """Runs a model over the sliding windows of videos and merges what the windows give.
 
     Per window the best ``top_k`` (query, class) pairs by class probability times actionness; then
-    one class-wise non-maximum suppression over all windows of each video.
+    one class-wise non-maximum suppression over the windows of each video.
 
     Args:
         model: on the device to use; its training mode is restored afterwards.
@@ -108,6 +108,8 @@ def detect(
     )
     number = {video: index for index, video in enumerate(videos)}
     segments, scores, labels, owners = [], [], [], []
+    spans: list[np.ndarray] = []
+    window_videos: list[int] = []
     was_training = model.training
     model.eval()
     try:
@@ -124,7 +126,10 @@ def detect(
                     video = data.annotations.videos[window.video]
                     seconds = data.grid(window.video).to_seconds(rows[index] + window.start)
                     segments.append(np.clip(seconds, 0.0, video.duration))
-                    owners += [number[window.video]] * len(seconds)
+                    owners += [len(spans)] * len(seconds)
+                    bounds = np.array([window.start, window.stop], dtype=np.float64)
+                    spans.append(data.grid(window.video).to_seconds(bounds))
+                    window_videos.append(number[window.video])
                 scores.append(score.flatten().cpu())
                 labels.append(label.flatten().cpu())
                 done += len(batch.windows)
@@ -137,6 +142,8 @@ def detect(
         torch.cat(scores).double(),
         torch.cat(labels),
         torch.tensor(owners),
+        torch.from_numpy(np.array(spans)),
+        torch.tensor(window_videos),
         videos,
         data.annotations.classes,
         config,
@@ -160,17 +167,22 @@ def _merge(
     segments: Tensor,
     scores: Tensor,
     labels: Tensor,
-    owners: Tensor,
+    windows: Tensor,
+    spans: Tensor,
+    window_videos: Tensor,
     videos: Sequence[str],
     classes: tuple[str, ...],
     config: ExperimentConfig,
 ) -> Detections:
     with nvtx_range("tal_fast.nms"):
-        kept = ops.batched_nms(
+        kept = ops.fuse_windows(
             segments,
             scores,
             labels,
-            owners,
+            windows,
+            spans,
+            window_videos,
+            scope=config.postprocess.nms_scope,
             method="hard",
             iou_threshold=config.postprocess.nms_threshold,
             min_score=config.postprocess.min_score,
@@ -180,7 +192,7 @@ def _merge(
     return Detections(
         videos=tuple(videos),
         classes=classes,
-        video=owners[kept.indices].numpy(),
+        video=window_videos[windows[kept.indices]].numpy(),
         label=labels[kept.indices].numpy(),
         start=start,
         end=end,

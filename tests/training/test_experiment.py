@@ -88,6 +88,23 @@ def test_overlapping_windows_and_queries_are_merged(data, config):
     np.testing.assert_allclose(once.score, score, rtol=1e-6)  # the weaker twin is gone
 
 
+def test_only_overlaps_of_windows_are_merged_when_asked(data, config):
+    video = max(data.splits["test"], key=lambda name: data.features[name].rows)
+    post = replace(config.postprocess, top_k=2, nms_scope="overlaps")
+    # In the middle quarter of a window, which no other window sees at an overlap of a quarter.
+    middle = Oracle(data.num_classes, [[0.5, 0.25], [0.5, 0.24]])
+    windows = replace(config.data, test_overlap=0.25)
+    all_kept = detect(middle, data, [video], replace(config, data=windows, postprocess=post))
+    merged = detect(
+        middle,
+        data,
+        [video],
+        replace(config, data=windows, postprocess=replace(post, nms_scope="all")),
+    )
+    assert len(all_kept) > len(merged)
+    assert set(merged.score.tolist()) < set(all_kept.score.tolist())
+
+
 def test_detections_stay_inside_the_video(data, config):
     video = data.splits["test"][0]
     found = detect(Oracle(data.num_classes, [[0.0, 1.0], [1.0, 1.0]]), data, [video], config)
