@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark harness: what it counts, keeps and shows. No timing is judged here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def make_row(**changes):
+    import harness
+
+    row = harness.Row(
+        op="nms", case="2k", peer="loop", stand_in=False, threads=1, ours_ms=0.1, ours_iqr_ms=0.01,
+        peer_ms=0.5, peer_iqr_ms=0.02, ratio=5.0, must=4.0, aim=8.0, at_most=False, repetitions=21,
+        verified="kept rows", commit="0" * 12, date="2026-01-31T00:00:00+00:00",
+    )  # fmt: skip
+    return harness.Row(**{**asdict(row), **changes})
+
+
+def test_calls_take_turns_and_short_ones_are_repeated():
+    import harness
+
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    seconds = harness.interleaved(calls, 3)
+    assert [len(seconds[name]) for name in "ab"] == [3, 3]
+    assert min(seconds["a"]) > 0
+    # Two warm-up calls each, then whole samples in turn: a..., b..., a..., b..., a..., b...
+    runs = [name for i, name in enumerate(order[4:]) if i == 0 or order[4:][i - 1] != name]
+    assert runs == list("ababab")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reached"),
+    [
+        ({"ratio": 8.0}, "aim"),
+        ({"ratio": 4.0}, "must"),
+        ({"ratio": 3.9}, "missed"),
+        ({"must": None, "aim": None}, ""),
+        ({"ratio": 5.9, "must": 6.0, "aim": None, "at_most": True}, "must"),
+        ({"ratio": 6.1, "must": 6.0, "aim": None, "at_most": True}, "missed"),
+    ],
+)
+def test_reached(changes, reached):
+    assert make_row(**changes).reached() == reached
+
+
+def test_a_row_replaces_the_one_of_the_same_comparison(tmp_path, monkeypatch):
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    harness.store([make_row(), make_row(threads=2)])
+    path = harness.store([make_row(ratio=9.0)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["threads"], row["ratio"]) for row in rows] == [(1, 9.0), (2, 5.0)]
+
+
+def test_table_marks_what_was_missed_and_stood_in():
+    import results_table
+
+    rows = [
+        asdict(make_row(ratio=3.0)),
+        asdict(make_row(threads=2, ratio=123.4)),
+        asdict(make_row(peer="other", stand_in=True)),
+        asdict(make_row(op="roi", peer="none", ratio=None, must=None, aim=None)),
+    ]
+    lines = results_table.markdown_table(rows).splitlines()
+    assert lines[2] == "| `nms` | 2k | loop | 3.0x (missed) | 123x | 4x | 8x |"
+    assert lines[3] == "|  | 2k | other (stand-in) | 5.0x |  | 4x | 8x |"
+    assert lines[4] == "| `roi` | 2k |  | 0.1 ms |  |  |  |"
+
+
+def test_readme_shows_the_newest_results(tmp_path):
+    import results_table
+
+    readme = (ROOT / "README.md").read_text("utf-8")
+    copy = tmp_path / "README.md"
+    copy.write_text(readme, encoding="utf-8")
+    results = tmp_path / "benchmarks/results" / results_table.newest().name
+    results.parent.mkdir(parents=True)
+    results.write_text(results_table.newest().read_text("utf-8"), encoding="utf-8")
+    results_table.update_readme(copy, results)
+    assert copy.read_text("utf-8") == readme, "run: make bench, or benchmarks/results_table.py"
+
+
+def test_peers_are_never_fetched(monkeypatch, tmp_path):
+    import peers
+
+    monkeypatch.delenv("TAL_FAST_PEERS", raising=False)
+    with pytest.raises(peers.PeerMissingError, match="TadTR is absent: set TAL_FAST_PEERS"):
+        peers.checkout("TadTR")
+    monkeypatch.setenv("TAL_FAST_PEERS", str(tmp_path))
+    with pytest.raises(peers.PeerMissingError, match="OpenTAD is absent"):
+        peers.checkout("OpenTAD")
+    (tmp_path / "OpenTAD").mkdir()
+    from peers import nms_1d, opentad
+
+    with pytest.raises(peers.PeerMissingError, match=r"iou_tools.py is absent: expected"):
+        opentad.iou_tools()
+    with pytest.raises(peers.PeerMissingError, match=r"neither built in .* nor installed"):
+        nms_1d.opentad()
+
+
+def test_stand_ins_follow_the_rules_of_their_peers():
+    from peers import stand_ins
+
+    from tal_fast import ops
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.rand(200, generator=generator) * 50
+    segments = torch.stack((start, start + 1 + torch.rand(200, generator=generator) * 8), 1)
+    scores = torch.randperm(200, generator=generator) / 200 + 0.01
+    native, layer = stand_ins.nms_1d()
+    rule = {"iou_comparison": "ge", "length_eps": 1e-6}
+    assert torch.equal(native.nms(segments, scores, 0.4), ops.nms(segments, scores, 0.4, **rule))
+    labels = torch.arange(200) % 3
+    theirs = layer.batched_nms(segments, scores, labels, min_score=0.02, max_seg_num=50)
+    ours = ops.batched_nms(
+        segments, scores, labels, method="gaussian", min_score=0.02, max_segments=50, **rule
+    )
+    assert torch.equal(theirs[2], labels[ours.indices])
+    torch.testing.assert_close(theirs[1], ours.scores, rtol=1e-6, atol=0)
