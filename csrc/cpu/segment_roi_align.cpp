@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 namespace tal_fast {
 namespace TAL_FAST_ISA_NAMESPACE {
@@ -13,103 +14,178 @@ namespace {
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) : data_(new T[static_cast<size_t>(size)]) {}
+  explicit Buffer(int64_t size) : data_(new T[static_cast<size_t>(size)]), size_(size) {}
   ~Buffer() { delete[] data_; }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* data() { return data_; }
+  int64_t size() const { return size_; }
 
- private:
-  T* data_;
-};
-
-// The rows that a bin reads, rising, with their weights.
-template <typename T>
-class BinTaps {
- public:
-  // Positions rise within a bin, so no row can occur twice: `rows` entries suffice.
-  explicit BinTaps(int64_t rows) : rows_(rows), weights_(rows) {}
-
-  int64_t count() const { return count_; }
-  const int64_t* rows() { return rows_.data(); }
-  const T* weights() { return weights_.data(); }
-
-  // Positions in the type of the rois and in the order of operations of the original Align1D.
-  template <typename Roi>
-  void compute(const Roi* roi, int64_t bin, const RoiAlignShape& shape) {
-    count_ = 0;
-    const Roi start = roi[1];
-    const Roi extent = roi[2] - roi[1];
-    const Roi length = extent > Roi(1) ? extent : Roi(1);
-    const Roi bin_length = length / static_cast<Roi>(shape.bins);
-    const int64_t samples =
-        shape.sampling_ratio > 0
-            ? shape.sampling_ratio
-            : static_cast<int64_t>(std::ceil(length / static_cast<Roi>(shape.bins)));
-    const Roi base = start + static_cast<Roi>(bin) * bin_length;
-    const T share = T(1) / static_cast<T>(samples);
-
-    // Only samples within [-1, rows] count. A segment may reach far beyond them, so skip to where
-    // they can be, with a margin for rounding; each sample is still tested.
-    const double step = static_cast<double>(bin_length) / static_cast<double>(samples);
-    const double margin =
-        2.0 + 1e-6 * (std::abs(static_cast<double>(base)) + static_cast<double>(shape.rows)) / step;
-    const double first = std::floor((-1.0 - base) / step - margin);
-    const double last = std::ceil((static_cast<double>(shape.rows) - base) / step + margin);
-    // Compared before the conversion: a double need not fit into an int64.
-    const double all = static_cast<double>(samples);
-    const int64_t begin = first >= all ? samples : (first > 0.0 ? static_cast<int64_t>(first) : 0);
-    const int64_t end = last >= all ? samples : (last > 0.0 ? static_cast<int64_t>(last) : 0);
-
-    const Roi limit = static_cast<Roi>(shape.rows);
-    for (int64_t i = begin; i < end; ++i) {
-      const Roi offset = (static_cast<Roi>(i) + Roi(0.5)) * bin_length / static_cast<Roi>(samples);
-      const Roi position = base + offset;
-      if (!(position >= Roi(-1) && position <= limit)) {
-        continue;
-      }
-      const Roi inside = position > Roi(0) ? position : Roi(0);
-      const int64_t row = static_cast<int64_t>(inside);
-      if (row >= shape.rows - 1) {
-        add(shape.rows - 1, share);
-      } else {
-        const Roi upper = inside - static_cast<Roi>(row);
-        add(row, static_cast<T>(Roi(1) - upper) * share);
-        add(row + 1, static_cast<T>(upper) * share);
-      }
+  // Keeps the first `used` elements.
+  void grow(int64_t size, int64_t used) {
+    T* larger = new T[static_cast<size_t>(size)];
+    for (int64_t i = 0; i < used; ++i) {
+      larger[i] = data_[i];
     }
+    delete[] data_;
+    data_ = larger;
+    size_ = size;
   }
 
  private:
-  void add(int64_t row, T weight) {
-    int64_t* rows = rows_.data();
-    T* weights = weights_.data();
-    if (count_ > 0 && rows[count_ - 1] == row) {
-      weights[count_ - 1] += weight;
-    } else if (count_ > 1 && rows[count_ - 2] == row) {
-      weights[count_ - 2] += weight;
+  T* data_;
+  int64_t size_;
+};
+
+// A weight for one row of the features.
+template <typename T>
+struct Tap {
+  int64_t row;
+  T weight;
+};
+
+// Reads a segment: where its bins lie and how they are sampled. Positions in the type of the rois
+// and in the order of operations of the original Align1D, which torchvision shares.
+template <typename Roi>
+struct Sampling {
+  Roi start;
+  Roi bin_length;
+  int64_t samples;  // per bin
+
+  Sampling(const Roi* roi, const RoiAlignShape& shape) {
+    const Roi shift = shape.aligned ? Roi(0.5) : Roi(0);
+    start = roi[1] - shift;
+    const Roi extent = (roi[2] - shift) - start;
+    const Roi length = shape.aligned || extent > Roi(1) ? extent : Roi(1);
+    bin_length = length / static_cast<Roi>(shape.bins);
+    samples = shape.sampling_ratio > 0 ? shape.sampling_ratio
+                                       : static_cast<int64_t>(std::ceil(bin_length));
+  }
+
+  Roi base(int64_t bin) const { return start + static_cast<Roi>(bin) * bin_length; }
+  Roi offset(int64_t i) const {
+    return (static_cast<Roi>(i) + Roi(0.5)) * bin_length / static_cast<Roi>(samples);
+  }
+};
+
+// The rows that each bin of a segment reads, rising within a bin, with their weights.
+template <typename T>
+class RoiTaps {
+ public:
+  explicit RoiTaps(const RoiAlignShape& shape)
+      : shape_(shape), starts_(shape.bins + 1), taps_(shape.rows + 4 * shape.bins) {}
+
+  const Tap<T>* begin(int64_t bin) { return taps_.data() + starts_.data()[bin]; }
+  const Tap<T>* end(int64_t bin) { return taps_.data() + starts_.data()[bin + 1]; }
+
+  template <typename Roi>
+  void compute(const Roi* roi) {
+    const Sampling<Roi> sampling(roi, shape_);
+    const int64_t samples = sampling.samples;
+    // A sample's offset within its bin is the same in all bins.
+    Roi offsets[kTabled];
+    for (int64_t i = 0; samples <= kTabled && i < samples; ++i) {
+      offsets[i] = sampling.offset(i);
+    }
+    // No sample at all: the bins stay empty and their averages zero.
+    const T share = samples > 0 ? T(1) / static_cast<T>(samples) : T(0);
+    // Positions rise within a bin, so no row can occur twice in it.
+    const int64_t most = samples < shape_.rows ? 2 * samples : shape_.rows;
+    count_ = 0;
+    for (int64_t bin = 0; bin < shape_.bins; ++bin) {
+      if (count_ + most > taps_.size()) {
+        taps_.grow(2 * taps_.size() + most, count_);
+      }
+      first_ = count_;
+      starts_.data()[bin] = first_;
+      const Roi base = sampling.base(bin);
+      if (samples <= kTabled) {
+        for (int64_t i = 0; i < samples; ++i) {
+          place(base + offsets[i], share);
+        }
+      } else {
+        const auto [from, to] = visible(base, sampling);
+        for (int64_t i = from; i < to; ++i) {
+          place(base + sampling.offset(i), share);
+        }
+      }
+    }
+    starts_.data()[shape_.bins] = count_;
+  }
+
+ private:
+  static constexpr int64_t kTabled = 64;
+
+  struct Range {
+    int64_t from;
+    int64_t to;
+  };
+
+  // Only samples within [-1, rows] count. A long segment may reach far beyond them, so skip to
+  // where they can be, with a margin for rounding; each sample is still tested.
+  template <typename Roi>
+  Range visible(Roi base, const Sampling<Roi>& sampling) const {
+    const double all = static_cast<double>(sampling.samples);
+    const double step = static_cast<double>(sampling.bin_length) / all;
+    const double rows = static_cast<double>(shape_.rows);
+    if (!(step > 0.0)) {  // a point: all samples lie on it
+      return {0, base >= Roi(-1) && base <= static_cast<Roi>(shape_.rows) ? sampling.samples : 0};
+    }
+    const double margin = 2.0 + 1e-6 * (std::abs(static_cast<double>(base)) + rows) / step;
+    const double first = std::floor((-1.0 - base) / step - margin);
+    const double last = std::ceil((rows - base) / step + margin);
+    // Compared before the conversion: a double need not fit into an int64.
+    const auto clamp = [&](double index) {
+      return index >= all ? sampling.samples : (index > 0.0 ? static_cast<int64_t>(index) : 0);
+    };
+    return {clamp(first), clamp(last)};
+  }
+
+  template <typename Roi>
+  void place(Roi position, T share) {
+    if (!(position >= Roi(-1) && position <= static_cast<Roi>(shape_.rows))) {
+      return;
+    }
+    const Roi inside = position > Roi(0) ? position : Roi(0);
+    const int64_t row = static_cast<int64_t>(inside);
+    if (row >= shape_.rows - 1) {
+      add(shape_.rows - 1, share);
     } else {
-      rows[count_] = row;
-      weights[count_] = weight;
+      const T upper = static_cast<T>(inside - static_cast<Roi>(row));
+      add(row, (T(1) - upper) * share);
+      add(row + 1, upper * share);
+    }
+  }
+
+  void add(int64_t row, T weight) {
+    Tap<T>* next = taps_.data() + count_;
+    if (count_ > first_ && next[-1].row == row) {
+      next[-1].weight += weight;
+    } else if (count_ > first_ + 1 && next[-2].row == row) {
+      next[-2].weight += weight;
+    } else {
+      *next = {row, weight};
       ++count_;
     }
   }
 
-  Buffer<int64_t> rows_;
-  Buffer<T> weights_;
+  const RoiAlignShape shape_;
+  Buffer<int64_t> starts_;  // [R + 1]
+  Buffer<Tap<T>> taps_;
   int64_t count_ = 0;
+  int64_t first_ = 0;  // of the bin that is being filled
 };
 
 // kVectors vectors of channels at once, so that their sums stay in registers over all rows.
-template <int kVectors, typename T>
-inline void weighted_sum(const T* __restrict__ features, int64_t row_stride, const int64_t* rows,
-                         const T* weights, int64_t count, T* __restrict__ out) {
+template <int kVectors, typename Stored, typename T>
+inline void weighted_sum(const Stored* __restrict__ features, int64_t row_stride, const Tap<T>* tap,
+                         const Tap<T>* last, T* __restrict__ out) {
   constexpr int kLanes = kFullLanes<T>;
   Vector<T, kLanes> sums[kVectors] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const T* source = features + rows[i] * row_stride;
+  for (; tap != last; ++tap) {
+    const Stored* source = features + tap->row * row_stride;
     for (int v = 0; v < kVectors; ++v) {
-      sums[v] += weights[i] * load<kLanes>(source + v * kLanes);
+      sums[v] += tap->weight * load<kLanes>(source + v * kLanes);
     }
   }
   for (int v = 0; v < kVectors; ++v) {
@@ -117,30 +193,71 @@ inline void weighted_sum(const T* __restrict__ features, int64_t row_stride, con
   }
 }
 
-template <typename T>
-inline void sum_channels(const T* features, RoiAlignStrides strides, int64_t channels,
-                         BinTaps<T>& taps, T* out) {  // [C]
+template <typename Stored, typename T>
+inline void sum_channels(const Stored* features, RoiAlignStrides strides, int64_t channels,
+                         const Tap<T>* first, const Tap<T>* last, T* out) {  // [C]
   constexpr int64_t kLanes = kFullLanes<T>;
-  const int64_t* rows = taps.rows();
-  const T* weights = taps.weights();
-  const int64_t count = taps.count();
   int64_t c = 0;
   if (strides.channel == 1) {
     for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-      weighted_sum<4>(features + c, strides.row, rows, weights, count, out + c);
+      weighted_sum<4>(features + c, strides.row, first, last, out + c);
     }
     for (; c + kLanes <= channels; c += kLanes) {
-      weighted_sum<1>(features + c, strides.row, rows, weights, count, out + c);
+      weighted_sum<1>(features + c, strides.row, first, last, out + c);
     }
   }
   for (; c < channels; ++c) {
-    const T* source = features + c * strides.channel;
+    const Stored* source = features + c * strides.channel;
     T sum = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      sum += weights[i] * source[rows[i] * strides.row];
+    for (const Tap<T>* tap = first; tap != last; ++tap) {
+      sum += tap->weight * widen(source[tap->row * strides.row]);
     }
     out[c] = sum;
   }
+}
+
+// The transpose of weighted_sum: adds to every row what the bin got, times the row's weight.
+template <int kVectors, typename T>
+inline void spread(const T* __restrict__ grad, const Tap<T>* tap, const Tap<T>* last,
+                   int64_t row_stride, T* __restrict__ sums) {
+  constexpr int kLanes = kFullLanes<T>;
+  Vector<T, kLanes> part[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    part[v] = load<kLanes>(grad + v * kLanes);
+  }
+  for (; tap != last; ++tap) {
+    T* target = sums + tap->row * row_stride;
+    for (int v = 0; v < kVectors; ++v) {
+      store<kLanes, T>(target + v * kLanes,
+                       load<kLanes>(target + v * kLanes) + tap->weight * part[v]);
+    }
+  }
+}
+
+template <typename T>
+inline void spread_channels(const T* grad, int64_t channels, const Tap<T>* first,
+                            const Tap<T>* last, T* sums) {
+  constexpr int64_t kLanes = kFullLanes<T>;
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
+    spread<4>(grad + c, first, last, channels, sums + c);
+  }
+  for (; c + kLanes <= channels; c += kLanes) {
+    spread<1>(grad + c, first, last, channels, sums + c);
+  }
+  for (; c < channels; ++c) {
+    for (const Tap<T>* tap = first; tap != last; ++tap) {
+      sums[tap->row * channels + c] += tap->weight * grad[c];
+    }
+  }
+}
+
+// Sums lie channel by channel within a bin, output and gradient bin by bin within a channel: tiles
+// of all bins of some channels pass from the one to the other within the first-level cache.
+int64_t tile_channels(const RoiAlignShape& shape, int64_t channels) {
+  const int64_t fitting = 4096 / shape.bins / 64 * 64;
+  const int64_t block = fitting > 64 ? fitting : 64;
+  return channels < block ? channels : block;
 }
 
 // One cache line more than the channels: with a power of two all bins of a channel would lie in the
@@ -150,80 +267,105 @@ constexpr int64_t tile_stride(int64_t channels) {
   return channels + 64 / static_cast<int64_t>(sizeof(T));
 }
 
+// Fetches part `index` of `parts` of an array that is needed soon. Gradients and outputs of many
+// rois come from far, in strides that the processor does not foresee: two thirds of the time of a
+// transposition is waiting for them.
+template <bool kWrite, typename T>
+inline void prefetch(const T* data, int64_t size, int64_t index, int64_t parts) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t part = (size + parts - 1) / parts;
+  const int64_t end = (index + 1) * part < size ? (index + 1) * part : size;
+  for (int64_t i = index * part; i < end; i += kLine) {
+    __builtin_prefetch(data + i, kWrite ? 1 : 0, 2);
+  }
+}
+
 }  // namespace
 
-template <typename T, typename Stored, typename Roi>
-void segment_roi_align_forward(const T* features, RoiAlignStrides strides, const Roi* rois,
+template <typename Stored, typename Roi>
+void segment_roi_align_forward(const Stored* features, RoiAlignStrides strides, const Roi* rois,
                                RoiAlignShape shape, int64_t roi_begin, int64_t roi_end,
                                Stored* out) {
-  const int64_t channels = shape.channels;
+  using T = ComputeType<Stored>;
   const int64_t bins = shape.bins;
-  const int64_t stride = tile_stride<T>(channels);
-  BinTaps<T> taps(shape.rows);
-  // Sums lie channel by channel within a bin, the output bin by bin within a channel.
+  const int64_t block = tile_channels(shape, shape.channels);
+  const int64_t stride = tile_stride<T>(block);
+  RoiTaps<T> taps(shape);
   Buffer<T> tile(bins * stride);
   for (int64_t k = roi_begin; k < roi_end; ++k) {
     const Roi* roi = rois + 3 * k;
-    const T* item = features + static_cast<int64_t>(roi[0]) * strides.batch;
-    for (int64_t bin = 0; bin < bins; ++bin) {
-      taps.compute(roi, bin, shape);
-      sum_channels(item, strides, channels, taps, tile.data() + bin * stride);
-    }
-    const T* sums = tile.data();
-    Stored* target = out + k * channels * bins;
-    for (int64_t c = 0; c < channels; ++c) {
+    const Stored* item = features + static_cast<int64_t>(roi[0]) * strides.batch;
+    taps.compute(roi);
+    for (int64_t c = 0; c < shape.channels; c += block) {
+      const int64_t channels = block < shape.channels - c ? block : shape.channels - c;
+      Stored* target = out + (k * shape.channels + c) * bins;
       for (int64_t bin = 0; bin < bins; ++bin) {
-        target[c * bins + bin] = narrow<Stored>(sums[bin * stride + c]);
+        prefetch<true>(target, channels * bins, bin, bins);
+        sum_channels(item + c * strides.channel, strides, channels, taps.begin(bin), taps.end(bin),
+                     tile.data() + bin * stride);
       }
+      transpose(tile.data(), stride, bins, channels, target, bins);
     }
   }
 }
 
-template <typename T, typename Stored, typename Roi>
+template <typename Stored, typename Roi>
 void segment_roi_align_backward(const Stored* grad, const Roi* rois, const int64_t* members,
                                 int64_t count, RoiAlignShape shape, int64_t channel_begin,
-                                int64_t channel_end, T* grad_features) {
-  const int64_t channels = channel_end - channel_begin;
+                                int64_t channel_end, ComputeType<Stored>* sums,
+                                Stored* grad_features) {
+  using T = ComputeType<Stored>;
+  const int64_t all = channel_end - channel_begin;
   const int64_t bins = shape.bins;
-  const int64_t stride = tile_stride<T>(channels);
-  BinTaps<T> taps(shape.rows);
+  const int64_t stride = tile_stride<T>(all);
+  for (int64_t i = 0; i < shape.rows * all; ++i) {
+    sums[i] = T(0);
+  }
+  RoiTaps<T> taps(shape);
   Buffer<T> tile(bins * stride);
   for (int64_t m = 0; m < count; ++m) {
-    const int64_t k = members[m];
-    const Stored* source = grad + (k * shape.channels + channel_begin) * bins;
-    T* sums = tile.data();
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t bin = 0; bin < bins; ++bin) {
-        sums[bin * stride + c] = widen(source[c * bins + bin]);
-      }
-    }
+    const auto grad_of = [&](int64_t i) {
+      return grad + (members[i] * shape.channels + channel_begin) * bins;
+    };
+    transpose(grad_of(m), bins, all, bins, tile.data(), stride);
+    taps.compute(rois + 3 * members[m]);
+    const Stored* next = grad_of(m + 1 < count ? m + 1 : m);
     for (int64_t bin = 0; bin < bins; ++bin) {
-      taps.compute(rois + 3 * k, bin, shape);
-      const T* __restrict__ part = sums + bin * stride;
-      for (int64_t i = 0; i < taps.count(); ++i) {
-        T* __restrict__ target = grad_features + taps.rows()[i] * shape.channels + channel_begin;
-        const T weight = taps.weights()[i];
-        for (int64_t c = 0; c < channels; ++c) {
-          target[c] += weight * part[c];
-        }
-      }
+      prefetch<false>(next, all * bins, bin, bins);
+      spread_channels(tile.data() + bin * stride, all, taps.begin(bin), taps.end(bin), sums);
+    }
+  }
+  for (int64_t t = 0; t < shape.rows; ++t) {
+    Stored* __restrict__ target = grad_features + t * shape.channels + channel_begin;
+    const T* __restrict__ source = sums + t * all;
+    for (int64_t c = 0; c < all; ++c) {
+      target[c] = narrow<Stored>(source[c]);
     }
   }
 }
 
-#define TAL_FAST_INSTANTIATE(T, Stored, Roi)                                            \
-  template void segment_roi_align_forward<T, Stored, Roi>(                              \
-      const T*, RoiAlignStrides, const Roi*, RoiAlignShape, int64_t, int64_t, Stored*); \
-  template void segment_roi_align_backward<T, Stored, Roi>(                             \
-      const Stored*, const Roi*, const int64_t*, int64_t, RoiAlignShape, int64_t, int64_t, T*);
-TAL_FAST_INSTANTIATE(double, double, double)
-TAL_FAST_INSTANTIATE(double, double, float)
-TAL_FAST_INSTANTIATE(float, float, double)
-TAL_FAST_INSTANTIATE(float, float, float)
-TAL_FAST_INSTANTIATE(float, Half, double)
-TAL_FAST_INSTANTIATE(float, Half, float)
-TAL_FAST_INSTANTIATE(float, BFloat16, double)
-TAL_FAST_INSTANTIATE(float, BFloat16, float)
+template <typename Stored>
+void segment_roi_align_transpose(const Stored* features, int64_t channel_stride, int64_t channels,
+                                 int64_t rows, Stored* out) {
+  transpose(features, channel_stride, channels, rows, out, channels);
+}
+
+#define TAL_FAST_INSTANTIATE(Stored, Roi)                                                          \
+  template void segment_roi_align_forward<Stored, Roi>(const Stored*, RoiAlignStrides, const Roi*, \
+                                                       RoiAlignShape, int64_t, int64_t, Stored*);  \
+  template void segment_roi_align_backward<Stored, Roi>(const Stored*, const Roi*, const int64_t*, \
+                                                        int64_t, RoiAlignShape, int64_t, int64_t,  \
+                                                        ComputeType<Stored>*, Stored*);
+#define TAL_FAST_INSTANTIATE_ALL(Stored)                                                      \
+  TAL_FAST_INSTANTIATE(Stored, double)                                                        \
+  TAL_FAST_INSTANTIATE(Stored, float)                                                         \
+  template void segment_roi_align_transpose<Stored>(const Stored*, int64_t, int64_t, int64_t, \
+                                                    Stored*);
+TAL_FAST_INSTANTIATE_ALL(double)
+TAL_FAST_INSTANTIATE_ALL(float)
+TAL_FAST_INSTANTIATE_ALL(Half)
+TAL_FAST_INSTANTIATE_ALL(BFloat16)
+#undef TAL_FAST_INSTANTIATE_ALL
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "ops/tensor_checks.h"
@@ -18,13 +19,8 @@ constexpr int64_t kElementsPerTask = 32768;
 // No segment can sensibly reach further, and sample counts computed from it fit into an int64.
 constexpr double kMaxPosition = 2147483648.0;
 
-// float and double are computed in themselves, the 16-bit types in float.
-ScalarType compute_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 template <typename Roi>
-void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch) {
+void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch, bool aligned) {
   for (int64_t k = 0; k < count; ++k) {
     const Roi index = rois[3 * k];
     TAL_FAST_CHECK(index >= Roi(0) && index < static_cast<Roi>(batch) && index == std::floor(index),
@@ -35,11 +31,14 @@ void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch)
     TAL_FAST_CHECK(std::abs(start) <= kMaxPosition && std::abs(end) <= kMaxPosition, op,
                    ": expected rois with finite start and end of at most 2^31, got [", start, ", ",
                    end, "] in row ", k);
+    TAL_FAST_CHECK(!aligned || end >= start, op,
+                   ": expected rois with end >= start with aligned=True, got [", start, ", ", end,
+                   "] in row ", k);
   }
 }
 
 // Checks the rois and returns them contiguous.
-Tensor check_rois(const char* op, const Tensor& rois, int64_t batch) {
+Tensor check_rois(const char* op, const Tensor& rois, int64_t batch, bool aligned) {
   TAL_FAST_CHECK(rois.dim() == 2 && rois.size(1) == 3, op,
                  ": expected rois of shape [K, 3] (batch, start, end), got ", shape_string(rois));
   const ScalarType type = rois.scalar_type();
@@ -48,9 +47,9 @@ Tensor check_rois(const char* op, const Tensor& rois, int64_t batch) {
                  ": expected rois of dtype float32 or float64, got ", dtype_string(type));
   Tensor contiguous = torch::stable::contiguous(rois);
   if (type == ScalarType::Double) {
-    check_values(op, const_data<double>(contiguous), rois.size(0), batch);
+    check_values(op, const_data<double>(contiguous), rois.size(0), batch, aligned);
   } else {
-    check_values(op, const_data<float>(contiguous), rois.size(0), batch);
+    check_values(op, const_data<float>(contiguous), rois.size(0), batch, aligned);
   }
   return contiguous;
 }
@@ -60,9 +59,33 @@ void check_sizes(const char* op, int64_t output_size, int64_t sampling_ratio) {
   TAL_FAST_CHECK(sampling_ratio >= 0, op, ": expected sampling_ratio >= 0, got ", sampling_ratio);
 }
 
+// The same features with the channels of a row next to each other in memory.
+Tensor channels_last(const Tensor& features_in) {  // [B, C, T] -> [B, C, T]
+  const Tensor features =
+      features_in.stride(2) == 1 ? features_in : torch::stable::contiguous(features_in);
+  const int64_t batch = features.size(0);
+  const int64_t channels = features.size(1);
+  const int64_t rows = features.size(2);
+  Tensor copy = torch::stable::new_empty(features, {batch, rows, channels});
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (rows * channels));
+  dispatch_float(features.scalar_type(), "segment_roi_align", "features", [&](auto tag) {
+    using Stored = typename decltype(tag)::type;
+    const Stored* source = const_data<Stored>(features);
+    Stored* target = mutable_data<Stored>(copy);
+    torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        TAL_FAST_ISA_CALL(segment_roi_align_transpose<Stored>)(source + b * features.stride(0),
+                                                               features.stride(1), channels, rows,
+                                                               target + b * rows * channels);
+      }
+    });
+  });
+  return torch::stable::transpose(copy, 1, 2);
+}
+
 Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
                              const Tensor& rois_in,      // [K, 3]
-                             int64_t output_size, int64_t sampling_ratio) {
+                             int64_t output_size, int64_t sampling_ratio, bool aligned) {
   constexpr const char* kOp = "segment_roi_align";
   TAL_FAST_CHECK(features_in.dim() == 3, kOp, ": expected features of shape [B, C, T], got ",
                  shape_string(features_in));
@@ -73,9 +96,9 @@ Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
   check_sizes(kOp, output_size, sampling_ratio);
   const int64_t batch = features_in.size(0);
   const int64_t rows = features_in.size(2);
-  const Tensor rois = check_rois(kOp, rois_in, batch);
+  const Tensor rois = check_rois(kOp, rois_in, batch, aligned);
   const int64_t count = rois.size(0);
-  const RoiAlignShape shape{features_in.size(1), rows, output_size, sampling_ratio};
+  const RoiAlignShape shape{features_in.size(1), rows, output_size, sampling_ratio, aligned};
   Tensor out = torch::stable::new_empty(features_in, {count, shape.channels, output_size});
   if (out.numel() == 0) {
     return out;
@@ -83,26 +106,21 @@ Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
   TAL_FAST_CHECK(rows >= 1, kOp, ": expected features with at least one row, got ",
                  shape_string(features_in));
 
-  Tensor features =
-      type == compute_type(type) ? features_in : torch::stable::to(features_in, compute_type(type));
   // Reading a column at a stride per bin costs more than one transposed copy, unless the bins are
   // few against the rows.
-  if (features.stride(1) != 1 && 2 * count * output_size >= batch * rows) {
-    features = torch::stable::transpose(
-        torch::stable::contiguous(torch::stable::transpose(features, 1, 2)), 1, 2);
-  }
+  const bool copies = features_in.stride(1) != 1 && 2 * count * output_size >= batch * rows;
+  const Tensor features = copies ? channels_last(features_in) : features_in;
   const RoiAlignStrides strides{features.stride(0), features.stride(1), features.stride(2)};
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (shape.channels * output_size));
   dispatch_float(type, kOp, "features", [&](auto tag) {
     using Stored = typename decltype(tag)::type;
-    using T = ComputeType<Stored>;
-    const T* data = const_data<T>(features);
+    const Stored* data = const_data<Stored>(features);
     Stored* target = mutable_data<Stored>(out);
     const auto run = [&](const auto* roi_data) {
       using Roi = std::decay_t<decltype(*roi_data)>;
       torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-        TAL_FAST_ISA_CALL(segment_roi_align_forward<T, Stored, Roi>)(data, strides, roi_data, shape,
-                                                                     begin, end, target);
+        TAL_FAST_ISA_CALL(segment_roi_align_forward<Stored, Roi>)(data, strides, roi_data, shape,
+                                                                  begin, end, target);
       });
     };
     if (rois.scalar_type() == ScalarType::Double) {
@@ -137,10 +155,22 @@ RoisByItem group_by_item(const Roi* rois, int64_t count, int64_t batch) {
   return grouped;
 }
 
+// Channels of one task of the backward. All channels at once compute the taps once, but sums that
+// outgrow the second-level cache cost more, and every thread wants a task.
+int64_t backward_block(const RoiAlignShape& shape, int64_t batch) {
+  constexpr int64_t kSums = 65536;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t wanted = std::max<int64_t>(1, (2 * threads + batch - 1) / batch);
+  const int64_t per_thread = (shape.channels / wanted + 15) / 16 * 16;
+  const int64_t fitting = kSums / std::max(shape.rows, shape.bins) / 16 * 16;
+  return std::min(shape.channels, std::max<int64_t>(64, std::min(per_thread, fitting)));
+}
+
 // Returns [B, C, T] with the memory order of [B, T, C]: the sums run over channels.
 Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
                                       const Tensor& rois_in,  // [K, 3]
-                                      int64_t batch, int64_t rows, int64_t sampling_ratio) {
+                                      int64_t batch, int64_t rows, int64_t sampling_ratio,
+                                      bool aligned) {
   constexpr const char* kOp = "segment_roi_align_backward";
   TAL_FAST_CHECK(grad_in.dim() == 3 && rois_in.dim() == 2 && grad_in.size(0) == rois_in.size(0),
                  kOp, ": expected grad of shape [K, C, R] and rois of shape [K, 3], got ",
@@ -149,62 +179,60 @@ Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
   TAL_FAST_CHECK(is_float(type), kOp,
                  ": expected grad of dtype float64, float32, float16 or bfloat16, got ",
                  dtype_string(type));
-  const Tensor rois = check_rois(kOp, rois_in, batch);
+  const Tensor rois = check_rois(kOp, rois_in, batch, aligned);
   const int64_t count = rois.size(0);
-  const RoiAlignShape shape{grad_in.size(1), rows, grad_in.size(2), sampling_ratio};
+  const RoiAlignShape shape{grad_in.size(1), rows, grad_in.size(2), sampling_ratio, aligned};
   check_sizes(kOp, shape.bins, sampling_ratio);
-  Tensor sums =
-      torch::stable::new_zeros(grad_in, {batch, rows, shape.channels}, compute_type(type));
-  if (grad_in.numel() > 0 && sums.numel() > 0) {
-    const Tensor grad = torch::stable::contiguous(grad_in);
-    // Each task owns (batch item, channels): no two write the same element, and the order of its
-    // sum does not depend on how many blocks there are.
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t wanted = std::max<int64_t>(1, (2 * threads + batch - 1) / batch);
-    const int64_t block = std::max<int64_t>(64, (shape.channels / wanted + 15) / 16 * 16);
-    const int64_t blocks = (shape.channels + block - 1) / block;
-    dispatch_float(type, kOp, "grad", [&](auto tag) {
-      using Stored = typename decltype(tag)::type;
-      using T = ComputeType<Stored>;
-      const Stored* grad_data = const_data<Stored>(grad);
-      T* target = mutable_data<T>(sums);
-      const auto run = [&](const auto* roi_data) {
-        using Roi = std::decay_t<decltype(*roi_data)>;
-        const RoisByItem grouped = group_by_item(roi_data, count, batch);
-        torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t task = begin; task < end; ++task) {
-            const int64_t item = task / blocks;
-            const int64_t first = (task % blocks) * block;
-            const int64_t start = grouped.starts[item];
-            TAL_FAST_ISA_CALL(segment_roi_align_backward<T, Stored, Roi>)(
-                grad_data, roi_data, grouped.members.data() + start,
-                grouped.starts[item + 1] - start, shape, first,
-                std::min(first + block, shape.channels), target + item * rows * shape.channels);
-          }
-        });
-      };
-      if (rois.scalar_type() == ScalarType::Double) {
-        run(const_data<double>(rois));
-      } else {
-        run(const_data<float>(rois));
-      }
-    });
+  if (grad_in.numel() == 0 || rows == 0) {
+    const Tensor zeros = torch::stable::new_zeros(grad_in, {batch, rows, shape.channels});
+    return torch::stable::transpose(zeros, 1, 2);
   }
-  if (type != compute_type(type)) {
-    sums = torch::stable::to(sums, type);
-  }
-  return torch::stable::transpose(sums, 1, 2);
+  Tensor out = torch::stable::new_empty(grad_in, {batch, rows, shape.channels});
+  const Tensor grad = torch::stable::contiguous(grad_in);
+  // Each task owns (batch item, channels): no two write the same element, and the order of its sum
+  // does not depend on how many blocks there are.
+  const int64_t block = backward_block(shape, batch);
+  const int64_t blocks = (shape.channels + block - 1) / block;
+  dispatch_float(type, kOp, "grad", [&](auto tag) {
+    using Stored = typename decltype(tag)::type;
+    const Stored* grad_data = const_data<Stored>(grad);
+    Stored* target = mutable_data<Stored>(out);
+    const auto run = [&](const auto* roi_data) {
+      using Roi = std::decay_t<decltype(*roi_data)>;
+      const RoisByItem grouped = group_by_item(roi_data, count, batch);
+      torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
+        // One scratch for all tasks of a thread; the kernel zeroes it.
+        const std::unique_ptr<ComputeType<Stored>[]> sums(
+            new ComputeType<Stored>[static_cast<size_t>(rows * block)]);
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t item = task / blocks;
+          const int64_t first = (task % blocks) * block;
+          const int64_t start = grouped.starts[item];
+          TAL_FAST_ISA_CALL(segment_roi_align_backward<Stored, Roi>)(
+              grad_data, roi_data, grouped.members.data() + start, grouped.starts[item + 1] - start,
+              shape, first, std::min(first + block, shape.channels), sums.get(),
+              target + item * rows * shape.channels);
+        }
+      });
+    };
+    if (rois.scalar_type() == ScalarType::Double) {
+      run(const_data<double>(rois));
+    } else {
+      run(const_data<float>(rois));
+    }
+  });
+  return torch::stable::transpose(out, 1, 2);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
   m.def(
-      "segment_roi_align(Tensor features, Tensor rois, SymInt output_size, int sampling_ratio=0) "
-      "-> Tensor");
+      "segment_roi_align(Tensor features, Tensor rois, SymInt output_size, int sampling_ratio=0, "
+      "bool aligned=False) -> Tensor");
   m.def(
       "segment_roi_align_backward(Tensor grad, Tensor rois, SymInt batch, SymInt rows, "
-      "int sampling_ratio) -> Tensor");
+      "int sampling_ratio, bool aligned=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {

@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def segment_roi_align(
-    features: Tensor, rois: Tensor, output_size: int, sampling_ratio: int = 0
+    features: Tensor,
+    rois: Tensor,
+    output_size: int,
+    sampling_ratio: int = 0,
+    aligned: bool = False,
 ) -> Tensor:
     """Reads sample by sample; see ``tal_fast.ops.segment_roi_align``.
 
@@ -18,7 +22,11 @@ def segment_roi_align(
     out = []
     for index, start, end in rois:
         item = wide[int(index)]  # [C, T]
-        length = torch.clamp(end - start, min=1)
+        if aligned:
+            start, end = start - 0.5, end - 0.5
+            length = end - start
+        else:
+            length = torch.clamp(end - start, min=1)
         bin_length = length / output_size
         samples = sampling_ratio or int(torch.ceil(bin_length))
         for p in range(output_size):
@@ -26,7 +34,8 @@ def segment_roi_align(
             for i in range(samples):
                 position = start + p * bin_length + (i + 0.5) * bin_length / samples
                 total = total + _value(item, position, num_rows)
-            out.append(total / samples)
+            # Length 0 and no sampling_ratio: no sample, and an average of zero.
+            out.append(total / max(samples, 1))
     if not out:
         return features.new_empty(0, channels, output_size)
     stacked = torch.stack(out).reshape(len(rois), output_size, channels)

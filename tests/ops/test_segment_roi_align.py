@@ -53,9 +53,15 @@ def make_rois(count: int, batch: int, rows: int, dtype: torch.dtype = torch.floa
     return torch.stack((index, start, start + length), dim=1).to(dtype)
 
 
+def in_order(rois: Tensor) -> Tensor:
+    """The same segments, reversed ones turned round: what aligned=True accepts."""
+    return torch.cat((rois[:, :1], rois[:, 1:].sort(dim=1).values), dim=1)
+
+
 # ---- against the twin ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("layout", ["BTC", "BCT", "sliced"])
 @pytest.mark.parametrize("rois_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,34 +75,40 @@ def make_rois(count: int, batch: int, rows: int, dtype: torch.dtype = torch.floa
         (2, 17, 30, 9, 3, 1),
         (1, 65, 30, 9, 3, 5),
         (2, 5, 200, 1, 2, 0),
+        (1, 530, 6, 2, 9, 2),
+        (1, 2, 9, 2, 1, 70),
         (3, 4, 9, 0, 2, 0),
     ],
 )
-def test_matches_twin(batch, channels, rows, count, bins, ratio, dtype, rois_dtype, layout):
+def test_matches_twin(
+    batch, channels, rows, count, bins, ratio, dtype, rois_dtype, layout, aligned
+):
     features = make_features(batch, channels, rows, dtype, layout=layout)
     rois = make_rois(count, batch, rows, rois_dtype)
-    out = ops.segment_roi_align(features, rois, bins, ratio)
+    rois = in_order(rois) if aligned else rois
+    out = ops.segment_roi_align(features, rois, bins, ratio, aligned)
     assert out.shape == (count, channels, bins)
     assert out.dtype == dtype
     assert out.is_contiguous()
-    expected = twin.segment_roi_align(features, rois, bins, ratio)
+    expected = twin.segment_roi_align(features, rois, bins, ratio, aligned)
     torch.testing.assert_close(out, expected, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("layout", ["BTC", "BCT"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 3, 33])
-@pytest.mark.parametrize("channels", [1, 70, 130])
-def test_gradient_matches_twin(channels, batch, dtype, layout):
+@pytest.mark.parametrize(("channels", "bins"), [(1, 3), (70, 19), (130, 3)])
+def test_gradient_matches_twin(channels, bins, batch, dtype, layout, aligned):
     features = make_features(batch, channels, 14, dtype, layout=layout).requires_grad_()
-    rois = make_rois(10, batch, 14)
-    out = ops.segment_roi_align(features, rois, 3)
-    grad = make_features(10, channels, 3, dtype, layout="BCT", seed=1)
+    rois = in_order(make_rois(10, batch, 14)) if aligned else make_rois(10, batch, 14)
+    out = ops.segment_roi_align(features, rois, bins, 0, aligned)
+    grad = make_features(10, channels, bins, dtype, layout="BCT", seed=1)
     (ours,) = torch.autograd.grad(out, features, grad)
     assert ours.dtype == dtype
     wide = features.detach().double().requires_grad_()
     (expected,) = torch.autograd.grad(
-        twin.segment_roi_align(wide, rois, 3), wide, grad.double(), allow_unused=True
+        twin.segment_roi_align(wide, rois, bins, 0, aligned), wide, grad.double(), allow_unused=True
     )
     tolerance = dict(TOLERANCE[dtype], atol=max(1e-5, TOLERANCE[dtype]["atol"]))
     torch.testing.assert_close(ours.double(), expected, **tolerance)
@@ -171,6 +183,98 @@ def test_by_hand(start, end, bins, ratio, expected):
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "bins", "ratio", "expected"),
+    [
+        (2.0, 6.0, 4, 0, [12.0, 13.0, 14.0, 15.0]),  # rows 2 to 5 in edge coordinates, as they are
+        (2.0, 6.0, 2, 0, [12.5, 14.5]),
+        (2.0, 6.0, 1, 1, [13.5]),
+        (2.0, 2.5, 1, 0, [11.75]),  # shorter than a row: one sample in its middle
+        (2.0, 2.5, 2, 0, [11.625, 11.875]),
+        (2.0, 2.0, 2, 0, [0.0, 0.0]),  # no length, no sample
+        (2.0, 2.0, 2, 3, [11.5, 11.5]),  # unless they are asked for
+        (-3.0, -3.0, 1, 2**62, [0.0]),
+        (0.0, 1.0, 1, 0, [10.0]),
+        (0.0, 0.5, 1, 0, [10.0]),  # -0.25 reads the first row
+        (-2.0, 0.0, 2, 0, [0.0, 10.0]),  # -2 is outside, -1 is not
+        (7.0, 10.0, 3, 0, [17.0, 17.0, 0.0]),  # 7, 8 = T, 9
+    ],
+)
+def test_aligned_by_hand(start, end, bins, ratio, expected):
+    rois = torch.tensor([[0.0, start, end]])
+    out = ops.segment_roi_align(RAMP, rois, bins, ratio, aligned=True)
+    assert out.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    if ratio < 2**32:
+        slow = twin.segment_roi_align(RAMP, rois, bins, ratio, aligned=True)
+        assert slow.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def roi_align_2d(image: Tensor, box: list[float], size: tuple[int, int]) -> Tensor:
+    """What torchvision documents for roi_align(aligned=True): [C, H, W] -> [C, h, w].
+
+    Boxes are (x1, y1, x2, y2); half a pixel is subtracted for "a better alignment with the two
+    neighboring pixel indices"; every bin averages ceil(height / h) x ceil(width / w) bilinear
+    samples at the centres of its equal parts.
+    """
+    channels, height, width = image.shape
+    x1, y1, x2, y2 = (value - 0.5 for value in box)
+    bin_h, bin_w = (y2 - y1) / size[0], (x2 - x1) / size[1]
+    grid_h, grid_w = math.ceil(bin_h), math.ceil(bin_w)
+
+    def taps(position: float, count: int) -> list[tuple[int, float]]:
+        if position < -1 or position > count:
+            return []
+        position = min(max(position, 0.0), count - 1.0)
+        low = min(int(position), count - 1)
+        high = min(low + 1, count - 1)
+        return [(low, 1 - (position - low)), (high, position - low)]
+
+    out = torch.zeros(channels, *size, dtype=image.dtype)
+    for h in range(size[0]):
+        for w in range(size[1]):
+            for i in range(grid_h):
+                for j in range(grid_w):
+                    y = y1 + h * bin_h + (i + 0.5) * bin_h / grid_h
+                    x = x1 + w * bin_w + (j + 0.5) * bin_w / grid_w
+                    for row, wy in taps(y, height):
+                        for column, wx in taps(x, width):
+                            out[:, h, w] += wy * wx * image[:, row, column]
+            out[:, h, w] /= max(grid_h * grid_w, 1)
+    return out
+
+
+@pytest.mark.parametrize("bins", [1, 3, 8])
+def test_aligned_is_roi_align_of_an_image_one_pixel_high(bins):
+    rows = 12
+    features = make_features(1, 4, rows, torch.float64)
+    rois = in_order(make_rois(40, 1, rows, torch.float64))
+    out = ops.segment_roi_align(features, rois, bins, aligned=True)
+    for k, (_, start, end) in enumerate(rois.tolist()):
+        expected = roi_align_2d(features[0, :, None], [start, 0.0, end, 1.0], (1, bins))
+        torch.testing.assert_close(out[k], expected[:, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_conventions_differ_by_half_a_row():
+    # Segments of at least one row per bin: the same samples, half a row apart.
+    features = make_features(2, 5, 30, torch.float64)
+    rois = torch.tensor([[0.0, 3.0, 11.0], [1.0, 4.25, 20.25]], dtype=torch.float64)
+    later = rois + torch.tensor([0.0, 0.5, 0.5])
+    out = ops.segment_roi_align(features, rois, 4)
+    torch.testing.assert_close(out, ops.segment_roi_align(features, later, 4, aligned=True))
+    assert not torch.allclose(out, ops.segment_roi_align(features, rois, 4, aligned=True))
+
+
+@pytest.mark.parametrize("bins", [3, 6, 24])
+def test_aligned_whole_window_is_linear_interpolation(bins):
+    # With one sample per bin, bins over all T rows are torch's half-pixel resampling.
+    features = make_features(2, 5, 12, torch.float64)
+    rois = torch.tensor([[0.0, 0.0, 12.0], [1.0, 0.0, 12.0]], dtype=torch.float64)
+    expected = torch.nn.functional.interpolate(
+        features, size=bins, mode="linear", align_corners=False
+    )
+    torch.testing.assert_close(ops.segment_roi_align(features, rois, bins, 1, True), expected)
+
+
 def test_very_long_segments_cost_no_time():
     # 2^31 samples, of which eight rows can see any.
     rois = torch.tensor([[0.0, -(2.0**30), 2.0**30], [0.0, 0.0, 2.0**31]], dtype=torch.float64)
@@ -197,25 +301,30 @@ def test_nan_features_stay_where_they_are():
 # ---- torch ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("layout", ["BTC", "BCT"])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_gradcheck(ratio, layout):
+def test_gradcheck(ratio, layout, aligned):
     features = make_features(2, 3, 9, torch.float64, layout=layout).requires_grad_()
-    rois = make_rois(7, 2, 9, torch.float64)
+    rois = in_order(make_rois(7, 2, 9, torch.float64))
     assert torch.autograd.gradcheck(
-        lambda x: ops.segment_roi_align(x, rois, 4, ratio), (features,), eps=1e-6, atol=1e-6
+        lambda x: ops.segment_roi_align(x, rois, 4, ratio, aligned),
+        (features,),
+        eps=1e-6,
+        atol=1e-6,
     )
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("layout", ["BTC", "BCT"])
-def test_opcheck(layout, requires_grad):
+def test_opcheck(layout, requires_grad, aligned):
     features = make_features(2, 5, 9, layout=layout).requires_grad_(requires_grad)
-    rois = make_rois(6, 2, 9)
+    rois = in_order(make_rois(6, 2, 9))
     native = torch.ops.tal_fast
-    torch.library.opcheck(native.segment_roi_align.default, (features, rois, 3, 0))
+    torch.library.opcheck(native.segment_roi_align.default, (features, rois, 3, 0, aligned))
     grad = torch.randn(6, 5, 3, requires_grad=requires_grad)
-    torch.library.opcheck(native.segment_roi_align_backward.default, (grad, rois, 2, 9, 0))
+    torch.library.opcheck(native.segment_roi_align_backward.default, (grad, rois, 2, 9, 0, aligned))
 
 
 def test_rois_get_no_gradient():
@@ -226,11 +335,15 @@ def test_rois_get_no_gradient():
     assert rois.grad is None
 
 
-def test_second_derivative():
+@pytest.mark.parametrize("aligned", [False, True])
+def test_second_derivative(aligned):
     features = make_features(2, 3, 7, torch.float64).requires_grad_()
-    rois = make_rois(5, 2, 7, torch.float64)
+    rois = in_order(make_rois(5, 2, 7, torch.float64))
     assert torch.autograd.gradgradcheck(
-        lambda x: ops.segment_roi_align(x, rois, 2) ** 2, (features,), eps=1e-6, atol=1e-6
+        lambda x: ops.segment_roi_align(x, rois, 2, 0, aligned) ** 2,
+        (features,),
+        eps=1e-6,
+        atol=1e-6,
     )
 
 
@@ -257,6 +370,8 @@ features = torch.randn(4, 77, 100, generator=generator).transpose(1, 2).requires
 start = torch.rand(50, generator=generator) * 80 - 3
 rois = torch.stack((torch.arange(50.0) % 4, start, start + 31.7), dim=1)
 out = ops.segment_roi_align(features, rois, 7)
+half = ops.segment_roi_align(features.half(), rois, 7, 0, True)
+out = out + half + ops.segment_roi_align(features.transpose(1, 2), rois, 7, 2, True).sum()
 (grad,) = torch.autograd.grad(out.square().sum(), features)
 raw = out.detach().numpy().tobytes() + grad.contiguous().numpy().tobytes()
 print(hashlib.sha256(raw).hexdigest())
@@ -352,6 +467,10 @@ ROIS = torch.zeros(1, 3)
         ((FEATURES, with_value(1, math.nan), 3), r"finite start and end .* in row 1"),
         ((FEATURES, with_value(2, math.inf), 3), r"finite start and end .* \[1, inf\] in row 1"),
         ((FEATURES, with_value(2, 1e10), 3), r"at most 2\^31, got \[1, 1e\+10\] in row 1"),
+        (
+            (FEATURES, torch.tensor([[0.0, 1.0, 1.0], [1.0, 5.0, 3.0]]), 3, 0, True),
+            r"end >= start with aligned=True, got \[5, 3\] in row 1",
+        ),
         ((FEATURES, ROIS.to("meta"), 3), "expected rois on cpu like features, got meta"),
     ],
 )
