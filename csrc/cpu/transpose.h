@@ -61,6 +61,15 @@ inline int64_t transpose_strip(const Source* __restrict__ source, int64_t source
   return column;
 }
 
+template <typename Target, typename Source>
+inline Target converted(Source value) {
+  if constexpr (sizeof(Target) == sizeof(Source)) {
+    return value;
+  } else {
+    return narrow<Target>(widen(value));
+  }
+}
+
 // target[column][row] = source[row][column]; widened or rounded where the types differ.
 template <typename Source, typename Target>
 inline void transpose(const Source* source, int64_t source_stride, int64_t rows, int64_t columns,
@@ -71,8 +80,7 @@ inline void transpose(const Source* source, int64_t source_stride, int64_t rows,
   const auto rest = [&](int64_t row, int64_t count, int64_t column) {
     for (; column < columns; ++column) {
       for (int64_t i = row; i < row + count; ++i) {
-        target[column * target_stride + i] =
-            narrow<Target>(widen(source[i * source_stride + column]));
+        target[column * target_stride + i] = converted<Target>(source[i * source_stride + column]);
       }
     }
   };

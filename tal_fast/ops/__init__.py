@@ -22,6 +22,7 @@ except ImportError as error:
         "  4. torch was removed or replaced in another place: build again."
     ) from error
 
+from tal_fast.ops.boundary_max_pool import boundary_max_pool
 from tal_fast.ops.deform_attn import deform_attn
 from tal_fast.ops.dropout import dropout
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
@@ -32,6 +33,7 @@ from tal_fast.ops.window_fusion import fuse_windows
 __all__ = [
     "BatchedNMSResult",
     "batched_nms",
+    "boundary_max_pool",
     "deform_attn",
     "dropout",
     "fuse_windows",

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// boundary_max_pool: schema, checks and the CPU implementation. The forward also says where each
+// maximum lies, so that the backward reads neither features nor segments again.
+#include "cpu/boundary_max_pool.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "ops/tensor_checks.h"
+
+namespace tal_fast {
+namespace {
+
+// Comparisons, or gradients and rows, per task: some 20 us of work.
+constexpr int64_t kElementsPerTask = 32768;
+
+// Truncated toward zero, then clamped to [0, rows - 1].
+template <typename Position>
+int32_t row_of(Position position, int64_t rows) {
+  // Compared before the conversion: a position need not fit into an integer.
+  if (!(position > Position(0))) {
+    return 0;
+  }
+  return static_cast<int32_t>(
+      position >= static_cast<Position>(rows - 1) ? rows - 1 : static_cast<int64_t>(position));
+}
+
+template <typename Position>
+void find_ranges(const Position* segments, int64_t batch, int64_t count, int64_t rows,
+                 int32_t* ranges) {
+  for (int64_t i = 0; i < batch * count; ++i) {
+    for (int64_t j = 4 * i; j < 4 * i + 4; j += 2) {
+      TAL_FAST_CHECK(segments[j] == segments[j] && segments[j + 1] == segments[j + 1],
+                     "boundary_max_pool: expected segments without NaN, got [", segments[j], ", ",
+                     segments[j + 1], "] in segment ", i % count, " of item ", i / count);
+      ranges[j] = row_of(segments[j], rows);
+      // A range that ends before it starts is its start alone.
+      ranges[j + 1] = std::max(ranges[j], row_of(segments[j + 1], rows));
+    }
+  }
+}
+
+// The rows that every segment reads, [B, K, 4]: first and last of either range.
+std::vector<int32_t> ranges_of(const Tensor& segments_in, int64_t rows) {
+  const Tensor segments = torch::stable::contiguous(segments_in);
+  const int64_t batch = segments.size(0);
+  const int64_t count = segments.size(1);
+  std::vector<int32_t> ranges(static_cast<size_t>(4 * batch * count));
+  switch (segments.scalar_type()) {
+    case ScalarType::Double:
+      find_ranges(const_data<double>(segments), batch, count, rows, ranges.data());
+      break;
+    case ScalarType::Float:
+      find_ranges(const_data<float>(segments), batch, count, rows, ranges.data());
+      break;
+    case ScalarType::Long:
+      find_ranges(const_data<int64_t>(segments), batch, count, rows, ranges.data());
+      break;
+    case ScalarType::Int:
+      find_ranges(const_data<int32_t>(segments), batch, count, rows, ranges.data());
+      break;
+    default:
+      // A 16-bit position is off by whole rows.
+      TAL_FAST_CHECK(false,
+                     "boundary_max_pool: expected segments of dtype float32, float64, int32 "
+                     "or int64, got ",
+                     dtype_string(segments.scalar_type()));
+  }
+  return ranges;
+}
+
+// Maxima over features [B, C, T] of any strides; `argmax` may be null.
+template <typename Stored>
+void pool(const Stored* features, int64_t batch_stride, BoundaryPoolStrides strides, int64_t batch,
+          int64_t channels, int64_t count, const std::vector<int32_t>& ranges, Stored* out,
+          int32_t* argmax) {
+  // One task is the channels of one group: all of the first or all of the second half.
+  const int64_t half = channels / 2;
+  const int64_t group = TAL_FAST_ISA_CALL(boundary_max_pool_group<Stored>)();
+  const int64_t groups = (half + group - 1) / group;
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (8 * group * count));
+  torch::stable::parallel_for(0, batch * 2 * groups, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / (2 * groups);
+      const int64_t second = task / groups % 2;
+      const int64_t within = task % groups * group;
+      const int64_t channel = second * half + within;
+      const int64_t target = (b * channels + channel) * count;
+      TAL_FAST_ISA_CALL(boundary_max_pool_forward<Stored>)(
+          features + b * batch_stride + channel * strides.channel, strides,
+          std::min(group, half - within), ranges.data() + 4 * b * count + 2 * second, count,
+          out + target, argmax == nullptr ? nullptr : argmax + target);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> boundary_max_pool_cpu(const Tensor& features,  // [B, C, T]
+                                                 const Tensor& segments,  // [B, K, 4]
+                                                 bool with_argmax, bool afsd) {
+  constexpr const char* kOp = "boundary_max_pool";
+  TAL_FAST_CHECK(features.dim() == 3 && features.size(1) % 2 == 0, kOp,
+                 ": expected features of shape [B, C, T] with an even C, got ",
+                 shape_string(features));
+  TAL_FAST_CHECK(
+      segments.dim() == 3 && segments.size(0) == features.size(0) && segments.size(2) == 4, kOp,
+      ": expected segments of shape [", features.size(0), ", K, 4], got ", shape_string(segments));
+  const int64_t batch = features.size(0);
+  const int64_t channels = features.size(1);
+  const int64_t rows = features.size(2);
+  const int64_t count = segments.size(1);
+  TAL_FAST_CHECK(rows <= std::numeric_limits<int32_t>::max(), kOp,
+                 ": expected features with at most 2^31 - 1 rows, got ", shape_string(features));
+  TAL_FAST_CHECK(!afsd || count <= rows, kOp, ": expected at most T = ", rows,
+                 " segments with compat='afsd', got ", count);
+  TAL_FAST_CHECK(rows >= 1 || batch * channels * count == 0, kOp,
+                 ": expected features with at least one row, got ", shape_string(features));
+  const std::vector<int32_t> ranges = ranges_of(segments, rows);
+  Tensor out = torch::stable::new_empty(features, {batch, channels, count});
+  Tensor argmax =
+      with_argmax ? torch::stable::new_empty(features, {batch, channels, count}, ScalarType::Int)
+                  : torch::stable::new_empty(features, {0}, ScalarType::Int);
+  dispatch_float(features.scalar_type(), kOp, "features", [&](auto tag) {
+    using Stored = typename decltype(tag)::type;
+    if (out.numel() == 0) {
+      return;
+    }
+    int32_t* where = with_argmax ? mutable_data<int32_t>(argmax) : nullptr;
+    pool(const_data<Stored>(features), features.stride(0), {features.stride(1), features.stride(2)},
+         batch, channels, count, ranges, mutable_data<Stored>(out), afsd ? nullptr : where);
+    if (afsd && with_argmax) {
+      // The historic backward takes K for T: it looks for the maxima in the first B * C * K values
+      // of the contiguous features, read as [B, C, K].
+      const Tensor flat = torch::stable::contiguous(features);
+      const Tensor ignored = torch::stable::new_empty(out, {batch, channels, count});
+      pool(const_data<Stored>(flat), channels * count, {count, 1}, batch, channels, count,
+           ranges_of(segments, count), mutable_data<Stored>(ignored), where);
+    }
+  });
+  return {out, argmax};
+}
+
+Tensor boundary_max_pool_backward_cpu(const Tensor& grad_in,    // [B, C, K]
+                                      const Tensor& argmax_in,  // [B, C, K]
+                                      int64_t rows, bool afsd) {
+  constexpr const char* kOp = "boundary_max_pool_backward";
+  bool same = grad_in.dim() == 3 && argmax_in.dim() == 3;
+  for (int64_t i = 0; same && i < 3; ++i) {
+    same = grad_in.size(i) == argmax_in.size(i);
+  }
+  TAL_FAST_CHECK(same && argmax_in.scalar_type() == ScalarType::Int, kOp,
+                 ": expected grad and argmax of one shape [B, C, K], the latter int32, got ",
+                 shape_string(grad_in), " and ", shape_string(argmax_in), " ",
+                 dtype_string(argmax_in.scalar_type()));
+  const int64_t batch = grad_in.size(0);
+  const int64_t channels = grad_in.size(1);
+  const int64_t count = grad_in.size(2);
+  const int64_t stride = afsd ? count : rows;
+  TAL_FAST_CHECK(stride <= rows, kOp, ": expected at most T = ", rows,
+                 " segments with compat='afsd', got ", count);
+  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor argmax = torch::stable::contiguous(argmax_in);
+  const int32_t* where = const_data<int32_t>(argmax);
+  // No branch in the loop: the common case, that all is well, takes a vector at a time.
+  bool inside = true;
+  for (int64_t i = 0; i < argmax.numel(); ++i) {
+    inside &= where[i] >= 0 && where[i] < stride;
+  }
+  TAL_FAST_CHECK(inside, kOp, ": expected argmax in [0, ", stride, ")");
+  Tensor out = stride == rows ? torch::stable::new_empty(grad, {batch, channels, rows})
+                              : torch::stable::new_zeros(grad, {batch, channels, rows});
+  dispatch_float(grad.scalar_type(), kOp, "grad", [&](auto tag) {
+    using Stored = typename decltype(tag)::type;
+    if (out.numel() == 0) {
+      return;
+    }
+    const Stored* grad_data = const_data<Stored>(grad);
+    Stored* target = mutable_data<Stored>(out);
+    const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (count + rows));
+    torch::stable::parallel_for(0, batch * channels, grain, [&](int64_t begin, int64_t end) {
+      TAL_FAST_ISA_CALL(boundary_max_pool_backward<Stored>)(grad_data + begin * count,
+                                                            where + begin * count, end - begin,
+                                                            count, stride, target + begin * stride);
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
+  m.def(
+      "boundary_max_pool(Tensor features, Tensor segments, bool with_argmax=False, "
+      "bool afsd=False) -> (Tensor, Tensor)");
+  m.def(
+      "boundary_max_pool_backward(Tensor grad, Tensor argmax, SymInt rows, bool afsd=False) -> "
+      "Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
+  m.impl("boundary_max_pool", TORCH_BOX(&boundary_max_pool_cpu));
+  m.impl("boundary_max_pool_backward", TORCH_BOX(&boundary_max_pool_backward_cpu));
+}
+
+}  // namespace tal_fast

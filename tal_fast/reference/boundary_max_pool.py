@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boundary max pooling, the slow and obvious twin of ``tal_fast.ops.boundary_max_pool``."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def boundary_max_pool(features: Tensor, segments: Tensor) -> Tensor:
+    """Takes range by range; see ``tal_fast.ops.boundary_max_pool``. Differentiable by torch."""
+    batch, channels, rows = features.shape
+    out = []
+    for b in range(batch):
+        for c in range(channels):
+            for positions in segments[b].tolist():
+                first, last = _range(positions, c >= channels // 2, rows)
+                out.append(features[b, c, first + _argmax(features[b, c, first : last + 1])])
+    if not out:
+        return features.new_empty(batch, channels, segments.shape[1])
+    return torch.stack(out).view(batch, channels, -1)
+
+
+def boundary_max_pool_afsd_gradient(grad: Tensor, features: Tensor, segments: Tensor) -> Tensor:
+    """The gradient of AFSD's published kernel, whose number of rows is the number of segments.
+
+    grad [B, C, K], features [B, C, T], K <= T. Every address is computed as if T were K.
+    """
+    batch, channels, count = grad.shape
+    values = features.reshape(-1)
+    result = torch.zeros(features.numel(), dtype=torch.float64)
+    for b in range(batch):
+        for c in range(channels):
+            row = (b * channels + c) * count
+            for k, positions in enumerate(segments[b].tolist()):
+                first, last = _range(positions, c >= channels // 2, count)
+                best = first + _argmax(values[row + first : row + last + 1])
+                result[row + best] += grad[b, c, k].to(torch.float64)
+    return result.view(features.shape).to(grad.dtype)
+
+
+def _range(positions: list[float], second: bool, rows: int) -> tuple[int, int]:
+    start, end = (
+        int(min(max(math.trunc(p) if math.isfinite(p) else p, 0), rows - 1))
+        for p in (positions[2:] if second else positions[:2])
+    )
+    return start, max(start, end)
+
+
+def _argmax(values: Tensor) -> int:
+    best = 0
+    for i, value in enumerate(values.tolist()):
+        if math.isnan(values[best].item()):
+            break
+        if value > values[best].item() or math.isnan(value):
+            best = i
+    return best
