@@ -162,28 +162,38 @@ void boundary_max_pool_forward(const Stored* features, BoundaryPoolStrides strid
 }
 
 template <typename Stored>
-void boundary_max_pool_backward(const Stored* grad, const int32_t* argmax, int64_t channels,
+bool boundary_max_pool_backward(const Stored* grad, const int32_t* argmax, int64_t channels,
                                 int64_t segments, int64_t rows, Stored* grad_features) {
   using T = ComputeType<Stored>;
-  Buffer<T> sums(rows);
+  Buffer<T> buffer(rows);
+  T* __restrict__ sums = buffer.data();
+  bool inside = true;
   for (int64_t c = 0; c < channels; ++c) {
+    const Stored* __restrict__ part = grad + c * segments;
+    const int32_t* __restrict__ where = argmax + c * segments;
+    Stored* __restrict__ target = grad_features + c * rows;
     for (int64_t t = 0; t < rows; ++t) {
-      sums.data()[t] = T(0);
+      sums[t] = T(0);
     }
     for (int64_t k = 0; k < segments; ++k) {
-      sums.data()[argmax[c * segments + k]] += widen(grad[c * segments + k]);
+      if (where[k] < 0 || where[k] >= rows) {
+        inside = false;
+        break;
+      }
+      sums[where[k]] += widen(part[k]);
     }
     for (int64_t t = 0; t < rows; ++t) {
-      grad_features[c * rows + t] = narrow<Stored>(sums.data()[t]);
+      target[t] = narrow<Stored>(sums[t]);
     }
   }
+  return inside;
 }
 
 #define TAL_FAST_INSTANTIATE(Stored)                                                           \
   template int64_t boundary_max_pool_group<Stored>();                                          \
   template void boundary_max_pool_forward<Stored>(const Stored*, BoundaryPoolStrides, int64_t, \
                                                   const int32_t*, int64_t, Stored*, int32_t*); \
-  template void boundary_max_pool_backward<Stored>(const Stored*, const int32_t*, int64_t,     \
+  template bool boundary_max_pool_backward<Stored>(const Stored*, const int32_t*, int64_t,     \
                                                    int64_t, int64_t, Stored*);
 TAL_FAST_INSTANTIATE(double)
 TAL_FAST_INSTANTIATE(float)

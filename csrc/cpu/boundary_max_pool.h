@@ -28,7 +28,6 @@ template <typename Stored>
 int64_t boundary_max_pool_group();
 
 // The maxima of `count` channels of one item that share their ranges.
-
 template <typename Stored>
 void boundary_max_pool_forward(const Stored* features,  // [count, T], strided
                                BoundaryPoolStrides strides,
@@ -39,9 +38,9 @@ void boundary_max_pool_forward(const Stored* features,  // [count, T], strided
                                int32_t* argmax);        // [count, K], or null
 
 // Adds the gradient of every maximum to its row; the sums of a channel are made in the order of the
-// segments.
+// segments. Returns false if a row is not in [0, T).
 template <typename Stored>
-void boundary_max_pool_backward(const Stored* grad,     // [channels, K]
+bool boundary_max_pool_backward(const Stored* grad,     // [channels, K]
                                 const int32_t* argmax,  // [channels, K]
                                 int64_t channels, int64_t segments, int64_t rows,
                                 Stored* grad_features); // [channels, T]

@@ -52,7 +52,7 @@ void segment_roi_align_backward(const Stored* grad,          // [K, C, R]
                                 int64_t count,
                                 RoiAlignShape shape,
                                 int64_t channel_begin, int64_t channel_end,
-                                ComputeType<Stored>* sums,   // [T, channel_end - begin]: scratch
+                                ComputeType<Stored>* sums,   // [T, channel_end - channel_begin]
                                 Stored* grad_features);      // [T, C]
 
 // Rows of channels from channels of rows.

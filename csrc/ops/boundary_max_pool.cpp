@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -165,14 +166,9 @@ Tensor boundary_max_pool_backward_cpu(const Tensor& grad_in,    // [B, C, K]
   const Tensor grad = torch::stable::contiguous(grad_in);
   const Tensor argmax = torch::stable::contiguous(argmax_in);
   const int32_t* where = const_data<int32_t>(argmax);
-  // No branch in the loop: the common case, that all is well, takes a vector at a time.
-  bool inside = true;
-  for (int64_t i = 0; i < argmax.numel(); ++i) {
-    inside &= where[i] >= 0 && where[i] < stride;
-  }
-  TAL_FAST_CHECK(inside, kOp, ": expected argmax in [0, ", stride, ")");
   Tensor out = stride == rows ? torch::stable::new_empty(grad, {batch, channels, rows})
                               : torch::stable::new_zeros(grad, {batch, channels, rows});
+  std::atomic<bool> inside{true};
   dispatch_float(grad.scalar_type(), kOp, "grad", [&](auto tag) {
     using Stored = typename decltype(tag)::type;
     if (out.numel() == 0) {
@@ -182,11 +178,14 @@ Tensor boundary_max_pool_backward_cpu(const Tensor& grad_in,    // [B, C, K]
     Stored* target = mutable_data<Stored>(out);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (count + rows));
     torch::stable::parallel_for(0, batch * channels, grain, [&](int64_t begin, int64_t end) {
-      TAL_FAST_ISA_CALL(boundary_max_pool_backward<Stored>)(grad_data + begin * count,
-                                                            where + begin * count, end - begin,
-                                                            count, stride, target + begin * stride);
+      if (!TAL_FAST_ISA_CALL(boundary_max_pool_backward<Stored>)(
+              grad_data + begin * count, where + begin * count, end - begin, count, stride,
+              target + begin * stride)) {
+        inside = false;
+      }
     });
   });
+  TAL_FAST_CHECK(inside, kOp, ": expected argmax in [0, ", stride, ")");
   return out;
 }
 

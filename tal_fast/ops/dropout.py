@@ -39,6 +39,15 @@ def dropout(
 
     Raises:
         RuntimeError: ``p`` is out of range, shapes differ, or relu and residual are both given.
+
+    Example:
+        >>> import torch
+        >>> from tal_fast import ops
+        >>> x = torch.tensor([-1.0, 2.0])
+        >>> ops.dropout(x, 0.5, training=False, relu=True)
+        tensor([0., 2.])
+        >>> bool(ops.dropout(torch.ones(1000), 0.5).eq(0).any())
+        True
     """
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
