@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """RoI align of segments, forward and backward, at the sizes of TadTR's actionness head.
 
-The peer is the gather formulation of the same rule under ``torch.compile``: its sample count is
-fixed to that of the longest roi, known in advance, which a model could not know.
+The peers are two formulations of the same rule under ``torch.compile``, by gathering and by a
+matrix product. Their sample count is fixed to that of the longest roi, known in advance, which a
+model could not know.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def test_segment_roi_align(compare: Any, layout: str) -> None:
     longest = float((bounds[:, 1] - bounds[:, 0]).max())
     most = math.ceil(longest / BINS)
     gather = torch.compile(stand_ins.segment_roi_align_gather, fullgraph=True, dynamic=False)
+    matmul = torch.compile(stand_ins.segment_roi_align_matmul, fullgraph=True, dynamic=False)
 
     def both(out: Tensor) -> tuple[Tensor, ...]:
         return (out.detach(), *torch.autograd.grad(out, features, grad))
@@ -50,7 +52,10 @@ def test_segment_roi_align(compare: Any, layout: str) -> None:
         "segment_roi_align",
         f"fwd+bwd, 640 rois, 256 channels, 16 bins, {layout}",
         lambda: both(ops.segment_roi_align(features, rois, BINS)),
-        [Peer("compiled gather", lambda: both(gather(features, rois, BINS, most)), 4, 10)],
+        [
+            Peer("compiled gather", lambda: both(gather(features, rois, BINS, most)), 4, 10),
+            Peer("compiled product", lambda: both(matmul(features, rois, BINS, most)), 4, 10),
+        ],
         check=check,
         verified="output and gradient",
     )

@@ -2,8 +2,8 @@
 """Peers' algorithms, written for this benchmark: what stands in where the peer itself is absent.
 
 Each follows the published rule of the project that it stands for, in the form a Python user would
-write; a row that used one says ``stand-in``. The two formulations for ``torch.compile`` are no
-stand-ins: they are peers in their own right, the best eager form of the op handed to the compiler.
+write; a row that used one says ``stand-in``. The formulations for ``torch.compile`` are no
+stand-ins: they are peers in their own right, the best eager form of an op handed to the compiler.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "matching_cost",
     "nms_1d",
     "segment_roi_align_gather",
+    "segment_roi_align_matmul",
 ]
 
 
@@ -223,6 +224,25 @@ def nms_1d() -> tuple[types.SimpleNamespace, types.SimpleNamespace]:
 # ---- pooling ---------------------------------------------------------------------------------
 
 
+def _roi_samples(
+    rois: Tensor, rows: int, bins: int, most_samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Left tap [K, R, n], and the weights of it and of the next row; missing samples weigh 0."""
+    start = rois[:, 1:2, None]
+    length = (rois[:, 2:3, None] - start).clamp(min=1)  # [K, 1, 1]
+    samples = (length / bins).ceil()
+    bin_index = torch.arange(bins, device=rois.device)[None, :, None]
+    number = torch.arange(most_samples, device=rois.device)[None, None]
+    step = length / bins
+    position = start + bin_index * step + (number + 0.5) * step / samples
+    counts = (number < samples) & (position >= -1) & (position <= rows)
+    inside = position.clamp(0, rows - 1)
+    left = inside.floor()
+    upper = inside - left
+    share = counts / samples
+    return left.long(), (1 - upper) * share, upper * share
+
+
 def segment_roi_align_gather(
     features: Tensor, rois: Tensor, output_size: int, most_samples: int
 ) -> Tensor:
@@ -236,24 +256,27 @@ def segment_roi_align_gather(
     """
     batch, _, rows = features.shape
     table = features.transpose(1, 2).reshape(batch * rows, -1)  # [B * T, C]
-    start = rois[:, 1:2, None]
-    length = (rois[:, 2:3, None] - start).clamp(min=1)  # [K, 1, 1]
-    samples = (length / output_size).ceil()
-    bins = torch.arange(output_size, device=rois.device)[None, :, None]
-    number = torch.arange(most_samples, device=rois.device)[None, None]
-    step = length / output_size
-    position = start + bins * step + (number + 0.5) * step / samples  # [K, R, n]
-    counts = (number < samples) & (position >= -1) & (position <= rows)
-    inside = position.clamp(0, rows - 1)
-    lower = inside.floor()
-    upper_share = inside - lower
-    share = counts / samples
+    left, low, high = _roi_samples(rois, rows, output_size, most_samples)
     offset = rois[:, 0, None, None].long() * rows
-    first = offset + lower.long()
-    second = offset + (lower + 1).clamp(max=rows - 1).long()
-    low = table[first] * ((1 - upper_share) * share)[..., None]
-    high = table[second] * (upper_share * share)[..., None]
-    return (low + high).sum(2).transpose(1, 2)  # [K, C, R]
+    lower = table[offset + left] * low[..., None]
+    upper = table[offset + (left + 1).clamp(max=rows - 1)] * high[..., None]
+    return (lower + upper).sum(2).transpose(1, 2)  # [K, C, R]
+
+
+def segment_roi_align_matmul(
+    features: Tensor, rois: Tensor, output_size: int, most_samples: int
+) -> Tensor:
+    """The same as the linear map that it is: a weight per bin and row, times the features.
+
+    Wants the rois of an item one after another, as many for each.
+    """
+    batch, channels, rows = features.shape
+    left, low, high = _roi_samples(rois, rows, output_size, most_samples)
+    weights = features.new_zeros(len(rois), output_size, rows)
+    weights = weights.scatter_add(2, left, low)
+    weights = weights.scatter_add(2, (left + 1).clamp(max=rows - 1), high)
+    sums = torch.bmm(weights.view(batch, -1, rows), features.transpose(1, 2))
+    return sums.view(-1, output_size, channels).transpose(1, 2).contiguous()
 
 
 def boundary_max_pool(features: Tensor, segments: Tensor) -> Tensor:
