@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multi-level 1-D deformable attention, forward and backward.
+// Multi-level 1-D deformable attention, forward (deform_attn.cpp) and backward
+// (deform_attn_backward.cpp).
 //
 // B batch, S rows of all levels together, H heads, D channels per head, Q queries, L levels, P
 // points. Sample (b, q, h, l, p) lies at x = location * T_l - 0.5 in level l of T_l rows and
 // contributes iff -1 < x < T_l: weight * ((1 - f) * value[i] + f * value[i + 1]) with i = floor(x),
-// f = x - i, where rows outside the level count as zero.
+// f = x - i, where rows outside the level and padded rows count as zero.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +25,8 @@ struct DeformAttnShape {
   int64_t levels;
   int64_t points;
   const int64_t* level_lengths;  // [L], each > 0, sum = rows
+
+  int64_t samples_per_query() const { return heads * levels * points; }
 };
 
 // `scratch` is one block per thread of the size that the *_scratch function says, in bytes.
@@ -33,25 +36,34 @@ TAL_FAST_FOR_EACH_ISA(
 template <typename T>
 size_t deform_attn_scratch(const DeformAttnShape& shape);
 
-// A unit is one query of one batch element: units run from 0 to B * Q.
+// A unit is one query of one batch element: units run from 0 to B * Q. Of locations, weights and
+// out the caller passes the part that starts at unit_begin.
 template <typename T>
 void deform_attn_forward(const DeformAttnShape& shape,
                          const T* value,                          // [B, S, H, D]
-                         const ComputeType<T>* locations,         // [B, Q, H, L, P]
-                         const ComputeType<T>* weights,           // [B, Q, H, L, P]
+                         const bool* padding,                     // [B, S] or null: none
+                         const ComputeType<T>* locations,         // [units, H, L, P]
+                         const ComputeType<T>* weights,           // [units, H, L, P]
                          int64_t unit_begin, int64_t unit_end,
                          std::byte* scratch,
-                         T* out);                                 // [B, Q, H, D]
+                         T* out);                                 // [units, H, D]
+
+// Heads that a unit of the backward should take, so that `threads` have work and scratch stays in
+// the second-level cache. The result does not depend on it.
+template <typename T>
+int64_t deform_attn_backward_heads(const DeformAttnShape& shape, int64_t threads);
 
 template <typename T>
-size_t deform_attn_backward_scratch(const DeformAttnShape& shape);
+size_t deform_attn_backward_scratch(const DeformAttnShape& shape, int64_t heads_per_unit);
 
-// A unit is one head of one batch element, from 0 to B * H. A unit owns its rows of grad_value and
+// A unit is `heads_per_unit` heads (the last one of a batch element perhaps fewer) of one batch
+// element, from 0 to B * ceil(H / heads_per_unit). A unit owns its part of grad_value and every head
 // visits its queries in order, so no atomics are needed and the result does not depend on threads.
 template <typename T>
-void deform_attn_backward(const DeformAttnShape& shape,
+void deform_attn_backward(const DeformAttnShape& shape, int64_t heads_per_unit,
                           const T* grad,                          // [B, Q, H, D]
                           const T* value,                         // [B, S, H, D]
+                          const bool* padding,                    // [B, S] or null: none
                           const ComputeType<T>* locations,        // [B, Q, H, L, P]
                           const ComputeType<T>* weights,          // [B, Q, H, L, P]
                           int64_t unit_begin, int64_t unit_end,

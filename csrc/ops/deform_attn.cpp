@@ -7,10 +7,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <memory>
 #include <tuple>
 #include <vector>
 
+#include "ops/scratch.h"
 #include "ops/tensor_checks.h"
 
 namespace tal_fast {
@@ -86,10 +86,6 @@ Tensor prepare(const Tensor& tensor, ScalarType type) {
                                                                 : torch::stable::to(tensor, type));
 }
 
-std::unique_ptr<std::byte[]> allocate(size_t bytes) {
-  return std::unique_ptr<std::byte[]>(new std::byte[bytes]);
-}
-
 Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, D]
                        const std::vector<int64_t>& level_lengths,  // [L]
                        const Tensor& locations_in,                 // [B, Q, H, L, P]
@@ -115,13 +111,15 @@ Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, 
     const C* location_data = const_data<C>(locations);
     const C* weight_data = const_data<C>(weights);
     T* out_data = mutable_data<T>(out);
+    const int64_t samples = shape.samples_per_query();
     const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_scratch<T>)(shape);
-    torch::stable::parallel_for(
-        0, shape.batch * shape.queries, grain, [&](int64_t begin, int64_t end) {
-          const auto scratch = allocate(bytes);
-          TAL_FAST_ISA_CALL(deform_attn_forward<T>)(shape, value_data, location_data, weight_data,
-                                                    begin, end, scratch.get(), out_data);
-        });
+    torch::stable::parallel_for(0, shape.batch * shape.queries, grain,
+                                [&](int64_t begin, int64_t end) {
+                                  TAL_FAST_ISA_CALL(deform_attn_forward<T>)
+                                  (shape, value_data, nullptr, location_data + begin * samples,
+                                   weight_data + begin * samples, begin, end, thread_scratch(bytes),
+                                   out_data + begin * shape.heads * shape.channels);
+                                });
   });
   return out;
 }
@@ -160,10 +158,8 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
     const Tensor value = torch::stable::contiguous(value_in);
     const Tensor locations = prepare(locations_in, type);
     const Tensor weights = prepare(weights_in, type);
-    const int64_t unit_work =
-        std::max<int64_t>(1, 2 * shape.queries * shape.levels * shape.points * shape.channels +
-                                 shape.rows * shape.channels);
-    const int64_t grain = std::max<int64_t>(1, kBackwardWorkPerTask / unit_work);
+    const int64_t head_work = 2 * shape.queries * shape.levels * shape.points * shape.channels +
+                              shape.rows * shape.channels;
     dispatch_float(value.scalar_type(), "deform_attn_backward", "value", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = ComputeType<T>;
@@ -174,14 +170,16 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
       T* by_value = needs_value ? mutable_data<T>(grad_value) : nullptr;
       C* by_location = needs_samples ? mutable_data<C>(grad_locations) : nullptr;
       C* by_weight = needs_samples ? mutable_data<C>(grad_weights) : nullptr;
-      const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_scratch<T>)(shape);
-      torch::stable::parallel_for(
-          0, shape.batch * shape.heads, grain, [&](int64_t begin, int64_t end) {
-            const auto scratch = allocate(bytes);
-            TAL_FAST_ISA_CALL(deform_attn_backward<T>)(shape, grad_data, value_data, location_data,
-                                                       weight_data, begin, end, scratch.get(),
-                                                       by_value, by_location, by_weight);
-          });
+      const int64_t heads =
+          TAL_FAST_ISA_CALL(deform_attn_backward_heads<T>)(shape, torch::stable::get_num_threads());
+      const int64_t units = shape.batch * ((shape.heads + heads - 1) / heads);
+      const int64_t grain = std::max<int64_t>(1, kBackwardWorkPerTask / (heads * head_work + 1));
+      const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_scratch<T>)(shape, heads);
+      torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+        TAL_FAST_ISA_CALL(deform_attn_backward<T>)
+        (shape, heads, grad_data, value_data, nullptr, location_data, weight_data, begin, end,
+         thread_scratch(bytes), by_value, by_location, by_weight);
+      });
     });
   }
   return {grad_value, prepare(grad_locations, locations_in.scalar_type()),

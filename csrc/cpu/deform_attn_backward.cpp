@@ -1,0 +1,564 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward; the forward is in deform_attn.cpp.
+//
+// A unit copies its rows of value into slabs of the compute type, one per head, with rows of zeros
+// around every level, and gathers grad_value in slabs of the same form. The rows of zeros replace
+// all boundary checks, a head's rows lie together (in the tensor they are H * D values apart, which
+// the first-level cache does not bear), and the tensors are read and written row by row with all
+// heads of the unit at once, as a stream.
+#include "cpu/deform_attn.h"
+
+#include "cpu/deform_attn_samples.h"
+#include "cpu/simd.h"
+
+namespace tal_fast {
+namespace TAL_FAST_ISA_NAMESPACE {
+namespace {
+
+// Samples between two horizontal reductions: enough to amortise them, few enough that their scratch
+// stays in the first-level cache.
+constexpr int64_t kSamplesPerBlock = 64;
+// For the slabs of a unit, both kinds together: with what streams past them they should stay in a
+// second-level cache of 1 MiB.
+constexpr int64_t kSlabBytes = 640 * 1024;
+
+// A sample reads the rows `tap` and `tap + 1` with tap from -2 to T: with two rows of zeros on
+// either side of a level both exist, follow each other, and are zeros or the level's own.
+constexpr int64_t kZeroRows = 2;
+
+// Levels whose slabs are worked on together, as many as fit: all of them unless they are long.
+struct LevelGroup {
+  int64_t first;
+  int64_t end;
+  int64_t start;  // rows before the first level
+  int64_t rows;   // of all its levels
+
+  // With kZeroRows before, between and after the levels.
+  int64_t slab_rows() const { return rows + kZeroRows * (end - first + 1); }
+};
+
+// The group that follows `last`; empty at the end.
+LevelGroup next_group(const DeformAttnShape& shape, LevelGroup last, int64_t row_bytes) {
+  LevelGroup group{last.end, last.end, last.start + last.rows, 0};
+  while (group.end < shape.levels) {
+    LevelGroup larger = group;
+    larger.rows += shape.level_lengths[larger.end++];
+    if (larger.end - larger.first > 1 && 2 * larger.slab_rows() * row_bytes > kSlabBytes) {
+      break;
+    }
+    group = larger;
+  }
+  return group;
+}
+
+template <typename C>
+int64_t padded_width(const DeformAttnShape& shape) {
+  return round_up(shape.channels, kFullLanes<C>);
+}
+
+// Calls body(group) for every group of levels, in order.
+template <typename C, typename Body>
+inline void for_each_group(const DeformAttnShape& shape, Body&& body) {
+  const int64_t row_bytes = padded_width<C>(shape) * int64_t{sizeof(C)};
+  for (LevelGroup group = next_group(shape, {0, 0, 0, 0}, row_bytes); group.end > group.first;
+       group = next_group(shape, group, row_bytes)) {
+    body(group);
+  }
+}
+
+template <typename C>
+int64_t largest_slab(const DeformAttnShape& shape) {
+  int64_t rows = 0;
+  for_each_group<C>(shape, [&](const LevelGroup& group) {
+    rows = group.slab_rows() > rows ? group.slab_rows() : rows;
+  });
+  return rows * padded_width<C>(shape);
+}
+
+constexpr int64_t queries_per_block(int64_t samples) {
+  return samples >= kSamplesPerBlock ? 1 : kSamplesPerBlock / (samples == 0 ? 1 : samples);
+}
+
+template <typename C>
+struct BackwardPlan {
+  int64_t width;  // channels rounded up to whole vectors
+  int64_t slab;   // values from one head's slab to the next
+  C* all_values;  // [heads_per_unit, slab] slabs of [slab_rows, width]
+  C* all_sums;    // [heads_per_unit, slab]
+  C* all_grads;   // [kSamplesPerBlock, width] rows of the gradient that cannot be read in place
+  C* values;      // the same for the current head
+  C* sums;
+  const C* grads;  // [queries of a block, width] with ...
+  int64_t grad_stride;
+  // The samples of a block one query after another. The first two only depend on the level, but
+  // repeated per query they turn short loops into one long loop that vectorises.
+  C* length;        // [slots]
+  int32_t* first;   // [slots] slab row of the level's first row
+  C* location;      // [slots], then the gradient
+  C* weight;        // [slots]
+  C* fraction;      // [slots]
+  int32_t* left;    // [slots] slab row of the left tap; the right one follows
+  C* left_weight;   // [slots]
+  C* right_weight;  // [slots]
+  C* partial;       // [slots / kGroup, lanes] products with both taps, partly summed
+  C* dots;          // [slots, 2] the same, summed, for the left and the right tap
+  C* by_weight;     // [slots]
+};
+
+template <typename C>
+BackwardPlan<C> take_backward_plan(const DeformAttnShape& shape, int64_t heads, Arena& arena) {
+  constexpr int64_t kLanes = kFullLanes<C>;
+  const int64_t samples = shape.levels * shape.points;
+  const int64_t slots = round_up(samples > kSamplesPerBlock ? samples : kSamplesPerBlock, kLanes);
+  BackwardPlan<C> plan{};
+  plan.width = padded_width<C>(shape);
+  // An odd number of cache lines between slabs: heads then do not share cache sets.
+  plan.slab = largest_slab<C>(shape) + kLanes;
+  plan.all_values = arena.take<C>(heads * plan.slab);
+  plan.all_sums = arena.take<C>(heads * plan.slab);
+  plan.all_grads = arena.take<C>(kSamplesPerBlock * plan.width);
+  plan.length = arena.take<C>(slots);
+  plan.first = arena.take<int32_t>(slots);
+  plan.location = arena.take<C>(slots);
+  plan.weight = arena.take<C>(slots);
+  plan.fraction = arena.take<C>(slots);
+  plan.left = arena.take<int32_t>(slots);
+  plan.left_weight = arena.take<C>(slots);
+  plan.right_weight = arena.take<C>(slots);
+  plan.partial = arena.take<C>(slots * kLanes);
+  plan.dots = arena.take<C>(2 * slots);
+  plan.by_weight = arena.take<C>(slots);
+  if (plan.length != nullptr) {
+    for (int64_t i = 0; i < slots * kLanes; ++i) {  // slots past the last sample are summed, too
+      plan.partial[i] = C(0);
+    }
+  }
+  return plan;
+}
+
+// Repeats the group's levels over the queries of a block.
+template <typename C>
+void fill_levels(const DeformAttnShape& shape, const LevelGroup& group, int64_t query_count,
+                 const BackwardPlan<C>& plan) {
+  int64_t k = 0;
+  for (int64_t q = 0; q < query_count; ++q) {
+    int64_t first = kZeroRows;
+    for (int64_t l = group.first; l < group.end; ++l) {
+      for (int64_t p = 0; p < shape.points; ++p, ++k) {
+        plan.length[k] = static_cast<C>(shape.level_lengths[l]);
+        plan.first[k] = static_cast<int32_t>(first);
+      }
+      first += shape.level_lengths[l] + kZeroRows;
+    }
+  }
+}
+
+// One row of T to one of the compute type, filled up with zeros.
+template <typename T, int kVectors, typename C>
+inline void pack_row(const T* source, int64_t channels, C* target, int64_t width) {
+  constexpr int kLanes = kFullLanes<C>;
+  int64_t d = 0;
+  if (kVectors > 0 && channels == kVectors * kLanes) {
+    for (int v = 0; v < kVectors; ++v) {
+      store<kLanes>(target + v * kLanes, load<kLanes>(source + v * kLanes));
+    }
+    return;
+  }
+  for (; d + kLanes <= channels; d += kLanes) {
+    store<kLanes>(target + d, load<kLanes>(source + d));
+  }
+  for (; d < channels; ++d) {
+    target[d] = widen(source[d]);
+  }
+  for (; d < width; ++d) {
+    target[d] = C(0);
+  }
+}
+
+template <typename T, int kVectors, typename C>
+inline void unpack_row(const C* source, int64_t channels, T* target) {
+  constexpr int kLanes = kFullLanes<C>;
+  int64_t d = 0;
+  if (kVectors > 0 && channels == kVectors * kLanes) {
+    for (int v = 0; v < kVectors; ++v) {
+      store<kLanes>(target + v * kLanes, load<kLanes>(source + v * kLanes));
+    }
+    return;
+  }
+  for (; d + kLanes <= channels; d += kLanes) {
+    store<kLanes>(target + d, load<kLanes>(source + d));
+  }
+  for (; d < channels; ++d) {
+    target[d] = narrow<T>(source[d]);
+  }
+}
+
+// Calls body(slab_row, row) for the group's rows, and zero(slab_row) for the rows of zeros.
+template <typename Zero, typename Body>
+inline void for_each_row(const DeformAttnShape& shape, const LevelGroup& group, Zero&& zero,
+                         Body&& body) {
+  int64_t slab_row = 0;
+  int64_t row = group.start;
+  const auto zeros = [&] {
+    for (int64_t i = 0; i < kZeroRows; ++i) {
+      zero(slab_row++);
+    }
+  };
+  zeros();
+  for (int64_t l = group.first; l < group.end; ++l) {
+    for (int64_t i = 0; i < shape.level_lengths[l]; ++i) {
+      body(slab_row++, row++);
+    }
+    zeros();
+  }
+}
+
+// value and padding are those of the batch element, value of the unit's first head.
+template <typename T, int kVectors, typename C>
+void pack_values(const DeformAttnShape& shape, const LevelGroup& group, const T* value,
+                 const bool* padding, int64_t heads, const BackwardPlan<C>& plan) {
+  const auto zero = [&](int64_t slab_row) {
+    for (int64_t h = 0; h < heads; ++h) {
+      C* target = plan.all_values + h * plan.slab + slab_row * plan.width;
+      for (int64_t d = 0; d < plan.width; ++d) {
+        target[d] = C(0);
+      }
+    }
+  };
+  for_each_row(shape, group, zero, [&](int64_t slab_row, int64_t row) {
+    if (padding != nullptr && padding[row]) {
+      zero(slab_row);
+      return;
+    }
+    const T* source = value + row * shape.heads * shape.channels;
+    C* target = plan.all_values + slab_row * plan.width;
+    for (int64_t h = 0; h < heads; ++h, source += shape.channels, target += plan.slab) {
+      pack_row<T, kVectors>(source, shape.channels, target, plan.width);
+    }
+  });
+}
+
+template <typename T, int kVectors, typename C>
+void unpack_sums(const DeformAttnShape& shape, const LevelGroup& group, const BackwardPlan<C>& plan,
+                 int64_t heads, const bool* padding, T* grad_value) {
+  const auto nothing = [](int64_t) {};
+  for_each_row(shape, group, nothing, [&](int64_t slab_row, int64_t row) {
+    T* target = grad_value + row * shape.heads * shape.channels;
+    if (padding != nullptr && padding[row]) {
+      std::memset(target, 0, static_cast<size_t>(heads * shape.channels) * sizeof(T));
+      return;
+    }
+    const C* source = plan.all_sums + slab_row * plan.width;
+    for (int64_t h = 0; h < heads; ++h, source += plan.slab, target += shape.channels) {
+      unpack_row<T, kVectors>(source, shape.channels, target);
+    }
+  });
+}
+
+// Moves the samples of one head and several queries between tensor and block. The head's samples in
+// the tensor, which the other heads' lie between, are asked for one block ahead: kWrite says what
+// for.
+template <bool kWrite, typename C>
+inline void copy_samples(const C* source, int64_t source_stride, C* target, int64_t target_stride,
+                         int64_t samples, int64_t query_count) {
+  constexpr int64_t kStep = 4;  // the usual number of points: a constant size is one instruction
+  constexpr int64_t kLine = 64 / sizeof(C);
+  const C* distant = kWrite ? target : source;
+  const int64_t stride = kWrite ? target_stride : source_stride;
+  constexpr int64_t kHidden = 512 / sizeof(C);  // measured: below it the requests only cost time
+  for (int64_t q = query_count; stride >= kHidden && q < 2 * query_count; ++q) {
+    for (int64_t k = 0; k < samples; k += kLine) {
+      __builtin_prefetch(distant + q * stride + k, kWrite ? 1 : 0);
+    }
+  }
+  for (int64_t q = 0; q < query_count; ++q) {
+    int64_t k = 0;
+    for (; k + kStep <= samples; k += kStep) {
+      std::memcpy(target + k, source + k, kStep * sizeof(C));
+    }
+    for (; k < samples; ++k) {
+      target[k] = source[k];
+    }
+    source += source_stride;
+    target += target_stride;
+  }
+}
+
+template <typename C>
+void locate_block(const BackwardPlan<C>& plan, int64_t count) {
+  const C* __restrict__ location = plan.location;
+  const C* __restrict__ weight = plan.weight;
+  const C* __restrict__ length = plan.length;
+  const int32_t* __restrict__ first = plan.first;
+  int32_t* __restrict__ left = plan.left;
+  C* __restrict__ left_weight = plan.left_weight;
+  C* __restrict__ right_weight = plan.right_weight;
+  C* __restrict__ fraction = plan.fraction;
+  for (int64_t k = 0; k < count; ++k) {
+    const Position<C> position = locate(location[k], length[k]);
+    left[k] = first[k] + position.tap;
+    const C share = weight[k] * position.fraction;
+    left_weight[k] = weight[k] - share;
+    right_weight[k] = share;
+    fraction[k] = position.fraction;
+  }
+}
+
+constexpr int64_t kQueriesAhead = 8;
+
+template <int kVectors, typename C>
+inline void prefetch_row(const C* row) {
+  for (int64_t v = 0; v < kVectors; ++v) {
+    __builtin_prefetch(row + v * kFullLanes<C>);
+  }
+}
+
+// One sample of a query: adds to the sums of its two rows, and returns the products of the gradient
+// with both rows, still to be summed over lanes, as the two halves of one vector. `values` and
+// `sums` point to the left row.
+template <typename C, int kVectors, bool kValue, bool kSamples>
+inline Vector<C, kFullLanes<C>> walk_sample(const C* values, C* sums, int64_t width, C left_weight,
+                                            C right_weight, const C* grad_row,
+                                            const Vector<C, kFullLanes<C>>* grad) {
+  constexpr int kLanes = kFullLanes<C>;
+  using V = Vector<C, kLanes>;
+  V left_dot{};
+  V right_dot{};
+  for (int64_t v = 0; v < width / kLanes; ++v) {
+    const int64_t left = v * kLanes;
+    const int64_t right = width + v * kLanes;
+    V g;
+    if constexpr (kVectors > 0) {
+      g = grad[v];
+    } else {
+      g = load<kLanes>(grad_row + left);
+    }
+    if constexpr (kSamples) {
+      left_dot += g * load<kLanes>(values + left);
+      right_dot += g * load<kLanes>(values + right);
+    }
+    if constexpr (kValue) {
+      store<kLanes>(sums + left, load<kLanes>(sums + left) + left_weight * g);
+      store<kLanes>(sums + right, load<kLanes>(sums + right) + right_weight * g);
+    }
+  }
+  return fold<1, C, kLanes>(left_dot, right_dot);
+}
+
+// kVectors == 0: the number of vectors per row is only known at run time. Samples are taken kGroup
+// at a time (a divisor of their number per query), whose products are folded while they are still
+// in registers: stores are what limits this loop.
+template <typename C, int kVectors, bool kValue, bool kSamples, int kGroup>
+void walk_block(const BackwardPlan<C>& plan, int64_t query_count, int64_t samples) {
+  constexpr int kLanes = kFullLanes<C>;
+  using V = Vector<C, kLanes>;
+  // Copies, because the stores below could change *plan for all that the compiler knows.
+  const int64_t width = kVectors > 0 ? int64_t{kVectors} * kLanes : plan.width;
+  const C* const values = plan.values;
+  C* const sums = plan.sums;
+  const int32_t* const left = plan.left;
+  const C* const left_weight = plan.left_weight;
+  const C* const right_weight = plan.right_weight;
+  const int64_t grad_stride = plan.grad_stride;
+  const C* grad_row = plan.grads;
+  C* partial = plan.partial;
+  int64_t k = 0;
+  for (int64_t q = 0; q < query_count; ++q, grad_row += grad_stride) {
+    // Rows of the gradient are too far apart for the hardware to see a stream.
+    prefetch_row<kVectors>(grad_row + kQueriesAhead * grad_stride);
+    V grad[kVectors > 0 ? kVectors : 1];
+    for (int v = 0; v < kVectors; ++v) {
+      grad[v] = load<kLanes>(grad_row + v * kLanes);
+    }
+    for (const int64_t end = k + samples; k < end; k += kGroup) {
+      const auto walk = [&](int64_t offset) {
+        const int64_t row = left[k + offset] * width;
+        return walk_sample<C, kVectors, kValue, kSamples>(values + row, sums + row, width,
+                                                          left_weight[k + offset],
+                                                          right_weight[k + offset], grad_row, grad);
+      };
+      V folded = walk(0);
+      if constexpr (kGroup >= 2) {
+        folded = fold<2, C, kLanes>(folded, walk(1));
+      }
+      if constexpr (kGroup == 4) {
+        const V third = walk(2);
+        folded = fold<4, C, kLanes>(folded, fold<2, C, kLanes>(third, walk(3)));
+      }
+      if constexpr (kSamples) {
+        store<kLanes>(partial, folded);
+        partial += kLanes;
+      }
+    }
+  }
+}
+
+// Turns the products into gradients: for the locations in plan.location, for the weights in
+// plan.by_weight.
+template <typename C, int kGroup>
+void finish_samples(const BackwardPlan<C>& plan, int64_t count) {
+  constexpr int kLanes = kFullLanes<C>;
+  for (int64_t k = 0; k < 2 * count; k += kLanes) {
+    store<kLanes>(plan.dots + k,
+                  finish_sums<C, kLanes, 2 * kGroup>(plan.partial + k / (2 * kGroup) * kLanes));
+  }
+  const C* __restrict__ dots = plan.dots;
+  const C* __restrict__ fraction = plan.fraction;
+  const C* __restrict__ weight = plan.weight;
+  const C* __restrict__ length = plan.length;
+  C* __restrict__ by_location = plan.location;
+  C* __restrict__ by_weight = plan.by_weight;
+  for (int64_t k = 0; k < count; ++k) {
+    const C step = dots[2 * k + 1] - dots[2 * k];
+    by_weight[k] = dots[2 * k] + fraction[k] * step;
+    // The slope right of the sample: at a row itself, the one towards the next row.
+    by_location[k] = length[k] * weight[k] * step;
+  }
+}
+
+template <typename T, int kVectors, bool kValue, bool kSamples, int kGroup = 1,
+          typename C = ComputeType<T>>
+void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* grad, const T* value,
+              const bool* padding, const C* locations, const C* weights, int64_t unit_begin,
+              int64_t unit_end, std::byte* scratch, T* grad_value, C* grad_locations,
+              C* grad_weights) {
+  Arena arena(scratch);
+  BackwardPlan<C> plan = take_backward_plan<C>(shape, heads_per_unit, arena);
+  const int64_t row = shape.heads * shape.channels;
+  const int64_t query_stride = shape.samples_per_query();
+  const int64_t units_per_batch = (shape.heads + heads_per_unit - 1) / heads_per_unit;
+  // Rows of the gradient that are whole vectors of the compute type need no copy.
+  const bool in_place = sizeof(T) == sizeof(C) && shape.channels == plan.width;
+
+  for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
+    const int64_t b = unit / units_per_batch;
+    const int64_t first_head = unit % units_per_batch * heads_per_unit;
+    const int64_t heads =
+        first_head + heads_per_unit <= shape.heads ? heads_per_unit : shape.heads - first_head;
+    const int64_t value_offset = b * shape.rows * row + first_head * shape.channels;
+    const bool* padded = padding == nullptr ? nullptr : padding + b * shape.rows;
+
+    for_each_group<C>(shape, [&](const LevelGroup& group) {
+      const int64_t samples = (group.end - group.first) * shape.points;
+      const int64_t block = queries_per_block(samples);
+      fill_levels(shape, group, block, plan);
+      if constexpr (kSamples) {
+        pack_values<T, kVectors>(shape, group, value + value_offset, padded, heads, plan);
+      }
+      if constexpr (kValue) {
+        for (int64_t i = 0; i < heads * plan.slab; ++i) {
+          plan.all_sums[i] = C(0);
+        }
+      }
+      for (int64_t h = 0; h < heads; ++h) {
+        plan.values = plan.all_values + h * plan.slab;
+        plan.sums = plan.all_sums + h * plan.slab;
+        for (int64_t q = 0; q < shape.queries; q += block) {
+          const int64_t count = q + block <= shape.queries ? block : shape.queries - q;
+          const int64_t query = b * shape.queries + q;
+          const T* grad_rows = grad + query * row + (first_head + h) * shape.channels;
+          if (in_place) {
+            plan.grads = reinterpret_cast<const C*>(grad_rows);
+            plan.grad_stride = row;
+          } else {
+            for (int64_t i = 0; i < count; ++i) {
+              pack_row<T, kVectors>(grad_rows + i * row, shape.channels,
+                                    plan.all_grads + i * plan.width, plan.width);
+            }
+            plan.grads = plan.all_grads;
+            plan.grad_stride = plan.width;
+          }
+          const int64_t sample_offset =
+              query * query_stride + ((first_head + h) * shape.levels + group.first) * shape.points;
+          copy_samples<false>(locations + sample_offset, query_stride, plan.location, samples,
+                              samples, count);
+          copy_samples<false>(weights + sample_offset, query_stride, plan.weight, samples, samples,
+                              count);
+          locate_block(plan, count * samples);
+          walk_block<C, kVectors, kValue, kSamples, kGroup>(plan, count, samples);
+          if constexpr (kSamples) {
+            finish_samples<C, kGroup>(plan, count * samples);
+            copy_samples<true>(plan.location, samples, grad_locations + sample_offset, query_stride,
+                               samples, count);
+            copy_samples<true>(plan.by_weight, samples, grad_weights + sample_offset, query_stride,
+                               samples, count);
+          }
+        }
+      }
+      if constexpr (kValue) {
+        unpack_sums<T, kVectors>(shape, group, plan, heads, padded, grad_value + value_offset);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+template <typename T>
+int64_t deform_attn_backward_heads(const DeformAttnShape& shape, int64_t threads) {
+  using C = ComputeType<T>;
+  const auto divide_up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t slabs = 2 * largest_slab<C>(shape) * int64_t{sizeof(C)};
+  int64_t heads = shape.heads;
+  if (heads * slabs > kSlabBytes) {
+    heads = kSlabBytes > slabs ? kSlabBytes / slabs : 1;
+  }
+  while (heads > 1 && shape.batch * divide_up(shape.heads, heads) < 2 * threads) {
+    heads = divide_up(heads, 2);
+  }
+  return divide_up(shape.heads, divide_up(shape.heads, heads));  // units of about the same size
+}
+
+template <typename T>
+size_t deform_attn_backward_scratch(const DeformAttnShape& shape, int64_t heads_per_unit) {
+  Arena arena(nullptr);
+  take_backward_plan<ComputeType<T>>(shape, heads_per_unit, arena);
+  return arena.needed();
+}
+
+template <typename T>
+void deform_attn_backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* grad,
+                          const T* value, const bool* padding, const ComputeType<T>* locations,
+                          const ComputeType<T>* weights, int64_t unit_begin, int64_t unit_end,
+                          std::byte* scratch, T* grad_value, ComputeType<T>* grad_locations,
+                          ComputeType<T>* grad_weights) {
+  constexpr int kLanes = kFullLanes<ComputeType<T>>;
+  const int64_t vectors = (shape.channels + kLanes - 1) / kLanes;
+  constexpr int kGroup = kLanes >= 8 ? 4 : kLanes / 2;
+  bool grouped = true;
+  for_each_group<ComputeType<T>>(shape, [&](const LevelGroup& group) {
+    grouped = grouped && (group.end - group.first) * shape.points % kGroup == 0;
+  });
+  // Training needs all gradients, of the usual channel and point counts; other cases are not worth
+  // as much code.
+  auto run = &backward<T, 0, true, true>;
+  if (grad_value == nullptr) {
+    run = &backward<T, 0, false, true>;
+  } else if (grad_locations == nullptr) {
+    run = &backward<T, 0, true, false>;
+  } else if (grouped && vectors == 1) {
+    run = &backward<T, 1, true, true, kGroup>;
+  } else if (grouped && vectors == 2) {
+    run = &backward<T, 2, true, true, kGroup>;
+  } else if (grouped && vectors == 4) {
+    run = &backward<T, 4, true, true, kGroup>;
+  } else if (grouped && vectors == 8) {
+    run = &backward<T, 8, true, true, kGroup>;
+  }
+  run(shape, heads_per_unit, grad, value, padding, locations, weights, unit_begin, unit_end,
+      scratch, grad_value, grad_locations, grad_weights);
+}
+
+#define TAL_FAST_INSTANTIATE(T)                                                                \
+  template int64_t deform_attn_backward_heads<T>(const DeformAttnShape&, int64_t);             \
+  template size_t deform_attn_backward_scratch<T>(const DeformAttnShape&, int64_t);            \
+  template void deform_attn_backward<T>(                                                       \
+      const DeformAttnShape&, int64_t, const T*, const T*, const bool*, const ComputeType<T>*, \
+      const ComputeType<T>*, int64_t, int64_t, std::byte*, T*, ComputeType<T>*, ComputeType<T>*);
+TAL_FAST_INSTANTIATE(double)
+TAL_FAST_INSTANTIATE(float)
+TAL_FAST_INSTANTIATE(Half)
+TAL_FAST_INSTANTIATE(BFloat16)
+
+}  // namespace TAL_FAST_ISA_NAMESPACE
+}  // namespace tal_fast

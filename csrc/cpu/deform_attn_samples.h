@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the forward and the backward kernel of deformable attention share: scratch memory and the
+// rule that turns a location into a row. In an anonymous namespace because each instruction set
+// compiles its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tal_fast {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Hands out aligned pieces of a scratch block; with a null block it only adds up their sizes.
+class Arena {
+ public:
+  explicit Arena(std::byte* base)
+      : base_(base == nullptr
+                  ? nullptr
+                  : base + (kAlignment - reinterpret_cast<uintptr_t>(base) % kAlignment)) {}
+
+  template <typename V>
+  V* take(int64_t count) {
+    V* piece = base_ == nullptr ? nullptr : reinterpret_cast<V*>(base_ + used_);
+    used_ += static_cast<size_t>(
+        round_up(count * static_cast<int64_t>(sizeof(V)), static_cast<int64_t>(kAlignment)));
+    return piece;
+  }
+
+  size_t needed() const { return used_ + kAlignment; }
+
+ private:
+  std::byte* base_;
+  size_t used_ = 0;
+};
+
+// Where a sample lies: the tap left of it, relative to its level, and the distance from that tap.
+template <typename C>
+struct Position {
+  int32_t tap;  // -2 (contributes nothing), -1 (only the right tap counts), ..., T - 1, T (nothing)
+  C fraction;
+};
+
+// Branch-free and without a floor instruction, so that loops over samples vectorise everywhere.
+template <typename C>
+inline Position<C> locate(C location, C length) {
+  const C x = location * length - C(0.5);
+  // A NaN fails the first comparison and becomes -2; so does everything that does not contribute.
+  const C low = x > C(-1) ? x : C(-2);
+  const C bounded = low < length ? low : length;
+  int32_t tap = static_cast<int32_t>(bounded);
+  tap -= static_cast<C>(tap) > bounded ? 1 : 0;
+  // x - x is zero unless the location is NaN or infinite: then the result must say so.
+  return {tap, (bounded - static_cast<C>(tap)) + (x - x)};
+}
+
+}  // namespace
+}  // namespace tal_fast
