@@ -1,38 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // deform_attn: schema, checks and CPU implementation; fake and autograd are in
 // tal_fast/ops/deform_attn.py.
-#include "cpu/deform_attn.h"
+#include "ops/deform_attn.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <tuple>
-#include <vector>
-
-#include "ops/scratch.h"
-#include "ops/tensor_checks.h"
 
 namespace tal_fast {
 namespace {
-
-// Multiply-adds per task, about 100 us of one core: a thread is not worth waking for less.
-constexpr int64_t kForwardWorkPerTask = 2000000;
-constexpr int64_t kBackwardWorkPerTask = 700000;
-// Level lengths must be exact in float32 and row numbers fit 32 bits.
-constexpr int64_t kLongestLevel = int64_t{1} << 24;
-
-std::string list_string(const std::vector<int64_t>& values) {
-  std::string text = "(";
-  for (size_t i = 0; i < values.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(values[i]);
-  }
-  return text + ")";
-}
-
-ScalarType compute_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 void check_samples(const Tensor& value, const Tensor& samples, size_t levels, const char* name) {
   TAL_FAST_CHECK(
@@ -44,21 +20,7 @@ void check_samples(const Tensor& value, const Tensor& samples, size_t levels, co
 
 void check_inputs(const Tensor& value, const std::vector<int64_t>& level_lengths,
                   const Tensor& locations, const Tensor& weights) {
-  TAL_FAST_CHECK(value.dim() == 4, "deform_attn: expected value of shape [B, S, H, D], got ",
-                 shape_string(value));
-  TAL_FAST_CHECK(is_float(value.scalar_type()),
-                 "deform_attn: expected value of dtype float64, float32, float16 or bfloat16, got ",
-                 dtype_string(value.scalar_type()));
-  int64_t sum = 0;
-  for (const int64_t length : level_lengths) {
-    TAL_FAST_CHECK(length > 0 && length <= kLongestLevel,
-                   "deform_attn: expected level_lengths between 1 and 2^24, got ",
-                   list_string(level_lengths));
-    sum += length;
-  }
-  TAL_FAST_CHECK(!level_lengths.empty() && sum == value.size(1),
-                 "deform_attn: expected level_lengths that sum to value.shape[1] = ", value.size(1),
-                 ", got ", list_string(level_lengths));
+  check_value("deform_attn", value, level_lengths);
   check_samples(value, locations, level_lengths.size(), "sampling_locations");
   check_samples(value, weights, level_lengths.size(), "attention_weights");
   TAL_FAST_CHECK(weights.size(1) == locations.size(1) && weights.size(4) == locations.size(4),
@@ -80,12 +42,6 @@ DeformAttnShape make_shape(const Tensor& value, const std::vector<int64_t>& leve
           locations.size(1), locations.size(3), locations.size(4), level_lengths.data()};
 }
 
-// Contiguous and of the type that the kernel computes in; no copy when it is both already.
-Tensor prepare(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor
-                                                                : torch::stable::to(tensor, type));
-}
-
 Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, D]
                        const std::vector<int64_t>& level_lengths,  // [L]
                        const Tensor& locations_in,                 // [B, Q, H, L, P]
@@ -101,9 +57,7 @@ Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, 
   const Tensor value = torch::stable::contiguous(value_in);
   const Tensor locations = prepare(locations_in, type);
   const Tensor weights = prepare(weights_in, type);
-  const int64_t unit_work =
-      std::max<int64_t>(1, 2 * shape.heads * shape.levels * shape.points * shape.channels);
-  const int64_t grain = std::max<int64_t>(1, kForwardWorkPerTask / unit_work);
+  const int64_t grain = forward_grain(shape);
   dispatch_float(value.scalar_type(), "deform_attn", "value", [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = ComputeType<T>;
@@ -135,12 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
     bool needs_value, bool needs_samples) {
   check_inputs(value_in, level_lengths, locations_in, weights_in);
   const DeformAttnShape shape = make_shape(value_in, level_lengths, locations_in);
-  TAL_FAST_CHECK(grad_in.dim() == 3 && grad_in.size(0) == shape.batch &&
-                     grad_in.size(1) == shape.queries &&
-                     grad_in.size(2) == shape.heads * shape.channels &&
-                     grad_in.scalar_type() == value_in.scalar_type(),
-                 "deform_attn_backward: expected grad of the shape and dtype of the output, got ",
-                 shape_string(grad_in), " ", dtype_string(grad_in.scalar_type()));
+  check_output_gradient("deform_attn_backward", grad_in, value_in, shape);
   const ScalarType type = compute_type(value_in.scalar_type());
   const std::vector<int64_t> value_shape{shape.batch, shape.rows, shape.heads, shape.channels};
   const std::vector<int64_t> sample_shape{shape.batch, shape.queries, shape.heads, shape.levels,
@@ -158,28 +107,14 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
     const Tensor value = torch::stable::contiguous(value_in);
     const Tensor locations = prepare(locations_in, type);
     const Tensor weights = prepare(weights_in, type);
-    const int64_t head_work = 2 * shape.queries * shape.levels * shape.points * shape.channels +
-                              shape.rows * shape.channels;
     dispatch_float(value.scalar_type(), "deform_attn_backward", "value", [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = ComputeType<T>;
-      const T* grad_data = const_data<T>(grad);
-      const T* value_data = const_data<T>(value);
-      const C* location_data = const_data<C>(locations);
-      const C* weight_data = const_data<C>(weights);
-      T* by_value = needs_value ? mutable_data<T>(grad_value) : nullptr;
-      C* by_location = needs_samples ? mutable_data<C>(grad_locations) : nullptr;
-      C* by_weight = needs_samples ? mutable_data<C>(grad_weights) : nullptr;
-      const int64_t heads =
-          TAL_FAST_ISA_CALL(deform_attn_backward_heads<T>)(shape, torch::stable::get_num_threads());
-      const int64_t units = shape.batch * ((shape.heads + heads - 1) / heads);
-      const int64_t grain = std::max<int64_t>(1, kBackwardWorkPerTask / (heads * head_work + 1));
-      const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_scratch<T>)(shape, heads);
-      torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-        TAL_FAST_ISA_CALL(deform_attn_backward<T>)
-        (shape, heads, grad_data, value_data, nullptr, location_data, weight_data, begin, end,
-         thread_scratch(bytes), by_value, by_location, by_weight);
-      });
+      run_backward<T>(shape, const_data<T>(grad), const_data<T>(value), nullptr,
+                      const_data<C>(locations), const_data<C>(weights),
+                      needs_value ? mutable_data<T>(grad_value) : nullptr,
+                      needs_samples ? mutable_data<C>(grad_locations) : nullptr,
+                      needs_samples ? mutable_data<C>(grad_weights) : nullptr);
     });
   }
   return {grad_value, prepare(grad_locations, locations_in.scalar_type()),

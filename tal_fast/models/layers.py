@@ -116,30 +116,20 @@ class DeformableAttention(nn.Module):
         """
         batch, num_queries, _ = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
-        projected = self.value_proj(value)
-        if padding_mask is not None:
-            projected = projected.masked_fill(padding_mask[..., None], 0.0)
-        projected = projected.view(batch, -1, heads, self.d_model // heads)
-
         # One product for both projections: the query is read once.
         offsets, logits = F.linear(
             query,
             torch.cat((self.sampling_offsets.weight, self.attention_weights.weight)),
             torch.cat((self.sampling_offsets.bias, self.attention_weights.bias)),
         ).chunk(2, dim=-1)
-        offsets = offsets.reshape(batch, num_queries, heads, levels, points).float()
-        weights = logits.reshape(batch, num_queries, heads, levels * points).softmax(-1)
-        weights = weights.view(batch, num_queries, heads, levels, points)
-
-        # Locations stay float32 in every mode: bfloat16 is off by half a row at 256 rows.
-        reference = reference.float()[:, :, None, :, None]  # [B, Q, 1, L, 1, 1|2]
-        if reference.shape[-1] == 1:
-            rows = offsets.new_tensor(level_lengths)[:, None]
-            locations = reference[..., 0] + offsets / rows
-        else:
-            locations = reference[..., 0] + offsets * (reference[..., 1] * (0.5 / points))
-        attended = ops.deform_attn(
-            projected, tuple(level_lengths), locations, weights.to(projected.dtype)
+        samples = (batch, num_queries, heads, levels, points)
+        attended = ops.deform_attn_fused(
+            self.value_proj(value).view(batch, -1, heads, self.d_model // heads),
+            tuple(level_lengths),
+            reference.float(),  # in every mode: bfloat16 is off by half a row at 256 rows
+            offsets.view(samples),
+            logits.view(samples),
+            padding_mask,
         )
         return self.output_proj(attended)
 

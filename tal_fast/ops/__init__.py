@@ -24,6 +24,7 @@ except ImportError as error:
 
 from tal_fast.ops.boundary_max_pool import boundary_max_pool
 from tal_fast.ops.deform_attn import deform_attn
+from tal_fast.ops.deform_attn_fused import deform_attn_fused
 from tal_fast.ops.dropout import dropout
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
 from tal_fast.ops.segment_iou import segment_iou
@@ -35,6 +36,7 @@ __all__ = [
     "batched_nms",
     "boundary_max_pool",
     "deform_attn",
+    "deform_attn_fused",
     "dropout",
     "fuse_windows",
     "nms",
