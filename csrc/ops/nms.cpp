@@ -2,8 +2,6 @@
 #include "cpu/nms.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +10,8 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/tensor_checks.h"
+#include "cpu/segment_voting.h"
+#include "ops/detections.h"
 
 namespace tal_fast {
 namespace {
@@ -20,151 +19,354 @@ namespace {
 // Segments per task: about 100 us of work, well above the cost of handing a range to a thread.
 constexpr int64_t kSegmentsPerTask = 4096;
 
-struct Detections {
-  Tensor segments;  // [N, 2] float32 or float64, contiguous
-  Tensor scores;    // [N] of the same dtype, contiguous
-  int64_t count;    // N
+// From this many segments on, the two halves of one problem's work go to two threads.
+constexpr int64_t kRunBothFrom = 16384;
+
+constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+
+struct Options {
+  NmsOptions nms;
+  std::optional<VotingOptions> voting;
+  int64_t max_segments = kNoLimit;  // of a video
+  bool validate = true;
 };
 
-// Checks what all three ops share, and brings both tensors into the type that NMS computes in.
-Detections check_detections(const char* op, const Tensor& segments, const Tensor& scores) {
-  TAL_FAST_CHECK(segments.dim() == 2 && segments.size(1) == 2, op,
-                 ": expected segments of shape [N, 2], got ", shape_string(segments));
-  TAL_FAST_CHECK(scores.dim() == 1 && scores.size(0) == segments.size(0), op,
-                 ": expected scores of shape [", segments.size(0), "], one per segment, got ",
-                 shape_string(scores));
-  const ScalarType type = segments.scalar_type();
-  TAL_FAST_CHECK(is_float(type), op,
-                 ": expected segments of dtype float64, float32, float16 or bfloat16, got ",
-                 dtype_string(type));
-  TAL_FAST_CHECK(scores.scalar_type() == type, op, ": expected scores of dtype ",
-                 dtype_string(type), " like segments, got ", dtype_string(scores.scalar_type()));
-  const ScalarType compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const auto prepare = [type, compute](const Tensor& tensor) {
-    return torch::stable::contiguous(type == compute ? tensor : torch::stable::to(tensor, compute));
-  };
-  return {prepare(segments), prepare(scores), segments.size(0)};
+void check_limit(const char* op, const char* argument, std::optional<int64_t> limit) {
+  TAL_FAST_CHECK(!limit.has_value() || *limit >= 1, op, ": expected ", argument,
+                 " >= 1 or None, got ", limit.value_or(0));
 }
 
-template <typename T>
-void check_values(const char* op, const T* segments, const T* scores, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const T start = segments[2 * i];
-    const T end = segments[2 * i + 1];
-    TAL_FAST_CHECK(std::isfinite(start) && std::isfinite(end), op,
-                   ": expected finite segments, got [", start, ", ", end, "] in row ", i);
-    TAL_FAST_CHECK(start <= end, op, ": expected segments with start <= end, got [", start, ", ",
-                   end, "] in row ", i);
-    TAL_FAST_CHECK(!std::isnan(scores[i]), op,
-                   ": expected scores that are not NaN, got NaN in row ", i);
-  }
-}
-
-NmsOptions check_options(const char* op, int64_t method, double iou_threshold, double sigma,
-                         double min_score, std::optional<int64_t> max_segments) {
-  TAL_FAST_CHECK(method >= 0 && method <= 2, op, ": expected method 0, 1 or 2, got ", method);
-  TAL_FAST_CHECK(iou_threshold >= 0.0 && iou_threshold <= 1.0, op,
-                 ": expected iou_threshold in [0, 1], got ", iou_threshold);
-  TAL_FAST_CHECK(sigma > 0.0 && std::isfinite(sigma), op, ": expected sigma > 0, got ", sigma);
-  const bool soft = static_cast<NmsMethod>(method) != NmsMethod::kHard;
+void check_options(const char* op, const NmsOptions& options) {
+  TAL_FAST_CHECK(options.iou_threshold >= 0.0 && options.iou_threshold <= 1.0, op,
+                 ": expected iou_threshold in [0, 1], got ", options.iou_threshold);
+  TAL_FAST_CHECK(options.length_eps >= 0.0 && std::isfinite(options.length_eps), op,
+                 ": expected length_eps >= 0, got ", options.length_eps);
+  TAL_FAST_CHECK(options.sigma > 0.0 && std::isfinite(options.sigma), op,
+                 ": expected sigma > 0, got ", options.sigma);
+  TAL_FAST_CHECK(std::isfinite(options.t1), op, ": expected a finite t1, got ", options.t1);
+  TAL_FAST_CHECK(std::isfinite(options.t2), op, ": expected a finite t2, got ", options.t2);
+  const bool soft = options.method != NmsMethod::kHard;
   // A factor below one raises a negative score, so a decay makes no sense there.
-  TAL_FAST_CHECK(!std::isnan(min_score) && (!soft || min_score >= 0.0), op, ": expected min_score ",
-                 soft ? ">= 0 with a soft method" : "that is not NaN", ", got ", min_score);
-  TAL_FAST_CHECK(!max_segments.has_value() || *max_segments >= 1, op,
-                 ": expected max_segments >= 1 or None, got ", max_segments.value_or(0));
-  return {static_cast<NmsMethod>(method), iou_threshold, sigma, min_score,
-          max_segments.value_or(std::numeric_limits<int64_t>::max())};
+  TAL_FAST_CHECK(!std::isnan(options.min_score) && (!soft || options.min_score >= 0.0), op,
+                 ": expected min_score ", soft ? ">= 0 with a soft method" : "that is not NaN",
+                 ", got ", options.min_score);
 }
 
-// Solves all problems, merges those of a video, and returns (indices [K], scores [K]).
+NmsMethod parse_method(const char* op, int64_t method) {
+  TAL_FAST_CHECK(method >= 0 && method <= 3, op, ": expected method 0, 1, 2 or 3, got ", method);
+  return static_cast<NmsMethod>(method);
+}
+
+void run_both(const std::function<void(int)>& step) {
+  torch::stable::parallel_for(0, 2, 1, [&step](int64_t begin, int64_t end) {
+    for (int64_t which = begin; which < end; ++which) {
+      step(static_cast<int>(which));
+    }
+  });
+}
+
+// Runs body(begin, end) over the problems. One problem alone is not a parallel region: it may then
+// use threads inside.
+template <typename Body>
+void for_problems(int64_t count, int64_t grain, const Body& body) {
+  if (count == 1) {
+    body(0, 1);
+  } else {
+    torch::stable::parallel_for(0, count, grain, body);
+  }
+}
+
+// Which results are asked for besides the indices.
+struct Wanted {
+  bool scores;
+  bool segments;
+};
+
+// What is known of every kept row, and which rows are kept: problem p has [starts[p], starts[p] +
+// counts[p]) of `rows`.
 template <typename T>
-std::tuple<Tensor, Tensor> solve_all(const char* op, const Detections& in, ScalarType out_type,
-                                     const NmsProblems& problems, const NmsOptions& options) {
-  const T* segments = const_data<T>(in.segments);
-  const T* scores = const_data<T>(in.scores);
-  check_values(op, segments, scores, in.count);
+struct Kept {
+  Scratch memory;
+  int32_t* rows;                // [N]
+  T* scores;                    // [N], by row
+  T* segments;                  // [N, 2], by row; null without voting
+  std::vector<int64_t> counts;  // [P], later [V]
 
-  const std::vector<int64_t>& starts = problems.problem_starts;
-  const auto num_problems = static_cast<int64_t>(starts.size()) - 1;
-  const auto num_videos = static_cast<int64_t>(problems.video_starts.size()) - 1;
-  // Every problem writes at its own place, [starts[p], starts[p] + counts[p]).
-  std::vector<int64_t> kept(static_cast<size_t>(in.count));
-  std::vector<T> kept_scores(static_cast<size_t>(in.count));
-  std::vector<int64_t> counts(static_cast<size_t>(num_problems));
-  const int64_t per_problem = std::max<int64_t>(1, in.count / std::max<int64_t>(1, num_problems));
-  const int64_t grain = std::max<int64_t>(1, kSegmentsPerTask / per_problem);
-  torch::stable::parallel_for(0, num_problems, grain, [&](int64_t begin, int64_t end) {
+  Kept(int64_t n, bool voting, int64_t problems)
+      : memory(lay_out(nullptr, n, voting)), counts(static_cast<size_t>(problems)) {
+    lay_out(memory.get(), n, voting);
+  }
+
+ private:
+  size_t lay_out(std::byte* block, int64_t n, bool voting) {
+    Carver carve(block);
+    rows = carve.take<int32_t>(n);
+    scores = carve.take<T>(n);
+    segments = voting ? carve.take<T>(2 * n) : nullptr;
+    return carve.used();
+  }
+};
+
+template <typename T>
+class Solver {
+ public:
+  Solver(const Detections& in, const NmsGroups& groups, const Options& options)
+      : segments_(const_data<T>(in.segments)),
+        scores_(const_data<T>(in.scores)),
+        groups_(groups),
+        starts_(groups.problem_starts),
+        options_(options),
+        num_problems_(static_cast<int64_t>(starts_.size()) - 1),
+        num_videos_(static_cast<int64_t>(groups.video_starts.size()) - 1),
+        per_problem_(std::max<int64_t>(1, in.count / std::max<int64_t>(1, num_problems_))),
+        kept_(in.count, options.voting.has_value(), num_problems_) {}
+
+  void solve() {
+    const int64_t grain = std::max<int64_t>(1, kSegmentsPerTask / per_problem_);
+    for_problems(num_problems_, grain,
+                 [this](int64_t begin, int64_t end) { solve_range(begin, end); });
+    const int64_t per_video =
+        std::max<int64_t>(1, num_problems_ / std::max<int64_t>(1, num_videos_));
+    for_problems(num_videos_, std::max<int64_t>(1, grain / per_video),
+                 [this](int64_t begin, int64_t end) {
+                   for (int64_t v = begin; v < end; ++v) {
+                     merge_one(v);
+                   }
+                 });
+  }
+
+  // Indices [K], scores [K] and, with voting, refined segments [K, 2] of the kept detections. What
+  // is not wanted is not allocated: an allocation costs as much as a small problem.
+  std::tuple<Tensor, Tensor, Tensor> result(const Detections& in, ScalarType out_type,
+                                            Wanted wanted) const {
+    int64_t total = 0;
+    for (int64_t v = 0; v < num_videos_; ++v) {
+      total += kept_.counts[groups_.video_starts[v]];
+    }
+    Tensor indices = torch::stable::new_empty(in.segments, {total}, ScalarType::Long);
+    Tensor scores = wanted.scores ? torch::stable::new_empty(in.scores, {total}) : in.scores;
+    const bool voting = options_.voting.has_value();
+    Tensor segments = wanted.segments
+                          ? torch::stable::new_empty(in.segments, {voting ? total : 0, 2})
+                          : in.segments;
+    auto* out_indices = mutable_data<int64_t>(indices);
+    T* out_scores = wanted.scores ? mutable_data<T>(scores) : nullptr;
+    T* out_segments = wanted.segments && voting ? mutable_data<T>(segments) : nullptr;
+    int64_t next = 0;
+    for (int64_t v = 0; v < num_videos_; ++v) {
+      const int64_t first = groups_.video_starts[v];
+      const int32_t* rows = kept_.rows + starts_[first];
+      for (int64_t i = 0; i < kept_.counts[first]; ++i, ++next) {
+        const int64_t row = rows[i];
+        out_indices[next] = row;
+        if (out_scores != nullptr) {
+          out_scores[next] = kept_.scores[row];
+        }
+        if (out_segments != nullptr) {
+          out_segments[2 * next] = kept_.segments[2 * row];
+          out_segments[2 * next + 1] = kept_.segments[2 * row + 1];
+        }
+      }
+    }
+    if (in.segments.scalar_type() != out_type) {
+      scores = wanted.scores ? torch::stable::to(scores, out_type) : scores;
+      segments = wanted.segments ? torch::stable::to(segments, out_type) : segments;
+    }
+    return {indices, scores, segments};
+  }
+
+ private:
+  // What falls below the best of a video's earlier problems cannot be among its best, so it is left
+  // out. How the problems are divided into ranges changes the work and not the result.
+  void solve_range(int64_t begin, int64_t end) {
+    int64_t largest = 0;
     for (int64_t p = begin; p < end; ++p) {
-      counts[p] = solve_nms(segments, scores, problems.members.data() + starts[p],
-                            starts[p + 1] - starts[p], options, kept.data() + starts[p],
-                            kept_scores.data() + starts[p]);
+      largest = std::max(largest, starts_[p + 1] - starts_[p]);
     }
-  });
-
-  std::vector<int64_t> video_counts(static_cast<size_t>(num_videos));
-  const int64_t videos_grain =
-      std::max<int64_t>(1, grain * num_videos / std::max<int64_t>(1, num_problems));
-  torch::stable::parallel_for(0, num_videos, videos_grain, [&](int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; ++v) {
-      const int64_t first = problems.video_starts[v];
-      const int64_t last = problems.video_starts[v + 1];
-      int64_t filled = counts[first];
-      for (int64_t p = first + 1; p < last; ++p) {
-        const int64_t target = starts[first] + filled;
-        std::copy_n(kept.data() + starts[p], counts[p], kept.data() + target);
-        std::copy_n(kept_scores.data() + starts[p], counts[p], kept_scores.data() + target);
-        filled += counts[p];
+    const int64_t wanted = std::min(options_.max_segments, starts_[end] - starts_[begin]);
+    Carver sizes(nullptr);
+    sizes.take<T>(BestScores<T>::block_size(wanted));
+    const Scratch scratch(sizes.used() + lay_out(nullptr, largest).bytes);
+    BestScores<T> best(wanted, reinterpret_cast<T*>(scratch.get()));
+    const std::vector<int64_t>& videos = groups_.video_starts;
+    auto next_video = std::upper_bound(videos.begin(), videos.end(), begin);
+    for (int64_t p = begin; p < end; ++p) {
+      if (p == *next_video) {
+        best.clear();
+        ++next_video;
       }
-      if (last - first > 1) {  // one problem alone is in order already
-        sort_by_score(kept.data() + starts[first], kept_scores.data() + starts[first], filled);
+      const Layout at = lay_out(scratch.get() + sizes.used(), starts_[p + 1] - starts_[p]);
+      solve_one(p, best.floor(), at);
+      // A video with no more segments than are wanted loses none.
+      if (starts_[*next_video] - starts_[next_video[-1]] > options_.max_segments) {
+        best.add(at.kept_scores, kept_.counts[p]);
       }
-      video_counts[v] = std::min(filled, options.max_segments);
     }
-  });
+  }
 
-  int64_t total = 0;
-  for (const int64_t count : video_counts) {
-    total += count;
+  struct Layout {
+    T* kept_scores;
+    T* kept_segments;  // [count, 2], as all below for voting only
+    T* refined;        // [count, 2]
+    std::byte* voting;
+    std::byte* nms;
+    size_t bytes;
+  };
+
+  Layout lay_out(std::byte* block, int64_t count) const {
+    Layout at{};
+    Carver carve(block);
+    at.kept_scores = carve.take<T>(count);
+    if (options_.voting.has_value()) {
+      at.kept_segments = carve.take<T>(2 * count);
+      at.refined = carve.take<T>(2 * count);
+      at.voting = carve.take<std::byte>(
+          static_cast<int64_t>(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(count)));
+    }
+    at.nms = carve.take<std::byte>(
+        static_cast<int64_t>(nms_scratch_bytes<T>(options_.nms.method, count)));
+    at.bytes = carve.used();
+    return at;
   }
-  Tensor out_indices = torch::stable::new_empty(in.segments, {total}, ScalarType::Long);
-  Tensor out_scores = torch::stable::new_empty(in.scores, {total});
-  auto* next_index = mutable_data<int64_t>(out_indices);
-  auto* next_score = mutable_data<T>(out_scores);
-  for (int64_t v = 0; v < num_videos; ++v) {
-    const int64_t source = starts[problems.video_starts[v]];
-    next_index = std::copy_n(kept.data() + source, video_counts[v], next_index);
-    next_score = std::copy_n(kept_scores.data() + source, video_counts[v], next_score);
+
+  void solve_one(int64_t p, T floor, const Layout& at) {
+    const int64_t count = starts_[p + 1] - starts_[p];
+    const NmsProblem<T> problem{segments_, scores_, groups_.rows.data() + starts_[p], count, floor};
+    int32_t* rows = kept_.rows + starts_[p];
+    int64_t num_kept = 0;
+    const auto step = [&](int which) {
+      if (which == 0) {
+        num_kept = solve_nms(problem, options_.nms, at.nms, run_both, rows, at.kept_scores);
+      } else {
+        TAL_FAST_ISA_CALL(voting_prepare<T>)(segments_, scores_, problem.rows, count, at.voting);
+      }
+    };
+    if (!options_.voting.has_value()) {
+      step(0);
+    } else if (num_problems_ == 1 && count >= kRunBothFrom) {
+      run_both(step);
+    } else {
+      step(0);
+      step(1);
+    }
+    kept_.counts[p] = num_kept;
+    for (int64_t i = 0; i < num_kept; ++i) {
+      kept_.scores[rows[i]] = at.kept_scores[i];
+    }
+    if (!options_.voting.has_value()) {
+      return;
+    }
+    for (int64_t i = 0; i < num_kept; ++i) {
+      at.kept_segments[2 * i] = segments_[2 * int64_t{rows[i]}];
+      at.kept_segments[2 * i + 1] = segments_[2 * int64_t{rows[i]} + 1];
+    }
+    TAL_FAST_ISA_CALL(voting_apply<T>)(count, at.voting, *options_.voting, at.kept_segments, 0,
+                                       num_kept, at.refined);
+    for (int64_t i = 0; i < num_kept; ++i) {
+      kept_.segments[2 * int64_t{rows[i]}] = at.refined[2 * i];
+      kept_.segments[2 * int64_t{rows[i]} + 1] = at.refined[2 * i + 1];
+    }
   }
-  if (out_scores.scalar_type() != out_type) {
-    out_scores = torch::stable::to(out_scores, out_type);
+
+  // Leaves a video's detections where its first problem begins.
+  void merge_one(int64_t v) {
+    const int64_t first = groups_.video_starts[v];
+    const int64_t last = groups_.video_starts[v + 1];
+    int32_t* rows = kept_.rows + starts_[first];
+    int64_t filled = kept_.counts[first];
+    for (int64_t p = first + 1; p < last; ++p) {
+      std::copy_n(kept_.rows + starts_[p], kept_.counts[p], rows + filled);
+      filled += kept_.counts[p];
+    }
+    if (last - first > 1) {  // one problem alone is in order already
+      const Scratch scratch(merge_scratch_bytes<T>(filled));
+      merge_by_score(kept_.scores, filled, options_.max_segments, scratch.get(), rows);
+    }
+    kept_.counts[first] = std::min(filled, options_.max_segments);
   }
-  return {out_indices, out_scores};
+
+  const T* segments_;
+  const T* scores_;
+  const NmsGroups& groups_;
+  const std::vector<int64_t>& starts_;
+  const Options& options_;
+  int64_t num_problems_;
+  int64_t num_videos_;
+  int64_t per_problem_;
+  Kept<T> kept_;
+};
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> solve_in(const char* op, const Detections& in,
+                                            ScalarType out_type, const NmsGroups& groups,
+                                            const Options& options, Wanted wanted) {
+  if (options.validate) {
+    check_values(op, "segments", const_data<T>(in.segments), in.count);
+  }
+  check_ranks(op, const_data<T>(in.scores), in.count);
+  if (options.voting.has_value()) {
+    check_finite_scores(op, const_data<T>(in.scores), in.count);
+  }
+  Solver<T> solver(in, groups, options);
+  solver.solve();
+  return solver.result(in, out_type, wanted);
 }
 
-std::tuple<Tensor, Tensor> solve(const char* op, const Detections& in, ScalarType out_type,
-                                 const NmsProblems& problems, const NmsOptions& options) {
+std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Detections& in, ScalarType out_type,
+                                         const NmsGroups& groups, const Options& options,
+                                         Wanted wanted) {
   return in.segments.scalar_type() == ScalarType::Double
-             ? solve_all<double>(op, in, out_type, problems, options)
-             : solve_all<float>(op, in, out_type, problems, options);
+             ? solve_in<double>(op, in, out_type, groups, options, wanted)
+             : solve_in<float>(op, in, out_type, groups, options, wanted);
 }
 
-Tensor nms_cpu(const Tensor& segments, const Tensor& scores, double iou_threshold) {
+Tensor nms_cpu(const Tensor& segments, const Tensor& scores, double iou_threshold,
+               bool acts_on_threshold, double length_eps, std::optional<int64_t> max_segments,
+               bool validate) {
   const Detections in = check_detections("nms", segments, scores);
-  const NmsOptions options =
-      check_options("nms", static_cast<int64_t>(NmsMethod::kHard), iou_threshold, 1.0,
-                    -std::numeric_limits<double>::infinity(), std::nullopt);
+  check_limit("nms", "max_segments", max_segments);
+  Options options;
+  options.nms = {NmsMethod::kHard,
+                 acts_on_threshold,
+                 iou_threshold,
+                 length_eps,
+                 1.0,
+                 0.0,
+                 0.0,
+                 -std::numeric_limits<double>::infinity(),
+                 false,
+                 max_segments.value_or(kNoLimit)};
+  options.validate = validate;
+  check_options("nms", options.nms);
   return std::get<0>(solve("nms", in, scores.scalar_type(),
-                           split_into_problems(nullptr, nullptr, in.count), options));
+                           split_into_problems(nullptr, nullptr, in.count), options,
+                           {false, false}));
 }
 
 std::tuple<Tensor, Tensor> soft_nms_cpu(const Tensor& segments, const Tensor& scores,
                                         int64_t method, double sigma, double iou_threshold,
-                                        double min_score, std::optional<int64_t> max_segments) {
+                                        double min_score, std::optional<int64_t> max_segments,
+                                        bool acts_on_threshold, double length_eps, double t1,
+                                        double t2, bool spare_first, bool validate) {
   const Detections in = check_detections("soft_nms", segments, scores);
-  const NmsOptions options =
-      check_options("soft_nms", method, iou_threshold, sigma, min_score, max_segments);
-  return solve("soft_nms", in, scores.scalar_type(),
-               split_into_problems(nullptr, nullptr, in.count), options);
+  check_limit("soft_nms", "max_segments", max_segments);
+  Options options;
+  options.nms = {parse_method("soft_nms", method),
+                 acts_on_threshold,
+                 iou_threshold,
+                 length_eps,
+                 sigma,
+                 t1,
+                 t2,
+                 min_score,
+                 spare_first,
+                 max_segments.value_or(kNoLimit)};
+  options.validate = validate;
+  check_options("soft_nms", options.nms);
+  auto [indices, kept_scores, unused] =
+      solve("soft_nms", in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count),
+            options, {true, false});
+  return {indices, kept_scores};
 }
 
 // Labels or videos as contiguous int64.
@@ -174,42 +376,72 @@ Tensor check_groups(const char* argument, const Tensor& groups, int64_t n) {
   const ScalarType type = groups.scalar_type();
   TAL_FAST_CHECK(type == ScalarType::Long || type == ScalarType::Int, "batched_nms: expected ",
                  argument, " of dtype int64 or int32, got ", dtype_string(type));
-  return torch::stable::contiguous(
-      type == ScalarType::Long ? groups : torch::stable::to(groups, ScalarType::Long));
+  const Tensor wide =
+      type == ScalarType::Long ? groups : torch::stable::to(groups, ScalarType::Long);
+  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
 }
 
-std::tuple<Tensor, Tensor> batched_nms_cpu(const Tensor& segments, const Tensor& scores,
-                                           const Tensor& labels, std::optional<Tensor> videos,
-                                           int64_t method, double iou_threshold, double sigma,
-                                           double min_score, std::optional<int64_t> max_segments,
-                                           bool per_class) {
-  const Detections in = check_detections("batched_nms", segments, scores);
-  const NmsOptions options =
-      check_options("batched_nms", method, iou_threshold, sigma, min_score, max_segments);
+std::tuple<Tensor, Tensor, Tensor> batched_nms_cpu(
+    const Tensor& segments, const Tensor& scores, const Tensor& labels,
+    std::optional<Tensor> videos, int64_t method, double iou_threshold, bool acts_on_threshold,
+    double length_eps, double sigma, double t1, double t2, double min_score,
+    std::optional<int64_t> max_segments, std::optional<int64_t> max_per_class, bool per_class,
+    std::optional<double> voting_threshold, int64_t voting_weight, bool spare_first,
+    bool validate) {
+  const char* op = "batched_nms";
+  const Detections in = check_detections(op, segments, scores);
+  check_limit(op, "max_segments", max_segments);
+  check_limit(op, "max_per_class", max_per_class);
+  TAL_FAST_CHECK(per_class || !max_per_class.has_value(), op,
+                 ": expected no max_per_class with per_class=False, got ",
+                 max_per_class.value_or(0));
+  Options options;
+  options.max_segments = max_segments.value_or(kNoLimit);
+  options.nms = {parse_method(op, method),
+                 acts_on_threshold,
+                 iou_threshold,
+                 length_eps,
+                 sigma,
+                 t1,
+                 t2,
+                 min_score,
+                 spare_first,
+                 std::min(options.max_segments, max_per_class.value_or(kNoLimit))};
+  options.validate = validate;
+  check_options(op, options.nms);
+  if (voting_threshold.has_value()) {
+    options.voting = check_voting(op, "voting_threshold", *voting_threshold, voting_weight);
+  }
   const Tensor label_ids = check_groups("labels", labels, in.count);
   std::optional<Tensor> video_ids;
   if (videos.has_value()) {
     video_ids = check_groups("videos", *videos, in.count);
   }
-  const NmsProblems problems =
+  const NmsGroups groups =
       split_into_problems(video_ids.has_value() ? const_data<int64_t>(*video_ids) : nullptr,
                           per_class ? const_data<int64_t>(label_ids) : nullptr, in.count);
-  return solve("batched_nms", in, scores.scalar_type(), problems, options);
+  return solve(op, in, scores.scalar_type(), groups, options, {true, true});
 }
 
 }  // namespace
 
-// `method` is a number here because a string argument costs an allocation that the stable ABI of
-// torch 2.10 never frees; the Python functions take words.
+// `method` and `voting_weight` are numbers here because a string argument costs an allocation that
+// the stable ABI of torch 2.10 never frees; the Python functions take words.
 STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
-  m.def("nms(Tensor segments, Tensor scores, float iou_threshold) -> Tensor");
+  m.def(
+      "nms(Tensor segments, Tensor scores, float iou_threshold, bool acts_on_threshold=False, "
+      "float length_eps=0.0, int? max_segments=None, bool validate=True) -> Tensor");
   m.def(
       "soft_nms(Tensor segments, Tensor scores, int method, float sigma, float iou_threshold, "
-      "float min_score, int? max_segments) -> (Tensor, Tensor)");
+      "float min_score, int? max_segments, bool acts_on_threshold=False, float length_eps=0.0, "
+      "float t1=0.0, float t2=0.0, bool spare_first=False, bool validate=True) -> "
+      "(Tensor, Tensor)");
   m.def(
       "batched_nms(Tensor segments, Tensor scores, Tensor labels, Tensor? videos, int method, "
-      "float iou_threshold, float sigma, float min_score, int? max_segments, bool per_class) -> "
-      "(Tensor, Tensor)");
+      "float iou_threshold, bool acts_on_threshold, float length_eps, float sigma, float t1, "
+      "float t2, float min_score, int? max_segments, int? max_per_class, bool per_class, "
+      "float? voting_threshold, int voting_weight, bool spare_first, bool validate) -> "
+      "(Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {

@@ -29,6 +29,7 @@ from tal_fast.ops.dropout import dropout
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
 from tal_fast.ops.segment_iou import segment_iou
 from tal_fast.ops.segment_roi_align import segment_roi_align
+from tal_fast.ops.segment_voting import segment_voting
 from tal_fast.ops.window_fusion import fuse_windows
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "nms",
     "segment_iou",
     "segment_roi_align",
+    "segment_voting",
     "soft_nms",
 ]

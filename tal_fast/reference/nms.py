@@ -7,19 +7,30 @@ otherwise.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-def nms(segments: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def nms(
+    segments: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    iou_comparison: str = "gt",
+    length_eps: float = 0.0,
+    max_segments: int | None = None,
+) -> Tensor:
     """Greedy suppression by pairwise comparison; see ``tal_fast.ops.nms``."""
-    segments, scores, threshold = _widen(segments, scores, iou_threshold)
+    segments, scores = _widen(segments), _widen(scores)
+    threshold = segments.new_tensor(iou_threshold)
     kept: list[int] = []
     for i in _by_falling_score(scores):
-        if not any(bool(_iou(segments[i], segments[j]) > threshold) for j in kept):
+        ious = [_iou(segments[j], segments[i], length_eps) for j in kept]
+        if not any(_acts(iou, threshold, iou_comparison) for iou in ious):
             kept.append(i)
-    return torch.tensor(kept, dtype=torch.int64)
+    return torch.tensor(kept[:max_segments], dtype=torch.int64)
 
 
 def soft_nms(
@@ -30,29 +41,41 @@ def soft_nms(
     iou_threshold: float = 0.1,
     min_score: float = 0.001,
     max_segments: int | None = 200,
+    *,
+    iou_comparison: str = "gt",
+    length_eps: float = 0.0,
+    t1: float = 0.0,
+    t2: float = 0.0,
+    spare_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Take the best, decay the rest, repeat; see ``tal_fast.ops.soft_nms``."""
     out_dtype = scores.dtype
-    segments, scores, threshold = _widen(segments, scores, iou_threshold)
-    low = scores.new_tensor(min_score)
-    width = scores.new_tensor(sigma)
+    segments, scores = _widen(segments), _widen(scores)
+    low, width = scores.new_tensor(min_score), scores.new_tensor(sigma)
+    threshold = scores.new_tensor(iou_threshold)
     current = {i: scores[i] for i in range(len(scores)) if scores[i] >= low}
+    if spare_first and not current and len(scores) > 0:
+        first = _by_falling_score(scores)[0]
+        current = {first: scores[first]}
     kept: list[int] = []
     kept_scores: list[Tensor] = []
     while current and (max_segments is None or len(kept) < max_segments):
         best = min(current, key=lambda i: (-current[i].item(), i))
         kept.append(best)
         kept_scores.append(current.pop(best))
+        if method == "length_gaussian":
+            length = (segments[best, 1] - segments[best, 0]) + scores.new_tensor(length_eps)
+            threshold = scores.new_tensor(t1) + scores.new_tensor(t2) * length
         for j in list(current):
-            iou = _iou(segments[best], segments[j])
-            if method == "hard":
-                if iou > threshold:
-                    del current[j]
+            iou = _iou(segments[best], segments[j], length_eps)
+            acts = iou > 0 if method == "gaussian" else _acts(iou, threshold, iou_comparison)
+            if not acts:
                 continue
-            if method == "gaussian" and iou > 0:
-                current[j] = current[j] * torch.exp(-(iou * iou) / width)
-            elif method == "linear" and iou >= threshold:
-                current[j] = current[j] * (1 - iou)
+            if method == "hard":
+                del current[j]
+                continue
+            weight = 1 - iou if method == "linear" else torch.exp(-(iou * iou) / width)
+            current[j] = current[j] * weight
             if not current[j] >= low:
                 del current[j]
     out = torch.stack(kept_scores) if kept else scores.new_empty(0)
@@ -67,18 +90,29 @@ def batched_nms(
     *,
     method: str = "hard",
     iou_threshold: float = 0.5,
+    iou_comparison: str = "gt",
+    length_eps: float = 0.0,
     sigma: float = 0.5,
+    t1: float = 0.0,
+    t2: float = 0.0,
     min_score: float = 0.0,
     max_segments: int | None = None,
+    max_per_class: int | None = None,
     per_class: bool = True,
+    vote: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    spare_first: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One ``soft_nms`` per video and class, merged by score; see ``tal_fast.ops.batched_nms``."""
+    """One ``soft_nms`` per video and class, merged by score; see ``tal_fast.ops.batched_nms``.
+
+    ``vote(kept_segments, segments, scores)`` refines the kept segments of a problem.
+    """
     if videos is None:
         videos = torch.zeros_like(labels)
     if not per_class:
         labels = torch.zeros_like(labels)
     # Widened here, so that the merge sees scores that are not rounded to the output's type yet.
-    wide_segments, wide_scores, _ = _widen(segments, scores, iou_threshold)
+    wide_segments, wide_scores = _widen(segments), _widen(scores)
+    refined = wide_segments.clone()
     merged: list[tuple[int, float]] = []
     for video in sorted(set(videos.tolist())):
         found: list[tuple[int, float]] = []
@@ -91,18 +125,26 @@ def batched_nms(
                 sigma,
                 iou_threshold,
                 min_score,
-                None,
+                max_per_class,
+                iou_comparison=iou_comparison,
+                length_eps=length_eps,
+                t1=t1,
+                t2=t2,
+                spare_first=spare_first,
             )
-            found += zip(rows[indices].tolist(), kept_scores.tolist(), strict=True)
+            kept = rows[indices]
+            if vote is not None:
+                refined[kept] = vote(wide_segments[kept], wide_segments[rows], wide_scores[rows])
+            found += zip(kept.tolist(), kept_scores.tolist(), strict=True)
         found.sort(key=lambda item: (-item[1], item[0]))
-        merged += found if max_segments is None else found[:max_segments]
+        merged += found[:max_segments]
     indices = torch.tensor([index for index, _ in merged], dtype=torch.int64)
-    return indices, scores.new_tensor([score for _, score in merged]), segments[indices]
+    out_scores = scores.new_tensor([score for _, score in merged])
+    return indices, out_scores, refined[indices].to(segments.dtype)
 
 
-def _widen(segments: Tensor, scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if segments.dtype == torch.float64 else torch.float32
-    return segments.to(dtype), scores.to(dtype), torch.tensor(threshold, dtype=dtype)
+def _widen(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _by_falling_score(scores: Tensor) -> list[int]:
@@ -110,7 +152,15 @@ def _by_falling_score(scores: Tensor) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (-values[i], i))
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:
-    inter = torch.clamp(torch.minimum(a[1], b[1]) - torch.maximum(a[0], b[0]), min=0)
-    union = (a[1] - a[0]) + (b[1] - b[0]) - inter
+def _acts(iou: Tensor, threshold: Tensor, iou_comparison: str) -> bool:
+    return bool(iou >= threshold if iou_comparison == "ge" else iou > threshold)
+
+
+def _iou(a: Tensor, b: Tensor, eps: float) -> Tensor:
+    # Conditions instead of min and max: a NaN in b is passed over, a NaN in a is not, as by
+    # std::min and std::max.
+    left = b[0] if a[0] < b[0] else a[0]
+    right = b[1] if b[1] < a[1] else a[1]
+    inter = right - left if right - left > 0 else a.new_tensor(0)
+    union = ((a[1] - a[0]) + a.new_tensor(eps)) + ((b[1] - b[0]) + a.new_tensor(eps)) - inter
     return inter / union if union != 0 else torch.full_like(union, math.nan)

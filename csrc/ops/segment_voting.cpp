@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/segment_voting.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "ops/detections.h"
+
+namespace tal_fast {
+namespace {
+
+// Kept segments per task: about 50 us of work where each has some hundred voters near it.
+constexpr int64_t kKeptPerTask = 256;
+
+template <typename T>
+Tensor vote(const Detections& in, const Tensor& kept, const VotingOptions& options) {
+  const char* op = "segment_voting";
+  const T* kept_data = const_data<T>(kept);
+  const T* segments = const_data<T>(in.segments);
+  const T* scores = const_data<T>(in.scores);
+  check_values(op, "kept_segments", kept_data, kept.size(0));
+  check_values(op, "segments", segments, in.count);
+  check_finite_scores(op, scores, in.count);
+  Tensor out = torch::stable::new_empty(kept, {kept.size(0), 2});
+  T* out_data = mutable_data<T>(out);
+  const Scratch scratch(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(in.count));
+  TAL_FAST_ISA_CALL(voting_prepare<T>)(segments, scores, nullptr, in.count, scratch.get());
+  torch::stable::parallel_for(0, kept.size(0), kKeptPerTask, [&](int64_t begin, int64_t end) {
+    TAL_FAST_ISA_CALL(voting_apply<T>)(in.count, scratch.get(), options, kept_data, begin, end,
+                                       out_data);
+  });
+  return out;
+}
+
+Tensor segment_voting_cpu(const Tensor& kept_segments, const Tensor& segments, const Tensor& scores,
+                          double iou_threshold, int64_t weight) {
+  const char* op = "segment_voting";
+  const Detections in = check_detections(op, segments, scores);
+  check_segments(op, "kept_segments", kept_segments);
+  const ScalarType type = segments.scalar_type();
+  TAL_FAST_CHECK(kept_segments.scalar_type() == type, op, ": expected kept_segments of dtype ",
+                 dtype_string(type), " like segments, got ",
+                 dtype_string(kept_segments.scalar_type()));
+  const VotingOptions options = check_voting(op, "iou_threshold", iou_threshold, weight);
+  const Tensor kept = to_compute_type(kept_segments);
+  Tensor out = kept.scalar_type() == ScalarType::Double ? vote<double>(in, kept, options)
+                                                        : vote<float>(in, kept, options);
+  return out.scalar_type() == type ? out : torch::stable::to(out, type);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
+  m.def(
+      "segment_voting(Tensor kept_segments, Tensor segments, Tensor scores, float iou_threshold, "
+      "int weight) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
+  m.impl("segment_voting", TORCH_BOX(&segment_voting_cpu));
+}
+
+}  // namespace tal_fast
