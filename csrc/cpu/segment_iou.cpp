@@ -1,25 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/segment_iou.h"
 
+#include "cpu/simd.h"
+
 namespace tal_fast {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
-// The comparisons are written so that they become one min or max instruction each. A NaN in a
-// segment still gives NaN: it makes that segment's length, and with it the union, NaN.
-template <typename C>
-inline C smaller(C x, C y) {
+// V is C itself or a vector of C. The comparisons are written so that they become one min or max
+// instruction each, and so that a NaN in y comes out.
+template <typename V>
+inline V smaller(V x, V y) {
   return x < y ? x : y;
 }
 
-template <typename C>
-inline C larger(C x, C y) {
+template <typename V>
+inline V larger(V x, V y) {
   return x > y ? x : y;
 }
 
+// A NaN in a segment gives NaN: one in b passes through every comparison, one in a makes its length
+// NaN.
 template <IouKind kind, typename C>
 inline C overlap(C a_start, C a_end, C b_start, C b_end, C eps) {
-  const C inner = larger(smaller(a_end, b_end) - larger(a_start, b_start), C(0));
+  const C inner = larger(C(0), smaller(a_end, b_end) - larger(a_start, b_start));
+  if constexpr (kind == IouKind::kIoa) {
+    return inner / ((a_end - a_start) + eps);
+  }
   const C both = (a_end - a_start) + (b_end - b_start) - inner;
   const C iou = inner / (both + eps);
   if constexpr (kind == IouKind::kIou) {
@@ -34,50 +41,67 @@ inline C overlap(C a_start, C a_end, C b_start, C b_end, C eps) {
 }
 
 // Derivative of max(x, y) for x: 1, 0, or one half at a tie, as torch.maximum has it.
-template <typename C>
-inline C share(C x, C y) {
-  return x > y ? C(1) : (x == y ? C(0.5) : C(0));
+template <typename C, typename V>
+inline V share(V x, V y) {
+  const V zero{};
+  return x > y ? C(1) - zero : (x == y ? C(0.5) - zero : zero);
 }
 
-template <typename C>
-struct SegmentGradient {
-  C start;
-  C end;
+template <typename V>
+struct PairGradient {
+  V a_start, a_end, b_start, b_end;
 };
 
-template <IouKind kind, typename C>
-inline SegmentGradient<C> overlap_gradient(C a_start, C a_end, C b_start, C b_end, C eps) {
-  const C raw = smaller(a_end, b_end) - larger(a_start, b_start);
-  const C inner = larger(raw, C(0));
-  const C both = (a_end - a_start) + (b_end - b_start) - inner;
+// The derivative for all four ends of a pair; what the caller does not use costs nothing.
+template <IouKind kind, typename C, typename V>
+inline PairGradient<V> overlap_gradient(V a_start, V a_end, V b_start, V b_end, V eps) {
+  const V zero{};
+  const V one = C(1) - zero;
+  const V raw = smaller(a_end, b_end) - larger(a_start, b_start);
+  const V inner = larger(zero, raw);
   // Segments that just touch (raw == 0) still pull on each other, as torch's clamp has it.
-  const C touching = raw >= C(0) ? C(1) : C(0);
-  const C inner_by_start = -touching * share(a_start, b_start);
-  const C inner_by_end = touching * share(b_end, a_end);
-  const C both_by_start = C(-1) - inner_by_start;
-  const C both_by_end = C(1) - inner_by_end;
-  const C inverse = C(1) / (both + eps);
-  const C ratio = inner * inverse;
-  SegmentGradient<C> result{(inner_by_start - ratio * both_by_start) * inverse,
-                            (inner_by_end - ratio * both_by_end) * inverse};
+  const V touching = raw >= zero ? one : zero;
+  const V starts_later = share<C>(a_start, b_start);  // how much of max(starts) is a's
+  const V ends_earlier = share<C>(b_end, a_end);      // how much of min(ends) is a's
+  const PairGradient<V> by_inner{-touching * starts_later, touching * ends_earlier,
+                                 -touching * (one - starts_later), touching * (one - ends_earlier)};
+  if constexpr (kind == IouKind::kIoa) {
+    const V inverse = one / ((a_end - a_start) + eps);
+    const V ratio = inner * inverse;
+    return {(by_inner.a_start + ratio) * inverse, (by_inner.a_end - ratio) * inverse,
+            by_inner.b_start * inverse, by_inner.b_end * inverse};
+  }
+  const V both = (a_end - a_start) + (b_end - b_start) - inner;
+  const PairGradient<V> by_both{-one - by_inner.a_start, one - by_inner.a_end,
+                                -one - by_inner.b_start, one - by_inner.b_end};
+  const V inverse = one / (both + eps);
+  const V ratio = inner * inverse;
+  PairGradient<V> result{(by_inner.a_start - ratio * by_both.a_start) * inverse,
+                         (by_inner.a_end - ratio * by_both.a_end) * inverse,
+                         (by_inner.b_start - ratio * by_both.b_start) * inverse,
+                         (by_inner.b_end - ratio * by_both.b_end) * inverse};
   if constexpr (kind == IouKind::kIou) {
     return result;
   }
-  const C hull = larger(a_end, b_end) - smaller(a_start, b_start);
-  const C hull_by_start = -share(b_start, a_start);
-  const C hull_by_end = share(a_end, b_end);
+  const V hull = larger(a_end, b_end) - smaller(a_start, b_start);
+  const PairGradient<V> by_hull{starts_later - one, one - ends_earlier, -starts_later,
+                                ends_earlier};
   if constexpr (kind == IouKind::kGiou) {
-    const C inverse_hull = C(1) / (hull + eps);
-    const C empty = (hull - both) * inverse_hull;
-    result.start -= (hull_by_start - both_by_start - empty * hull_by_start) * inverse_hull;
-    result.end -= (hull_by_end - both_by_end - empty * hull_by_end) * inverse_hull;
+    const V inverse_hull = one / (hull + eps);
+    const V filled = one - (hull - both) * inverse_hull;
+    result.a_start -= (by_hull.a_start * filled - by_both.a_start) * inverse_hull;
+    result.a_end -= (by_hull.a_end * filled - by_both.a_end) * inverse_hull;
+    result.b_start -= (by_hull.b_start * filled - by_both.b_start) * inverse_hull;
+    result.b_end -= (by_hull.b_end * filled - by_both.b_end) * inverse_hull;
     return result;
   }
-  const C distance = C(0.5) * ((a_start + a_end) - (b_start + b_end));
-  const C inverse_square = C(1) / (hull * hull + eps);
-  const C penalty = distance * distance * inverse_square;
-  result.start -= (distance - C(2) * penalty * hull * hull_by_start) * inverse_square;
-  result.end -= (distance - C(2) * penalty * hull * hull_by_end) * inverse_square;
+  const V distance = C(0.5) * ((a_start + a_end) - (b_start + b_end));
+  const V inverse_square = one / (hull * hull + eps);
+  const V pull = C(2) * (distance * distance * inverse_square) * hull;
+  result.a_start -= (distance - pull * by_hull.a_start) * inverse_square;
+  result.a_end -= (distance - pull * by_hull.a_end) * inverse_square;
+  result.b_start += (distance + pull * by_hull.b_start) * inverse_square;
+  result.b_end += (distance + pull * by_hull.b_end) * inverse_square;
   return result;
 }
 
@@ -104,40 +128,130 @@ void aligned(const T* __restrict__ a, const T* __restrict__ b, ComputeType<T> ep
   }
 }
 
-template <IouKind kind, typename T>
+// Sums over columns run in so many lanes whatever the vectors of the instruction set hold, so that
+// the order of additions, and with it every bit, is the same on all of them.
+template <typename C>
+constexpr int kSumLanes = kSegmentIouPadding<C>;
+
+template <typename C>
+inline C sum_of_lanes(C* lanes) {  // [kSumLanes], overwritten
+  for (int half = kSumLanes<C> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+
+// The first `count` <= kLanes values from `source`, a stride apart; zero in the other lanes.
+template <int kLanes, typename T>
+inline Vector<ComputeType<T>, kLanes> load_strided(const T* source, int64_t stride, int64_t count) {
+  if (stride == 1 && count == kLanes) {
+    return load<kLanes>(source);
+  }
+  Vector<ComputeType<T>, kLanes> result{};
+  for (int64_t i = 0; i < count; ++i) {
+    result[i] = widen(source[i * stride]);
+  }
+  return result;
+}
+
+template <IouKind kind, bool kForA, bool kForB, typename T>
 void pairwise_backward(const T* __restrict__ grad, int64_t grad_row_stride,
                        int64_t grad_column_stride, const T* __restrict__ a,
                        const ComputeType<T>* __restrict__ b_starts,
                        const ComputeType<T>* __restrict__ b_ends, int64_t m, ComputeType<T> eps,
-                       int64_t row_begin, int64_t row_end, T* __restrict__ grad_a) {
+                       int64_t row_begin, int64_t row_end, T* __restrict__ grad_a,
+                       ComputeType<T>* __restrict__ grad_b_starts,
+                       ComputeType<T>* __restrict__ grad_b_ends) {
   using C = ComputeType<T>;
-  for (int64_t i = row_begin; i < row_end; ++i) {
-    const C start = widen(a[2 * i]);
-    const C end = widen(a[2 * i + 1]);
-    const T* __restrict__ row = grad + i * grad_row_stride;
-    C sum_start = 0;
-    C sum_end = 0;
-    for (int64_t j = 0; j < m; ++j) {
-      const C weight = widen(row[j * grad_column_stride]);
-      const auto part = overlap_gradient<kind>(start, end, b_starts[j], b_ends[j], eps);
-      sum_start += weight * part.start;
-      sum_end += weight * part.end;
-    }
-    grad_a[2 * i] = narrow<T>(sum_start);
-    grad_a[2 * i + 1] = narrow<T>(sum_end);
+  constexpr int kLanes = kFullLanes<C>;
+  constexpr int kVectors = kSumLanes<C> / kLanes;
+  using V = Vector<C, kLanes>;
+  V lane_index;
+  for (int l = 0; l < kLanes; ++l) {
+    lane_index[l] = static_cast<C>(l);
   }
+  const V zero{};
+  const V eps_lanes = eps - zero;
+  for (int64_t i = row_begin; i < row_end; ++i) {
+    const V start = widen(a[2 * i]) - zero;
+    const V end = widen(a[2 * i + 1]) - zero;
+    const T* __restrict__ row = grad + i * grad_row_stride;
+    V sums_start[kVectors] = {};
+    V sums_end[kVectors] = {};
+    for (int64_t first = 0; first < m; first += kSumLanes<C>) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t j = first + v * kLanes;
+        const int64_t left = m - j;
+        if (left <= 0) {
+          break;
+        }
+        const bool whole = left >= kLanes;
+        const V weight = load_strided<kLanes>(row + j * grad_column_stride, grad_column_stride,
+                                              whole ? int64_t{kLanes} : left);
+        PairGradient<V> part = overlap_gradient<kind, C, V>(start, end, load<kLanes>(b_starts + j),
+                                                            load<kLanes>(b_ends + j), eps_lanes);
+        part.a_start *= weight;
+        part.a_end *= weight;
+        part.b_start *= weight;
+        part.b_end *= weight;
+        if (!whole) {  // the padding of b takes no part, whatever came out for it
+          const auto inside = lane_index < static_cast<C>(left) - zero;
+          part.a_start = inside ? part.a_start : zero;
+          part.a_end = inside ? part.a_end : zero;
+          part.b_start = inside ? part.b_start : zero;
+          part.b_end = inside ? part.b_end : zero;
+        }
+        if constexpr (kForA) {
+          sums_start[v] += part.a_start;
+          sums_end[v] += part.a_end;
+        }
+        if constexpr (kForB) {
+          store<kLanes>(grad_b_starts + j, load<kLanes>(grad_b_starts + j) + part.b_start);
+          store<kLanes>(grad_b_ends + j, load<kLanes>(grad_b_ends + j) + part.b_end);
+        }
+      }
+    }
+    if constexpr (kForA) {
+      C lanes[kSumLanes<C>];
+      std::memcpy(lanes, sums_start, sizeof(lanes));
+      grad_a[2 * i] = narrow<T>(sum_of_lanes(lanes));
+      std::memcpy(lanes, sums_end, sizeof(lanes));
+      grad_a[2 * i + 1] = narrow<T>(sum_of_lanes(lanes));
+    }
+  }
+}
+
+template <IouKind kind, typename T>
+void pairwise_backward_for(const T* grad, int64_t grad_row_stride, int64_t grad_column_stride,
+                           const T* a, const ComputeType<T>* b_starts, const ComputeType<T>* b_ends,
+                           int64_t m, ComputeType<T> eps, int64_t row_begin, int64_t row_end,
+                           T* grad_a, ComputeType<T>* grad_b_starts, ComputeType<T>* grad_b_ends) {
+  const auto run = grad_b_starts == nullptr ? &pairwise_backward<kind, true, false, T>
+                   : grad_a == nullptr      ? &pairwise_backward<kind, false, true, T>
+                                            : &pairwise_backward<kind, true, true, T>;
+  run(grad, grad_row_stride, grad_column_stride, a, b_starts, b_ends, m, eps, row_begin, row_end,
+      grad_a, grad_b_starts, grad_b_ends);
 }
 
 template <IouKind kind, typename T>
 void aligned_backward(const T* __restrict__ grad, int64_t grad_stride, const T* __restrict__ a,
                       const T* __restrict__ b, ComputeType<T> eps, int64_t row_begin,
-                      int64_t row_end, T* __restrict__ grad_a) {
+                      int64_t row_end, T* __restrict__ grad_a, T* __restrict__ grad_b) {
+  using C = ComputeType<T>;
   for (int64_t i = row_begin; i < row_end; ++i) {
-    const ComputeType<T> weight = widen(grad[i * grad_stride]);
-    const auto part = overlap_gradient<kind>(widen(a[2 * i]), widen(a[2 * i + 1]), widen(b[2 * i]),
-                                             widen(b[2 * i + 1]), eps);
-    grad_a[2 * i] = narrow<T>(weight * part.start);
-    grad_a[2 * i + 1] = narrow<T>(weight * part.end);
+    const C weight = widen(grad[i * grad_stride]);
+    const auto part = overlap_gradient<kind, C, C>(widen(a[2 * i]), widen(a[2 * i + 1]),
+                                                   widen(b[2 * i]), widen(b[2 * i + 1]), eps);
+    if (grad_a != nullptr) {
+      grad_a[2 * i] = narrow<T>(weight * part.a_start);
+      grad_a[2 * i + 1] = narrow<T>(weight * part.a_end);
+    }
+    if (grad_b != nullptr) {
+      grad_b[2 * i] = narrow<T>(weight * part.b_start);
+      grad_b[2 * i + 1] = narrow<T>(weight * part.b_end);
+    }
   }
 }
 
@@ -152,6 +266,8 @@ void aligned_backward(const T* __restrict__ grad, int64_t grad_stride, const T* 
       return function<IouKind::kGiou, T>(__VA_ARGS__); \
     case IouKind::kDiou:                               \
       return function<IouKind::kDiou, T>(__VA_ARGS__); \
+    case IouKind::kIoa:                                \
+      return function<IouKind::kIoa, T>(__VA_ARGS__);  \
   }
 
 template <typename T>
@@ -180,29 +296,48 @@ void segment_iou_pairwise_backward(IouKind kind, const T* grad, int64_t grad_row
                                    int64_t grad_column_stride, const T* a,
                                    const ComputeType<T>* b_starts, const ComputeType<T>* b_ends,
                                    int64_t m, ComputeType<T> eps, int64_t row_begin,
-                                   int64_t row_end, T* grad_a) {
-  TAL_FAST_BY_KIND(pairwise_backward, grad, grad_row_stride, grad_column_stride, a, b_starts,
-                   b_ends, m, eps, row_begin, row_end, grad_a)
+                                   int64_t row_end, T* grad_a, ComputeType<T>* grad_b_starts,
+                                   ComputeType<T>* grad_b_ends) {
+  TAL_FAST_BY_KIND(pairwise_backward_for, grad, grad_row_stride, grad_column_stride, a, b_starts,
+                   b_ends, m, eps, row_begin, row_end, grad_a, grad_b_starts, grad_b_ends)
+}
+
+template <typename T>
+void segment_iou_join(const ComputeType<T>* parts, int64_t num_parts, int64_t m, int64_t padded_m,
+                      T* grad_b) {
+  using C = ComputeType<T>;
+  for (int64_t j = 0; j < m; ++j) {
+    C start = 0;
+    C end = 0;
+    for (int64_t p = 0; p < num_parts; ++p) {
+      start += parts[2 * p * padded_m + j];
+      end += parts[(2 * p + 1) * padded_m + j];
+    }
+    grad_b[2 * j] = narrow<T>(start);
+    grad_b[2 * j + 1] = narrow<T>(end);
+  }
 }
 
 template <typename T>
 void segment_iou_aligned_backward(IouKind kind, const T* grad, int64_t grad_stride, const T* a,
                                   const T* b, ComputeType<T> eps, int64_t row_begin,
-                                  int64_t row_end, T* grad_a){
-    TAL_FAST_BY_KIND(aligned_backward, grad, grad_stride, a, b, eps, row_begin, row_end, grad_a)}
+                                  int64_t row_end, T* grad_a, T* grad_b){
+    TAL_FAST_BY_KIND(aligned_backward, grad, grad_stride, a, b, eps, row_begin, row_end, grad_a,
+                     grad_b)}
 
-#define TAL_FAST_INSTANTIATE(T)                                                                  \
-  template void segment_iou_split<T>(const T*, int64_t, ComputeType<T>*, ComputeType<T>*);       \
-  template void segment_iou_pairwise<T>(IouKind, const T*, const ComputeType<T>*,                \
-                                        const ComputeType<T>*, int64_t, ComputeType<T>, int64_t, \
-                                        int64_t, T*);                                            \
-  template void segment_iou_aligned<T>(IouKind, const T*, const T*, ComputeType<T>, int64_t,     \
-                                       int64_t, T*);                                             \
-  template void segment_iou_pairwise_backward<T>(IouKind, const T*, int64_t, int64_t, const T*,  \
-                                                 const ComputeType<T>*, const ComputeType<T>*,   \
-                                                 int64_t, ComputeType<T>, int64_t, int64_t, T*); \
-  template void segment_iou_aligned_backward<T>(IouKind, const T*, int64_t, const T*, const T*,  \
-                                                ComputeType<T>, int64_t, int64_t, T*);
+#define TAL_FAST_INSTANTIATE(T)                                                                    \
+  template void segment_iou_split<T>(const T*, int64_t, ComputeType<T>*, ComputeType<T>*);         \
+  template void segment_iou_pairwise<T>(IouKind, const T*, const ComputeType<T>*,                  \
+                                        const ComputeType<T>*, int64_t, ComputeType<T>, int64_t,   \
+                                        int64_t, T*);                                              \
+  template void segment_iou_aligned<T>(IouKind, const T*, const T*, ComputeType<T>, int64_t,       \
+                                       int64_t, T*);                                               \
+  template void segment_iou_pairwise_backward<T>(                                                  \
+      IouKind, const T*, int64_t, int64_t, const T*, const ComputeType<T>*, const ComputeType<T>*, \
+      int64_t, ComputeType<T>, int64_t, int64_t, T*, ComputeType<T>*, ComputeType<T>*);            \
+  template void segment_iou_join<T>(const ComputeType<T>*, int64_t, int64_t, int64_t, T*);         \
+  template void segment_iou_aligned_backward<T>(IouKind, const T*, int64_t, const T*, const T*,    \
+                                                ComputeType<T>, int64_t, int64_t, T*, T*);
 TAL_FAST_INSTANTIATE(double) TAL_FAST_INSTANTIATE(float) TAL_FAST_INSTANTIATE(Half)
     TAL_FAST_INSTANTIATE(BFloat16)
 

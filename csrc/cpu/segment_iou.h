@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pairwise and aligned IoU, GIoU and DIoU of 1-D segments: the template for new kernels.
+// Pairwise and aligned IoU, GIoU, DIoU and IoA of 1-D segments: the template for new kernels.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,11 @@
 
 namespace tal_fast {
 
-enum class IouKind { kIou = 0, kGiou = 1, kDiou = 2 };
+enum class IouKind { kIou = 0, kGiou = 1, kDiou = 2, kIoa = 3 };
+
+// The pairwise backward reads b, and writes its gradient, in whole groups of so many segments.
+template <typename C>
+constexpr int kSegmentIouPadding = 64 / static_cast<int>(sizeof(C));
 
 // Each function works on a range of rows, so that the caller decides about threads. A segment is
 // (start, end). T is the stored type, ComputeType<T> what is computed in.
@@ -41,19 +45,29 @@ void segment_iou_aligned(IouKind kind,
                          int64_t row_begin, int64_t row_end,
                          T* out);       // [N]
 
-// Gradient for a alone: IoU is symmetric, so the one for b is the same function with a and b
-// swapped and `grad` transposed, hence its strides. A row is summed in the order of its columns.
+// Gradients for a, for b or for both in one pass; a null pointer asks for none. b and its gradient
+// are padded to a multiple of kSegmentIouPadding; the padding of b must be readable, its values do
+// not matter. The gradient for b is added to what is there, so that the caller can give every range
+// of rows its own and join them in a fixed order; `grad_a` is written.
 template <typename T>
 void segment_iou_pairwise_backward(IouKind kind,
                                    const T* grad,                     // [N, M], strided
                                    int64_t grad_row_stride, int64_t grad_column_stride,
                                    const T* a,                        // [N, 2]
-                                   const ComputeType<T>* b_starts,    // [M]
-                                   const ComputeType<T>* b_ends,      // [M]
+                                   const ComputeType<T>* b_starts,    // [M], padded
+                                   const ComputeType<T>* b_ends,      // [M], padded
                                    int64_t m,
                                    ComputeType<T> eps,
                                    int64_t row_begin, int64_t row_end,
-                                   T* grad_a);                        // [N, 2]
+                                   T* grad_a,                         // [N, 2] or null
+                                   ComputeType<T>* grad_b_starts,     // [M], padded, or null
+                                   ComputeType<T>* grad_b_ends);      // [M], padded, or null
+
+// Adds up the gradients for b of all parts, first to last.
+template <typename T>
+void segment_iou_join(const ComputeType<T>* parts,    // [num_parts, 2, padded_m]
+                      int64_t num_parts, int64_t m, int64_t padded_m,
+                      T* grad_b);                     // [M, 2]
 
 template <typename T>
 void segment_iou_aligned_backward(IouKind kind,
@@ -63,7 +77,8 @@ void segment_iou_aligned_backward(IouKind kind,
                                   const T* b,       // [N, 2]
                                   ComputeType<T> eps,
                                   int64_t row_begin, int64_t row_end,
-                                  T* grad_a);       // [N, 2]
+                                  T* grad_a,        // [N, 2] or null
+                                  T* grad_b);       // [N, 2] or null
 )
 // clang-format on
 

@@ -8,7 +8,10 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <tuple>
+#include <vector>
 
+#include "cpu/huge_pages.h"
 #include "ops/tensor_checks.h"
 
 namespace tal_fast {
@@ -17,11 +20,15 @@ namespace {
 // Pairs per task: about 20 us of work, well above the cost of handing a range to a thread.
 constexpr int64_t kPairsPerTask = 32768;
 
+// The pairwise backward sums the gradient for b over at most so many ranges of rows. The ranges
+// depend on the shapes alone, hence the same sums for any number of threads.
+constexpr int64_t kMaxParts = 32;
+
 // The kind travels as a number: the stable ABI of torch 2.10 to 2.13 leaks a string per call. The
 // names are checked in tal_fast/ops/segment_iou.py.
 IouKind parse_kind(int64_t kind) {
-  TAL_FAST_CHECK(kind >= 0 && kind <= 2,
-                 "segment_iou: expected kind 0 (iou), 1 (giou) or 2 (diou), got ", kind);
+  TAL_FAST_CHECK(kind >= 0 && kind <= 3,
+                 "segment_iou: expected kind 0 (iou), 1 (giou), 2 (diou) or 3 (ioa), got ", kind);
   return static_cast<IouKind>(kind);
 }
 
@@ -45,15 +52,19 @@ void check_inputs(const Tensor& a, const Tensor& b, bool aligned, double eps) {
   TAL_FAST_CHECK(eps >= 0, "segment_iou: expected eps >= 0, got ", eps);
 }
 
-// b widened to the compute type, starts in row 0 and ends in row 1.
+// b widened to the compute type, starts in row 0 and ends in row 1, with room for `padded`
+// segments.
 template <typename T>
-Tensor split_starts_and_ends(const Tensor& b) {  // [M, 2] -> [2, M]
+Tensor split_starts_and_ends(const Tensor& b, int64_t padded) {  // [M, 2] -> [2, padded]
   const int64_t m = b.size(0);
   const ScalarType compute =
       b.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor split = torch::stable::new_empty(b, {2, m}, compute);
+  Tensor split = torch::stable::new_empty(b, {2, padded}, compute);
   auto* data = mutable_data<ComputeType<T>>(split);
-  TAL_FAST_ISA_CALL(segment_iou_split<T>)(const_data<T>(b), m, data, data + m);
+  TAL_FAST_ISA_CALL(segment_iou_split<T>)(const_data<T>(b), m, data, data + padded);
+  for (auto* row : {data, data + padded}) {
+    std::fill(row + m, row + padded, ComputeType<T>(0));
+  }
   return split;
 }
 
@@ -83,7 +94,8 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
       });
       return;
     }
-    const Tensor split = split_starts_and_ends<T>(b);
+    advise_huge_pages(out_data, out.numel() * static_cast<int64_t>(sizeof(T)));
+    const Tensor split = split_starts_and_ends<T>(b, m);
     const auto* starts = const_data<ComputeType<T>>(split);
     const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
     torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
@@ -94,11 +106,46 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
   return out;
 }
 
-// The gradient for a. The one for b is the same with a and b swapped and grad transposed.
-Tensor segment_iou_backward_cpu(const Tensor& grad,  // [N, M], or [N] when aligned; any strides
-                                const Tensor& a_in,  // [N, 2]
-                                const Tensor& b_in,  // [M, 2]
-                                int64_t kind_number, bool aligned, double eps) {
+template <typename T>
+void pairwise_backward(IouKind kind, const Tensor& grad, const Tensor& a, const Tensor& b,
+                       double eps, T* grad_a, T* grad_b) {
+  using C = ComputeType<T>;
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  const int64_t padded =
+      (m + kSegmentIouPadding<C> - 1) / kSegmentIouPadding<C> * kSegmentIouPadding<C>;
+  const Tensor split = split_starts_and_ends<T>(b, padded);
+  const C* starts = const_data<C>(split);
+  const T* grad_data = const_data<T>(grad);
+  const T* a_data = const_data<T>(a);
+  const auto run = [&](int64_t begin, int64_t end, C* part) {
+    TAL_FAST_ISA_CALL(segment_iou_pairwise_backward<T>)(
+        kind, grad_data, grad.stride(0), grad.stride(1), a_data, starts, starts + padded, m,
+        static_cast<C>(eps), begin, end, grad_a, part, part == nullptr ? nullptr : part + padded);
+  };
+  const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
+  if (grad_b == nullptr) {
+    torch::stable::parallel_for(0, n, grain,
+                                [&](int64_t begin, int64_t end) { run(begin, end, nullptr); });
+    return;
+  }
+  const int64_t rows = std::max(grain, (n + kMaxParts - 1) / kMaxParts);
+  const int64_t num_parts = (n + rows - 1) / rows;
+  std::vector<C> parts(static_cast<size_t>(num_parts * 2 * padded), C(0));
+  torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      run(p * rows, std::min(n, (p + 1) * rows), parts.data() + p * 2 * padded);
+    }
+  });
+  TAL_FAST_ISA_CALL(segment_iou_join<T>)(parts.data(), num_parts, m, padded, grad_b);
+}
+
+// The gradients for a and for b; one that is not asked for comes back without rows.
+std::tuple<Tensor, Tensor> segment_iou_backward_cpu(
+    const Tensor& grad,  // [N, M], or [N] when aligned; any strides
+    const Tensor& a_in,  // [N, 2]
+    const Tensor& b_in,  // [M, 2]
+    int64_t kind_number, bool aligned, double eps, bool for_a, bool for_b) {
   check_inputs(a_in, b_in, aligned, eps);
   const IouKind kind = parse_kind(kind_number);
   const Tensor a = torch::stable::contiguous(a_in);
@@ -110,34 +157,33 @@ Tensor segment_iou_backward_cpu(const Tensor& grad,  // [N, M], or [N] when alig
   TAL_FAST_CHECK(shape_fits && grad.scalar_type() == a.scalar_type(),
                  "segment_iou_backward: expected grad of the shape and dtype of the output, got ",
                  shape_string(grad), " ", dtype_string(grad.scalar_type()));
+  const int64_t rows_a = for_a ? n : 0;
+  const int64_t rows_b = for_b ? m : 0;
   if (n == 0 || m == 0) {
-    return torch::stable::new_zeros(a, {n, 2});
+    return {torch::stable::new_zeros(a, {rows_a, 2}), torch::stable::new_zeros(b, {rows_b, 2})};
   }
-  Tensor grad_a = torch::stable::new_empty(a, {n, 2});
+  Tensor grad_a = torch::stable::new_empty(a, {rows_a, 2});
+  Tensor grad_b = torch::stable::new_empty(b, {rows_b, 2});
+  if (!for_a && !for_b) {
+    return {grad_a, grad_b};
+  }
   dispatch_float(a.scalar_type(), "segment_iou_backward", "a", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto c_eps = static_cast<ComputeType<T>>(eps);
+    T* a_out = for_a ? mutable_data<T>(grad_a) : nullptr;
+    T* b_out = for_b ? mutable_data<T>(grad_b) : nullptr;
+    if (!aligned) {
+      return pairwise_backward<T>(kind, grad, a, b, eps, a_out, b_out);
+    }
     const T* grad_data = const_data<T>(grad);
     const T* a_data = const_data<T>(a);
-    T* out_data = mutable_data<T>(grad_a);
-    if (aligned) {
-      const T* b_data = const_data<T>(b);
-      torch::stable::parallel_for(0, n, kPairsPerTask, [&](int64_t begin, int64_t end) {
-        TAL_FAST_ISA_CALL(segment_iou_aligned_backward<T>)(kind, grad_data, grad.stride(0), a_data,
-                                                           b_data, c_eps, begin, end, out_data);
-      });
-      return;
-    }
-    const Tensor split = split_starts_and_ends<T>(b);
-    const auto* starts = const_data<ComputeType<T>>(split);
-    const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
-    torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
-      TAL_FAST_ISA_CALL(segment_iou_pairwise_backward<T>)(
-          kind, grad_data, grad.stride(0), grad.stride(1), a_data, starts, starts + m, m, c_eps,
-          begin, end, out_data);
+    const T* b_data = const_data<T>(b);
+    torch::stable::parallel_for(0, n, kPairsPerTask, [&](int64_t begin, int64_t end) {
+      TAL_FAST_ISA_CALL(segment_iou_aligned_backward<T>)(kind, grad_data, grad.stride(0), a_data,
+                                                         b_data, static_cast<ComputeType<T>>(eps),
+                                                         begin, end, a_out, b_out);
     });
   });
-  return grad_a;
+  return {grad_a, grad_b};
 }
 
 }  // namespace
@@ -147,8 +193,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
       "segment_iou(Tensor a, Tensor b, int kind=0, bool aligned=False, float eps=0.0) -> "
       "Tensor");
   m.def(
-      "segment_iou_backward(Tensor grad, Tensor a, Tensor b, int kind, bool aligned, float eps) -> "
-      "Tensor");
+      "segment_iou_backward(Tensor grad, Tensor a, Tensor b, int kind, bool aligned, float eps, "
+      "bool for_a, bool for_b) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IoU, GIoU and DIoU of 1-D segments.
+"""IoU, GIoU, DIoU and IoA of 1-D segments.
 
 This op is the template for new ones. The schema and the checks are in ``csrc/ops/segment_iou.cpp``,
 the kernel in ``csrc/cpu/segment_iou.cpp``; here are the public function and what torch must know
@@ -15,17 +15,17 @@ from torch import Tensor
 
 __all__ = ["segment_iou"]
 
-_KINDS = ("iou", "giou", "diou")  # in the order of IouKind in csrc/cpu/segment_iou.h
+_KINDS = ("iou", "giou", "diou", "ioa")  # in the order of IouKind in csrc/cpu/segment_iou.h
 
 
 def segment_iou(
     a: Tensor,
     b: Tensor,
-    kind: Literal["iou", "giou", "diou"] = "iou",
+    kind: Literal["iou", "giou", "diou", "ioa"] = "iou",
     aligned: bool = False,
     eps: float = 0.0,
 ) -> Tensor:
-    r"""Intersection over union of segments, or one of its two generalisations.
+    r"""Intersection over union of segments, one of its generalisations, or over the length of one.
 
     With segments :math:`a = [s_a, e_a]` and :math:`b = [s_b, e_b]`, the intersection
     :math:`I = \max(0, \min(e_a, e_b) - \max(s_a, s_b))`, the union
@@ -35,6 +35,7 @@ def segment_iou(
     * ``iou``: :math:`I / (U + eps)`
     * ``giou``: :math:`I / (U + eps) - (H - U) / (H + eps)` (Rezatofighi et al., CVPR 2019, in 1-D)
     * ``diou``: :math:`I / (U + eps) - d^2 / (H^2 + eps)` (Zheng et al., AAAI 2020, in 1-D)
+    * ``ioa``: :math:`I / (e_a - s_a + eps)`, the share of ``a`` that ``b`` covers; not symmetric
 
     Lengths are not clamped: a segment with end < start has a negative length.
 
@@ -45,7 +46,8 @@ def segment_iou(
         kind: the quantity.
         aligned: compares ``a[i]`` with ``b[i]`` alone instead of all pairs.
         eps: added to every denominator, >= 0. With the default 0, two segments of zero length at
-            one point give 0/0 = NaN, as does their GIoU and DIoU.
+            one point give 0/0 = NaN, as does their GIoU and DIoU, and as does the IoA of any ``a``
+            of zero length.
 
     Returns:
         Tensor[N, M], or Tensor[N] when ``aligned``, in the dtype of ``a``. 16-bit inputs are
@@ -55,7 +57,8 @@ def segment_iou(
 
     The gradient is defined everywhere: where two starts or two ends are equal each segment gets one
     half, and segments that just touch count as overlapping (the rules of ``torch.maximum`` and
-    ``torch.clamp``). It is summed in a fixed order. There is no second derivative.
+    ``torch.clamp``). Both are found in one pass and summed in a fixed order, so they too are equal
+    bit for bit. There is no second derivative.
 
     Raises:
         RuntimeError: for a shape other than [N, 2], differing or unsupported dtypes, differing
@@ -68,7 +71,7 @@ def segment_iou(
         tensor([[0.3333, 0.0000]])
     """
     if kind not in _KINDS:
-        raise RuntimeError(f"segment_iou: expected kind iou, giou or diou, got {kind!r}")
+        raise RuntimeError(f"segment_iou: expected kind iou, giou, diou or ioa, got {kind!r}")
     return torch.ops.tal_fast.segment_iou.default(a, b, _KINDS.index(kind), aligned, eps)
 
 
@@ -79,9 +82,19 @@ def _fake(a: Tensor, b: Tensor, kind: int = 0, aligned: bool = False, eps: float
 
 @torch.library.register_fake("tal_fast::segment_iou_backward")
 def _fake_backward(
-    grad: Tensor, a: Tensor, b: Tensor, kind: int, aligned: bool, eps: float
-) -> Tensor:
-    return a.new_empty((a.shape[0], 2))
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    kind: int,
+    aligned: bool,
+    eps: float,
+    for_a: bool,
+    for_b: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        a.new_empty((a.shape[0] if for_a else 0, 2)),
+        b.new_empty((b.shape[0] if for_b else 0, 2)),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -93,18 +106,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     a, b = ctx.saved_tensors
-    backward = torch.ops.tal_fast.segment_iou_backward.default
-    settings = (ctx.kind, ctx.aligned, ctx.eps)
-    grad_a = grad_b = None
-    if ctx.needs_input_grad[0]:
-        grad_a = backward(grad, a, b, *settings)
-    if ctx.needs_input_grad[1]:
-        # All kinds are symmetric, so the gradient for b is the one for a with the roles swapped.
-        grad_b = backward(grad if ctx.aligned else grad.t(), b, a, *settings)
-    return grad_a, grad_b, None, None, None
+    for_a, for_b = ctx.needs_input_grad[:2]
+    grad_a, grad_b = torch.ops.tal_fast.segment_iou_backward.default(
+        grad, a, b, ctx.kind, ctx.aligned, ctx.eps, for_a, for_b
+    )
+    return grad_a if for_a else None, grad_b if for_b else None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, grad: Tensor) -> None:
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("segment_iou: second derivatives are not implemented")
 
 

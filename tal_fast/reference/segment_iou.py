@@ -12,12 +12,12 @@ __all__ = ["segment_iou"]
 def segment_iou(
     a: Tensor, b: Tensor, kind: str = "iou", aligned: bool = False, eps: float = 0.0
 ) -> Tensor:
-    """Computes IoU, GIoU or DIoU in float64, differentiable by torch's own rules.
+    """Computes IoU, GIoU, DIoU or IoA in float64, differentiable by torch's own rules.
 
     Args:
         a: Tensor[N, 2].
         b: Tensor[M, 2].
-        kind: ``iou``, ``giou`` or ``diou``.
+        kind: ``iou``, ``giou``, ``diou`` or ``ioa``.
         aligned: pairs ``a[i]`` with ``b[i]`` alone.
         eps: added to every denominator.
 
@@ -38,4 +38,5 @@ def segment_iou(
         "iou": iou,
         "giou": iou - (hull - union) / (hull + eps),
         "diou": iou - distance**2 / (hull**2 + eps),
+        "ioa": inner / ((a_end - a_start) + eps),
     }[kind]

@@ -10,7 +10,8 @@ from torch import Tensor
 from tal_fast.ops import segment_iou
 from tal_fast.reference.segment_iou import segment_iou as twin
 
-KINDS = ("iou", "giou", "diou")
+KINDS = ("iou", "giou", "diou", "ioa")
+SYMMETRIC_KINDS = ("iou", "giou", "diou")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # The compute type is float32 for 16-bit inputs, so their error is one rounding of a value <= 2.
 TOLERANCE = {
@@ -65,6 +66,8 @@ def test_float32_is_bit_equal_to_the_formula(kind: str, aligned: bool) -> None:
         expected = expected - (hull - union) / (hull + 1e-6)
     elif kind == "diou":
         expected = expected - (centre * centre) / (hull * hull + 1e-6)
+    elif kind == "ioa":
+        expected = inner / ((s[..., 1] - s[..., 0]) + 1e-6)
     assert torch.equal(segment_iou(a, b, kind, aligned=aligned, eps=1e-6), expected)
 
 
@@ -98,6 +101,45 @@ def test_gradcheck(kind: str, aligned: bool) -> None:
             eps=1e-6,
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 17), (33, 16), (70, 1000), (3, 40000)])
+def test_gradient_of_many_columns_and_rows(n: int, m: int, kind: str) -> None:
+    # Whole and partial groups of columns, one part and several; each gradient alone as together.
+    a, b = make(n, torch.float64).requires_grad_(), make(m, torch.float64, 1).requires_grad_()
+    weight = torch.randn(n, m, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    together = torch.autograd.grad(segment_iou(a, b, kind, eps=1e-3), (a, b), weight)
+    expected = torch.autograd.grad(twin(a, b, kind, eps=1e-3), (a, b), weight)
+    torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
+    (alone_a,) = torch.autograd.grad(segment_iou(a, b.detach(), kind, eps=1e-3), a, weight)
+    (alone_b,) = torch.autograd.grad(segment_iou(a.detach(), b, kind, eps=1e-3), b, weight)
+    assert torch.equal(alone_a, together[0])
+    assert torch.equal(alone_b, together[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_has_the_same_bits_on_every_instruction_set(dtype: torch.dtype) -> None:
+    # Every term is the weight times an exact 1/8, so that what shows is the order of additions: in
+    # 16 lanes, which are then halved.
+    a = torch.tensor([[0.0, 4.0]], dtype=dtype).requires_grad_()
+    b = torch.stack((torch.full((37,), 1.0), torch.full((37,), 3.0)), 1).to(dtype)
+    weight = torch.randn(1, 37, generator=torch.Generator().manual_seed(2)).to(dtype)
+    (grad,) = torch.autograd.grad(segment_iou(a, b, "ioa"), a, weight)
+    terms = torch.zeros(48)
+    terms[:37] = weight.float() * 0.125  # inner / length^2
+    lanes = (terms[:16] + terms[16:32]) + terms[32:]
+    for half in (8, 4, 2, 1):
+        lanes = lanes[:half] + lanes[half:]
+    assert torch.equal(grad[0], torch.cat((lanes, -lanes)).to(dtype))
+
+
+def test_large_result() -> None:
+    # Above 32 MiB the result is backed by huge pages where the system has them.
+    a, b = make(4096), make(2100, seed=1)
+    out = segment_iou(a, b)
+    for i in (0, 1, 2047, 4095):
+        assert torch.equal(out[i], segment_iou(a[i : i + 1], b)[0])
 
 
 def test_gradient_only_where_asked() -> None:
@@ -156,7 +198,7 @@ def test_gradient_of_an_expanded_output() -> None:
     assert all(torch.equal(x, y) for x, y in zip(expanded, plain, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SYMMETRIC_KINDS)
 def test_symmetric(kind: str) -> None:
     a, b = make(40), make(30, seed=1)
     assert torch.equal(segment_iou(a, b, kind), segment_iou(b, a, kind).t())
@@ -169,6 +211,8 @@ def test_known_values() -> None:
     assert segment_iou(a, b, "giou")[0].tolist() == pytest.approx([1, 1 / 3, 0, -1 / 5, 0.25])
     expected = [1, 1 / 3 - 1 / 9, -4 / 16, -9 / 25, 0.25 - 0.0625 / 4]
     assert segment_iou(a, b, "diou")[0].tolist() == pytest.approx(expected)
+    assert segment_iou(a, b, "ioa")[0].tolist() == pytest.approx([1, 0.5, 0, 0, 0.25])
+    assert segment_iou(b, a, "ioa")[:, 0].tolist() == pytest.approx([1, 0.5, 0, 0, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,6 +223,7 @@ def test_zero_length_and_nan(kind: str) -> None:
     assert segment_iou(point, point, kind).isnan().all()
     assert segment_iou(point, point, kind, eps=1e-6).item() == 0
     assert segment_iou(point, whole).item() == 0
+    assert segment_iou(whole, point, "ioa").item() == 0
     assert segment_iou(bad, whole, kind).isnan().all()
     assert segment_iou(whole, bad, kind).isnan().all()
 
@@ -193,8 +238,9 @@ def test_iou_exactly_on_a_threshold() -> None:
 def test_same_bits_on_every_run_and_thread_count(
     dtype: torch.dtype, thread_counts: tuple[int, ...]
 ) -> None:
-    a, b = make(700, dtype).requires_grad_(), make(150, dtype, seed=1).requires_grad_()
-    weight = torch.randn(700, 150, generator=torch.Generator().manual_seed(2)).to(dtype)
+    # Enough pairs for several parts, whose sums of the gradient for b are joined.
+    a, b = make(900, dtype).requires_grad_(), make(150, dtype, seed=1).requires_grad_()
+    weight = torch.randn(900, 150, generator=torch.Generator().manual_seed(2)).to(dtype)
     seen = []
     for threads, _ in itertools.product(thread_counts, range(3)):
         torch.set_num_threads(threads)
@@ -207,13 +253,14 @@ def test_same_bits_on_every_run_and_thread_count(
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_opcheck(aligned: bool, requires_grad: bool) -> None:
-    for dtype, kind in itertools.product((torch.float32, torch.bfloat16), range(3)):
+    for dtype, kind in itertools.product((torch.float32, torch.bfloat16), range(4)):
         a = make(5, dtype).requires_grad_(requires_grad)
         b = make(5, dtype, seed=1).requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.tal_fast.segment_iou, (a, b, kind, aligned, 1e-3))
     grad = torch.randn(5) if aligned else torch.randn(5, 5)
     torch.library.opcheck(
-        torch.ops.tal_fast.segment_iou_backward, (grad, make(5), make(5), 0, aligned, 0.0)
+        torch.ops.tal_fast.segment_iou_backward,
+        (grad, make(5), make(5), 0, aligned, 0.0, True, True),
     )
 
 
@@ -282,7 +329,12 @@ def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
             {"aligned": True},
             r"one length with aligned=True, got \[3, 2\] and \[4, 2\]",
         ),
-        (torch.ones(3, 2), torch.ones(3, 2), {"kind": "ciou"}, "iou, giou or diou, got 'ciou'"),
+        (
+            torch.ones(3, 2),
+            torch.ones(3, 2),
+            {"kind": "ciou"},
+            "iou, giou, diou or ioa, got 'ciou'",
+        ),
         (torch.ones(3, 2), torch.ones(3, 2), {"eps": -1.0}, "expected eps >= 0, got -1"),
         (torch.ones(3, 2), torch.ones(3, 2), {"eps": float("nan")}, "expected eps >= 0, got -?nan"),
     ],
@@ -295,4 +347,4 @@ def test_errors(a: Tensor, b: Tensor, settings: dict[str, object], message: str)
 @pytest.mark.parametrize("grad", [torch.ones(3, 3), torch.ones(3), torch.ones(3, 2).double()])
 def test_backward_refuses_a_wrong_gradient(grad: Tensor) -> None:
     with pytest.raises(RuntimeError, match="segment_iou_backward: expected grad of the shape"):
-        torch.ops.tal_fast.segment_iou_backward(grad, make(3), make(2), 0, False, 0.0)
+        torch.ops.tal_fast.segment_iou_backward(grad, make(3), make(2), 0, False, 0.0, True, True)
