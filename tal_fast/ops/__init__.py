@@ -28,6 +28,7 @@ from tal_fast.ops.deform_attn_fused import deform_attn_fused
 from tal_fast.ops.dropout import dropout
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
 from tal_fast.ops.segment_iou import segment_iou
+from tal_fast.ops.segment_losses import diou_loss, giou_loss, iou_loss
 from tal_fast.ops.segment_roi_align import segment_roi_align
 from tal_fast.ops.segment_voting import segment_voting
 from tal_fast.ops.window_fusion import fuse_windows
@@ -38,8 +39,11 @@ __all__ = [
     "boundary_max_pool",
     "deform_attn",
     "deform_attn_fused",
+    "diou_loss",
     "dropout",
     "fuse_windows",
+    "giou_loss",
+    "iou_loss",
     "nms",
     "segment_iou",
     "segment_roi_align",
