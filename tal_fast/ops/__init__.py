@@ -26,6 +26,8 @@ from tal_fast.ops.boundary_max_pool import boundary_max_pool
 from tal_fast.ops.deform_attn import deform_attn
 from tal_fast.ops.deform_attn_fused import deform_attn_fused
 from tal_fast.ops.dropout import dropout
+from tal_fast.ops.linear_assignment import LinearAssignment, linear_assignment
+from tal_fast.ops.matching_cost import matching_cost
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
 from tal_fast.ops.segment_iou import segment_iou
 from tal_fast.ops.segment_losses import diou_loss, giou_loss, iou_loss
@@ -35,6 +37,7 @@ from tal_fast.ops.window_fusion import fuse_windows
 
 __all__ = [
     "BatchedNMSResult",
+    "LinearAssignment",
     "batched_nms",
     "boundary_max_pool",
     "deform_attn",
@@ -44,6 +47,8 @@ __all__ = [
     "fuse_windows",
     "giou_loss",
     "iou_loss",
+    "linear_assignment",
+    "matching_cost",
     "nms",
     "segment_iou",
     "segment_roi_align",

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// What it costs to match the queries of one video with its instances: focal class cost + L1 - IoU.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace tal_fast {
+
+template <typename T>
+struct MatchingWeights {
+  T classification, l1, iou;
+  T alpha, gamma;  // of the focal loss
+  T eps;           // added to the union
+};
+
+// The instances of one video, each property apart so that the loop over them loads whole vectors.
+template <typename T>
+struct MatchingTargets {
+  int64_t count;
+  const T* centers;  // [count]
+  const T* widths;   // [count]
+  const T* starts;   // [count]
+  const T* ends;     // [count]
+  // The class of an instance as an index into `classes`: each class is computed once per query.
+  const int32_t* slots;    // [count]
+  const int64_t* classes;  // [num_classes], those that occur
+  int64_t num_classes;
+};
+
+// clang-format off
+TAL_FAST_FOR_EACH_ISA(
+
+// Starts and ends of segments given as centre and width, in the order of operations of
+// tal_fast/models/segments.py.
+template <typename T>
+void matching_cost_split(const T* targets,    // [M, 2] (centre, width)
+                         int64_t m,
+                         T* centers, T* widths, T* starts, T* ends);  // [M] each
+
+// T is float or double.
+template <typename T>
+void matching_cost_block(const T* logits,      // [Q, C]
+                         const T* segments,    // [Q, 2] (centre, width)
+                         int64_t queries, int64_t num_logits,
+                         const MatchingTargets<T>& targets,
+                         const MatchingWeights<T>& weights,
+                         T* scratch,           // [Q, num_classes]
+                         T* out);              // [Q, count]
+)
+// clang-format on
+
+}  // namespace tal_fast

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/matching_cost.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "ops/tensor_checks.h"
+
+namespace tal_fast {
+namespace {
+
+// Values per task: about 30 us of work.
+constexpr int64_t kValuesPerTask = 16384;
+
+struct MatchingShape {
+  int64_t layers, videos, queries, classes, instances;
+};
+
+void check_float(const Tensor& tensor, const char* name) {
+  TAL_FAST_CHECK(is_float(tensor.scalar_type()), "matching_cost: expected ", name,
+                 " of dtype float64, float32, float16 or bfloat16, got ",
+                 dtype_string(tensor.scalar_type()));
+}
+
+MatchingShape check_inputs(const Tensor& logits, const Tensor& segments, const Tensor& labels,
+                           const Tensor& targets, const std::vector<int64_t>& counts) {
+  const int64_t dim = logits.dim();
+  TAL_FAST_CHECK(dim == 3 || dim == 4,
+                 "matching_cost: expected logits of shape [K, B, Q, C] or [B, Q, C], got ",
+                 shape_string(logits));
+  bool fits = segments.dim() == dim && segments.size(dim - 1) == 2;
+  for (int64_t d = 0; fits && d < dim - 1; ++d) {
+    fits = segments.size(d) == logits.size(d);
+  }
+  TAL_FAST_CHECK(fits, "matching_cost: expected segments of the shape of logits with a last ",
+                 "dimension of 2, got ", shape_string(segments), " and logits ",
+                 shape_string(logits));
+  TAL_FAST_CHECK(labels.dim() == 1, "matching_cost: expected labels of shape [M], got ",
+                 shape_string(labels));
+  TAL_FAST_CHECK(labels.scalar_type() == ScalarType::Long,
+                 "matching_cost: expected labels of dtype int64, got ",
+                 dtype_string(labels.scalar_type()));
+  const int64_t instances = labels.size(0);
+  TAL_FAST_CHECK(targets.dim() == 2 && targets.size(0) == instances && targets.size(1) == 2,
+                 "matching_cost: expected targets of shape [", instances,
+                 ", 2], one per label, got ", shape_string(targets));
+  check_float(logits, "logits");
+  check_float(segments, "segments");
+  check_float(targets, "targets");
+  const bool wide = logits.scalar_type() == ScalarType::Double;
+  TAL_FAST_CHECK(wide == (segments.scalar_type() == ScalarType::Double) &&
+                     wide == (targets.scalar_type() == ScalarType::Double),
+                 "matching_cost: expected logits, segments and targets all float64 or none, got ",
+                 dtype_string(logits.scalar_type()), ", ", dtype_string(segments.scalar_type()),
+                 " and ", dtype_string(targets.scalar_type()));
+  const int64_t videos = logits.size(dim - 3);
+  TAL_FAST_CHECK(static_cast<int64_t>(counts.size()) == videos, "matching_cost: expected ", videos,
+                 " counts, one per video, got ", counts.size());
+  int64_t sum = 0;
+  for (const int64_t count : counts) {
+    TAL_FAST_CHECK(count >= 0, "matching_cost: expected counts >= 0, got ", count);
+    sum += count;
+  }
+  TAL_FAST_CHECK(sum == instances, "matching_cost: expected counts that sum to the ", instances,
+                 " labels, got a sum of ", sum);
+  return {dim == 4 ? logits.size(0) : 1, videos, logits.size(dim - 2), logits.size(dim - 1),
+          instances};
+}
+
+// What the kernel needs to know of the classes, video after video.
+struct ClassesOfVideos {
+  std::vector<int32_t> slots;    // [M], the place of a label among the classes of its video
+  std::vector<int64_t> classes;  // the classes that occur in each video
+  std::vector<int64_t> first;    // [B + 1], where those of a video begin
+};
+
+ClassesOfVideos find_classes(const int64_t* labels, const std::vector<int64_t>& counts,
+                             int64_t instances, int64_t num_classes) {
+  for (int64_t t = 0; t < instances; ++t) {
+    TAL_FAST_CHECK(labels[t] >= 0 && labels[t] < num_classes,
+                   "matching_cost: expected labels in [0, ", num_classes, "), got ", labels[t],
+                   " at index ", t);
+  }
+  ClassesOfVideos result;
+  result.slots.resize(static_cast<size_t>(instances));
+  result.first.push_back(0);
+  std::vector<int32_t> slot_of_class(static_cast<size_t>(num_classes), -1);
+  int64_t t = 0;
+  for (const int64_t count : counts) {
+    const int64_t begin = result.first.back();
+    for (const int64_t last = t + count; t < last; ++t) {
+      int32_t& slot = slot_of_class[labels[t]];
+      if (slot < 0) {
+        slot = static_cast<int32_t>(static_cast<int64_t>(result.classes.size()) - begin);
+        result.classes.push_back(labels[t]);
+      }
+      result.slots[t] = slot;
+    }
+    const auto end = static_cast<int64_t>(result.classes.size());
+    for (int64_t u = begin; u < end; ++u) {
+      slot_of_class[result.classes[u]] = -1;
+    }
+    result.first.push_back(end);
+  }
+  return result;
+}
+
+template <typename T>
+void compute(const Tensor& logits, const Tensor& segments, const Tensor& labels,
+             const Tensor& targets, const std::vector<int64_t>& counts, const MatchingShape& shape,
+             const MatchingWeights<T>& weights, T* out) {
+  const auto [layers, videos, queries, num_logits, instances] = shape;
+  const ClassesOfVideos classes =
+      find_classes(const_data<int64_t>(labels), counts, instances, num_logits);
+  std::vector<T> properties(static_cast<size_t>(4 * instances));
+  T* centers = properties.data();
+  T* widths = centers + instances;
+  T* starts = widths + instances;
+  T* ends = starts + instances;
+  TAL_FAST_ISA_CALL(matching_cost_split<T>)(const_data<T>(targets), instances, centers, widths,
+                                            starts, ends);
+  std::vector<int64_t> first_target(static_cast<size_t>(videos));
+  int64_t most_classes = 0;
+  for (int64_t b = 0, first = 0; b < videos; first += counts[b++]) {
+    first_target[b] = first;
+    most_classes = std::max(most_classes, classes.first[b + 1] - classes.first[b]);
+  }
+  const T* logits_data = const_data<T>(logits);
+  const T* segments_data = const_data<T>(segments);
+  const int64_t per_problem = std::max<int64_t>(1, queries * (instances / videos + most_classes));
+  const int64_t grain = std::max<int64_t>(1, kValuesPerTask / per_problem);
+  torch::stable::parallel_for(0, layers * videos, grain, [&](int64_t begin, int64_t end) {
+    std::vector<T> scratch(static_cast<size_t>(queries * most_classes));
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t b = p % videos;
+      const int64_t first = first_target[b];
+      const MatchingTargets<T> of_video{counts[b],
+                                        centers + first,
+                                        widths + first,
+                                        starts + first,
+                                        ends + first,
+                                        classes.slots.data() + first,
+                                        classes.classes.data() + classes.first[b],
+                                        classes.first[b + 1] - classes.first[b]};
+      TAL_FAST_ISA_CALL(matching_cost_block<T>)(logits_data + p * queries * num_logits,
+                                                segments_data + p * queries * 2, queries,
+                                                num_logits, of_video, weights, scratch.data(),
+                                                out + queries * (p / videos * instances + first));
+    }
+  });
+}
+
+Tensor matching_cost_cpu(const Tensor& logits_in,    // [K, B, Q, C] or [B, Q, C]
+                         const Tensor& segments_in,  // [K, B, Q, 2] or [B, Q, 2] (centre, width)
+                         const Tensor& labels_in,    // [M]
+                         const Tensor& targets_in,   // [M, 2] (centre, width)
+                         const std::vector<int64_t>& counts,  // [B]
+                         double classification, double l1, double iou, double alpha, double gamma,
+                         double eps) {
+  const MatchingShape shape = check_inputs(logits_in, segments_in, labels_in, targets_in, counts);
+  TAL_FAST_CHECK(alpha >= 0 && alpha <= 1, "matching_cost: expected alpha in [0, 1], got ", alpha);
+  TAL_FAST_CHECK(gamma >= 0 && std::isfinite(gamma), "matching_cost: expected gamma >= 0, got ",
+                 gamma);
+  TAL_FAST_CHECK(eps >= 0, "matching_cost: expected eps >= 0, got ", eps);
+  const ScalarType type =
+      logits_in.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto prepare = [type](const Tensor& tensor) {
+    return torch::stable::contiguous(
+        tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+  };
+  const Tensor logits = prepare(logits_in);
+  const Tensor segments = prepare(segments_in);
+  const Tensor targets = prepare(targets_in);
+  const Tensor labels = torch::stable::contiguous(labels_in);
+  Tensor out =
+      torch::stable::new_empty(logits, {shape.layers * shape.queries * shape.instances}, type);
+  if (out.numel() == 0) {
+    return out;
+  }
+  const auto run = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const MatchingWeights<T> weights{
+        static_cast<T>(classification), static_cast<T>(l1),    static_cast<T>(iou),
+        static_cast<T>(alpha),          static_cast<T>(gamma), static_cast<T>(eps)};
+    compute<T>(logits, segments, labels, targets, counts, shape, weights, mutable_data<T>(out));
+  };
+  type == ScalarType::Double ? run(TypeTag<double>{}) : run(TypeTag<float>{});
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
+  m.def(
+      "matching_cost(Tensor logits, Tensor segments, Tensor labels, Tensor targets, SymInt[] "
+      "counts, float classification, float l1, float iou, float alpha, float gamma, float eps) -> "
+      "Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
+  m.impl("matching_cost", TORCH_BOX(&matching_cost_cpu));
+}
+
+}  // namespace tal_fast
