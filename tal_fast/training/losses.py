@@ -72,16 +72,13 @@ def tadtr_loss(
     focal = focal_loss(logits, is_class, config.focal_alpha, config.focal_gamma)
     matched = predicted[pairs.layer, pairs.window, pairs.query]
     wanted = all_targets[pairs.target]
-    overlap = ops.segment_iou(
-        center_width_to_start_end(matched),
-        center_width_to_start_end(wanted),
-        aligned=True,
-        eps=_EPS,
+    missed = ops.iou_loss(
+        center_width_to_start_end(matched), center_width_to_start_end(wanted), "sum", eps=_EPS
     )
     losses = {
         "classification": focal.sum() / instances,
         "l1": F.l1_loss(matched, wanted, reduction="sum") / instances,
-        "iou": (1.0 - overlap).sum() / instances,
+        "iou": missed / instances,
     }
     if output.actionness is not None:
         target = _best_iou(predicted[-1].detach(), all_targets, counts, config.actionness_targets)

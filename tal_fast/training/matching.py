@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from tal_fast import ops
-from tal_fast.models.segments import center_width_to_start_end
 from tal_fast.training.config import LossConfig
 
 __all__ = ["Matches", "match"]
@@ -56,31 +55,28 @@ def match(
 
     Returns:
         :class:`Matches` on the device of ``logits``; min(Q, instances) pairs per layer and window.
+
+    Raises:
+        RuntimeError: for predictions that are not finite.
     """
-    probability = logits.sigmoid()
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    negative = -(1 - alpha) * probability**gamma * (1 - probability + 1e-8).log()
-    positive = -alpha * (1 - probability) ** gamma * (probability + 1e-8).log()
-    cost = config.cost_classification * (positive - negative)[..., labels]  # [K, B, Q, M]
-
-    flat = segments.reshape(-1, 2)
-    distance = torch.cdist(flat, targets, p=1)
-    overlap = ops.segment_iou(
-        center_width_to_start_end(flat), center_width_to_start_end(targets), eps=1e-12
+    layers, windows, queries, _ = logits.shape
+    costs = ops.matching_cost(
+        logits,
+        segments,
+        labels,
+        targets,
+        counts,
+        classification=config.cost_classification,
+        l1=config.cost_l1,
+        iou=config.cost_iou,
+        alpha=config.focal_alpha,
+        gamma=config.focal_gamma,
     )
-    pairwise = config.cost_l1 * distance - config.cost_iou * overlap
-    costs = (cost + pairwise.view(cost.shape)).cpu().numpy()
-
-    layer, window, query, target = [], [], [], []
-    for k in range(len(logits)):
-        first = 0
-        for b, count in enumerate(counts):
-            if count:
-                rows, columns = linear_sum_assignment(costs[k, b, :, first : first + count])
-                layer += [k] * len(rows)
-                window += [b] * len(rows)
-                query += rows.tolist()
-                target += (columns + first).tolist()
-            first += count
-    index = torch.tensor([layer, window, query, target], dtype=torch.int64).view(4, -1)
+    problem, query, column = ops.linear_assignment(
+        costs.cpu(), [queries] * (layers * windows), counts * layers
+    )
+    layer = torch.div(problem, windows, rounding_mode="floor")
+    window = problem - layer * windows
+    first = torch.tensor([0, *itertools.accumulate(counts)])
+    index = torch.stack((layer, window, query, column + first[window]))
     return Matches(*index.to(logits.device))
