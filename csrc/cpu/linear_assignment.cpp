@@ -18,21 +18,26 @@ inline Doubles load_doubles(const double* source) {
   return load<kLanes>(source);
 }
 
-inline double least(Doubles lanes) {
-  double result = lanes[0];
-  for (int i = 1; i < kLanes; ++i) {
-    result = lanes[i] < result ? lanes[i] : result;
-  }
-  return result;
-}
+// Added to the index of a column that has a row already, so that free columns come first.
+constexpr double kTaken = 0x1p52;
 
-// Shortens the distance of every column to what the way over row i gives, and returns the least
-// distance of an open column. A closed column has `closed` and distance infinite. `kFirst`: there
-// are no distances yet.
+struct Nearest {
+  double distance;
+  int64_t column;
+};
+
+// Shortens the distance of every column to what the way over row i gives, and finds the nearest
+// open column: of several as near the first free one, or without any the first one. A closed column
+// has `closed` and distance infinite. `kFirst`: there are no distances yet.
 template <bool kFirst>
-inline double relax(const double* __restrict__ costs, double offset, int64_t padded, int64_t i,
-                    const AssignmentWorkspace& work) {
+inline Nearest relax(const double* __restrict__ costs, double offset, int64_t padded, int64_t i,
+                     const AssignmentWorkspace& work) {
   Doubles lowest = broadcast<double, kLanes>(kInfinity);
+  Doubles lowest_rank = lowest;
+  Doubles index;
+  for (int l = 0; l < kLanes; ++l) {
+    index[l] = l;
+  }
   for (int64_t j = 0; j < padded; j += kLanes) {
     Doubles reached = (load_doubles(costs + j) + offset) - load_doubles(work.potentials + j);
     if constexpr (!kFirst) {
@@ -46,23 +51,21 @@ inline double relax(const double* __restrict__ costs, double offset, int64_t pad
       std::memcpy(work.predecessors + j, &from, sizeof(from));
     }
     store<kLanes>(work.distances + j, reached);
-    lowest = reached < lowest ? reached : lowest;
+    const Doubles rank = index + load_doubles(work.taken + j);
+    const Longs better = (reached < lowest) | ((reached == lowest) & (rank < lowest_rank));
+    lowest = better ? reached : lowest;
+    lowest_rank = better ? rank : lowest_rank;
+    index += static_cast<double>(kLanes);
   }
-  return least(lowest);
-}
-
-// Of the columns at distance `minimum`, the first free one, or without any the first one.
-inline int64_t nearest(double minimum, int64_t columns, const AssignmentWorkspace& work) {
-  int64_t found = kNone;
-  for (int64_t j = 0; j < columns; ++j) {
-    if (work.distances[j] == minimum) {
-      if (work.row_of_column[j] == kNone) {
-        return j;
-      }
-      found = found == kNone ? j : found;
+  double distance = lowest[0];
+  double rank = lowest_rank[0];
+  for (int l = 1; l < kLanes; ++l) {
+    if (lowest[l] < distance || (lowest[l] == distance && lowest_rank[l] < rank)) {
+      distance = lowest[l];
+      rank = lowest_rank[l];
     }
   }
-  return found;
+  return {distance, static_cast<int64_t>(rank < kTaken ? rank : rank - kTaken)};
 }
 
 // Brings row `start` in by a shortest augmenting path. False when there is none.
@@ -70,15 +73,14 @@ bool augment(int64_t start, int64_t columns, const AssignmentWorkspace& work) {
   const int64_t padded = assignment_padded(columns);
   int64_t num_closed = 0;
   int64_t i = start;
-  int64_t j = kNone;
-  double minimum = relax<true>(work.costs + i * padded, -work.row_potentials[i], padded, i, work);
+  Nearest nearest = relax<true>(work.costs + i * padded, -work.row_potentials[i], padded, i, work);
   bool has_predecessors = false;
   for (;;) {
     // NaN cannot come up: infinities meet finite numbers only.
-    if (minimum == kInfinity) {
+    if (nearest.distance == kInfinity) {
       return false;
     }
-    j = nearest(minimum, columns, work);
+    const int64_t j = nearest.column;
     if (work.row_of_column[j] == kNone) {
       break;
     }
@@ -89,13 +91,14 @@ bool augment(int64_t start, int64_t columns, const AssignmentWorkspace& work) {
       has_predecessors = true;
     }
     work.closed_columns[num_closed++] = j;
-    work.closed_distance[j] = minimum;
+    work.closed_distance[j] = nearest.distance;
     work.closed[j] = kInfinity;
     work.distances[j] = kInfinity;
     i = work.row_of_column[j];
-    minimum =
-        relax<false>(work.costs + i * padded, minimum - work.row_potentials[i], padded, i, work);
+    nearest = relax<false>(work.costs + i * padded, nearest.distance - work.row_potentials[i],
+                           padded, i, work);
   }
+  const double minimum = nearest.distance;
   work.row_potentials[start] += minimum;
   for (int64_t k = 0; k < num_closed; ++k) {
     const int64_t c = work.closed_columns[k];
@@ -104,7 +107,9 @@ bool augment(int64_t start, int64_t columns, const AssignmentWorkspace& work) {
     work.potentials[c] -= slack;
     work.closed[c] = 0.0;
   }
-  // Along the path, each row takes the column that leads to it.
+  // Along the path, each row takes the column that it led to.
+  int64_t j = nearest.column;
+  work.taken[j] = kTaken;
   for (;;) {
     const int64_t row = has_predecessors ? work.predecessors[j] : start;
     const int64_t released = work.column_of_row[row];
@@ -156,6 +161,7 @@ bool assignment_solve(int64_t rows, int64_t columns, const AssignmentWorkspace& 
   for (int64_t j = 0; j < padded; ++j) {
     work.potentials[j] = 0.0;
     work.closed[j] = 0.0;
+    work.taken[j] = 0.0;
     work.row_of_column[j] = kNone;
   }
   for (int64_t i = 0; i < rows; ++i) {

@@ -27,6 +27,7 @@ struct AssignmentWorkspace {
   double* distances;        // [P]
   double* closed;           // [P]
   double* closed_distance;  // [P]
+  double* taken;            // [P]
   int64_t* predecessors;    // [P]
   int64_t* closed_columns;  // [rows]
   int64_t* row_of_column;   // [P]

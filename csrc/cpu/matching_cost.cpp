@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/matching_cost.h"
 
+#include <cstring>
+
 #include "cpu/elementary.h"
 
 namespace tal_fast {
@@ -87,16 +89,26 @@ void matching_cost_block(const T* logits, const T* segments, int64_t queries, in
     const T start = center - half_width;
     const T end = center + half_width;
     const T* __restrict__ class_costs = scratch + q * num_classes;
-    T* __restrict__ row = out + q * count;
-    for (int64_t t = 0; t < count; ++t) {
-      const T later = start > starts[t] ? start : starts[t];
-      const T earlier = end < ends[t] ? end : ends[t];
-      const T gap = earlier - later;
-      const T inner = T(0) > gap ? T(0) : gap;
-      const T both = (end - start) + (ends[t] - starts[t]) - inner;
-      const T iou = inner / (both + w.eps);
-      const T l1 = distance(center, centers[t]) + distance(width, widths[t]);
-      row[t] = w.classification * class_costs[slots[t]] + (w.l1 * l1 - w.iou * iou);
+    T* row = out + q * count;
+    for (int64_t first = 0; first < count; first += kMatchingGroup) {
+      T group[kMatchingGroup];
+      for (int64_t l = 0; l < kMatchingGroup; ++l) {
+        const int64_t t = first + l;
+        const T later = start > starts[t] ? start : starts[t];
+        const T earlier = end < ends[t] ? end : ends[t];
+        const T gap = earlier - later;
+        const T inner = T(0) > gap ? T(0) : gap;
+        const T both = (end - start) + (ends[t] - starts[t]) - inner;
+        const T iou = inner / (both + w.eps);
+        const T l1 = distance(center, centers[t]) + distance(width, widths[t]);
+        group[l] = w.classification * class_costs[slots[t]] + (w.l1 * l1 - w.iou * iou);
+      }
+      const int64_t left = count - first;
+      if (left >= kMatchingGroup) {
+        std::memcpy(row + first, group, sizeof(group));
+      } else {
+        std::memcpy(row + first, group, static_cast<size_t>(left) * sizeof(T));
+      }
     }
   }
 }

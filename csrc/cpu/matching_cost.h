@@ -8,6 +8,14 @@
 
 namespace tal_fast {
 
+// The properties of the instances of a video are padded to whole groups of so many, so that the
+// loop over them has no tail: videos have few instances, and a tail would take most of the time.
+constexpr int64_t kMatchingGroup = 16;
+
+inline int64_t matching_padded(int64_t count) {
+  return (count + kMatchingGroup - 1) / kMatchingGroup * kMatchingGroup;
+}
+
 template <typename T>
 struct MatchingWeights {
   T classification, l1, iou;
@@ -15,7 +23,8 @@ struct MatchingWeights {
   T eps;           // added to the union
 };
 
-// The instances of one video, each property apart so that the loop over them loads whole vectors.
+// The instances of one video, each property apart so that the loop over them loads whole vectors;
+// the padding holds any valid values. P = matching_padded(count).
 template <typename T>
 struct MatchingTargets {
   int64_t count;
@@ -24,7 +33,7 @@ struct MatchingTargets {
   const T* starts;   // [count]
   const T* ends;     // [count]
   // The class of an instance as an index into `classes`: each class is computed once per query.
-  const int32_t* slots;    // [count]
+  const int32_t* slots;    // [P]
   const int64_t* classes;  // [num_classes], those that occur
   int64_t num_classes;
 };

@@ -38,7 +38,7 @@ class WorkspaceMemory {
   }
 
   AssignmentWorkspace allocate() {
-    doubles_.resize(static_cast<size_t>(costs_ + rows_ + 4 * padded_));
+    doubles_.resize(static_cast<size_t>(costs_ + rows_ + 5 * padded_));
     longs_.resize(static_cast<size_t>(2 * rows_ + 2 * padded_));
     double* d = doubles_.data();
     int64_t* l = longs_.data();
@@ -48,7 +48,8 @@ class WorkspaceMemory {
     work.distances = work.potentials + padded_;
     work.closed = work.distances + padded_;
     work.closed_distance = work.closed + padded_;
-    work.row_potentials = work.closed_distance + padded_;
+    work.taken = work.closed_distance + padded_;
+    work.row_potentials = work.taken + padded_;
     work.predecessors = l;
     work.row_of_column = l + padded_;
     work.closed_columns = work.row_of_column + padded_;
@@ -73,15 +74,16 @@ std::vector<Problem> check_inputs(const Tensor& costs, const std::vector<int64_t
   TAL_FAST_CHECK(type == ScalarType::Double || type == ScalarType::Float,
                  "linear_assignment: expected costs of dtype float64 or float32, got ",
                  dtype_string(type));
-  TAL_FAST_CHECK(row_counts.size() == column_counts.size(),
-                 "linear_assignment: expected as many row_counts as column_counts, got ",
+  TAL_FAST_CHECK(row_counts.size() == 1 || row_counts.size() == column_counts.size(),
+                 "linear_assignment: expected one row count for all problems or as many as "
+                 "column_counts, got ",
                  row_counts.size(), " and ", column_counts.size());
   std::vector<Problem> problems;
-  problems.reserve(row_counts.size());
+  problems.reserve(column_counts.size());
   int64_t num_costs = 0;
   int64_t num_matches = 0;
-  for (size_t p = 0; p < row_counts.size(); ++p) {
-    const int64_t rows = row_counts[p];
+  for (size_t p = 0; p < column_counts.size(); ++p) {
+    const int64_t rows = row_counts[row_counts.size() == 1 ? 0 : p];
     const int64_t columns = column_counts[p];
     TAL_FAST_CHECK(rows >= 0 && columns >= 0,
                    "linear_assignment: expected counts >= 0, got problem ", p, " of [", rows, ", ",
@@ -159,7 +161,7 @@ void solve_all(const T* costs, const std::vector<Problem>& problems, int64_t* ou
 // (problem, row, column), one entry per match.
 std::tuple<Tensor, Tensor, Tensor> linear_assignment_cpu(
     const Tensor& costs_in,                     // [sum of r * c]
-    const std::vector<int64_t>& row_counts,     // [P]
+    const std::vector<int64_t>& row_counts,     // [P], or [1] for all
     const std::vector<int64_t>& column_counts)  // [P]
 {
   const std::vector<Problem> problems = check_inputs(costs_in, row_counts, column_counts);

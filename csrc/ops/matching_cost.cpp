@@ -71,40 +71,43 @@ MatchingShape check_inputs(const Tensor& logits, const Tensor& segments, const T
           instances};
 }
 
-// What the kernel needs to know of the classes, video after video.
-struct ClassesOfVideos {
-  std::vector<int32_t> slots;    // [M], the place of a label among the classes of its video
-  std::vector<int64_t> classes;  // the classes that occur in each video
-  std::vector<int64_t> first;    // [B + 1], where those of a video begin
+// Where each video has its instances, and what the kernel needs to know of their classes.
+struct Videos {
+  std::vector<int64_t> first;         // [B + 1], its first instance
+  std::vector<int64_t> first_padded;  // [B + 1], the same with every video padded
+  std::vector<int64_t> first_class;   // [B + 1], its first entry in `classes`
+  std::vector<int64_t> classes;       // those that occur in it, video after video
+  std::vector<int32_t> slots;         // padded: the place of a label among the classes of its video
 };
 
-ClassesOfVideos find_classes(const int64_t* labels, const std::vector<int64_t>& counts,
-                             int64_t instances, int64_t num_classes) {
+Videos arrange_videos(const int64_t* labels, const std::vector<int64_t>& counts, int64_t instances,
+                      int64_t num_classes) {
   for (int64_t t = 0; t < instances; ++t) {
     TAL_FAST_CHECK(labels[t] >= 0 && labels[t] < num_classes,
                    "matching_cost: expected labels in [0, ", num_classes, "), got ", labels[t],
                    " at index ", t);
   }
-  ClassesOfVideos result;
-  result.slots.resize(static_cast<size_t>(instances));
-  result.first.push_back(0);
+  Videos result{{0}, {0}, {0}, {}, {}};
   std::vector<int32_t> slot_of_class(static_cast<size_t>(num_classes), -1);
-  int64_t t = 0;
   for (const int64_t count : counts) {
-    const int64_t begin = result.first.back();
-    for (const int64_t last = t + count; t < last; ++t) {
-      int32_t& slot = slot_of_class[labels[t]];
+    const int64_t* of_video = labels + result.first.back();
+    const int64_t begin = result.first_class.back();
+    for (int64_t t = 0; t < count; ++t) {
+      int32_t& slot = slot_of_class[of_video[t]];
       if (slot < 0) {
         slot = static_cast<int32_t>(static_cast<int64_t>(result.classes.size()) - begin);
-        result.classes.push_back(labels[t]);
+        result.classes.push_back(of_video[t]);
       }
-      result.slots[t] = slot;
+      result.slots.push_back(slot);
     }
     const auto end = static_cast<int64_t>(result.classes.size());
     for (int64_t u = begin; u < end; ++u) {
       slot_of_class[result.classes[u]] = -1;
     }
-    result.first.push_back(end);
+    result.first.push_back(result.first.back() + count);
+    result.first_padded.push_back(result.first_padded.back() + matching_padded(count));
+    result.first_class.push_back(end);
+    result.slots.resize(static_cast<size_t>(result.first_padded.back()), 0);
   }
   return result;
 }
@@ -114,20 +117,19 @@ void compute(const Tensor& logits, const Tensor& segments, const Tensor& labels,
              const Tensor& targets, const std::vector<int64_t>& counts, const MatchingShape& shape,
              const MatchingWeights<T>& weights, T* out) {
   const auto [layers, videos, queries, num_logits, instances] = shape;
-  const ClassesOfVideos classes =
-      find_classes(const_data<int64_t>(labels), counts, instances, num_logits);
-  std::vector<T> properties(static_cast<size_t>(4 * instances));
+  const Videos of = arrange_videos(const_data<int64_t>(labels), counts, instances, num_logits);
+  const int64_t padded = of.first_padded.back();
+  std::vector<T> properties(static_cast<size_t>(4 * padded));
   T* centers = properties.data();
-  T* widths = centers + instances;
-  T* starts = widths + instances;
-  T* ends = starts + instances;
-  TAL_FAST_ISA_CALL(matching_cost_split<T>)(const_data<T>(targets), instances, centers, widths,
-                                            starts, ends);
-  std::vector<int64_t> first_target(static_cast<size_t>(videos));
+  T* widths = centers + padded;
+  T* starts = widths + padded;
+  T* ends = starts + padded;
   int64_t most_classes = 0;
-  for (int64_t b = 0, first = 0; b < videos; first += counts[b++]) {
-    first_target[b] = first;
-    most_classes = std::max(most_classes, classes.first[b + 1] - classes.first[b]);
+  for (int64_t b = 0; b < videos; ++b) {
+    const int64_t to = of.first_padded[b];
+    TAL_FAST_ISA_CALL(matching_cost_split<T>)(const_data<T>(targets) + 2 * of.first[b], counts[b],
+                                              centers + to, widths + to, starts + to, ends + to);
+    most_classes = std::max(most_classes, of.first_class[b + 1] - of.first_class[b]);
   }
   const T* logits_data = const_data<T>(logits);
   const T* segments_data = const_data<T>(segments);
@@ -137,19 +139,19 @@ void compute(const Tensor& logits, const Tensor& segments, const Tensor& labels,
     std::vector<T> scratch(static_cast<size_t>(queries * most_classes));
     for (int64_t p = begin; p < end; ++p) {
       const int64_t b = p % videos;
-      const int64_t first = first_target[b];
+      const int64_t from = of.first_padded[b];
       const MatchingTargets<T> of_video{counts[b],
-                                        centers + first,
-                                        widths + first,
-                                        starts + first,
-                                        ends + first,
-                                        classes.slots.data() + first,
-                                        classes.classes.data() + classes.first[b],
-                                        classes.first[b + 1] - classes.first[b]};
-      TAL_FAST_ISA_CALL(matching_cost_block<T>)(logits_data + p * queries * num_logits,
-                                                segments_data + p * queries * 2, queries,
-                                                num_logits, of_video, weights, scratch.data(),
-                                                out + queries * (p / videos * instances + first));
+                                        centers + from,
+                                        widths + from,
+                                        starts + from,
+                                        ends + from,
+                                        of.slots.data() + from,
+                                        of.classes.data() + of.first_class[b],
+                                        of.first_class[b + 1] - of.first_class[b]};
+      TAL_FAST_ISA_CALL(matching_cost_block<T>)(
+          logits_data + p * queries * num_logits, segments_data + p * queries * 2, queries,
+          num_logits, of_video, weights, scratch.data(),
+          out + queries * (p / videos * instances + of.first[b]));
     }
   });
 }

@@ -30,7 +30,7 @@ class LinearAssignment(NamedTuple):
 
 def linear_assignment(
     costs: Tensor | Sequence[Tensor],
-    row_counts: Sequence[int] | None = None,
+    row_counts: int | Sequence[int] | None = None,
     column_counts: Sequence[int] | None = None,
 ) -> LinearAssignment:
     """Matches rows and columns one to one at least total cost, for many problems at once.
@@ -50,7 +50,8 @@ def linear_assignment(
         costs: Tensor[sum of r * c], the matrices one after the other, each row after row, as
             :func:`tal_fast.ops.matching_cost` returns them; float32 or float64. +inf forbids a
             pair. Or a sequence of Tensor[r, c], then without the two counts.
-        row_counts: r of each problem, host integers >= 0.
+        row_counts: r of each problem, host integers >= 0, or one for all problems (which costs less
+            to hand over than many).
         column_counts: c of each problem, host integers >= 0. Both are integers and no tensors
             because the size of the result follows from them: it is known without looking at data,
             to a caller as to ``torch.compile``.
@@ -69,6 +70,8 @@ def linear_assignment(
         >>> costs = torch.tensor([4.0, 1.0, 3.0, 2.0, 0.0, 5.0])  # [[4, 1, 3], [2, 0, 5]]
         >>> ops.linear_assignment(costs, [2], [3]).column
         tensor([1, 0])
+        >>> ops.linear_assignment(costs, 2, [1, 2]).column  # [[4], [1]] and [[3, 2], [0, 5]]
+        tensor([0, 1, 0])
         >>> ops.linear_assignment([costs.view(2, 3), costs.view(3, 2)])
         LinearAssignment(problem=tensor([0, 0, 1, 1]), row=tensor([0, 1, 0, 2]), \
 column=tensor([1, 0, 1, 0]))
@@ -89,6 +92,14 @@ column=tensor([1, 0, 1, 0]))
                 f"linear_assignment: expected {name} as host integers, got a tensor: "
                 "call its tolist()"
             )
+    if isinstance(row_counts, Sequence):
+        if len(row_counts) != len(column_counts):
+            raise RuntimeError(
+                "linear_assignment: expected as many row_counts as column_counts, got "
+                f"{len(row_counts)} and {len(column_counts)}"
+            )
+    else:
+        row_counts = [row_counts]
     return LinearAssignment(
         *torch.ops.tal_fast.linear_assignment.default(costs, row_counts, column_counts)
     )
@@ -111,6 +122,8 @@ def _flatten(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int], list[int]]:
 def _fake(
     costs: Tensor, row_counts: Sequence[int], column_counts: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if len(row_counts) == 1:
+        row_counts = [row_counts[0]] * len(column_counts)
     matches = sum(torch.sym_min(r, c) for r, c in zip(row_counts, column_counts, strict=True))
     problem, row, column = (costs.new_empty((matches,), dtype=torch.int64) for _ in range(3))
     return problem, row, column

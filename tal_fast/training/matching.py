@@ -72,9 +72,7 @@ def match(
         alpha=config.focal_alpha,
         gamma=config.focal_gamma,
     )
-    problem, query, column = ops.linear_assignment(
-        costs.cpu(), [queries] * (layers * windows), counts * layers
-    )
+    problem, query, column = ops.linear_assignment(costs.cpu(), queries, counts * layers)
     layer = torch.div(problem, windows, rounding_mode="floor")
     window = problem - layer * windows
     first = torch.tensor([0, *itertools.accumulate(counts)])

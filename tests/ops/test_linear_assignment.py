@@ -187,6 +187,12 @@ def test_a_sequence_of_matrices() -> None:
     assert linear_assignment([]).row.shape == (0,)
 
 
+def test_one_row_count_for_all() -> None:
+    for columns in ([], [3], [3, 0, 9, 5]):
+        costs, rows, _ = make([(7, c) for c in columns])
+        check_equal(linear_assignment(costs, 7, columns), linear_assignment(costs, rows, columns))
+
+
 def test_any_stride() -> None:
     costs, rows, columns = make([(7, 5), (3, 4)])
     spread = torch.stack((costs, torch.full_like(costs, torch.nan)), dim=1)[:, 0]
@@ -208,9 +214,10 @@ def test_same_on_every_run_and_thread_count(thread_counts: tuple[int, ...]) -> N
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(requires_grad: bool) -> None:
     for dtype in (torch.float64, torch.float32):
-        costs, rows, columns = make([(4, 3), (0, 2), (2, 6)], dtype)
+        costs, rows, columns = make([(4, 3), (0, 2), (1, 6)], dtype)
         costs.requires_grad_(requires_grad)
         torch.library.opcheck(torch.ops.tal_fast.linear_assignment, (costs, rows, columns))
+        torch.library.opcheck(torch.ops.tal_fast.linear_assignment, (costs, [2], [3, 0, 6]))
 
 
 def test_compile_fullgraph_compiles_once() -> None:
@@ -246,6 +253,7 @@ def test_autocast_widens() -> None:
         (torch.ones(6).half(), [2], [3], "costs of dtype float64 or float32, got float16"),
         (torch.ones(6).long(), [2], [3], "costs of dtype float64 or float32, got int64"),
         (torch.ones(6), [2, 1], [3], "as many row_counts as column_counts, got 2 and 1"),
+        (torch.ones(6), [2], [2, 1], "as many row_counts as column_counts, got 1 and 2"),
         (torch.ones(6), [1, -2], [0, 3], r"counts >= 0, got problem 1 of \[-2, 3\]"),
         (torch.ones(6), [2, 1], [3, 1], "expected 7 costs, .* got 6"),
         (
@@ -272,3 +280,8 @@ def test_autocast_widens() -> None:
 def test_errors(costs: Any, rows: Any, columns: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"linear_assignment: .*{message}"):
         linear_assignment(costs, rows, columns)
+
+
+def test_the_op_itself_checks_the_number_of_counts() -> None:
+    with pytest.raises(RuntimeError, match=r"one row count for all .* got 2 and 3"):
+        torch.ops.tal_fast.linear_assignment(torch.ones(6), [1, 1], [2, 2, 2])
