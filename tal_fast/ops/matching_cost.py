@@ -62,7 +62,7 @@ def matching_cost(
         float32. Carries no gradient. NaN in gives NaN out.
 
     The results are the same bit for bit on every instruction set and for any number of threads. In
-    float32, exp and log are within 2 ulp, and 1 - p is computed without cancellation: for large
+    float32, exp and log are within 1 ulp, and 1 - p is computed without cancellation: for large
     logits the result is nearer to the formula than the same formula in float32 torch ops.
 
     Raises:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -348,3 +351,22 @@ def test_errors(a: Tensor, b: Tensor, settings: dict[str, object], message: str)
 def test_backward_refuses_a_wrong_gradient(grad: Tensor) -> None:
     with pytest.raises(RuntimeError, match="segment_iou_backward: expected grad of the shape"):
         torch.ops.tal_fast.segment_iou_backward(grad, make(3), make(2), 0, False, 0.0, True, True)
+
+
+@pytest.mark.skipif("TAL_FAST_PEERS" not in os.environ, reason="TAL_FAST_PEERS is not set")
+def test_is_opentads() -> None:
+    path = Path(os.environ["TAL_FAST_PEERS"]) / "OpenTAD/opentad/models/utils/iou_tools.py"
+    if not path.is_file():
+        pytest.skip("no OpenTAD under TAL_FAST_PEERS")
+    spec = importlib.util.spec_from_file_location("peer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    # Rows are its second argument. It clamps its denominators where eps is added here.
+    truth, anchors = make(60), make(200, seed=1)
+    for kind, eps in (("iou", 0.0), ("ioa", 0.0), ("giou", 1e-6), ("diou", 0.0)):
+        theirs = getattr(peer, f"compute_{kind}_torch")(truth, anchors)
+        torch.testing.assert_close(segment_iou(anchors, truth, kind, eps=eps), theirs)  # type: ignore[arg-type]
+    aligned = peer.compute_batched_iou_torch(truth[None], anchors[None, :60])[0]
+    torch.testing.assert_close(segment_iou(anchors[:60], truth, aligned=True), aligned)
