@@ -89,8 +89,8 @@ def nms(
     """Keeps the best of segments that overlap: greedy non-maximum suppression.
 
     Goes through the segments by falling score and keeps each one whose IoU with every segment kept
-    before is at most ``iou_threshold`` ("gt") or below it ("ge"). Takes O(n log n) time for segments
-    that are spread over time, and O(n) memory.
+    before is at most ``iou_threshold`` ("gt") or below it ("ge"). Takes O(n log n) time where the
+    segments are spread over time, and O(n) memory.
 
     Args:
         segments: Tensor[N, 2] of float64, float32, float16 or bfloat16: start and end, in seconds
