@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hard and soft suppression, voting, and all videos and classes in one call.
 
-Two kinds of input: ``detector`` (jittered copies of instances, as a model gives) and ``uniform``.
-The peers run with their own rules (IoU >= threshold, 1e-6 added to lengths), which ours take as
-arguments; scores have no ties, so the results must be the same.
+Three kinds of input: ``detector`` (half of it jittered copies of instances, half spread over the
+video), ``uniform`` (all spread) and ``dense`` (all copies, 130 on top of each other: what ours
+gains least on). The peers run with their own rules (IoU >= threshold, 1e-6 added to lengths), which
+ours take as arguments; scores have no ties, so the results must be the same.
 """
 
 from __future__ import annotations
@@ -32,27 +33,32 @@ class Detections(NamedTuple):
 
 
 def make(count: int, classes: int = 1, kind: str = "detector", seed: int = 0) -> Detections:
-    """Detections over a video that grows with them, so that density stays that of a detector."""
+    """Detections over a video that grows with them, so that their density stays the same."""
     generator = torch.Generator().manual_seed(seed)
+
+    def lengths(size: int) -> Tensor:
+        return torch.empty(size).log_normal_(1.0, 0.8, generator=generator)
+
     span = 200.0 * max(1.0, count / 2000)
-    if kind == "detector":
-        instances = max(1, count // 130)
-        start = torch.rand(instances, generator=generator) * span
-        length = torch.empty(instances).log_normal_(1.0, 0.8, generator=generator)
-        source = torch.randint(0, instances, (count,), generator=generator)
-        jitter = torch.randn(count, 2, generator=generator) * 0.25 * length[source, None]
-        bounds = torch.stack((start, start + length), 1)[source] + jitter
-        segments = bounds.sort(1).values
-    else:
-        start = torch.rand(count, generator=generator) * span
-        length = torch.empty(count).log_normal_(1.0, 0.8, generator=generator)
-        segments = torch.stack((start, start + length), 1)
-    # Distinct scores: a permutation of equal steps, squared so that most are small.
-    rank = torch.randperm(count, generator=generator).double()
-    scores = (((rank + 1) / (count + 1)) ** 2).float()
+    instances = max(1, count // 130)  # a video of THUMOS14 has 16 on average
+    start = torch.rand(instances, generator=generator) * span
+    length = lengths(instances)
+    source = torch.randint(0, instances, (count,), generator=generator)
+    jitter = torch.randn(count, 2, generator=generator) * 0.25 * length[source, None]
+    around = (torch.stack((start, start + length), 1)[source] + jitter).sort(1).values
+    start = torch.rand(count, generator=generator) * span
+    anywhere = torch.stack((start, start + lengths(count)), 1)
+    background = torch.rand(count, 1, generator=generator) < {"uniform": 1, "dense": 0}.get(
+        kind, 0.5
+    )
+    segments = torch.where(background, anywhere, around)
+    # Mostly low, and all different.
+    scores = (torch.randn(count, generator=generator) * 1.5 - 2).sigmoid().sort().values
+    while scores.unique().numel() < count:
+        scores = torch.nextafter(scores, scores + (scores == scores.roll(1))).sort().values
+    scores = scores[torch.randperm(count, generator=generator)]
     labels = torch.randint(0, classes, (count,), generator=generator)
-    assert scores.unique().numel() == count
-    return Detections(segments, scores, labels)
+    return Detections(segments.contiguous(), scores, labels)
 
 
 def peer_of(name: str) -> tuple[Any, Any, str, bool]:
@@ -68,7 +74,7 @@ def peer_of(name: str) -> tuple[Any, Any, str, bool]:
 HARD = {2_000: (4, 8), 10_000: (10, 25), 40_000: (70, 150)}
 
 
-@pytest.mark.parametrize("kind", ["detector", "uniform"])
+@pytest.mark.parametrize("kind", ["detector", "uniform", "dense"])
 @pytest.mark.parametrize("count", HARD)
 def test_nms(compare: Any, count: int, kind: str) -> None:
     segments, scores, _ = make(count, kind=kind)
@@ -119,7 +125,7 @@ SOFT = {
 }
 
 
-@pytest.mark.parametrize("kind", ["detector", "uniform"])
+@pytest.mark.parametrize("kind", ["detector", "uniform", "dense"])
 @pytest.mark.parametrize("case", SOFT)
 def test_soft_nms(compare: Any, case: str, kind: str) -> None:
     count, limit, must, aim = SOFT[case]
