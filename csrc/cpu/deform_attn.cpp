@@ -23,18 +23,18 @@ struct ForwardPlan {
 };
 
 template <typename T, typename C = ComputeType<T>>
-ForwardPlan<C> take_forward_plan(const DeformAttnShape& shape, Arena& arena, T** zeros) {
+ForwardPlan<C> take_forward_plan(const DeformAttnShape& shape, Carver& carve, T** zeros) {
   const int64_t samples = shape.heads * shape.levels * shape.points;
-  *zeros = arena.take<T>(shape.channels);
+  *zeros = carve.take<T>(shape.channels);
   ForwardPlan<C> plan;
-  plan.length = arena.take<C>(samples);
-  plan.rows = arena.take<int32_t>(samples);
-  plan.start = arena.take<int64_t>(samples);
-  plan.first = arena.take<int64_t>(samples);
-  plan.left = arena.take<int64_t>(samples);
-  plan.right = arena.take<int64_t>(samples);
-  plan.left_weight = arena.take<C>(samples);
-  plan.right_weight = arena.take<C>(samples);
+  plan.length = carve.take<C>(samples);
+  plan.rows = carve.take<int32_t>(samples);
+  plan.start = carve.take<int64_t>(samples);
+  plan.first = carve.take<int64_t>(samples);
+  plan.left = carve.take<int64_t>(samples);
+  plan.right = carve.take<int64_t>(samples);
+  plan.left_weight = carve.take<C>(samples);
+  plan.right_weight = carve.take<C>(samples);
   return plan;
 }
 
@@ -138,9 +138,9 @@ inline void sum_head_tail(const char* base, const ForwardPlan<C>& plan, int64_t 
 template <typename T, int kLanes, int kVectors, typename C = ComputeType<T>>
 void forward(const DeformAttnShape& shape, const T* value, const bool* padding, const C* locations,
              const C* weights, int64_t unit_begin, int64_t unit_end, std::byte* scratch, T* out) {
-  Arena arena(scratch);
+  Carver carve(scratch);
   T* zeros;
-  const ForwardPlan<C> plan = take_forward_plan<T>(shape, arena, &zeros);
+  const ForwardPlan<C> plan = take_forward_plan<T>(shape, carve, &zeros);
   std::memset(zeros, 0, static_cast<size_t>(shape.channels) * sizeof(T));
   fill_forward_plan<T>(shape, plan);
   const int64_t per_head = shape.levels * shape.points;
@@ -189,10 +189,10 @@ void forward(const DeformAttnShape& shape, const T* value, const bool* padding, 
 
 template <typename T>
 size_t deform_attn_scratch(const DeformAttnShape& shape) {
-  Arena arena(nullptr);
+  Carver carve(nullptr);
   T* zeros;
-  take_forward_plan<T>(shape, arena, &zeros);
-  return arena.needed();
+  take_forward_plan<T>(shape, carve, &zeros);
+  return carve.used();
 }
 
 template <typename T>

@@ -106,7 +106,7 @@ struct BackwardPlan {
 };
 
 template <typename C>
-BackwardPlan<C> take_backward_plan(const DeformAttnShape& shape, int64_t heads, Arena& arena) {
+BackwardPlan<C> take_backward_plan(const DeformAttnShape& shape, int64_t heads, Carver& carve) {
   constexpr int64_t kLanes = kFullLanes<C>;
   const int64_t samples = shape.levels * shape.points;
   const int64_t slots = round_up(samples > kSamplesPerBlock ? samples : kSamplesPerBlock, kLanes);
@@ -114,20 +114,20 @@ BackwardPlan<C> take_backward_plan(const DeformAttnShape& shape, int64_t heads, 
   plan.width = padded_width<C>(shape);
   // An odd number of cache lines between slabs: heads then do not share cache sets.
   plan.slab = largest_slab<C>(shape) + kLanes;
-  plan.all_values = arena.take<C>(heads * plan.slab);
-  plan.all_sums = arena.take<C>(heads * plan.slab);
-  plan.all_grads = arena.take<C>(kSamplesPerBlock * plan.width);
-  plan.length = arena.take<C>(slots);
-  plan.first = arena.take<int32_t>(slots);
-  plan.location = arena.take<C>(slots);
-  plan.weight = arena.take<C>(slots);
-  plan.fraction = arena.take<C>(slots);
-  plan.left = arena.take<int32_t>(slots);
-  plan.left_weight = arena.take<C>(slots);
-  plan.right_weight = arena.take<C>(slots);
-  plan.partial = arena.take<C>(slots * kLanes);
-  plan.dots = arena.take<C>(2 * slots);
-  plan.by_weight = arena.take<C>(slots);
+  plan.all_values = carve.take<C>(heads * plan.slab);
+  plan.all_sums = carve.take<C>(heads * plan.slab);
+  plan.all_grads = carve.take<C>(kSamplesPerBlock * plan.width);
+  plan.length = carve.take<C>(slots);
+  plan.first = carve.take<int32_t>(slots);
+  plan.location = carve.take<C>(slots);
+  plan.weight = carve.take<C>(slots);
+  plan.fraction = carve.take<C>(slots);
+  plan.left = carve.take<int32_t>(slots);
+  plan.left_weight = carve.take<C>(slots);
+  plan.right_weight = carve.take<C>(slots);
+  plan.partial = carve.take<C>(slots * kLanes);
+  plan.dots = carve.take<C>(2 * slots);
+  plan.by_weight = carve.take<C>(slots);
   if (plan.length != nullptr) {
     for (int64_t i = 0; i < slots * kLanes; ++i) {  // slots past the last sample are summed, too
       plan.partial[i] = C(0);
@@ -422,8 +422,8 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* gra
               const bool* padding, const C* locations, const C* weights, int64_t unit_begin,
               int64_t unit_end, std::byte* scratch, T* grad_value, C* grad_locations,
               C* grad_weights) {
-  Arena arena(scratch);
-  BackwardPlan<C> plan = take_backward_plan<C>(shape, heads_per_unit, arena);
+  Carver carve(scratch);
+  BackwardPlan<C> plan = take_backward_plan<C>(shape, heads_per_unit, carve);
   const int64_t row = shape.heads * shape.channels;
   const int64_t query_stride = shape.samples_per_query();
   const int64_t units_per_batch = (shape.heads + heads_per_unit - 1) / heads_per_unit;
@@ -511,9 +511,9 @@ int64_t deform_attn_backward_heads(const DeformAttnShape& shape, int64_t threads
 
 template <typename T>
 size_t deform_attn_backward_scratch(const DeformAttnShape& shape, int64_t heads_per_unit) {
-  Arena arena(nullptr);
-  take_backward_plan<ComputeType<T>>(shape, heads_per_unit, arena);
-  return arena.needed();
+  Carver carve(nullptr);
+  take_backward_plan<ComputeType<T>>(shape, heads_per_unit, carve);
+  return carve.used();
 }
 
 template <typename T>

@@ -1,43 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the forward and the backward kernel of deformable attention share: scratch memory and the
-// rule that turns a location into a row. In an anonymous namespace because each instruction set
-// compiles its own.
+// The rule that turns a location into a row, for all kernels of deformable attention. In an
+// anonymous namespace because each instruction set compiles its own.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
+
+#include "cpu/scratch.h"
 
 namespace tal_fast {
 namespace {
 
-constexpr size_t kAlignment = 64;
-
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
-
-// Hands out aligned pieces of a scratch block; with a null block it only adds up their sizes.
-class Arena {
- public:
-  explicit Arena(std::byte* base)
-      : base_(base == nullptr
-                  ? nullptr
-                  : base + (kAlignment - reinterpret_cast<uintptr_t>(base) % kAlignment)) {}
-
-  template <typename V>
-  V* take(int64_t count) {
-    V* piece = base_ == nullptr ? nullptr : reinterpret_cast<V*>(base_ + used_);
-    used_ += static_cast<size_t>(
-        round_up(count * static_cast<int64_t>(sizeof(V)), static_cast<int64_t>(kAlignment)));
-    return piece;
-  }
-
-  size_t needed() const { return used_ + kAlignment; }
-
- private:
-  std::byte* base_;
-  size_t used_ = 0;
-};
 
 // Where a sample lies: the tap left of it, relative to its level, and the distance from that tap.
 template <typename C>

@@ -71,7 +71,7 @@ Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, 
                                 [&](int64_t begin, int64_t end) {
                                   TAL_FAST_ISA_CALL(deform_attn_forward<T>)
                                   (shape, value_data, nullptr, location_data + begin * samples,
-                                   weight_data + begin * samples, begin, end, thread_scratch(bytes),
+                                   weight_data + begin * samples, begin, end, Scratch(bytes).get(),
                                    out_data + begin * shape.heads * shape.channels);
                                 });
   });

@@ -174,10 +174,12 @@ Tensor deform_attn_fused_cpu(const Tensor& value,                        // [B, 
     const DeformAttnProjection<In> projection = inputs.projection<In>();
     T* out_data = mutable_data<T>(out);
     const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_scratch<T>)(shape);
-    const size_t prepared = static_cast<size_t>(step * samples) * sizeof(C);
+    // Whole cache lines: what the forward lays out behind them begins on one.
+    const size_t prepared = (static_cast<size_t>(step * samples) * sizeof(C) + 63) / 64 * 64;
     torch::stable::parallel_for(
         0, shape.batch * shape.queries, forward_grain(shape), [&](int64_t begin, int64_t end) {
-          std::byte* scratch = thread_scratch(2 * prepared + bytes);
+          const Scratch memory(2 * prepared + bytes);
+          std::byte* scratch = memory.get();
           C* locations = reinterpret_cast<C*>(scratch);
           C* weights = reinterpret_cast<C*>(scratch + prepared);
           for (int64_t first = begin; first < end; first += step) {

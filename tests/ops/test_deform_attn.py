@@ -19,7 +19,8 @@ TOLERANCE = {
     torch.bfloat16: (2e-2, 4e-2, 5e-2),
 }
 # (B, lengths, Q, H, D, P): TadTR's shapes small, odd sizes, several levels, every channel template,
-# more samples per query than a block of the backward, one of everything.
+# more samples per query than a block of the backward, one of everything; in the last four the rows
+# are many for the samples, so that the backward works in place.
 SHAPES = [
     (2, (12,), 9, 8, 32, 4),
     (1, (1,), 1, 1, 1, 1),
@@ -31,6 +32,10 @@ SHAPES = [
     (1, (6, 5), 3, 2, 40, 2),
     (1, (20, 10, 5), 3, 2, 33, 30),
     (33, (5,), 2, 2, 4, 2),
+    (3, (40,), 6, 8, 32, 4),
+    (2, (30, 11), 5, 3, 16, 2),
+    (1, (64,), 4, 2, 64, 4),
+    (1, (25, 15), 2, 2, 128, 4),
 ]
 
 
@@ -181,11 +186,12 @@ def test_a_bad_location_gives_nan_there_alone(bad: float) -> None:
     assert torch.equal(out, expected)
 
 
-def test_rows_that_no_sample_touches_cannot_leak() -> None:
+@pytest.mark.parametrize(("lengths", "channels"), [((3, 4, 2), 20), ((30, 40, 20), 32)])
+def test_rows_that_no_sample_touches_cannot_leak(lengths: tuple, channels: int) -> None:
     # Levels, heads and batch elements lie one after another: NaN all around must not come in.
-    value, lengths, _, weights = make((1, (3, 4, 2), 6, 1, 20, 4))
-    value[:, :3] = torch.nan
-    value[:, 7:] = torch.nan
+    value, lengths, _, weights = make((1, lengths, 6, 1, channels, 4))
+    value[:, : lengths[0]] = torch.nan
+    value[:, lengths[0] + lengths[1] :] = torch.nan
     weights[:, :, :, 0] = 0
     weights[:, :, :, 2] = 0
     # Middle level: everywhere including both edges. Other levels: far outside.
@@ -195,15 +201,18 @@ def test_rows_that_no_sample_touches_cannot_leak() -> None:
     out = deform_attn(*leaves)
     clean = deform_attn(value.nan_to_num(), lengths, locations, weights)
     assert torch.equal(out, clean)
-    assert not any(g.isnan().any() for g in gradients(deform_attn, leaves, torch.ones(1, 6, 20)))
+    assert not any(
+        g.isnan().any() for g in gradients(deform_attn, leaves, torch.ones(1, 6, channels))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [100, 20])
 def test_same_bits_on_every_run_and_thread_count(
-    dtype: torch.dtype, thread_counts: tuple[int, ...]
+    queries: int, dtype: torch.dtype, thread_counts: tuple[int, ...]
 ) -> None:
-    inputs = make((4, (64, 32), 100, 8, 32, 4), dtype)
-    weight = torch.randn(4, 100, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
+    inputs = make((4, (64, 32), queries, 8, 32, 4), dtype)
+    weight = torch.randn(4, queries, 256, generator=torch.Generator().manual_seed(2)).to(dtype)
     seen = []
     for threads, _ in itertools.product(thread_counts, range(3)):
         torch.set_num_threads(threads)

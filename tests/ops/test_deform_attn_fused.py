@@ -32,6 +32,8 @@ SHAPES = [
     (1, (9,), 70, 2, 16, 1),
     (1, (20, 10, 5), 3, 2, 33, 30),
     (33, (5,), 2, 3, 4, 4),
+    (2, (30, 11), 5, 3, 16, 2),  # many rows for the samples: the backward works in place
+    (1, (40,), 6, 8, 32, 4),
 ]
 
 
@@ -202,8 +204,8 @@ def test_softmax_is_exact_to_two_units() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padding_may_hold_anything(dtype: torch.dtype) -> None:
-    shape = (3, (9, 6), 20, 2, 24, 4)
+@pytest.mark.parametrize("shape", [(3, (9, 6), 20, 2, 24, 4), (3, (40, 6), 7, 3, 32, 2)])
+def test_padding_may_hold_anything(shape: tuple, dtype: torch.dtype) -> None:
     inputs = make(shape, dtype)
     mask = inputs.padding_mask
     assert mask is not None
