@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -20,6 +21,9 @@
 
 #include "cpu/isa.h"
 #include "evaluation/average_precision.h"
+#include "evaluation/error_analysis.h"
+#include "evaluation/recall.h"
+#include "evaluation/resampling.h"
 #include "reader/reader.h"
 
 namespace py = pybind11;
@@ -54,14 +58,18 @@ void bind_build_info(py::module_& m) {
 
 // ---- evaluation ---------------------------------------------------------------------------------
 
+namespace ev = tal_fast::evaluation;
+
 // noconvert() on every argument: an array of another dtype or layout is a TypeError, never a copy.
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
+using Ints = Array<int64_t>;
+using Floats = Array<double>;
 
 template <typename T>
 const T* column(const Array<T>& array, const char* name, py::ssize_t size) {
   if (array.ndim() != 1 || array.shape(0) != size) {
-    throw py::value_error("average_precision: expected " + std::string(name) + " of shape [" +
+    throw py::value_error("evaluation: expected " + std::string(name) + " of shape [" +
                           std::to_string(size) + "], got an array of " +
                           std::to_string(array.ndim()) + " dimensions and " +
                           std::to_string(array.size()) + " elements");
@@ -74,52 +82,183 @@ py::array_t<T> to_numpy(const std::vector<T>& values, std::vector<py::ssize_t> s
   return py::array_t<T>(std::move(shape), values.data());
 }
 
-py::tuple average_precision(const Array<int64_t>& gt_video, const Array<int64_t>& gt_label,
-                            const Array<double>& gt_start, const Array<double>& gt_end,
-                            const Array<int64_t>& video, const Array<int64_t>& label,
-                            const Array<double>& start, const Array<double>& end,
-                            const Array<double>& score, int64_t num_videos, int64_t num_classes,
-                            const Array<double>& thresholds, bool guard_union, int num_threads) {
-  namespace ev = tal_fast::evaluation;
-  ev::Problem problem;
-  const py::ssize_t num_gt = gt_video.size();
-  const py::ssize_t num_det = video.size();
-  problem.ground_truth = {num_gt, column(gt_video, "gt_video", num_gt),
-                          column(gt_label, "gt_label", num_gt),
-                          column(gt_start, "gt_start", num_gt), column(gt_end, "gt_end", num_gt)};
-  problem.detections = {num_det,
-                        column(video, "video", num_det),
-                        column(label, "label", num_det),
-                        column(start, "start", num_det),
-                        column(end, "end", num_det),
-                        column(score, "score", num_det)};
-  problem.num_videos = num_videos;
-  problem.num_classes = num_classes;
-  problem.num_thresholds = thresholds.size();
-  problem.thresholds = column(thresholds, "thresholds", thresholds.size());
-  problem.rules.guard_union = guard_union;
-  ev::Result result;
-  {
-    // The arguments keep the arrays alive; a std::invalid_argument becomes a ValueError.
+// One evaluation: the arrays, which it keeps alive, the rules, and once matched the outcome.
+class PyEvaluation {
+ public:
+  PyEvaluation(const Ints& gt_video, const Ints& gt_label, const Floats& gt_start,
+               const Floats& gt_end, const Ints& video, const Ints& label, const Floats& start,
+               const Floats& end, const Floats& score, const Ints& region_video,
+               const Floats& region_start, const Floats& region_end, int64_t num_videos,
+               int64_t num_classes, const Floats& thresholds, int union_rule, bool single_tiou,
+               bool single_segments, bool instances_choose, bool strictly_above, bool interpolate,
+               const std::optional<Ints>& order, py::object tie_order, int num_threads)
+      : held_{gt_video, gt_label, gt_start,     gt_end,       video,      label,     start,
+              end,      score,    region_video, region_start, region_end, thresholds},
+        tie_order_(std::move(tie_order)),
+        num_threads_(num_threads) {
+    const py::ssize_t num_gt = gt_video.size();
+    const py::ssize_t num_det = video.size();
+    const py::ssize_t num_regions = region_video.size();
+    p_.ground_truth = {num_gt, column(gt_video, "gt_video", num_gt),
+                       column(gt_label, "gt_label", num_gt), column(gt_start, "gt_start", num_gt),
+                       column(gt_end, "gt_end", num_gt)};
+    p_.detections = {num_det,
+                     column(video, "video", num_det),
+                     column(label, "label", num_det),
+                     column(start, "start", num_det),
+                     column(end, "end", num_det),
+                     column(score, "score", num_det)};
+    p_.ambiguous = {num_regions, column(region_video, "region_video", num_regions),
+                    column(region_start, "region_start", num_regions),
+                    column(region_end, "region_end", num_regions)};
+    p_.num_videos = num_videos;
+    p_.num_classes = num_classes;
+    p_.num_thresholds = thresholds.size();
+    p_.thresholds = column(thresholds, "thresholds", thresholds.size());
+    p_.rules = {static_cast<ev::Union>(union_rule),
+                single_tiou,
+                single_segments,
+                instances_choose,
+                strictly_above,
+                interpolate};
+    if (order.has_value()) {
+      held_.emplace_back(*order);
+      p_.order = column(*order, "order", num_det);
+    }
+    if (!tie_order_.is_none())
+      p_.tie_order = [this](const double* overlaps, int64_t size, int64_t* tried) {
+        ask_tie_order(overlaps, size, tried);
+      };
     const py::gil_scoped_release release;
-    result = ev::average_precision(problem, num_threads);
+    ev::check(p_);  // a std::invalid_argument becomes a ValueError
   }
-  const std::vector<py::ssize_t> cells{num_classes, thresholds.size()};
-  return py::make_tuple(to_numpy(result.ap, cells), to_numpy(result.true_positives, cells),
-                        to_numpy(result.num_ground_truth, {num_classes}),
-                        to_numpy(result.num_detections, {num_classes}),
-                        to_numpy(result.hits, {num_det}));
-}
+
+  PyEvaluation(const PyEvaluation&) = delete;
+  PyEvaluation& operator=(const PyEvaluation&) = delete;
+
+  py::tuple match() {
+    {
+      const py::gil_scoped_release release;
+      result_ = ev::average_precision(p_, num_threads_);
+    }
+    const std::vector<py::ssize_t> cells{p_.num_classes, p_.num_thresholds};
+    return py::make_tuple(to_numpy(result_.ap, cells), to_numpy(result_.true_positives, cells),
+                          to_numpy(result_.num_ground_truth, {p_.num_classes}),
+                          to_numpy(result_.num_detections, {p_.num_classes}));
+  }
+
+  py::array_t<uint64_t> hits() const { return to_numpy(result_.hits, {p_.detections.size}); }
+  py::array_t<uint64_t> found() const { return to_numpy(result_.found, {p_.ground_truth.size}); }
+  py::array_t<int64_t> ranked() const { return to_numpy(result_.ranked, {p_.detections.size}); }
+
+  py::array_t<int64_t> first_hits(bool by_class) const {
+    std::vector<int64_t> first;
+    {
+      const py::gil_scoped_release release;
+      first = ev::first_hits(p_, by_class, num_threads_);
+    }
+    return to_numpy(first, {p_.ground_truth.size, p_.num_thresholds});
+  }
+
+  py::array_t<double> resample(int64_t replicates, uint64_t seed) {
+    std::vector<double> ap;
+    {
+      const py::gil_scoped_release release;
+      need_result(false);
+      ap = ev::resample(p_, result_, replicates, seed, num_threads_);
+    }
+    return to_numpy(ap, {replicates, p_.num_classes, p_.num_thresholds});
+  }
+
+  py::tuple errors(double floor) {
+    ev::Kinds kinds;
+    std::vector<double> without;
+    {
+      const py::gil_scoped_release release;
+      need_result(true);
+      kinds = ev::error_kinds(p_, result_, floor, num_threads_);
+      without = ev::ap_without(p_, result_, kinds.kind);
+    }
+    const std::vector<py::ssize_t> each{p_.num_thresholds, p_.detections.size};
+    return py::make_tuple(
+        to_numpy(kinds.kind, each), to_numpy(kinds.best_overlap, {p_.detections.size}),
+        to_numpy(kinds.best_instance, {p_.detections.size}), to_numpy(result_.matched, each),
+        to_numpy(without, {ev::kNumErrors, p_.num_classes, p_.num_thresholds}));
+  }
+
+  py::array_t<double> ap_of_bins(const Ints& bin, int64_t num_bins, double normalizer) {
+    const int64_t* bins = column(bin, "bin", p_.ground_truth.size);
+    for (int64_t g = 0; g < p_.ground_truth.size; ++g) {
+      if (bins[g] < -1 || bins[g] >= num_bins)
+        throw py::value_error("evaluation: expected bins in [-1, " + std::to_string(num_bins) +
+                              "), got " + std::to_string(bins[g]));
+    }
+    std::vector<double> ap;
+    {
+      const py::gil_scoped_release release;
+      need_result(true);
+      ap = ev::ap_of_bins(p_, result_, bins, num_bins, normalizer);
+    }
+    return to_numpy(ap, {num_bins, p_.num_classes, p_.num_thresholds});
+  }
+
+ private:
+  void need_result(bool matched) {
+    const bool there = !result_.begin.empty();
+    if (!there || (matched && result_.matched.empty() && p_.detections.size > 0))
+      result_ = ev::average_precision(p_, num_threads_, matched);
+  }
+
+  void ask_tie_order(const double* overlaps, int64_t size, int64_t* tried) const {
+    const py::gil_scoped_acquire acquire;
+    const py::array_t<double> values(size, overlaps);
+    const Ints answer = tie_order_(values).cast<Ints>();
+    std::vector<bool> seen(static_cast<size_t>(size), false);
+    if (answer.ndim() != 1 || answer.size() != size)
+      throw py::value_error("evaluation: tie_order must return one index per overlap");
+    for (int64_t n = 0; n < size; ++n) {
+      const int64_t at = answer.data()[n];
+      if (at < 0 || at >= size || seen[at])
+        throw py::value_error("evaluation: tie_order must return each index once");
+      seen[at] = true;
+      tried[n] = at;
+    }
+  }
+
+  std::vector<py::array> held_;
+  py::object tie_order_;
+  int num_threads_;
+  ev::Problem p_;
+  ev::Result result_;
+};
 
 void bind_evaluation(py::module_& m) {
-  m.def("average_precision", &average_precision, py::arg("gt_video").noconvert(),
-        py::arg("gt_label").noconvert(), py::arg("gt_start").noconvert(),
-        py::arg("gt_end").noconvert(), py::arg("video").noconvert(), py::arg("label").noconvert(),
-        py::arg("start").noconvert(), py::arg("end").noconvert(), py::arg("score").noconvert(),
-        py::arg("num_videos"), py::arg("num_classes"), py::arg("thresholds").noconvert(),
-        py::arg("guard_union"), py::arg("num_threads"),
-        "Average precision per class and threshold; csrc/evaluation/average_precision.h has the "
-        "rule. Returns (ap, true_positives, num_ground_truth, num_detections, hits).");
+  py::class_<PyEvaluation>(m, "Evaluation",
+                           "Matching, average precision and what builds on them; see "
+                           "csrc/evaluation.")
+      .def(py::init<const Ints&, const Ints&, const Floats&, const Floats&, const Ints&,
+                    const Ints&, const Floats&, const Floats&, const Floats&, const Ints&,
+                    const Floats&, const Floats&, int64_t, int64_t, const Floats&, int, bool, bool,
+                    bool, bool, bool, const std::optional<Ints>&, py::object, int>(),
+           py::arg("gt_video").noconvert(), py::arg("gt_label").noconvert(),
+           py::arg("gt_start").noconvert(), py::arg("gt_end").noconvert(),
+           py::arg("video").noconvert(), py::arg("label").noconvert(), py::arg("start").noconvert(),
+           py::arg("end").noconvert(), py::arg("score").noconvert(),
+           py::arg("region_video").noconvert(), py::arg("region_start").noconvert(),
+           py::arg("region_end").noconvert(), py::arg("num_videos"), py::arg("num_classes"),
+           py::arg("thresholds").noconvert(), py::arg("union_rule"), py::arg("single_tiou"),
+           py::arg("single_segments"), py::arg("instances_choose"), py::arg("strictly_above"),
+           py::arg("interpolate"), py::arg("order").noconvert().none(true),
+           py::arg("tie_order").none(true), py::arg("num_threads"))
+      .def("match", &PyEvaluation::match)
+      .def("first_hits", &PyEvaluation::first_hits, py::arg("by_class"))
+      .def("resample", &PyEvaluation::resample, py::arg("replicates"), py::arg("seed"))
+      .def("errors", &PyEvaluation::errors, py::arg("floor"))
+      .def("ap_of_bins", &PyEvaluation::ap_of_bins, py::arg("bin").noconvert(), py::arg("num_bins"),
+           py::arg("normalizer"))
+      .def_property_readonly("hits", &PyEvaluation::hits)
+      .def_property_readonly("found", &PyEvaluation::found)
+      .def_property_readonly("ranked", &PyEvaluation::ranked);
 }
 
 // ---- reader -------------------------------------------------------------------------------------

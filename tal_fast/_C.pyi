@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of the native library, written by hand: one section per section of csrc/bindings.cpp."""
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -23,28 +24,62 @@ def build_info() -> BuildInfo: ...
 
 # ---- evaluation -----------------------------------------------------------------------------
 
-def average_precision(
-    gt_video: NDArray[np.int64],
-    gt_label: NDArray[np.int64],
-    gt_start: NDArray[np.float64],
-    gt_end: NDArray[np.float64],
-    video: NDArray[np.int64],
-    label: NDArray[np.int64],
-    start: NDArray[np.float64],
-    end: NDArray[np.float64],
-    score: NDArray[np.float64],
-    num_videos: int,
-    num_classes: int,
-    thresholds: NDArray[np.float64],
-    guard_union: bool,
-    num_threads: int,
-) -> tuple[
-    NDArray[np.float64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.uint64],
-]: ...
+class Evaluation:
+    def __init__(
+        self,
+        gt_video: NDArray[np.int64],
+        gt_label: NDArray[np.int64],
+        gt_start: NDArray[np.float64],
+        gt_end: NDArray[np.float64],
+        video: NDArray[np.int64],
+        label: NDArray[np.int64],
+        start: NDArray[np.float64],
+        end: NDArray[np.float64],
+        score: NDArray[np.float64],
+        region_video: NDArray[np.int64],
+        region_start: NDArray[np.float64],
+        region_end: NDArray[np.float64],
+        num_videos: int,
+        num_classes: int,
+        thresholds: NDArray[np.float64],
+        union_rule: int,
+        single_tiou: bool,
+        single_segments: bool,
+        instances_choose: bool,
+        strictly_above: bool,
+        interpolate: bool,
+        order: NDArray[np.int64] | None,
+        tie_order: Callable[[NDArray[np.float64]], NDArray[np.int64]] | None,
+        num_threads: int,
+    ) -> None: ...
+    def match(
+        self,
+    ) -> tuple[
+        NDArray[np.float64],  # ap
+        NDArray[np.int64],  # true_positives
+        NDArray[np.int64],  # num_ground_truth
+        NDArray[np.int64],  # num_detections
+    ]: ...
+    def first_hits(self, by_class: bool) -> NDArray[np.int64]: ...
+    def resample(self, replicates: int, seed: int) -> NDArray[np.float64]: ...
+    def errors(
+        self, floor: float
+    ) -> tuple[
+        NDArray[np.uint8],  # kind
+        NDArray[np.float64],  # best_overlap
+        NDArray[np.int64],  # best_instance
+        NDArray[np.int64],  # matched
+        NDArray[np.float64],  # ap_without
+    ]: ...
+    def ap_of_bins(
+        self, bin: NDArray[np.int64], num_bins: int, normalizer: float
+    ) -> NDArray[np.float64]: ...
+    @property
+    def hits(self) -> NDArray[np.uint64]: ...
+    @property
+    def found(self) -> NDArray[np.uint64]: ...
+    @property
+    def ranked(self) -> NDArray[np.int64]: ...
 
 # ---- reader ---------------------------------------------------------------------------------
 

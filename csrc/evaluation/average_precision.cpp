@@ -1,109 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "average_precision.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <exception>
 #include <limits>
-#include <mutex>
-#include <stdexcept>
-#include <string>
-#include <system_error>
-#include <thread>
 
 namespace tal_fast::evaluation {
 namespace {
 
-// Below this many detections per thread, starting threads costs more than they save.
-constexpr int64_t kDetectionsPerThread = 20'000;
-
-[[noreturn]] void fail(const char* array, int64_t index, const std::string& why) {
-  throw std::invalid_argument(std::string(array) + " " + std::to_string(index) + ": " + why);
-}
-
-void check_segment(const char* array, int64_t i, double start, double end) {
-  if (!std::isfinite(start) || !std::isfinite(end)) {
-    fail(array, i,
-         "expected finite times, got [" + std::to_string(start) + ", " + std::to_string(end) + "]");
-  }
-  if (end < start) {
-    fail(array, i,
-         "expected end >= start, got [" + std::to_string(start) + ", " + std::to_string(end) + "]");
-  }
-}
-
-void check_index(const char* array, int64_t i, const char* what, int64_t value, int64_t limit) {
-  if (value < 0 || value >= limit) {
-    fail(array, i,
-         std::string("expected a ") + what + " in [0, " + std::to_string(limit) + "), got " +
-             std::to_string(value));
-  }
-}
-
-void check(const Problem& p) {
-  if (p.num_videos < 0 || p.num_classes < 0) {
-    throw std::invalid_argument("expected num_videos and num_classes >= 0, got " +
-                                std::to_string(p.num_videos) + " and " +
-                                std::to_string(p.num_classes));
-  }
-  if (p.num_thresholds < 1 || p.num_thresholds > kMaxThresholds) {
-    throw std::invalid_argument("expected 1 to " + std::to_string(kMaxThresholds) +
-                                " thresholds, got " + std::to_string(p.num_thresholds));
-  }
-  for (int64_t k = 0; k < p.num_thresholds; ++k) {
-    // Written so that NaN fails too.
-    if (!(p.thresholds[k] > 0.0 && p.thresholds[k] <= 1.0)) {
-      fail("threshold", k, "expected 0 < t <= 1, got " + std::to_string(p.thresholds[k]));
-    }
-  }
-  const GroundTruth& g = p.ground_truth;
-  for (int64_t i = 0; i < g.size; ++i) {
-    check_index("ground truth", i, "video", g.video[i], p.num_videos);
-    check_index("ground truth", i, "label", g.label[i], p.num_classes);
-    check_segment("ground truth", i, g.start[i], g.end[i]);
-  }
-  const Detections& d = p.detections;
-  for (int64_t i = 0; i < d.size; ++i) {
-    check_index("detection", i, "video", d.video[i], p.num_videos);
-    check_index("detection", i, "label", d.label[i], p.num_classes);
-    check_segment("detection", i, d.start[i], d.end[i]);
-    if (!std::isfinite(d.score[i])) {
-      fail("detection", i, "expected a finite score, got " + std::to_string(d.score[i]));
-    }
-  }
-}
-
-// Indices grouped by label, in input order within a label.
-struct ByLabel {
-  std::vector<int64_t> begin;  // [num_classes + 1]
-  std::vector<int64_t> index;  // [size]
-};
-
-ByLabel group_by_label(const int64_t* label, int64_t size, int64_t num_classes) {
-  ByLabel groups;
-  groups.begin.assign(static_cast<size_t>(num_classes) + 1, 0);
-  groups.index.resize(static_cast<size_t>(size));
-  for (int64_t i = 0; i < size; ++i)
-    ++groups.begin[label[i] + 1];
-  for (int64_t c = 0; c < num_classes; ++c)
-    groups.begin[c + 1] += groups.begin[c];
-  std::vector<int64_t> next(groups.begin.begin(), groups.begin.end() - 1);
-  for (int64_t i = 0; i < size; ++i)
-    groups.index[next[label[i]]++] = i;
-  return groups;
-}
-
 // What one thread needs for one class, kept between classes so that nothing is allocated per class.
 struct Scratch {
-  struct Ranked {
-    double score;
-    int64_t index;
-  };
   struct Instance {
     double start;
     double end;
     uint64_t taken;  // bit k: already matched at thresholds[k]
+    int64_t index;   // in the input
   };
   struct Candidate {
     double overlap;
@@ -116,59 +26,58 @@ struct Scratch {
     int64_t end = 0;
   };
 
+  Ranker ranker;
   std::vector<int64_t> order;         // the class's ground truth, as input indices by video
   std::vector<Range> range_of_video;  // [num_videos]; empty between classes
   std::vector<Instance> instances;    // the class's ground truth, by video
-  std::vector<Ranked> ranked;         // the class's detections, by falling score
   std::vector<Candidate> candidates;  // of one detection
-  std::vector<std::vector<int64_t>> hit_rank;  // [num_thresholds][true positives], rising
+  std::vector<double> overlaps;       // of one detection, or [instances, detections] of a video
+  std::vector<int64_t> tried;         // order of the above
+  std::vector<int64_t> videos;        // that have ground truth of the class
+  std::vector<std::vector<int64_t>> detections_of;  // [videos], by rank
+  std::vector<uint8_t> taken;                       // [detections] of a video
+  std::vector<std::vector<int64_t>> hit_rank;       // [num_thresholds][true positives], rising
+  std::vector<int64_t> removed;                     // [num_thresholds] so far in rank order
 };
 
 class Evaluation {
  public:
-  Evaluation(const Problem& problem, Result& result)
+  Evaluation(const Problem& problem, bool want_matched, Result& result)
       : p_(problem),
-        result_(result),
-        detections_(
-            group_by_label(problem.detections.label, problem.detections.size, problem.num_classes)),
-        ground_truth_(group_by_label(problem.ground_truth.label, problem.ground_truth.size,
-                                     problem.num_classes)),
-        lowest_(
-            *std::min_element(problem.thresholds, problem.thresholds + problem.num_thresholds)) {}
+        r_(result),
+        detections_(group_by(problem.detections.label, problem.detections.size, problem.num_classes,
+                             problem.order)),
+        ground_truth_(
+            group_by(problem.ground_truth.label, problem.ground_truth.size, problem.num_classes)),
+        lowest_(*std::min_element(problem.thresholds, problem.thresholds + problem.num_thresholds)),
+        want_matched_(want_matched) {
+    r_.begin = detections_.begin;
+  }
 
-  // Writes only what belongs to class c: its rows of the result and its detections' hits.
+  // Writes only what belongs to class c.
   void run_class(int64_t c, Scratch& s) const {
-    const int64_t* gt_begin = ground_truth_.index.data() + ground_truth_.begin[c];
-    const int64_t num_gt = ground_truth_.begin[c + 1] - ground_truth_.begin[c];
-    const int64_t num_det = detections_.begin[c + 1] - detections_.begin[c];
-    result_.num_ground_truth[c] = num_gt;
-    result_.num_detections[c] = num_det;
+    const int64_t* gt_begin = ground_truth_.of(c);
+    const int64_t num_gt = ground_truth_.size_of(c);
+    const int64_t num_det = detections_.size_of(c);
+    r_.num_ground_truth[c] = num_gt;
+    r_.num_detections[c] = num_det;
+    int64_t* const ranked = r_.ranked.data() + detections_.begin[c];
+    rank_detections(detections_.of(c), num_det, s, ranked);
     if (num_gt == 0)
       return;  // AP stays NaN
 
     place_ground_truth(gt_begin, num_gt, s);
-    rank_detections(detections_.index.data() + detections_.begin[c], num_det, s);
-    s.hit_rank.resize(static_cast<size_t>(p_.num_thresholds));
-    for (auto& ranks : s.hit_rank)
-      ranks.clear();
-    for (int64_t r = 0; r < num_det; ++r) {
-      const int64_t i = s.ranked[r].index;
-      const uint64_t hits = match(i, s);
-      result_.hits[i] = hits;
-      if (hits == 0)
-        continue;
-      for (int64_t k = 0; k < p_.num_thresholds; ++k) {
-        if (hits >> k & 1)
-          s.hit_rank[k].push_back(r);
-      }
+    if (p_.rules.instances_choose) {
+      let_instances_choose(ranked, num_det, s);
+    } else {
+      for (int64_t n = 0; n < num_det; ++n)
+        r_.hits[ranked[n]] = match(ranked[n], s);
     }
-    for (int64_t k = 0; k < p_.num_thresholds; ++k) {
-      const int64_t at = c * p_.num_thresholds + k;
-      result_.true_positives[at] = static_cast<int64_t>(s.hit_rank[k].size());
-      result_.ap[at] = envelope_area(s.hit_rank[k], num_gt);
-    }
-    for (int64_t g = 0; g < num_gt; ++g)
+    measure(c, ranked, num_det, num_gt, s);
+    for (int64_t g = 0; g < num_gt; ++g) {
+      r_.found[s.instances[g].index] = s.instances[g].taken;
       s.range_of_video[p_.ground_truth.video[gt_begin[g]]] = {};
+    }
   }
 
  private:
@@ -187,29 +96,28 @@ class Evaluation {
       if (range.begin == range.end)
         range.begin = g;
       range.end = g + 1;
-      s.instances[g] = {gt.start[i], gt.end[i], 0};
+      s.instances[g] = {gt.start[i], gt.end[i], 0, i};
     }
   }
 
-  // By falling score; input order among equal scores.
-  void rank_detections(const int64_t* index, int64_t size, Scratch& s) const {
-    s.ranked.resize(static_cast<size_t>(size));
-    for (int64_t r = 0; r < size; ++r)
-      s.ranked[r] = {p_.detections.score[index[r]], index[r]};
-    // The index makes the order total, so that an unstable sort gives the stable result.
-    std::sort(s.ranked.begin(), s.ranked.end(),
-              [](const Scratch::Ranked& a, const Scratch::Ranked& b) {
-                return a.score != b.score ? a.score > b.score : a.index < b.index;
-              });
+  void rank_detections(const int64_t* index, int64_t size, Scratch& s, int64_t* ranked) const {
+    if (p_.order != nullptr) {
+      std::copy(index, index + size, ranked);  // grouped in the order that was given
+      return;
+    }
+    const auto& entries = s.ranker.rank(p_.detections.score, index, size);
+    for (int64_t n = 0; n < size; ++n)
+      ranked[n] = entries[n].index;
   }
 
-  double overlap(double start, double end, const Scratch::Instance& instance) const {
-    const double intersection =
-        std::max(std::min(end, instance.end) - std::max(start, instance.start), 0.0);
-    const double length_union = (instance.end - instance.start) + (end - start) - intersection;
-    if (p_.rules.guard_union && length_union <= 0.0)
-      return 0.0;
-    return intersection / length_union;
+  double tiou(int64_t i, const Scratch::Instance& instance) const {
+    return overlap(p_.rules, p_.detections.start[i], p_.detections.end[i], instance.start,
+                   instance.end);
+  }
+
+  bool reaches(double overlap, double threshold) const {
+    // NaN (an unguarded union) is not below any threshold.
+    return p_.rules.strictly_above ? overlap > threshold : !(overlap < threshold);
   }
 
   // Takes the instances that detection i matches; returns the thresholds at which it matched one.
@@ -217,30 +125,22 @@ class Evaluation {
   // All thresholds share one walk over the instances by falling tIoU: `open` are the thresholds
   // at which the detection still looks for an instance.
   uint64_t match(int64_t i, Scratch& s) const {
-    const Detections& det = p_.detections;
-    const Scratch::Range range = s.range_of_video[det.video[i]];
+    const Scratch::Range range = s.range_of_video[p_.detections.video[i]];
     s.candidates.clear();
     for (int64_t g = range.begin; g < range.end; ++g) {
       Scratch::Instance& instance = s.instances[g];
-      const double o = overlap(det.start[i], det.end[i], instance);
+      const double o = tiou(i, instance);
       if (o < lowest_)
-        continue;  // a NaN (unguarded union) stays
+        continue;  // a NaN stays
       uint64_t reach = 0;
       for (int64_t k = 0; k < p_.num_thresholds; ++k) {
-        if (!(o < p_.thresholds[k]))
+        if (reaches(o, p_.thresholds[k]))
           reach |= uint64_t{1} << k;
       }
       s.candidates.push_back({std::isnan(o) ? kFirst : o, reach, &instance});
     }
-    // Few candidates reach a threshold: insertion sort, stable.
-    for (size_t n = 1; n < s.candidates.size(); ++n) {
-      const Scratch::Candidate candidate = s.candidates[n];
-      size_t at = n;
-      for (; at > 0 && s.candidates[at - 1].overlap < candidate.overlap; --at) {
-        s.candidates[at] = s.candidates[at - 1];
-      }
-      s.candidates[at] = candidate;
-    }
+    if (s.candidates.size() > 1)
+      order_candidates(i, range, s);
     uint64_t open = ~uint64_t{0};
     uint64_t hits = 0;
     for (const Scratch::Candidate& candidate : s.candidates) {
@@ -248,83 +148,190 @@ class Evaluation {
       candidate.instance->taken |= take;
       hits |= take;
       open &= ~take;
+      if (want_matched_)
+        note_match(i, candidate.instance->index, take);
     }
     return hits;
   }
 
-  // Area under the precision envelope. Between two hits precision only falls, so the envelope is
-  // decided at the hits alone, and each hit adds 1 / num_gt of recall.
-  static double envelope_area(const std::vector<int64_t>& hit_rank, int64_t num_gt) {
-    double best = 0.0;
-    double sum = 0.0;
-    for (size_t n = hit_rank.size(); n-- > 0;) {
-      best = std::max(best, static_cast<double>(n + 1) / static_cast<double>(hit_rank[n] + 1));
-      sum += best;
+  void order_candidates(int64_t i, const Scratch::Range& range, Scratch& s) const {
+    // Few candidates reach a threshold: insertion sort, stable.
+    bool tied = false;
+    for (size_t n = 1; n < s.candidates.size(); ++n) {
+      const Scratch::Candidate candidate = s.candidates[n];
+      size_t at = n;
+      for (; at > 0 && s.candidates[at - 1].overlap < candidate.overlap; --at) {
+        s.candidates[at] = s.candidates[at - 1];
+      }
+      tied |= at > 0 && s.candidates[at - 1].overlap == candidate.overlap;
+      s.candidates[at] = candidate;
     }
-    return sum / static_cast<double>(num_gt);
+    if (!tied || !p_.tie_order)
+      return;
+    const int64_t size = range.end - range.begin;
+    s.overlaps.resize(static_cast<size_t>(size));
+    s.tried.resize(static_cast<size_t>(size));
+    for (int64_t g = 0; g < size; ++g)
+      s.overlaps[g] = tiou(i, s.instances[range.begin + g]);
+    p_.tie_order(s.overlaps.data(), size, s.tried.data());
+    s.candidates.clear();
+    for (const int64_t g : s.tried) {
+      const double o = s.overlaps[g];
+      if (o < lowest_)
+        continue;
+      uint64_t reach = 0;
+      for (int64_t k = 0; k < p_.num_thresholds; ++k) {
+        if (reaches(o, p_.thresholds[k]))
+          reach |= uint64_t{1} << k;
+      }
+      s.candidates.push_back({o, reach, &s.instances[range.begin + g]});
+    }
+  }
+
+  void note_match(int64_t i, int64_t instance, uint64_t thresholds) const {
+    for (int64_t k = 0; thresholds != 0; ++k, thresholds >>= 1) {
+      if (thresholds & 1)
+        r_.matched[k * p_.detections.size + i] = instance;
+    }
+  }
+
+  void let_instances_choose(const int64_t* ranked, int64_t size, Scratch& s) const {
+    // Detections of each video that has ground truth, by rank.
+    s.detections_of.resize(std::max(s.detections_of.size(), s.instances.size()));
+    for (size_t g = 0; g < s.instances.size(); ++g)
+      s.detections_of[g].clear();
+    for (int64_t n = 0; n < size; ++n) {
+      const Scratch::Range& range = s.range_of_video[p_.detections.video[ranked[n]]];
+      if (range.begin != range.end)
+        s.detections_of[range.begin].push_back(ranked[n]);
+    }
+    for (size_t g = 0; g < s.instances.size();) {
+      const int64_t video = p_.ground_truth.video[s.instances[g].index];
+      const Scratch::Range range = s.range_of_video[video];
+      choose_in_video(range, s.detections_of[range.begin], s);
+      g = static_cast<size_t>(range.end);
+    }
+  }
+
+  void choose_in_video(const Scratch::Range& range, const std::vector<int64_t>& own,
+                       Scratch& s) const {
+    const size_t columns = own.size();
+    s.overlaps.resize(static_cast<size_t>(range.end - range.begin) * columns);
+    for (int64_t g = range.begin; g < range.end; ++g) {
+      for (size_t d = 0; d < columns; ++d)
+        s.overlaps[static_cast<size_t>(g - range.begin) * columns + d] =
+            tiou(own[d], s.instances[g]);
+    }
+    for (int64_t k = 0; k < p_.num_thresholds; ++k) {
+      s.taken.assign(columns, 0);
+      for (int64_t g = range.begin; g < range.end; ++g) {
+        const double* row = s.overlaps.data() + static_cast<size_t>(g - range.begin) * columns;
+        double best = -1.0;
+        size_t at = columns;
+        for (size_t d = 0; d < columns; ++d) {
+          if (s.taken[d] == 0 && row[d] > best) {
+            best = row[d];
+            at = d;
+          }
+        }
+        if (at == columns || !reaches(best, p_.thresholds[k]))
+          continue;
+        s.taken[at] = 1;
+        s.instances[g].taken |= uint64_t{1} << k;
+        r_.hits[own[at]] |= uint64_t{1} << k;
+        if (want_matched_)
+          note_match(own[at], s.instances[g].index, uint64_t{1} << k);
+      }
+    }
+  }
+
+  void measure(int64_t c, const int64_t* ranked, int64_t size, int64_t num_gt, Scratch& s) const {
+    s.hit_rank.resize(static_cast<size_t>(p_.num_thresholds));
+    for (auto& ranks : s.hit_rank)
+      ranks.clear();
+    s.removed.assign(static_cast<size_t>(p_.num_thresholds), 0);
+    for (int64_t n = 0; n < size; ++n) {
+      const uint64_t hits = r_.hits[ranked[n]];
+      const bool touches = !r_.ambiguous.empty() && r_.ambiguous[ranked[n]] != 0;
+      if (hits == 0 && !touches)
+        continue;
+      for (int64_t k = 0; k < p_.num_thresholds; ++k) {
+        if (hits >> k & 1)
+          s.hit_rank[k].push_back(n - s.removed[k]);
+        else if (touches)
+          ++s.removed[k];
+      }
+    }
+    for (int64_t k = 0; k < p_.num_thresholds; ++k) {
+      const int64_t at = c * p_.num_thresholds + k;
+      r_.true_positives[at] = static_cast<int64_t>(s.hit_rank[k].size());
+      r_.ap[at] = area(s.hit_rank[k], num_gt, p_.rules.interpolate);
+    }
   }
 
   // NaN sorts before every tIoU, as numpy's reversed argsort has it.
   static constexpr double kFirst = std::numeric_limits<double>::infinity();
 
   const Problem& p_;
-  Result& result_;
-  const ByLabel detections_;
-  const ByLabel ground_truth_;
+  Result& r_;
+  const Groups detections_;
+  const Groups ground_truth_;
   const double lowest_;  // of the thresholds
+  const bool want_matched_;
 };
 
-int choose_threads(const Problem& p, int wanted) {
-  int64_t threads = wanted;
-  if (threads <= 0) {
-    const int64_t available = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
-    threads = std::min(available, p.detections.size / kDetectionsPerThread + 1);
+// Which detections overlap an ambiguous region of their video.
+std::vector<uint8_t> touching(const Problem& p) {
+  if (p.ambiguous.size == 0)
+    return {};
+  const Groups regions = group_by(p.ambiguous.video, p.ambiguous.size, p.num_videos);
+  std::vector<uint8_t> touches(static_cast<size_t>(p.detections.size), 0);
+  for (int64_t i = 0; i < p.detections.size; ++i) {
+    const int64_t video = p.detections.video[i];
+    for (int64_t n = 0; n < regions.size_of(video); ++n) {
+      const int64_t a = regions.of(video)[n];
+      if (overlap(p.rules, p.detections.start[i], p.detections.end[i], p.ambiguous.start[a],
+                  p.ambiguous.end[a]) > 0.0)
+        touches[i] = 1;
+    }
   }
-  return static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(p.num_classes, 1)));
+  return touches;
 }
 
 }  // namespace
 
-Result average_precision(const Problem& p, int num_threads) {
-  check(p);
+// Between two hits precision only falls, so the envelope is decided at the hits alone, and each hit
+// adds 1 / num_gt of recall.
+double area(const std::vector<int64_t>& rank, int64_t num_gt, bool interpolate) {
+  double best = 0.0;
+  double sum = 0.0;
+  for (size_t n = rank.size(); n-- > 0;) {
+    const double precision = static_cast<double>(n + 1) / static_cast<double>(rank[n] + 1);
+    best = interpolate ? std::max(best, precision) : precision;
+    sum += best;
+  }
+  return sum / static_cast<double>(num_gt);
+}
+
+Result average_precision(const Problem& p, int num_threads, bool want_matched) {
   const auto cells = static_cast<size_t>(p.num_classes * p.num_thresholds);
+  const auto size = static_cast<size_t>(p.detections.size);
   Result result;
   result.ap.assign(cells, std::numeric_limits<double>::quiet_NaN());
   result.true_positives.assign(cells, 0);
   result.num_ground_truth.assign(static_cast<size_t>(p.num_classes), 0);
   result.num_detections.assign(static_cast<size_t>(p.num_classes), 0);
-  result.hits.assign(static_cast<size_t>(p.detections.size), 0);
+  result.hits.assign(size, 0);
+  result.found.assign(static_cast<size_t>(p.ground_truth.size), 0);
+  result.ranked.resize(size);
+  result.ambiguous = touching(p);
+  if (want_matched)
+    result.matched.assign(size * static_cast<size_t>(p.num_thresholds), -1);
 
-  const Evaluation evaluation(p, result);
-  std::atomic<int64_t> next_class{0};
-  std::exception_ptr error;
-  std::mutex error_mutex;
-  // An exception must not leave a thread's function; only memory can fail here.
-  const auto work = [&] {
-    try {
-      Scratch scratch;
-      for (int64_t c; (c = next_class.fetch_add(1)) < p.num_classes;) {
-        evaluation.run_class(c, scratch);
-      }
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(error_mutex);
-      if (!error)
-        error = std::current_exception();
-    }
-  };
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<size_t>(choose_threads(p, num_threads)));
-  try {
-    for (int n = choose_threads(p, num_threads); n > 1; --n)
-      helpers.emplace_back(work);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that started, and this one, do all the work.
-  }
-  work();
-  for (std::thread& helper : helpers)
-    helper.join();
-  if (error)
-    std::rethrow_exception(error);
+  const Evaluation evaluation(p, want_matched, result);
+  for_each_part<Scratch>(p.num_classes,
+                         choose_threads(num_threads, p.detections.size, p.num_classes),
+                         [&](int64_t c, Scratch& scratch) { evaluation.run_class(c, scratch); });
   return result;
 }
 

@@ -4,8 +4,13 @@
 Importing this package imports neither torch nor the native library; evaluating does.
 """
 
-from tal_fast.evaluation.dialects import DIALECTS, Dialect
-from tal_fast.evaluation.evaluator import DEFAULT_TIOU_THRESHOLDS, evaluate, evaluate_arrays
+from tal_fast.evaluation.dialects import DIALECTS, Dialect, EvaluationWarning
+from tal_fast.evaluation.evaluator import (
+    DEFAULT_TIOU_THRESHOLDS,
+    Evaluator,
+    evaluate,
+    evaluate_arrays,
+)
 from tal_fast.evaluation.ground_truth import GroundTruth, read_ground_truth
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.results import Detections, read_results, write_results
@@ -16,6 +21,8 @@ __all__ = [
     "Detections",
     "Dialect",
     "EvaluationResult",
+    "EvaluationWarning",
+    "Evaluator",
     "GroundTruth",
     "evaluate",
     "evaluate_arrays",

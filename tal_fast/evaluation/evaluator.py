@@ -1,46 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean average precision over classes and tIoU thresholds, computed natively.
 
-The rules are those of the ActivityNet evaluation, ``csrc/evaluation/average_precision.h`` states
-them. What ActivityNet leaves to chance is fixed here: predictions of equal score count in input
-order (of the file: videos in order, predictions in order within a video), and of two instances with
-equal tIoU the first of the file is matched.
+The rules are those of a dialect (:mod:`tal_fast.evaluation.dialects`). The default, ``tal_fast``,
+is the ActivityNet evaluation as ``csrc/evaluation/average_precision.h`` states it, with what
+ActivityNet leaves to chance fixed: predictions of equal score count in input order (of the file:
+videos in order, predictions in order within a video), and of two instances with equal tIoU the
+first of the file is matched.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError, nearest
-from tal_fast.evaluation.dialects import TAL_FAST
+from tal_fast.evaluation.dialects import TAL_FAST, Dialect, find_dialect
 from tal_fast.evaluation.ground_truth import GroundTruth, GroundTruthSource, read_ground_truth
+from tal_fast.evaluation.preparation import Prepared, Segments, prepare
 from tal_fast.evaluation.records import others
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.results import Detections, read_results
 from tal_fast.ranges import nvtx_range
 
-__all__ = ["DEFAULT_TIOU_THRESHOLDS", "evaluate", "evaluate_arrays"]
+__all__ = ["DEFAULT_TIOU_THRESHOLDS", "Evaluator", "evaluate", "evaluate_arrays"]
 
 DEFAULT_TIOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-_Segments = tuple[Ints, Ints, Floats, Floats]  # video, label, start, end; each [N]
 
-_MAX_THRESHOLDS = 64  # one bit each, see csrc/evaluation/average_precision.h
+_MAX_THRESHOLDS = 64  # one bit each, see csrc/evaluation/problem.h
+_TIES = ("stable", "numpy")
 
 
 def evaluate(
-    ground_truth: GroundTruthSource,
+    ground_truth: GroundTruthSource | GroundTruth,
     predictions: str | os.PathLike[str] | Mapping[str, Any] | Detections,
     tiou_thresholds: Sequence[float] = DEFAULT_TIOU_THRESHOLDS,
     subset: str | None = None,
     *,
+    dialect: str | Dialect = TAL_FAST,
+    strict: bool = False,
+    ties: str | None = None,
+    blocked_videos: Collection[str] = (),
+    allow_pickle: bool = False,
     num_threads: int = 0,
 ) -> EvaluationResult:
     """Evaluates the predictions for one subset of an annotated data set.
@@ -48,16 +56,23 @@ def evaluate(
     Args:
         ground_truth: path or content of a JSON ``{"database": {video: {"subset", "annotations":
             [{"segment": [start, end], "label"}]}}}``, or :class:`tal_fast.data.Annotations`.
-        predictions: path or content of a results JSON (:mod:`tal_fast.evaluation.results`), or
-            :class:`Detections`. A video without predictions may be missing.
+        predictions: path or content of a results file (:mod:`tal_fast.evaluation.results`: JSON,
+            JSON lines, either gzipped), or :class:`Detections`. A video without predictions may be
+            missing. Labels are class names or their numbers (``label_id``).
         tiou_thresholds: 1 to 64 different values in (0, 1], in any order, used as they are given
             (0.7 is 0.7, not a sum of steps). A tIoU equal to a threshold reaches it.
         subset: name of the subset to evaluate; None evaluates every video of the database.
+        dialect: the rules, by name (:data:`tal_fast.evaluation.DIALECTS`) or as a value.
+        strict: also follow the rules of the dialect that are mistakes, and take what its evaluator
+            takes: predictions for other videos and of unknown classes are no errors then.
+        ties: ``stable`` or ``numpy``; default: as the dialect says.
+        blocked_videos: left out of ground truth and predictions.
+        allow_pickle: read ActionFormer's ``eval_results.pkl`` too.
         num_threads: 0 chooses. The result does not depend on it.
 
     Returns:
         The result. A class without instances in the subset has AP NaN and counts in no mean; a
-        class without predictions has AP 0.
+        class without predictions has AP 0. ``notes`` says what the rules changed.
 
     Raises:
         DataError: if a file is missing, truncated or malformed, a record is faulty (NaN, infinite,
@@ -65,25 +80,51 @@ def evaluate(
             a predicted label is no class of the database, or a predicted video is not in the
             database **or not in the subset**: predictions for other videos mean that the wrong
             file or subset was given, so they are not skipped silently.
-        ConfigError: if a threshold is not in (0, 1], is given twice, or there are none or over 64.
+        ConfigError: if a threshold is not in (0, 1], is given twice, or there are none or over 64,
+            or a dialect or tie rule is unknown.
     """
     thresholds = _check_thresholds("evaluate", tiou_thresholds)
+    rules = _choose_rules(dialect, ties, blocked_videos)
     with nvtx_range("tal_fast.evaluate.read"):
-        truth = read_ground_truth(ground_truth, subset)
-        found = predictions if isinstance(predictions, Detections) else read_results(predictions)
-        video, label = _translate(truth, found, subset)
+        truth = (
+            ground_truth
+            if isinstance(ground_truth, GroundTruth)
+            else read_ground_truth(ground_truth, subset, dialect=rules, strict=strict)
+        )
+        found = (
+            predictions
+            if isinstance(predictions, Detections)
+            else read_results(predictions, allow_pickle=allow_pickle)
+        )
+        videos, classes, ids, video, label = _translate(truth, found, subset, rules, strict)
+    if not strict and len(found) and found.start.min() < 0:
+        i = int((found.start < 0).argmax())
+        raise DataError(
+            f"{found.describe(i)}: expected a start >= 0 s, got {float(found.start[i])}"
+            f"{others(int(np.count_nonzero(found.start < 0)))}"
+        )
     if len(truth.label) == 0:
         where = "" if subset is None else f" in subset {subset!r}"
         raise DataError(f"{truth.origin}: expected at least one annotation{where}, got none")
+    durations = truth.durations
+    if durations is not None:
+        more = len(videos) - len(durations)
+        durations = np.concatenate([durations, np.full(more, np.nan)])
     return _run(
-        "evaluate",
-        (truth.video, truth.label, truth.start, truth.end),
-        (video, label, _contiguous(found.start), _contiguous(found.end)),
-        _contiguous(found.score),
-        len(truth.videos),
-        truth.classes,
         thresholds,
-        num_threads,
+        Segments(truth.video, truth.label, truth.start, truth.end),
+        Segments(video, label, _contiguous(found.start), _contiguous(found.end)),
+        _contiguous(found.score),
+        num_videos=len(videos),
+        videos=videos,
+        classes=classes,
+        class_ids=ids,
+        listed=truth.listed,
+        durations=durations,
+        dialect=rules,
+        strict=strict,
+        num_threads=num_threads,
+        describe=found.describe,
     )
 
 
@@ -98,6 +139,9 @@ def evaluate_arrays(
     *,
     classes: Sequence[str] | int | None = None,
     tiou_thresholds: Sequence[float] = DEFAULT_TIOU_THRESHOLDS,
+    dialect: str | Dialect = TAL_FAST,
+    strict: bool = False,
+    ties: str | None = None,
     num_threads: int = 0,
 ) -> EvaluationResult:
     """Evaluates predictions that are arrays already.
@@ -112,6 +156,9 @@ def evaluate_arrays(
         scores: float [M].
         classes: class names, or their number; default: the largest label + 1, names are numbers.
         tiou_thresholds: see :func:`evaluate`.
+        dialect: see :func:`evaluate`; its rules about names of files, videos and subsets are moot.
+        strict: see :func:`evaluate`.
+        ties: see :func:`evaluate`.
         num_threads: 0 chooses. The result does not depend on it.
 
     Returns:
@@ -123,67 +170,198 @@ def evaluate_arrays(
         ConfigError: as in :func:`evaluate`.
     """
     thresholds = _check_thresholds("evaluate_arrays", tiou_thresholds)
+    rules = _choose_rules(dialect, ties, ())
     truth = _columns("gt_video", gt_video, "gt_label", gt_label, "gt_segments", gt_segments)
     found = _columns("video", video, "label", label, "segments", segments)
-    score = _array("scores", scores, np.float64, (len(found[0]),))
-    if len(truth[0]) == 0:
+    score = _array("scores", scores, np.float64, (len(found),))
+    if len(truth) == 0:
         raise DataError("evaluate_arrays: expected at least one instance in gt_video, got none")
-    truth_video, found_video, num_videos = _compact(truth[0], found[0])
+    truth_video, found_video, num_videos = _compact(truth.video, found.video)
     if classes is None:
-        classes = 1 + max(int(truth[1].max()), int(found[1].max(initial=0)))
+        classes = 1 + max(int(truth.label.max()), int(found.label.max(initial=0)))
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
     return _run(
-        "evaluate_arrays",
-        (truth_video, *truth[1:]),
-        (found_video, *found[1:]),
-        score,
-        num_videos,
-        names,
         thresholds,
-        num_threads,
+        replace(truth, video=truth_video),
+        replace(found, video=found_video),
+        score,
+        num_videos=num_videos,
+        videos=None,
+        classes=names,
+        class_ids=None,
+        listed=None,
+        durations=None,
+        dialect=rules,
+        strict=strict,
+        num_threads=num_threads,
+        describe=lambda i: f"evaluate_arrays: detection {i}",
     )
 
 
-def _run(
-    function: str,
-    truth: _Segments,
-    found: _Segments,
-    score: Floats,
-    num_videos: int,
-    classes: tuple[str, ...],
-    thresholds: tuple[float, ...],
-    num_threads: int,
-) -> EvaluationResult:
-    # Imported here: the native library needs torch loaded, and reading files does not.
-    from tal_fast.ops import _C
+class Evaluator:
+    """Collects predictions video by video and evaluates them at the end.
 
-    rules = TAL_FAST
-    try:
-        with nvtx_range("tal_fast.evaluate"):
-            ap, true_positives, num_truth, num_found, _ = _C.average_precision(
-                *truth,
-                *found,
-                score,
-                num_videos,
-                len(classes),
-                np.array(thresholds, dtype=np.float64),
-                rules.guard_union,
-                num_threads,
+    The result does not depend on the order of :meth:`add` and :meth:`merge`: predictions of equal
+    score count in the order of the ground truth's videos. An evaluator can be pickled, so that
+    processes can each fill one and send it home to be merged.
+
+    Args:
+        ground_truth: as in :func:`evaluate`.
+        tiou_thresholds: as in :func:`evaluate`.
+        subset: as in :func:`evaluate`.
+        classes: what integer labels index; default: the ground truth's class numbers.
+        options: the other arguments of :func:`evaluate`.
+
+    Example:
+        >>> truth = {"database": {"a": {"annotations": [{"segment": [0, 10], "label": "run"}]}}}
+        >>> first, second = Evaluator(truth), Evaluator(truth)
+        >>> first.add("a", [[0, 9]], ["run"], [0.8])
+        >>> first.merge(second)
+        >>> first.result().average_map
+        1.0
+    """
+
+    def __init__(
+        self,
+        ground_truth: GroundTruthSource | GroundTruth,
+        tiou_thresholds: Sequence[float] = DEFAULT_TIOU_THRESHOLDS,
+        subset: str | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._thresholds = _check_thresholds("Evaluator", tiou_thresholds)
+        self._subset = subset
+        self._options = options
+        self._truth = (
+            ground_truth
+            if isinstance(ground_truth, GroundTruth)
+            else read_ground_truth(
+                ground_truth,
+                subset,
+                dialect=find_dialect(options.get("dialect", TAL_FAST)),
+                strict=options.get("strict", False),
             )
-    except ValueError as error:
-        raise DataError(f"{function}: {error}") from error
-    per_threshold = ap[num_truth > 0].mean(axis=0)
+        )
+        self._classes = tuple(classes) if classes is not None else None
+        self._found: dict[str, Detections] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._found.values()))
+
+    def add(
+        self,
+        video: str,
+        segments: npt.ArrayLike,
+        labels: Sequence[str] | npt.ArrayLike,
+        scores: npt.ArrayLike,
+    ) -> None:
+        """Adds all predictions of one video.
+
+        Args:
+            video: its name.
+            segments: float [n, 2] in seconds.
+            labels: [n] names, or integers (see ``classes``).
+            scores: float [n].
+
+        Raises:
+            DataError: the video was added before, or a value is bad; the message names it.
+        """
+        if video in self._found:
+            raise DataError(f"Evaluator: expected each video once, got {video!r} again")
+        by_number = np.asarray(labels).dtype.kind in "iu"
+        if by_number and self._classes is None:
+            numbers = np.asarray(labels).tolist()
+            found = Detections.from_videos(
+                {video: (segments, [str(n) for n in numbers], scores)},
+                list(dict.fromkeys(map(str, numbers))),
+            )
+            found = replace(found, classes=tuple(int(name) for name in found.classes))
+        else:
+            names = self._classes
+            if names is None:
+                names = tuple(dict.fromkeys(np.asarray(labels).tolist()))
+            found = Detections.from_videos({video: (segments, labels, scores)}, names)
+        self._found[video] = found
+
+    def merge(self, other: Evaluator) -> None:
+        """Takes over what another evaluator has collected for the same ground truth.
+
+        Raises:
+            DataError: both have predictions for a video.
+            ConfigError: the other evaluates something else.
+        """
+        mine = (self._thresholds, self._subset, self._options, self._truth.videos)
+        if mine != (other._thresholds, other._subset, other._options, other._truth.videos):
+            raise ConfigError(
+                "Evaluator: expected an evaluator of the same ground truth, subset, thresholds and "
+                "options to merge with, got another"
+            )
+        both = [video for video in other._found if video in self._found]
+        if both:
+            raise DataError(
+                f"Evaluator: expected each video once, got {both[0]!r} from both{others(len(both))}"
+            )
+        self._found.update(other._found)
+
+    def result(self) -> EvaluationResult:
+        """Evaluates what was collected so far; more may be added afterwards.
+
+        Raises:
+            DataError: as :func:`evaluate`.
+        """
+        place = {video: i for i, video in enumerate(self._truth.videos)}
+        names = sorted(self._found, key=lambda video: (place.get(video, len(place)), video))
+        found = Detections.concatenate([self._found[name] for name in names])
+        return evaluate(self._truth, found, self._thresholds, self._subset, **self._options)
+
+
+def _choose_rules(dialect: str | Dialect, ties: str | None, blocked: Collection[str]) -> Dialect:
+    rules = find_dialect(dialect)
+    if ties is not None:
+        if ties not in _TIES:
+            raise ConfigError(f"evaluate: expected ties among {', '.join(_TIES)}, got {ties!r}")
+        rules = replace(rules, score_ties=ties, tiou_ties=ties)
+    if blocked:
+        rules = replace(rules, ignored_videos=(*rules.ignored_videos, *blocked))
+    return rules
+
+
+def _run(
+    thresholds: tuple[float, ...],
+    truth: Segments,
+    found: Segments,
+    score: Floats,
+    **options: Any,
+) -> EvaluationResult:
+    with nvtx_range("tal_fast.evaluate"):
+        source: Prepared = prepare(truth, found, score, **options)
+        native = source.native(thresholds)
+        ap, true_positives, num_truth, num_found = native.match()
+    counted = ap[source.counted]
+    if len(counted) == 0:
+        raise DataError("evaluate: the dialect's rules leave no instance to evaluate")
+    # A class that counts without an instance (strict): NaN if it is predicted, 0 if not.
+    counted = np.where(
+        (num_truth[source.counted] == 0)[:, None] & (num_found[source.counted] == 0)[:, None],
+        0.0,
+        counted,
+    )
+    per_threshold = counted.mean(axis=0)
     return EvaluationResult(
         average_map=float(per_threshold.mean()),
         map_per_threshold=per_threshold,
         ap=ap,
-        classes=classes,
+        classes=source.classes,
         tiou_thresholds=thresholds,
         true_positives=true_positives,
         ground_truth_per_class=num_truth,
         predictions_per_class=num_found,
-        num_videos=num_videos,
-        dialect=rules.name,
+        num_videos=source.num_videos,
+        dialect=source.dialect.name,
+        notes=source.notes,
+        source=source,
+        native=native,
     )
 
 
@@ -206,35 +384,55 @@ def _check_thresholds(function: str, values: Sequence[float]) -> tuple[float, ..
     return thresholds
 
 
-def _translate(truth: GroundTruth, found: Detections, subset: str | None) -> tuple[Ints, Ints]:
-    """Returns video and label of the predictions as indices of the ground truth's names."""
-    video_index = {name: i for i, name in enumerate(truth.videos)}
-    unknown = [name for name in found.videos if name not in video_index]
-    strangers = [name for name in unknown if name not in truth.other_videos]
-    if strangers:
-        raise DataError(
-            f"{found.origin}: video {strangers[0]!r}{others(len(strangers))} is not in "
-            f"{truth.origin}{nearest(strangers[0], video_index)}"
-        )
-    if unknown:
+def _translate(
+    truth: GroundTruth, found: Detections, subset: str | None, rules: Dialect, strict: bool
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], Ints, Ints]:
+    """Returns videos, classes, their numbers, and the predictions' video and label as indices."""
+    videos, classes, ids = truth.videos, truth.classes, truth.class_ids
+    blocked = set(rules.ignored_videos)
+    video_index = {name: i for i, name in enumerate(videos)}
+    unknown = [name for name in found.videos if name not in video_index and name not in blocked]
+    lenient = strict and rules.unknown_videos_count
+    if unknown and not lenient:
+        strangers = [name for name in unknown if name not in truth.other_videos]
+        if strangers:
+            raise DataError(
+                f"{found.origin}: video {strangers[0]!r}{others(len(strangers))} is not in "
+                f"{truth.origin}{nearest(strangers[0], video_index)}"
+            )
         raise DataError(
             f"{found.origin}: {len(unknown)} of {len(found.videos)} videos are not in subset "
             f"{subset!r} of {truth.origin}, the first is {unknown[0]!r}; choose the subset that "
             "was predicted, or leave these videos out"
         )
-    class_index = {name: i for i, name in enumerate(truth.classes)}
+    for name in found.videos:
+        if name not in video_index:
+            video_index[name] = len(video_index)
+    videos = tuple(video_index)
+
+    class_index: dict[str | int, int] = {name: i for i, name in enumerate(classes)}
+    class_index.update((number, i) for i, number in enumerate(truth.class_ids))
     new_label = np.array([class_index.get(name, -1) for name in found.classes], dtype=np.int64)
     label = new_label[found.label] if len(found) else np.zeros(0, np.int64)
     bad = label < 0
     if bad.any():
         i = int(bad.argmax())
         name = found.classes[found.label[i]]
-        raise DataError(
-            f"{found.describe(i)}: label {name!r} is not among the {len(class_index)} classes of "
-            f"{truth.origin}{nearest(name, class_index)}{others(int(bad.sum()))}"
-        )
+        if not lenient or rules.unknown_label == "error":
+            raise DataError(
+                f"{found.describe(i)}: label {name!r} is not among the {len(classes)} classes of "
+                f"{truth.origin}{nearest(name, classes) if isinstance(name, str) else ''}"
+                f"{others(int(bad.sum()))}"
+            )
+        # Each becomes a class of its own, without an instance.
+        more = [name for name in found.classes if name not in class_index]
+        new_label[new_label < 0] = np.arange(len(classes), len(classes) + len(more))
+        classes = (*classes, *map(str, more))
+        ids = (*ids, *(name if isinstance(name, int) else -1 for name in more))
+        label = new_label[found.label]
     new_video = np.array([video_index[name] for name in found.videos], dtype=np.int64)
-    return (new_video[found.video] if len(found) else np.zeros(0, np.int64)), label
+    video = new_video[found.video] if len(found) else np.zeros(0, np.int64)
+    return videos, classes, ids, video, label
 
 
 def _columns(
@@ -244,11 +442,13 @@ def _columns(
     label: npt.ArrayLike,
     segments_name: str,
     segments: npt.ArrayLike,
-) -> _Segments:
+) -> Segments:
     videos = _array(video_name, video, np.int64, (-1,))
     labels = _array(label_name, label, np.int64, (len(videos),))
     pairs = _array(segments_name, segments, np.float64, (len(videos), 2))
-    return videos, labels, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+    return Segments(
+        videos, labels, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+    )
 
 
 def _array(

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from tal_fast._C import Evaluation
+    from tal_fast.evaluation.preparation import Prepared
 
 __all__ = ["EvaluationResult"]
 
@@ -29,6 +33,8 @@ class EvaluationResult:
         predictions_per_class: int64 [classes].
         num_videos: videos evaluated, those without instances or predictions included.
         dialect: name of the rules (:mod:`tal_fast.evaluation.dialects`).
+        notes: what these rules left out or put right, one sentence each.
+        source: the arrays that were evaluated.
     """
 
     average_map: float
@@ -41,6 +47,13 @@ class EvaluationResult:
     predictions_per_class: npt.NDArray[np.int64]
     num_videos: int
     dialect: str = "tal_fast"
+    notes: tuple[str, ...] = ()
+    source: Prepared | None = field(default=None, repr=False)
+    native: Evaluation | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The native part is made again from `source` where it is needed.
+        return {**self.__dict__, "native": None}
 
     @property
     def num_ground_truth(self) -> int:
@@ -65,9 +78,10 @@ class EvaluationResult:
         """Returns everything as JSON types; NaN becomes None."""
         return {
             "dialect": self.dialect,
-            "average_map": self.average_map,
+            "notes": list(self.notes),
+            "average_map": _number(self.average_map),
             "tiou_thresholds": list(self.tiou_thresholds),
-            "map_per_threshold": self.map_per_threshold.tolist(),
+            "map_per_threshold": [_number(x) for x in self.map_per_threshold.tolist()],
             "num_videos": self.num_videos,
             "num_ground_truth": self.num_ground_truth,
             "num_predictions": self.num_predictions,
@@ -78,7 +92,7 @@ class EvaluationResult:
                     "ground_truth": int(self.ground_truth_per_class[c]),
                     "predictions": int(self.predictions_per_class[c]),
                     "true_positives": self.true_positives[c].tolist(),
-                    "ap": [None if math.isnan(x) else x for x in self.ap[c].tolist()],
+                    "ap": [_number(x) for x in self.ap[c].tolist()],
                 }
                 for c, name in enumerate(self.classes)
             ],
@@ -114,6 +128,10 @@ class EvaluationResult:
             verb = "is" if absent == 1 else "are"
             lines.append(f"{absent} {noun} without ground truth {verb} left out of the means")
         return "\n".join(lines)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detections, and the ActivityNet results JSON that holds them.
+"""Detections, and the files that hold them, first of all ActivityNet's results JSON.
 
 The file is ``{"version": ..., "results": {video: [{"segment": [start, end], "label": name,
 "score": s}]}, "external_data": {}}`` with times in seconds.
@@ -19,13 +19,16 @@ import numpy.typing as npt
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import DataError, nearest
+from tal_fast.evaluation import fast_json
 from tal_fast.evaluation.records import (
     check_times,
     number_column,
     others,
-    read_json,
+    parse_json,
+    read_bytes,
     segment_columns,
 )
+from tal_fast.evaluation.unpickling import unpickle_arrays
 
 __all__ = ["Detections", "read_results", "write_results"]
 
@@ -42,7 +45,7 @@ class Detections:
 
     Attributes:
         videos: names; every video of the source, also those without a detection.
-        classes: names that ``label`` indexes.
+        classes: what ``label`` indexes: names, or the ground truth's numbers of classes.
         video: int64 [N], index into ``videos``.
         label: int64 [N], index into ``classes``.
         start: float64 [N] in seconds.
@@ -52,7 +55,7 @@ class Detections:
     """
 
     videos: tuple[str, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str | int, ...]
     video: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
     start: npt.NDArray[np.float64]
@@ -106,8 +109,33 @@ class Detections:
             score=_join([score for _, _, score in columns], np.float64),
             origin=origin,
         )
-        found._check()
+        found.check()
         return found
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Detections]) -> Detections:
+        """Joins detections of different videos, in this order."""
+        classes: dict[str | int, int] = {}
+        for part in parts:
+            for name in part.classes:
+                classes.setdefault(name, len(classes))
+        offsets = np.cumsum([0, *(len(part.videos) for part in parts)]).tolist()
+        renamed = [
+            np.array([classes[name] for name in part.classes], dtype=np.int64)[part.label]
+            for part in parts
+            if len(part)
+        ]
+        return cls(
+            videos=tuple(name for part in parts for name in part.videos),
+            classes=tuple(classes),
+            video=_join(
+                [p.video + at for p, at in zip(parts, offsets[:-1], strict=True)], np.int64
+            ),
+            label=_join(renamed, np.int64),
+            start=_join([part.start for part in parts], np.float64),
+            end=_join([part.end for part in parts], np.float64),
+            score=_join([part.score for part in parts], np.float64),
+        )
 
     def to_results(self, *, version: str = "tal_fast") -> dict[str, Any]:
         """Returns the content of a results JSON; order within a video is kept."""
@@ -126,7 +154,12 @@ class Detections:
             )
         return {"version": version, "results": results, "external_data": {}}
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Checks that times and scores are finite and no segment is reversed.
+
+        Raises:
+            DataError: naming the first record at fault.
+        """
         check_times(self.start, self.end, self.describe)
         bad = ~np.isfinite(self.score)
         if bad.any():
@@ -137,11 +170,18 @@ class Detections:
             )
 
 
-def read_results(source: str | os.PathLike[str] | Mapping[str, Any]) -> Detections:
-    """Reads and checks a results JSON.
+def read_results(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, allow_pickle: bool = False
+) -> Detections:
+    """Reads and checks predictions.
 
     Args:
-        source: path, or the content as a mapping. Only the key ``results`` is required.
+        source: path of a results JSON, plain or gzipped; of JSON lines (``.jsonl``,
+            ``.jsonl.gz``), one ``{"video", "segment", "label", "score"}`` per line; or of
+            ActionFormer's ``eval_results.pkl``. Or the content of a results JSON, of which only the
+            key ``results`` is required, or of such a pickle: columns ``video-id``, ``t-start``,
+            ``t-end``, ``label``, ``score``. Labels are names, or numbers of classes.
+        allow_pickle: read a pickle. Even then nothing but arrays and plain values is unpickled.
 
     Returns:
         The detections in the order of the file; ``classes`` are the labels in order of appearance.
@@ -151,7 +191,30 @@ def read_results(source: str | os.PathLike[str] | Mapping[str, Any]) -> Detectio
             has a value of another type, is reversed, or holds NaN or infinity. The message names
             file, video and position.
     """
-    origin, content = read_json(source, "predictions")
+    if isinstance(source, Mapping):
+        if "video-id" in source:
+            return _from_columns("predictions", source)
+        return _from_content("predictions", source)
+    origin, text = read_bytes(source, "predictions")
+    if origin.endswith((".pkl", ".pickle")):
+        if not allow_pickle:
+            raise DataError(f"{origin}: a pickle is read only with allow_pickle=True")
+        return _from_columns(origin, unpickle_arrays(origin, text))
+    if origin.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+        return _from_lines(origin, text)
+    return _from_json(origin, text)
+
+
+def _from_json(origin: str, text: bytes) -> Detections:
+    columns = fast_json.read_columns(text)
+    if columns is None:
+        return _from_content(origin, parse_json(origin, text))
+    detections = Detections(*columns, origin=origin)
+    detections.check()
+    return detections
+
+
+def _from_content(origin: str, content: Any) -> Detections:
     results = content.get("results") if isinstance(content, Mapping) else None
     if not isinstance(results, Mapping):
         mapping = isinstance(content, Mapping)
@@ -167,19 +230,42 @@ def read_results(source: str | os.PathLike[str] | Mapping[str, Any]) -> Detectio
             )
         records.extend(entries)
         sizes.append(len(entries))
-    videos = tuple(map(str, results))
     video_index = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    return _from_records(origin, tuple(map(str, results)), video_index, records)
+
+
+def _from_lines(origin: str, text: bytes) -> Detections:
+    records: list[Any] = []
+    videos: dict[str, int] = {}
+    owners: list[int] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        record = parse_json(f"{origin}, line {number}", line)
+        video = record.get("video") if isinstance(record, Mapping) else None
+        if not isinstance(video, str):
+            raise DataError(
+                f"{origin}, line {number}: expected an object with video, segment, label and "
+                f"score, got {record!r:.60}"
+            )
+        owners.append(videos.setdefault(video, len(videos)))
+        records.append(record)
+    return _from_records(origin, tuple(videos), np.array(owners, dtype=np.int64), records)
+
+
+def _from_records(
+    origin: str, videos: tuple[str, ...], video_index: npt.NDArray[np.int64], records: list[Any]
+) -> Detections:
     empty = np.zeros(0)
     # Only `describe` of this one is used: it names records before their values are known.
     names = Detections(videos, (), video_index, video_index, empty, empty, empty, origin)
-
     labels = _values(records, "label", names)
-    if not set(map(type, labels)) <= {str}:
-        i = next(i for i, label in enumerate(labels) if type(label) is not str)
+    if not set(map(type, labels)) <= {str, int}:
+        i = next(i for i, label in enumerate(labels) if type(label) not in (str, int))
         raise DataError(
-            f"{names.describe(i)}: expected label as a class name, got {labels[i]!r:.60}"
+            f"{names.describe(i)}: expected label as a class name or number, got {labels[i]!r:.60}"
         )
-    index: dict[str, int] = {}
+    index: dict[str | int, int] = {}
     label_index = [index.setdefault(label, len(index)) for label in labels]
     start, end = segment_columns(_values(records, "segment", names), names.describe)
     detections = Detections(
@@ -192,7 +278,40 @@ def read_results(source: str | os.PathLike[str] | Mapping[str, Any]) -> Detectio
         score=number_column(_values(records, "score", names), "score", names.describe),
         origin=origin,
     )
-    detections._check()
+    detections.check()
+    return detections
+
+
+def _from_columns(origin: str, content: Any) -> Detections:
+    keys = ("video-id", "t-start", "t-end", "label", "score")
+    if not isinstance(content, Mapping) or not all(key in content for key in keys):
+        found = (
+            sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        )
+        raise DataError(f"{origin}: expected columns {', '.join(keys)}, got {found}")
+    columns = {key: np.asarray(content[key]) for key in keys}
+    sizes = {key: list(column.shape) for key, column in columns.items()}
+    if any(len(size) != 1 or size != sizes["score"] for size in sizes.values()):
+        raise DataError(f"{origin}: expected columns of equal length, got {sizes}")
+    kinds = {"video-id": "U", "label": "iu", "t-start": "iuf", "t-end": "iuf", "score": "iuf"}
+    for key, column in columns.items():
+        if len(column) and column.dtype.kind not in kinds[key]:
+            raise DataError(f"{origin}: column {key}: expected another dtype, got {column.dtype}")
+    videos: dict[str, int] = {}
+    owners = [videos.setdefault(video, len(videos)) for video in columns["video-id"].tolist()]
+    labels: dict[str | int, int] = {}
+    label = [labels.setdefault(number, len(labels)) for number in columns["label"].tolist()]
+    detections = Detections(
+        videos=tuple(videos),
+        classes=tuple(labels),
+        video=np.array(owners, dtype=np.int64),
+        label=np.array(label, dtype=np.int64),
+        start=columns["t-start"].astype(np.float64),
+        end=columns["t-end"].astype(np.float64),
+        score=columns["score"].astype(np.float64),
+        origin=origin,
+    )
+    detections.check()
     return detections
 
 

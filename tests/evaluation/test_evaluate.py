@@ -185,7 +185,8 @@ class TestBadPredictions:
             ({"segment": 5}, r"prediction 1: expected segment \[start, end\].*got 5"),
             ({"segment": [1, "2"]}, "prediction 1: expected the segment's end as a number"),
             ({"segment": [None, 2]}, "prediction 1: expected the segment's start as a number"),
-            ({"label": 3}, "prediction 1: expected label as a class name, got 3"),
+            ({"label": 7}, "prediction 1: label 7 is not among the 3 classes"),
+            ({"label": None}, "prediction 1: expected label as a class name or number, got None"),
             ({"label": "trow"}, "label 'trow' is not among the 3 classes.*did you mean 'throw'"),
         ],
     )

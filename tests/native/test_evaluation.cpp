@@ -11,6 +11,9 @@
 #include <string>
 
 #include "evaluation/average_precision.h"
+#include "evaluation/error_analysis.h"
+#include "evaluation/recall.h"
+#include "evaluation/resampling.h"
 
 namespace ev = tal_fast::evaluation;
 
@@ -43,9 +46,11 @@ struct Case {
   int64_t num_videos = 2;
   int64_t num_classes = 2;
   std::vector<double> thresholds{0.5};
-  bool guard_union = true;
+  ev::Rules rules;
+  Columns regions;
+  std::vector<int64_t> order;
 
-  ev::Result run(int threads = 1) const {
+  ev::Problem problem() const {
     ev::Problem p;
     p.ground_truth = {static_cast<int64_t>(truth.video.size()), truth.video.data(),
                       truth.label.data(), truth.start.data(), truth.end.data()};
@@ -59,8 +64,17 @@ struct Case {
     p.num_classes = num_classes;
     p.num_thresholds = static_cast<int64_t>(thresholds.size());
     p.thresholds = thresholds.data();
-    p.rules.guard_union = guard_union;
-    return ev::average_precision(p, threads);
+    p.ambiguous = {static_cast<int64_t>(regions.video.size()), regions.video.data(),
+                   regions.start.data(), regions.end.data()};
+    p.rules = rules;
+    p.order = order.empty() ? nullptr : order.data();
+    return p;
+  }
+
+  ev::Result run(int threads = 1, bool want_matched = false) const {
+    const ev::Problem p = problem();
+    ev::check(p);
+    return ev::average_precision(p, threads, want_matched);
   }
 
   std::string error() const {
@@ -121,7 +135,9 @@ void zero_length() {
   c.truth.add(0, 0, 5, 5);
   c.found.add(0, 0, 5, 5, 0.5);
   CHECK(c.run().ap[0] == 0.0);
-  c.guard_union = false;
+  c.rules.union_rule = ev::Union::kClamped;
+  CHECK(c.run().ap[0] == 0.0);
+  c.rules.union_rule = ev::Union::kUnguarded;
   CHECK(c.run().ap[0] == 1.0);
 }
 
@@ -183,6 +199,88 @@ void threads_do_not_matter() {
   }
 }
 
+void instances_choose() {
+  Case c;
+  c.rules.instances_choose = true;
+  c.rules.strictly_above = true;
+  c.rules.interpolate = false;
+  c.truth.add(0, 0, 0, 10);
+  c.truth.add(0, 0, 20, 30);
+  c.found.add(0, 0, 0, 6, 0.9);    // tIoU 0.6, but the next one has more
+  c.found.add(0, 0, 0, 9, 0.8);    // hit
+  c.found.add(0, 0, 20, 25, 0.7);  // tIoU 0.5 is not above 0.5
+  const ev::Result r = c.run(1, true);
+  CHECK(r.hits == (std::vector<uint64_t>{0, 1, 0}));
+  CHECK(r.matched == (std::vector<int64_t>{-1, 0, -1}));
+  CHECK(r.ap[0] == 0.25);
+  c.regions.add(0, 0, 5, 7);  // over the first two; the hit stays
+  CHECK(c.run().ap[0] == 0.5);
+}
+
+void the_given_order_holds() {
+  Case c;
+  c.truth.add(0, 0, 0, 10);
+  c.found.add(1, 0, 0, 10, 0.5);
+  c.found.add(0, 0, 0, 10, 0.5);
+  c.order = {1, 0};
+  CHECK(c.run().ap[0] == 1.0);
+  c.order = {1, 1};
+  CHECK(c.error() == "order 1: expected each detection once, got 1");
+}
+
+void first_hits_count_detections() {
+  Case c;
+  c.thresholds = {0.4, 0.9};
+  c.truth.add(0, 0, 0, 10);
+  c.truth.add(1, 0, 0, 10);
+  c.found.add(0, 1, 0, 10, 0.9);
+  c.found.add(0, 0, 0, 5, 0.8);
+  const ev::Problem p = c.problem();
+  CHECK(ev::first_hits(p, false) == (std::vector<int64_t>{0, 0, ev::kNever, ev::kNever}));
+  CHECK(ev::first_hits(p, true) == (std::vector<int64_t>{0, ev::kNever, ev::kNever, ev::kNever}));
+}
+
+void errors_have_kinds() {
+  Case c;
+  c.truth.add(0, 0, 0, 10);
+  c.truth.add(0, 1, 40, 50);
+  c.found.add(0, 0, 0, 10, 0.9);   // hit
+  c.found.add(0, 0, 0, 9, 0.8);    // double
+  c.found.add(0, 0, 40, 50, 0.7);  // wrong label
+  c.found.add(0, 0, 0, 3, 0.6);    // localisation
+  c.found.add(0, 0, 40, 43, 0.5);  // confusion
+  c.found.add(1, 0, 0, 10, 0.4);   // background
+  const ev::Problem p = c.problem();
+  const ev::Result r = ev::average_precision(p, 1, true);
+  const ev::Kinds kinds = ev::error_kinds(p, r, 0.1);
+  CHECK(kinds.kind == (std::vector<uint8_t>{0, 1, 2, 3, 4, 5}));
+  CHECK(kinds.best_instance == (std::vector<int64_t>{0, 0, 1, 0, 1, -1}));
+  const std::vector<double> without = ev::ap_without(p, r, kinds.kind);
+  for (int e = 0; e < 5; ++e)
+    CHECK(without[e * 2] == 1.0);  // the hit comes first
+  const std::vector<int64_t> bin{0, 1};
+  const std::vector<double> ap = ev::ap_of_bins(p, r, bin.data(), 2, 1.0);
+  CHECK(ap[0] == 1.0 && std::isnan(ap[1]) && std::isnan(ap[2]) && ap[3] == 0.0);
+}
+
+void a_replicate_that_draws_each_video_once_is_the_result() {
+  Case c = random_case();
+  c.num_videos = 50;
+  const ev::Problem p = c.problem();
+  const ev::Result r = c.run();
+  const std::vector<double> one = ev::resample(p, r, 20, 3, 1);
+  const std::vector<double> four = ev::resample(p, r, 20, 3, 4);
+  CHECK(std::memcmp(one.data(), four.data(), one.size() * sizeof(double)) == 0);  // NaN too
+  CHECK(ev::draw_videos(1, 0, 0) == std::vector<int64_t>{1});
+  Case small;
+  small.num_videos = 1;
+  small.num_classes = 1;
+  small.truth.add(0, 0, 0, 10);
+  small.found.add(0, 0, 30, 40, 0.9);
+  small.found.add(0, 0, 0, 10, 0.8);
+  CHECK(ev::resample(small.problem(), small.run(), 3, 1)[2] == 0.5);
+}
+
 void bad_input_is_named() {
   Case good;
   good.truth.add(0, 0, 0, 10);
@@ -221,6 +319,11 @@ int main() {
   nothing_at_all();
   all_threshold_bits();
   threads_do_not_matter();
+  instances_choose();
+  the_given_order_holds();
+  first_hits_count_detections();
+  errors_have_kinds();
+  a_replicate_that_draws_each_video_once_is_the_result();
   bad_input_is_named();
   std::puts("evaluation: all passed");
   return 0;
