@@ -232,7 +232,13 @@ class PyEvaluation {
   ev::Result result_;
 };
 
+py::array_t<int64_t> draw_videos(int64_t num_videos, uint64_t seed, int64_t replicate) {
+  return to_numpy(ev::draw_videos(num_videos, seed, replicate), {num_videos});
+}
+
 void bind_evaluation(py::module_& m) {
+  m.def("draw_videos", &draw_videos, py::arg("num_videos"), py::arg("seed"), py::arg("replicate"),
+        "How often a replicate of the bootstrap draws each video.");
   py::class_<PyEvaluation>(m, "Evaluation",
                            "Matching, average precision and what builds on them; see "
                            "csrc/evaluation.")

@@ -24,6 +24,8 @@ def build_info() -> BuildInfo: ...
 
 # ---- evaluation -----------------------------------------------------------------------------
 
+def draw_videos(num_videos: int, seed: int, replicate: int) -> NDArray[np.int64]: ...
+
 class Evaluation:
     def __init__(
         self,

@@ -5,6 +5,7 @@ Importing this package imports neither torch nor the native library; evaluating 
 """
 
 from tal_fast.evaluation.dialects import DIALECTS, Dialect, EvaluationWarning
+from tal_fast.evaluation.error_analysis import ERRORS, ErrorAnalysis, analyse_errors
 from tal_fast.evaluation.evaluator import (
     DEFAULT_TIOU_THRESHOLDS,
     Evaluator,
@@ -12,21 +13,33 @@ from tal_fast.evaluation.evaluator import (
     evaluate_arrays,
 )
 from tal_fast.evaluation.ground_truth import GroundTruth, read_ground_truth
+from tal_fast.evaluation.recall import AverageRecall, average_recall, recall_at_kx
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.results import Detections, read_results, write_results
+from tal_fast.evaluation.uncertainty import Comparison, Uncertainty, bootstrap, compare
 
 __all__ = [
     "DEFAULT_TIOU_THRESHOLDS",
     "DIALECTS",
+    "ERRORS",
+    "AverageRecall",
+    "Comparison",
     "Detections",
     "Dialect",
+    "ErrorAnalysis",
     "EvaluationResult",
     "EvaluationWarning",
     "Evaluator",
     "GroundTruth",
+    "Uncertainty",
+    "analyse_errors",
+    "average_recall",
+    "bootstrap",
+    "compare",
     "evaluate",
     "evaluate_arrays",
     "read_ground_truth",
     "read_results",
+    "recall_at_kx",
     "write_results",
 ]
