@@ -19,7 +19,7 @@ export MAX_JOBS := $(JOBS)
 # Covers pip's isolated build environments too: without it they would take the newest torch.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help dev build test test-all test-ops-isa test-native lint format demo bench clean
+.PHONY: help dev build test test-all test-ops-isa test-native lint format demo bench bench-eval clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,11 @@ bench: build  ## Run the benchmarks, print their table, write it into the README
 	  -o filterwarnings=default --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/results_table.py --readme README.md
 	$(BIN)/python benchmarks/bench_training_step.py
+
+# Only the evaluator's rows: with TAL_FAST_PEERS set, and pandas on PYTHONPATH for most of them.
+bench-eval: build  ## Benchmark the evaluator against other projects' and print its table
+	$(BIN)/python -m pytest -q benchmarks/bench_evaluation.py -o filterwarnings=default \
+	  --benchmark-only --benchmark-columns=median,iqr,rounds
 
 clean:  ## Remove build outputs (.venv stays)
 	rm -rf build tal_fast.egg-info tal_fast/_C.*.so .mypy_cache .ruff_cache .pytest_cache

@@ -258,33 +258,101 @@ def predict(
 @_command(
     app,
     "evaluate",
-    "tal-fast evaluate --annotations data/hapt/annotations.json --predictions results.json "
-    "--subset validation",
+    "tal-fast evaluate --annotations data/hapt --predictions results.json --subset validation "
+    "--report report",
 )
 def evaluate(
     annotations: Annotated[Path, typer.Option(help="Annotation JSON, or a data directory.")],
-    predictions: Annotated[Path, typer.Option(help="Results JSON.")],
+    predictions: Annotated[Path, typer.Option(help="Results: JSON or JSON lines, also gzipped.")],
     subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
     tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
         "0.3:0.7:0.1"
     ),
+    dialect: Annotated[
+        str,
+        typer.Option(
+            help="Whose rules: tal_fast, activitynet, actionformer, tridet, opentad, mmaction2, "
+            "tadtr, epic or thumos."
+        ),
+    ] = "tal_fast",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Follow the mistakes of the dialect too.")
+    ] = False,
+    ties: Annotated[
+        str | None, typer.Option(help="stable or numpy; as the dialect says by default.")
+    ] = None,
+    replicates: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Draws of videos for intervals; 0: none.")
+    ] = 0,
+    against: Annotated[
+        Path | None, typer.Option(help="Other results: is the difference more than noise?")
+    ] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Also analyse the errors.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page (index.html) into this directory.")
+    ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option(help="Show its timeline on the page; may be repeated.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read ActionFormer's eval_results.pkl.")
+    ] = False,
 ) -> None:
-    """Score predictions: average precision per class and tIoU, by ActivityNet's rules."""
+    """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
     import json
+    import warnings
 
+    from tal_fast import evaluation
     from tal_fast.data import open_dataset
     from tal_fast.data.files import write_text_atomically
-    from tal_fast.evaluation import evaluate as run
     from tal_fast.study.sampling import parse_shares
 
     thresholds = parse_shares("--tiou", tiou)
     # A data directory knows its classes, also those that no annotation shows.
     truth = open_dataset(annotations).annotations if annotations.is_dir() else annotations
-    result = run(truth, predictions, thresholds, subset)
+
+    def run(results: Path) -> evaluation.EvaluationResult:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", evaluation.EvaluationWarning)  # printed as notes
+            return evaluation.evaluate(
+                truth,
+                results,
+                thresholds,
+                subset,
+                dialect=dialect,
+                strict=strict,
+                ties=ties,
+                allow_pickle=allow_pickle,
+            )
+
+    result = run(predictions)
     typer.echo(result.table())
+    content = result.to_dict()
+    if replicates:
+        found = evaluation.bootstrap(result, replicates=replicates)
+        content["bootstrap"] = found.to_dict()
+        typer.echo(
+            f"\naverage mAP {found.average_map}, {found.confidence:.0%} interval over videos"
+        )
+    if against is not None:
+        difference = evaluation.compare(run(against), result, replicates=replicates or 1000)
+        content["against"] = difference.to_dict()
+        typer.echo(f"\nagainst {against}: {difference}")
+    analysis = evaluation.analyse_errors(result) if errors or report is not None else None
+    if analysis is not None:
+        content["errors"] = analysis.to_dict()
+        if errors:
+            typer.echo(f"\n{analysis.table()}")
+    for note in result.notes:
+        _say(f"note: {note}")
+    if report is not None:
+        page = evaluation.write_report(
+            report, result, videos=video, errors=analysis, title=f"Detections of {predictions.name}"
+        )
+        typer.echo(f"\npage: {page}")
     if json_out is not None:
-        write_text_atomically(json_out, json.dumps(result.to_dict(), indent=2) + "\n")
+        write_text_atomically(json_out, json.dumps(content, indent=2) + "\n")
 
 
 def _print_study(result: StudyResult) -> None:

@@ -14,6 +14,7 @@ from tal_fast.evaluation.evaluator import (
 )
 from tal_fast.evaluation.ground_truth import GroundTruth, read_ground_truth
 from tal_fast.evaluation.recall import AverageRecall, average_recall, recall_at_kx
+from tal_fast.evaluation.report import write_report
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.results import Detections, read_results, write_results
 from tal_fast.evaluation.uncertainty import Comparison, Uncertainty, bootstrap, compare
@@ -41,5 +42,6 @@ __all__ = [
     "read_ground_truth",
     "read_results",
     "recall_at_kx",
+    "write_report",
     "write_results",
 ]

@@ -87,6 +87,18 @@ class Comparison:
     confidence: float
     replicates: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the comparison as JSON types."""
+        return {
+            "difference": self.difference.value,
+            "interval": [self.difference.low, self.difference.high],
+            "per_threshold": [[i.value, i.low, i.high] for i in self.per_threshold],
+            "p_value": self.p_value,
+            "larger_than_noise": self.larger_than_noise,
+            "confidence": self.confidence,
+            "replicates": self.replicates,
+        }
+
     def __str__(self) -> str:
         verdict = "larger than" if self.larger_than_noise else "within"
         return (

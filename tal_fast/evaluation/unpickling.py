@@ -11,15 +11,21 @@ from tal_fast.errors import DataError
 
 __all__ = ["unpickle_arrays"]
 
-# What the pickle of a NumPy array or number names, in NumPy 1 and 2.
-_MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric",
-            "numpy._core.numeric")  # fmt: skip
+# What the pickle of a NumPy array or number names, in NumPy 1 and 2, in old protocols and new.
+_MODULES = (
+    "numpy",
+    "numpy.core.multiarray",
+    "numpy._core.multiarray",
+    "numpy.core.numeric",
+    "numpy._core.numeric",
+)
 _NAMES = ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in _MODULES and name in _NAMES:
+        bytes_of_old = (module, name) == ("_codecs", "encode")
+        if bytes_of_old or (module in _MODULES and name in _NAMES):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it holds {module}.{name}, only arrays are read")
 

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms in which predictions come: files of several kinds, videos one by one, shards."""
+
+import gzip
+import itertools
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from tal_fast.errors import ConfigError, DataError
+from tal_fast.evaluation import Evaluator, evaluate, read_results
+
+NAMES = ("jump", "run")
+
+
+@pytest.fixture
+def truth():
+    rng = np.random.default_rng(0)
+    return {
+        "database": {
+            f"v{v}": {
+                "subset": "test",
+                "duration": 60,
+                "annotations": [
+                    {"segment": [s, s + 4], "label": NAMES[n % 2], "label_id": 3 + n % 2}
+                    for n, s in enumerate(rng.uniform(0, 50, 5).tolist())
+                ],
+            }
+            for v in range(4)
+        }
+    }
+
+
+@pytest.fixture
+def found(truth):
+    rng = np.random.default_rng(1)
+    return {
+        "results": {
+            video: [
+                {
+                    "segment": sorted(np.abs(a["segment"] + rng.normal(0, 1, 2)).tolist()),
+                    "label": a["label"],
+                    "score": float(rng.integers(0, 8)) / 8,
+                }
+                for a in entry["annotations"] * 4
+            ]
+            for video, entry in truth["database"].items()
+        }
+    }
+
+
+def flat(found):
+    return [(video, d) for video, own in found["results"].items() for d in own]
+
+
+def same(result, expected):
+    assert result.ap.tobytes() == expected.ap.tobytes()
+    assert result.predictions_per_class.tolist() == expected.predictions_per_class.tolist()
+
+
+class TestFiles:
+    @pytest.fixture
+    def expected(self, truth, found):
+        return evaluate(truth, found)
+
+    def test_json_and_gzip(self, truth, found, expected, tmp_path):
+        text = json.dumps(found).encode()
+        (tmp_path / "a.json").write_bytes(text)
+        (tmp_path / "b.json.gz").write_bytes(gzip.compress(text))
+        (tmp_path / "truth.json.gz").write_bytes(gzip.compress(json.dumps(truth).encode()))
+        same(evaluate(truth, tmp_path / "a.json"), expected)
+        same(evaluate(tmp_path / "truth.json.gz", str(tmp_path / "b.json.gz")), expected)
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+    def test_json_lines(self, truth, found, expected, tmp_path, name):
+        text = "\n\n".join(json.dumps({"video": v, **d}) for v, d in flat(found)).encode() + b"\n"
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+        same(evaluate(truth, tmp_path / name), expected)
+
+    def test_labels_by_number(self, truth, found, expected, tmp_path):
+        for _, d in flat(found):
+            d["label"] = 3 + NAMES.index(d["label"])
+        (tmp_path / "a.json").write_text(json.dumps(found))
+        same(evaluate(truth, tmp_path / "a.json"), expected)
+        assert read_results(found).classes in ((3, 4), (4, 3))
+
+    def columns(self, found):
+        rows = flat(found)
+        return {
+            "video-id": [v for v, _ in rows],
+            "t-start": np.array([d["segment"][0] for _, d in rows]),
+            "t-end": np.array([d["segment"][1] for _, d in rows]),
+            "label": np.array([3 + NAMES.index(d["label"]) for _, d in rows]),
+            "score": np.array([d["score"] for _, d in rows], dtype=np.float32),
+        }
+
+    @pytest.mark.parametrize("protocol", [2, 4, 5])
+    def test_pickled_columns(self, truth, found, expected, tmp_path, protocol):
+        columns = self.columns(found)
+        path = tmp_path / "eval_results.pkl"
+        path.write_bytes(pickle.dumps(columns, protocol=protocol))
+        same(evaluate(truth, path, allow_pickle=True), expected)
+        same(evaluate(truth, columns), expected)
+        with pytest.raises(DataError, match="a pickle is read only with allow_pickle=True"):
+            evaluate(truth, path)
+
+    def test_a_pickle_cannot_run_anything(self, truth, tmp_path):
+        class Bad:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "made"), "w"))
+
+        path = tmp_path / "bad.pkl"
+        path.write_bytes(pickle.dumps(Bad()))
+        with pytest.raises(DataError, match=r"it holds .*open, only arrays are read"):
+            evaluate(truth, path, allow_pickle=True)
+        assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda c: c.pop("score"), "expected columns video-id, t-start"),
+            (lambda c: c.update(score=c["score"][:3]), "expected columns of equal length"),
+            (lambda c: c.update(label=c["label"] + 0.5), "column label: expected another dtype"),
+            (lambda c: c["score"].fill(math.nan), "prediction 0: expected a finite score"),
+        ],
+    )
+    def test_bad_columns(self, truth, found, change, message):
+        columns = self.columns(found)
+        change(columns)
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, columns)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.json.gz", gzip.compress(b'{"results": {}}')[:-4], "not a whole gzip file"),
+            ("a.json.gz", b"\x1f\x8b12345678901234567890", "not a whole gzip file"),
+            ("a.jsonl", b'{"video": "v0"}\n{"vid', "line 2: not valid JSON.*is it truncated"),
+            ("a.jsonl", b'{"video": 3}', "line 1: expected an object with video, segment"),
+            ("a.jsonl", b'{"video": "v0"}', "video 'v0', prediction 0: no 'label' among"),
+            ("a.pkl", b"\x80\x04not a pickle", "cannot be unpickled"),
+            ("a.pkl", b"", "cannot be unpickled"),
+        ],
+    )
+    def test_bad_files(self, truth, tmp_path, name, content, message):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message) as caught:
+            evaluate(truth, tmp_path / name, allow_pickle=True)
+        assert str(tmp_path / name) in str(caught.value)
+
+    def test_negative_times(self, truth, found):
+        found["results"]["v1"][2]["segment"] = [-0.5, 3.0]
+        with pytest.raises(
+            DataError, match=r"'v1', prediction 2: expected a start >= 0 s, got -0.5"
+        ):
+            evaluate(truth, found)
+        evaluate(truth, found, strict=True)
+
+
+class TestFastJson:
+    """Skipped where msgspec, which is optional, is not installed."""
+
+    @pytest.fixture(autouse=True)
+    def _msgspec(self):
+        pytest.importorskip("msgspec")
+
+    def test_gives_what_the_slow_way_gives(self, found, tmp_path):
+        found["results"]["none"] = []
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"version": 1, **found, "external_data": {}}))
+        fast, slow = read_results(path), read_results(found)
+        assert fast.videos == slow.videos
+        assert fast.classes == slow.classes
+        for name in ("video", "label", "start", "end", "score"):
+            assert getattr(fast, name).tobytes() == getattr(slow, name).tobytes()
+
+    @pytest.mark.parametrize(
+        ("record", "message"),
+        [
+            ('{"segment": [0, 1, 2], "label": "run", "score": 1}', "expected segment"),
+            ('{"segment": [0, "1"], "label": "run", "score": 1}', "the segment's end as a number"),
+            ('{"segment": [0, 1], "label": "run", "score": true}', "expected score as a number"),
+            ('{"segment": [0, 1], "label": null, "score": 1}', "expected label"),
+            ('{"segment": [0, 1], "label": "run", "score": NaN}', "expected a finite score"),
+            ('{"segment": [1, 0], "label": "run", "score": 1}', "ends before it starts"),
+            ('{"segment": [0, 1], "label": "run"}', "no 'score' among"),
+        ],
+    )
+    def test_faults_are_named_all_the_same(self, record, message, tmp_path):
+        path = tmp_path / "a.json"
+        path.write_text(f'{{"results": {{"v0": [{record}]}}}}')
+        with pytest.raises(DataError, match=f"video 'v0', prediction 0.*{message}"):
+            read_results(path)
+
+
+class TestEvaluator:
+    def fill(self, evaluator, found, videos):
+        for video in videos:
+            own = found["results"][video]
+            evaluator.add(
+                video,
+                [d["segment"] for d in own],
+                [d["label"] for d in own],
+                [d["score"] for d in own],
+            )
+        return evaluator
+
+    def test_any_order_gives_the_same_bits(self, truth, found):
+        expected = evaluate(truth, found)
+        for order in itertools.permutations(found["results"]):
+            same(self.fill(Evaluator(truth), found, order).result(), expected)
+
+    def test_shards_in_any_order(self, truth, found):
+        expected = evaluate(truth, found)
+        videos = list(found["results"])
+        for parts in itertools.permutations([videos[:1], videos[1:3], videos[3:]]):
+            shards = [self.fill(Evaluator(truth), found, part) for part in parts]
+            # As from other processes.
+            first, *others = pickle.loads(pickle.dumps(shards))
+            for shard in others:
+                first.merge(shard)
+            same(first.result(), expected)
+            assert len(first) == 80
+
+    def test_labels_by_number(self, truth, found):
+        evaluator = Evaluator(truth)
+        for video, own in found["results"].items():
+            evaluator.add(
+                video,
+                np.array([d["segment"] for d in own]),
+                np.array([3 + NAMES.index(d["label"]) for d in own]),
+                np.array([d["score"] for d in own]),
+            )
+        same(evaluator.result(), evaluate(truth, found))
+        named = Evaluator(truth, classes=NAMES)
+        named.add("v0", [[0, 1]], [1], [0.5])
+        assert named.result().predictions_per_class.tolist() == [0, 1]
+
+    def test_options_are_those_of_evaluate(self, truth, found):
+        evaluator = Evaluator(truth, (0.5,), "test", dialect="thumos")
+        result = self.fill(evaluator, found, found["results"]).result()
+        assert result.average_map == evaluate(truth, found, (0.5,), dialect="thumos").average_map
+        assert result.dialect == "thumos"
+
+    def test_nothing_and_more_afterwards(self, truth, found):
+        evaluator = Evaluator(truth)
+        assert evaluator.result().average_map == 0.0
+        self.fill(evaluator, found, ["v0"])
+        assert evaluator.result().average_map > 0
+
+    def test_errors(self, truth, found):
+        evaluator = self.fill(Evaluator(truth), found, ["v0"])
+        with pytest.raises(DataError, match="expected each video once, got 'v0' again"):
+            evaluator.add("v0", [[0, 1]], ["run"], [0.5])
+        with pytest.raises(DataError, match="expected each video once, got 'v0' from both"):
+            evaluator.merge(self.fill(Evaluator(truth), found, ["v0", "v1"]))
+        with pytest.raises(ConfigError, match="expected an evaluator of the same ground truth"):
+            evaluator.merge(Evaluator(truth, (0.5,)))
+        with pytest.raises(DataError, match=r"video 'v2'.*expected segments"):
+            evaluator.add("v2", [[0, 1]], ["run"], [0.5, 0.6])
+        with pytest.raises(DataError, match="video 'v2', prediction 0: expected a finite score"):
+            evaluator.add("v2", [[0, 1]], ["run"], [math.inf])
+        evaluator.add("v9", [[0, 1]], ["run"], [0.5])
+        with pytest.raises(DataError, match="video 'v9' is not in"):
+            evaluator.result()
