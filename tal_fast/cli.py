@@ -287,6 +287,9 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Other results: is the difference more than noise?")
     ] = None,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Also Recall@1x and @5x, AR@AN and its AUC.")
+    ] = False,
     errors: Annotated[bool, typer.Option("--errors", help="Also analyse the errors.")] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
     report: Annotated[
@@ -339,6 +342,15 @@ def evaluate(
         difference = evaluation.compare(run(against), result, replicates=replicates or 1000)
         content["against"] = difference.to_dict()
         typer.echo(f"\nagainst {against}: {difference}")
+    if recall:
+        at_kx = evaluation.recall_at_kx(result, (1, 5))
+        proposals = evaluation.average_recall(result).to_dict()
+        content["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
+        content["average_recall"] = proposals
+        for k, values in content["recall_at_kx"].items():
+            each = "  ".join(f"{x:.4f}" for x in [*values, sum(values) / len(values)])
+            typer.echo(f"Recall@{k}  {each}")
+        typer.echo("  ".join(f"{name} {value:.4f}" for name, value in proposals.items()))
     analysis = evaluation.analyse_errors(result) if errors or report is not None else None
     if analysis is not None:
         content["errors"] = analysis.to_dict()

@@ -57,8 +57,9 @@ class Dialect:
         ambiguous_regions: a detection over such an instance that hits nothing is removed; else
             such instances are just dropped.
         bare_database: the ground truth may be a mapping of videos without ``database`` around it.
-        id_prefix: removed from the front of the ground truth's video names; strict only: its
-            *length* is removed from any name.
+        id_prefix: removed from the front of the ground truth's video names, and of a prediction's
+            if it is found so; strict only: its *length* is removed from any name of the ground
+            truth, and from no other.
         unknown_label: a predicted class without an instance to evaluate is an ``error``, an
             ``own`` class that counts in no mean, is ``ignored``, or (strict only) ``collides``:
             class number n becomes the n-th class that has instances, if there is one.

@@ -57,8 +57,9 @@ def evaluate(
         ground_truth: path or content of a JSON ``{"database": {video: {"subset", "annotations":
             [{"segment": [start, end], "label"}]}}}``, or :class:`tal_fast.data.Annotations`.
         predictions: path or content of a results file (:mod:`tal_fast.evaluation.results`: JSON,
-            JSON lines, either gzipped), or :class:`Detections`. A video without predictions may be
-            missing. Labels are class names or their numbers (``label_id``).
+            JSON lines, either gzipped), or :class:`Detections`, which alone may be empty. A video
+            without predictions may be missing. Labels are class names or their numbers
+            (``label_id``).
         tiou_thresholds: 1 to 64 different values in (0, 1], in any order, used as they are given
             (0.7 is 0.7, not a sum of steps). A tIoU equal to a threshold reaches it.
         subset: name of the subset to evaluate; None evaluates every video of the database.
@@ -76,7 +77,8 @@ def evaluate(
 
     Raises:
         DataError: if a file is missing, truncated or malformed, a record is faulty (NaN, infinite,
-            reversed, of a wrong type, a key missing), the subset is unknown or holds no instance,
+            reversed, before 0 s, of a wrong type, a key missing), there is no prediction at all,
+            the subset is unknown or holds no instance,
             a predicted label is no class of the database, or a predicted video is not in the
             database **or not in the subset**: predictions for other videos mean that the wrong
             file or subset was given, so they are not skipped silently.
@@ -106,6 +108,8 @@ def evaluate(
     if len(truth.label) == 0:
         where = "" if subset is None else f" in subset {subset!r}"
         raise DataError(f"{truth.origin}: expected at least one annotation{where}, got none")
+    if len(found) == 0 and not isinstance(predictions, Detections) and not strict:
+        raise DataError(f"{found.origin}: expected at least one prediction, got none")
     durations = truth.durations
     if durations is not None:
         more = len(videos) - len(durations)
@@ -391,6 +395,11 @@ def _translate(
     videos, classes, ids = truth.videos, truth.classes, truth.class_ids
     blocked = set(rules.ignored_videos)
     video_index = {name: i for i, name in enumerate(videos)}
+    if rules.id_prefix and not strict:  # on both sides or one
+        for name in found.videos:
+            short = name.removeprefix(rules.id_prefix)
+            if short != name and short in video_index:
+                video_index.setdefault(name, video_index[short])
     unknown = [name for name in found.videos if name not in video_index and name not in blocked]
     lenient = strict and rules.unknown_videos_count
     if unknown and not lenient:
@@ -405,10 +414,9 @@ def _translate(
             f"{subset!r} of {truth.origin}, the first is {unknown[0]!r}; choose the subset that "
             "was predicted, or leave these videos out"
         )
-    for name in found.videos:
-        if name not in video_index:
-            video_index[name] = len(video_index)
-    videos = tuple(video_index)
+    more = [name for name in found.videos if name not in video_index]
+    video_index.update((name, len(videos) + n) for n, name in enumerate(more))
+    videos = (*videos, *more)
 
     class_index: dict[str | int, int] = {name: i for i, name in enumerate(classes)}
     class_index.update((number, i) for i, number in enumerate(truth.class_ids))
@@ -425,10 +433,10 @@ def _translate(
                 f"{others(int(bad.sum()))}"
             )
         # Each becomes a class of its own, without an instance.
-        more = [name for name in found.classes if name not in class_index]
-        new_label[new_label < 0] = np.arange(len(classes), len(classes) + len(more))
-        classes = (*classes, *map(str, more))
-        ids = (*ids, *(name if isinstance(name, int) else -1 for name in more))
+        new = [name for name in found.classes if name not in class_index]
+        new_label[new_label < 0] = np.arange(len(classes), len(classes) + len(new))
+        classes = (*classes, *map(str, new))
+        ids = (*ids, *(name if isinstance(name, int) else -1 for name in new))
         label = new_label[found.label]
     new_video = np.array([video_index[name] for name in found.videos], dtype=np.int64)
     video = new_video[found.video] if len(found) else np.zeros(0, np.int64)

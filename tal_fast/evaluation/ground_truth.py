@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tal_fast.data.annotations import Annotations
 from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
-from tal_fast.evaluation.records import check_times, read_json, segment_columns
+from tal_fast.evaluation.records import check_times, others, read_json, segment_columns
 
 __all__ = ["GroundTruth", "GroundTruthSource", "read_ground_truth"]
 
@@ -63,7 +63,7 @@ def read_ground_truth(
     """Reads the instances of one subset, exactly as they are given.
 
     Other than :func:`tal_fast.data.load_annotations`, which is for training, nothing but the
-    segments is asked for: no duration is needed, segments may lie outside the video, and a
+    segments is asked for: no duration is needed, segments may end after the video, and a
     zero-length segment is an instance (which a detection can hardly match). Duplicates stay.
 
     Args:
@@ -80,8 +80,8 @@ def read_ground_truth(
 
     Raises:
         DataError: if the file is missing, truncated or not such a file, no video is in ``subset``,
-            or an annotation in it lacks a key, is of another type, reversed or not finite. The
-            message names file, video and position.
+            or an annotation in it lacks a key, is of another type, reversed, before 0 or not
+            finite. The message names file, video and position.
     """
     if isinstance(source, Annotations):
         return _from_annotations(source, subset)
@@ -117,6 +117,12 @@ def read_ground_truth(
             raise DataError(f"{name_of(i)}: no 'segment' among {sorted(map(str, item))}")
     start, end = segment_columns([item["segment"] for item in items], name_of)
     check_times(start, end, name_of)
+    if not strict and (start < 0).any():
+        i = int((start < 0).argmax())
+        raise DataError(
+            f"{name_of(i)}: expected a start >= 0 s, got {float(start[i])}"
+            f"{others(int(np.count_nonzero(start < 0)))}"
+        )
     sizes = [len(annotations[video]) for video in chosen]
     return GroundTruth(
         videos=chosen,

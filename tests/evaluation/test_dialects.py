@@ -277,6 +277,8 @@ class TestRules:
         assert mean("mmaction2", truth["database"], found_of(*_rows(found), video="a"), (0.7,)) == 0
 
     def test_names_of_videos(self):
+        both = truth_of(("jump", 0, 10)), found_of(("jump", 0, 10, 0.5))
+        assert mean("mmaction2", *both) == 1.0
         truth = truth_of(("jump", 0, 10))["database"]
         found = found_of(("jump", 0, 10, 0.5), video="a")
         assert mean("mmaction2", truth, found) == 1.0

@@ -162,11 +162,11 @@ class TestByHand:
                 "b": {"annotations": [{"segment": [0, 10], "label": "x"}]},
             }
         }
-        result = evaluate(truth, {"results": {}})
+        result = evaluate(truth, {"results": {}}, strict=True)
         names = {s.name: s for s in analyse_errors(result, bins="thumos14").sensitivity}
         assert names["coverage"].instances.tolist() == [0, 0, 0, 0, 1]
         del truth["database"]["a"]["duration"]
-        result = evaluate(truth, {"results": {}})
+        result = evaluate(truth, {"results": {}}, strict=True)
         assert [s.name for s in analyse_errors(result).sensitivity] == ["length", "instances"]
 
     @pytest.mark.parametrize(

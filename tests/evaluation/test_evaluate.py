@@ -101,8 +101,11 @@ class TestEvaluate:
         assert evaluate(truth, found, subset="test").ap[1, 0] == 0.5
 
     def test_empty_results(self, truth):
-        assert evaluate(truth, {"results": {}}, subset="test").average_map == 0.0
-        assert evaluate(truth, {"results": {"test1": []}}, subset="test").average_map == 0.0
+        for content in ({"results": {}}, {"results": {"test1": []}}):
+            with pytest.raises(DataError, match="expected at least one prediction, got none"):
+                evaluate(truth, content, subset="test")
+            lenient = evaluate(truth, content, subset="test", dialect="opentad", strict=True)
+            assert lenient.average_map == 0.0
 
     def test_numpy_numbers_are_numbers(self, truth, found):
         entry = found["results"]["test1"][0]

@@ -158,6 +158,18 @@ class TestFiles:
         ):
             evaluate(truth, found)
         evaluate(truth, found, strict=True)
+        truth["database"]["v2"]["annotations"][1]["segment"] = [-2, 3]
+        with pytest.raises(DataError, match=r"'v2', annotation 1: expected a start >= 0 s, got -2"):
+            evaluate(truth, found)
+        evaluate(truth, found, strict=True)
+
+    @pytest.mark.parametrize("content", [{"results": {}}, {"results": {"v0": []}}])
+    def test_no_prediction_at_all(self, truth, tmp_path, content):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"a\.json: expected at least one prediction, got none"):
+            evaluate(truth, tmp_path / "a.json")
+        assert evaluate(truth, tmp_path / "a.json", strict=True).average_map == 0.0
+        assert evaluate(truth, read_results(tmp_path / "a.json")).average_map == 0.0
 
 
 class TestFastJson:

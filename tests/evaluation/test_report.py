@@ -129,8 +129,8 @@ class TestCommand:
     def test_everything_at_once(self, case, files, tmp_path, capsys):
         out = tmp_path / "out.json"
         status = main(
-            [*files, "--tiou", "0.5", "--bootstrap", "40", "--errors", "--against", files[-1],
-             "--json", str(out), "--report", str(tmp_path / "page"), "--video", "clip 2"]
+            [*files, "--tiou", "0.5", "--bootstrap", "40", "--errors", "--recall", "--against",
+             files[-1], "--json", str(out), "--report", str(tmp_path / "page"), "--video", "clip 2"]
         )  # fmt: skip
         assert status == 0
         shown = capsys.readouterr().out
@@ -139,7 +139,8 @@ class TestCommand:
         assert "mAP gained without" in shown
         content = json.loads(out.read_text())
         assert content["average_map"] == evaluate(*case, (0.5,)).average_map
-        assert {"bootstrap", "against", "errors"} <= set(content)
+        assert {"bootstrap", "against", "errors", "recall_at_kx"} <= set(content)
+        assert content["average_recall"]["AR@100"] > 0
         assert content["against"]["difference"] == 0
         assert "clip 2" in (tmp_path / "page" / "index.html").read_text("utf-8")
 
