@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation.preparation import Prepared
+from tal_fast.evaluation.prepared import Prepared
 from tal_fast.evaluation.result import EvaluationResult
 
 __all__ = ["BINS", "ERRORS", "ErrorAnalysis", "Sensitivity", "analyse_errors"]

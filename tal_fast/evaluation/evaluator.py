@@ -19,15 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect, find_dialect
 from tal_fast.evaluation.ground_truth import GroundTruth, GroundTruthSource, read_ground_truth
-from tal_fast.evaluation.preparation import Prepared, Segments, prepare
+from tal_fast.evaluation.preparation import prepare
+from tal_fast.evaluation.prepared import Prepared, Segments
 from tal_fast.evaluation.records import others
 from tal_fast.evaluation.result import EvaluationResult
-from tal_fast.evaluation.results import Detections, read_results
+from tal_fast.evaluation.results import read_results
 from tal_fast.ranges import nvtx_range
 
-__all__ = ["DEFAULT_TIOU_THRESHOLDS", "Evaluator", "evaluate", "evaluate_arrays"]
+__all__ = ["DEFAULT_TIOU_THRESHOLDS", "check_thresholds", "evaluate", "evaluate_arrays"]
 
 DEFAULT_TIOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -85,7 +87,7 @@ def evaluate(
         ConfigError: if a threshold is not in (0, 1], is given twice, or there are none or over 64,
             or a dialect or tie rule is unknown.
     """
-    thresholds = _check_thresholds("evaluate", tiou_thresholds)
+    thresholds = check_thresholds("evaluate", tiou_thresholds)
     rules = _choose_rules(dialect, ties, blocked_videos)
     with nvtx_range("tal_fast.evaluate.read"):
         truth = (
@@ -173,7 +175,7 @@ def evaluate_arrays(
             is out of range, a segment is reversed, a value is NaN or infinite, or N is 0.
         ConfigError: as in :func:`evaluate`.
     """
-    thresholds = _check_thresholds("evaluate_arrays", tiou_thresholds)
+    thresholds = check_thresholds("evaluate_arrays", tiou_thresholds)
     rules = _choose_rules(dialect, ties, ())
     truth = _columns("gt_video", gt_video, "gt_label", gt_label, "gt_segments", gt_segments)
     found = _columns("video", video, "label", label, "segments", segments)
@@ -200,124 +202,6 @@ def evaluate_arrays(
         num_threads=num_threads,
         describe=lambda i: f"evaluate_arrays: detection {i}",
     )
-
-
-class Evaluator:
-    """Collects predictions video by video and evaluates them at the end.
-
-    The result does not depend on the order of :meth:`add` and :meth:`merge`: predictions of equal
-    score count in the order of the ground truth's videos. An evaluator can be pickled, so that
-    processes can each fill one and send it home to be merged.
-
-    Args:
-        ground_truth: as in :func:`evaluate`.
-        tiou_thresholds: as in :func:`evaluate`.
-        subset: as in :func:`evaluate`.
-        classes: what integer labels index; default: the ground truth's class numbers.
-        options: the other arguments of :func:`evaluate`.
-
-    Example:
-        >>> truth = {"database": {"a": {"annotations": [{"segment": [0, 10], "label": "run"}]}}}
-        >>> first, second = Evaluator(truth), Evaluator(truth)
-        >>> first.add("a", [[0, 9]], ["run"], [0.8])
-        >>> first.merge(second)
-        >>> first.result().average_map
-        1.0
-    """
-
-    def __init__(
-        self,
-        ground_truth: GroundTruthSource | GroundTruth,
-        tiou_thresholds: Sequence[float] = DEFAULT_TIOU_THRESHOLDS,
-        subset: str | None = None,
-        *,
-        classes: Sequence[str] | None = None,
-        **options: Any,
-    ) -> None:
-        self._thresholds = _check_thresholds("Evaluator", tiou_thresholds)
-        self._subset = subset
-        self._options = options
-        self._truth = (
-            ground_truth
-            if isinstance(ground_truth, GroundTruth)
-            else read_ground_truth(
-                ground_truth,
-                subset,
-                dialect=find_dialect(options.get("dialect", TAL_FAST)),
-                strict=options.get("strict", False),
-            )
-        )
-        self._classes = tuple(classes) if classes is not None else None
-        self._found: dict[str, Detections] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._found.values()))
-
-    def add(
-        self,
-        video: str,
-        segments: npt.ArrayLike,
-        labels: Sequence[str] | npt.ArrayLike,
-        scores: npt.ArrayLike,
-    ) -> None:
-        """Adds all predictions of one video.
-
-        Args:
-            video: its name.
-            segments: float [n, 2] in seconds.
-            labels: [n] names, or integers (see ``classes``).
-            scores: float [n].
-
-        Raises:
-            DataError: the video was added before, or a value is bad; the message names it.
-        """
-        if video in self._found:
-            raise DataError(f"Evaluator: expected each video once, got {video!r} again")
-        by_number = np.asarray(labels).dtype.kind in "iu"
-        if by_number and self._classes is None:
-            numbers = np.asarray(labels).tolist()
-            found = Detections.from_videos(
-                {video: (segments, [str(n) for n in numbers], scores)},
-                list(dict.fromkeys(map(str, numbers))),
-            )
-            found = replace(found, classes=tuple(int(name) for name in found.classes))
-        else:
-            names = self._classes
-            if names is None:
-                names = tuple(dict.fromkeys(np.asarray(labels).tolist()))
-            found = Detections.from_videos({video: (segments, labels, scores)}, names)
-        self._found[video] = found
-
-    def merge(self, other: Evaluator) -> None:
-        """Takes over what another evaluator has collected for the same ground truth.
-
-        Raises:
-            DataError: both have predictions for a video.
-            ConfigError: the other evaluates something else.
-        """
-        mine = (self._thresholds, self._subset, self._options, self._truth.videos)
-        if mine != (other._thresholds, other._subset, other._options, other._truth.videos):
-            raise ConfigError(
-                "Evaluator: expected an evaluator of the same ground truth, subset, thresholds and "
-                "options to merge with, got another"
-            )
-        both = [video for video in other._found if video in self._found]
-        if both:
-            raise DataError(
-                f"Evaluator: expected each video once, got {both[0]!r} from both{others(len(both))}"
-            )
-        self._found.update(other._found)
-
-    def result(self) -> EvaluationResult:
-        """Evaluates what was collected so far; more may be added afterwards.
-
-        Raises:
-            DataError: as :func:`evaluate`.
-        """
-        place = {video: i for i, video in enumerate(self._truth.videos)}
-        names = sorted(self._found, key=lambda video: (place.get(video, len(place)), video))
-        found = Detections.concatenate([self._found[name] for name in names])
-        return evaluate(self._truth, found, self._thresholds, self._subset, **self._options)
 
 
 def _choose_rules(dialect: str | Dialect, ties: str | None, blocked: Collection[str]) -> Dialect:
@@ -369,7 +253,12 @@ def _run(
     )
 
 
-def _check_thresholds(function: str, values: Sequence[float]) -> tuple[float, ...]:
+def check_thresholds(function: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Returns the thresholds as floats.
+
+    Raises:
+        ConfigError: they are no numbers in (0, 1], equal, or not 1 to 64; names ``function``.
+    """
     try:
         thresholds = tuple(float(value) for value in values)
     except (TypeError, ValueError):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation.preparation import Prepared, numpy_order
+from tal_fast.evaluation.prepared import Prepared, numpy_order
 from tal_fast.evaluation.result import EvaluationResult
 
 __all__ = ["AverageRecall", "average_recall", "recall_at_kx"]

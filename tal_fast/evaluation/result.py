@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from tal_fast._C import Evaluation
-    from tal_fast.evaluation.preparation import Prepared
+    from tal_fast.evaluation.prepared import Prepared
 
 __all__ = ["EvaluationResult"]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forms in which predictions come: files of several kinds, videos one by one, shards."""
 
+import doctest
 import gzip
 import itertools
 import json
@@ -256,6 +257,11 @@ class TestEvaluator:
         result = self.fill(evaluator, found, found["results"]).result()
         assert result.average_map == evaluate(truth, found, (0.5,), dialect="thumos").average_map
         assert result.dialect == "thumos"
+
+    def test_the_example_in_its_docstring(self):
+        from tal_fast.evaluation import streaming
+
+        assert doctest.testmod(streaming, raise_on_error=True).attempted >= 4
 
     def test_nothing_and_more_afterwards(self, truth, found):
         evaluator = Evaluator(truth)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detections of many videos as flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tal_fast.errors import DataError, nearest
+from tal_fast.evaluation.records import check_times, others
+
+__all__ = ["Detections", "VideoDetections"]
+
+#: Segments [n, 2] in seconds, labels [n] as names or class indices, scores [n] of one video.
+VideoDetections = tuple[npt.ArrayLike, Sequence[str] | npt.ArrayLike, npt.ArrayLike]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Detections of many videos as flat arrays.
+
+    :func:`read_results` and :meth:`from_videos` make them and check them; the constructor only
+    stores.
+
+    Attributes:
+        videos: names; every video of the source, also those without a detection.
+        classes: what ``label`` indexes: names, or the ground truth's numbers of classes.
+        video: int64 [N], index into ``videos``.
+        label: int64 [N], index into ``classes``.
+        start: float64 [N] in seconds.
+        end: float64 [N] in seconds, >= ``start``.
+        score: float64 [N], finite; any range.
+        origin: where they come from, for messages.
+    """
+
+    videos: tuple[str, ...]
+    classes: tuple[str | int, ...]
+    video: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+    start: npt.NDArray[np.float64]
+    end: npt.NDArray[np.float64]
+    score: npt.NDArray[np.float64]
+    origin: str = "predictions"
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def describe(self, index: int) -> str:
+        """Returns the name of a record for messages: file, video, position within the video."""
+        video = self.video[index]
+        position = int(np.count_nonzero(self.video[:index] == video))
+        return f"{self.origin}: video {self.videos[video]!r}, prediction {position}"
+
+    @classmethod
+    def from_videos(
+        cls,
+        detections: Mapping[str, VideoDetections],
+        classes: Sequence[str],
+        *,
+        origin: str = "predictions",
+    ) -> Detections:
+        """Gathers per-video arrays.
+
+        Args:
+            detections: video name to (segments [n, 2] in seconds, labels [n], scores [n]). Labels
+                are names or indices into ``classes``.
+            classes: class names.
+            origin: where the detections come from, for messages.
+
+        Raises:
+            DataError: naming video and position, if shapes disagree, a label is unknown, a segment
+                is reversed, or a value is NaN or infinite.
+        """
+        names = tuple(classes)
+        index = {name: i for i, name in enumerate(names)}
+        columns = [
+            _video_columns(f"{origin}: video {v!r}", d, index) for v, d in detections.items()
+        ]
+        sizes = [len(label) for label, _, _ in columns]
+        segments = _join([s for _, s, _ in columns], np.float64, 2)
+        found = cls(
+            videos=tuple(detections),
+            classes=names,
+            video=np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
+            label=_join([label for label, _, _ in columns], np.int64),
+            start=np.ascontiguousarray(segments[:, 0]),
+            end=np.ascontiguousarray(segments[:, 1]),
+            score=_join([score for _, _, score in columns], np.float64),
+            origin=origin,
+        )
+        found.check()
+        return found
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Detections]) -> Detections:
+        """Joins detections of different videos, in this order."""
+        classes: dict[str | int, int] = {}
+        for part in parts:
+            for name in part.classes:
+                classes.setdefault(name, len(classes))
+        offsets = np.cumsum([0, *(len(part.videos) for part in parts)]).tolist()
+        renamed = [
+            np.array([classes[name] for name in part.classes], dtype=np.int64)[part.label]
+            for part in parts
+            if len(part)
+        ]
+        return cls(
+            videos=tuple(name for part in parts for name in part.videos),
+            classes=tuple(classes),
+            video=_join(
+                [p.video + at for p, at in zip(parts, offsets[:-1], strict=True)], np.int64
+            ),
+            label=_join(renamed, np.int64),
+            start=_join([part.start for part in parts], np.float64),
+            end=_join([part.end for part in parts], np.float64),
+            score=_join([part.score for part in parts], np.float64),
+        )
+
+    def to_results(self, *, version: str = "tal_fast") -> dict[str, Any]:
+        """Returns the content of a results JSON; order within a video is kept."""
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.videos}
+        names = self.videos
+        for video, label, start, end, score in zip(
+            self.video.tolist(),
+            self.label.tolist(),
+            self.start.tolist(),
+            self.end.tolist(),
+            self.score.tolist(),
+            strict=True,
+        ):
+            results[names[video]].append(
+                {"segment": [start, end], "label": self.classes[label], "score": score}
+            )
+        return {"version": version, "results": results, "external_data": {}}
+
+    def check(self) -> None:
+        """Checks that times and scores are finite and no segment is reversed.
+
+        Raises:
+            DataError: naming the first record at fault.
+        """
+        check_times(self.start, self.end, self.describe)
+        bad = ~np.isfinite(self.score)
+        if bad.any():
+            i = int(bad.argmax())
+            raise DataError(
+                f"{self.describe(i)}: expected a finite score, got {float(self.score[i])}"
+                f"{others(int(bad.sum()))}"
+            )
+
+
+def _video_columns(
+    where: str, detections: VideoDetections, index: Mapping[str, int]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns (labels [n], segments [n, 2], scores [n]) of one video."""
+    try:
+        raw_segments, raw_labels, raw_scores = detections
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{where}: expected (segments, labels, scores), got {type(detections).__name__}"
+        ) from None
+    try:
+        segments = np.asarray(raw_segments, dtype=np.float64)
+        scores = np.asarray(raw_scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: expected numbers in segments and scores: {error}") from error
+    labels = np.asarray(raw_labels)
+    if segments.size == 0 and labels.size == 0 and scores.size == 0:
+        return np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0)
+    if scores.ndim != 1 or segments.shape != (len(scores), 2) or labels.shape != (len(scores),):
+        raise DataError(
+            f"{where}: expected segments [n, 2], labels [n] and scores [n], got "
+            f"{list(segments.shape)}, {list(labels.shape)} and {list(scores.shape)}"
+        )
+    if labels.dtype.kind == "U":
+        named = [_label(where, i, name, index) for i, name in enumerate(labels.tolist())]
+        return np.array(named, dtype=np.int64), segments, scores
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{where}: expected labels as names or integers, got {labels.dtype}")
+    bad = (labels < 0) | (labels >= len(index))
+    if bad.any():
+        i = int(bad.argmax())
+        raise DataError(
+            f"{where}, prediction {i}: expected a label in [0, {len(index)}), got {labels[i]}"
+        )
+    return labels.astype(np.int64), segments, scores
+
+
+def _label(where: str, position: int, name: str, index: Mapping[str, int]) -> int:
+    if name not in index:
+        raise DataError(
+            f"{where}, prediction {position}: label {name!r} is not among the {len(index)} "
+            f"classes{nearest(name, index)}"
+        )
+    return index[name]
+
+
+def _join(parts: list[npt.NDArray[Any]], dtype: Any, columns: int = 0) -> npt.NDArray[Any]:
+    empty = np.zeros((0, columns) if columns else 0, dtype)
+    return np.concatenate([empty, *parts])
