@@ -360,7 +360,12 @@ def evaluate(
         _say(f"note: {note}")
     if report is not None:
         page = evaluation.write_report(
-            report, result, videos=video, errors=analysis, title=f"Detections of {predictions.name}"
+            report,
+            result,
+            videos=video,
+            title=f"Detections of {predictions.name}",
+            errors=analysis,
+            replicates=replicates or 1000,
         )
         typer.echo(f"\npage: {page}")
     if json_out is not None:

@@ -94,7 +94,7 @@ def timeline(
         duration = max(duration, float(source.durations[video]))
     # As many pixels as make the median instance a bar that one can see, within reason.
     length = float(np.median((truth.end - truth.start)[instances])) if len(instances) else duration
-    scale = float(np.clip(40 / max(length, 1e-9), 800 / duration, 6000 / duration))
+    scale = float(np.clip(64 / max(length, 1e-9), 800 / duration, 8000 / duration))
     width = duration * scale + 12
     height = len(classes) * _CLASS_ROW + _AXIS_ROW
     top = {c: n * _CLASS_ROW for n, c in enumerate(classes)}
