@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace tal_fast::evaluation {
 namespace {
@@ -26,14 +27,26 @@ struct Scratch {
     int64_t end = 0;
   };
 
+  // A detection, copied beside the others of its class: visiting them by score would otherwise miss
+  // the cache three times for each.
+  struct Detection {
+    double start;
+    double end;
+    int64_t video;
+  };
+
   Ranker ranker;
-  std::vector<int64_t> order;         // the class's ground truth, as input indices by video
-  std::vector<Range> range_of_video;  // [num_videos]; empty between classes
-  std::vector<Instance> instances;    // the class's ground truth, by video
-  std::vector<Candidate> candidates;  // of one detection
-  std::vector<double> overlaps;       // of one detection, or [instances, detections] of a video
-  std::vector<int64_t> tried;         // order of the above
-  std::vector<int64_t> videos;        // that have ground truth of the class
+  std::vector<int64_t> rank;            // positions in the class's group, by rank
+  std::vector<uint64_t> hits;           // by rank
+  std::vector<uint64_t> hits_of_group;  // by position in the group
+  std::vector<Detection> packed;        // the class's detections, in the order of their group
+  std::vector<int64_t> order;           // the class's ground truth, as input indices by video
+  std::vector<Range> range_of_video;    // [num_videos]; empty between classes
+  std::vector<Instance> instances;      // the class's ground truth, by video
+  std::vector<Candidate> candidates;    // of one detection
+  std::vector<double> overlaps;         // of one detection, or [instances, detections] of a video
+  std::vector<int64_t> tried;           // order of the above
+  std::vector<int64_t> videos;          // that have ground truth of the class
   std::vector<std::vector<int64_t>> detections_of;  // [videos], by rank
   std::vector<uint8_t> taken;                       // [detections] of a video
   std::vector<std::vector<int64_t>> hit_rank;       // [num_thresholds][true positives], rising
@@ -62,16 +75,28 @@ class Evaluation {
     r_.num_ground_truth[c] = num_gt;
     r_.num_detections[c] = num_det;
     int64_t* const ranked = r_.ranked.data() + detections_.begin[c];
-    rank_detections(detections_.of(c), num_det, s, ranked);
+    rank_detections(detections_.of(c), num_det, s);
+    for (int64_t n = 0; n < num_det; ++n)
+      ranked[n] = detections_.of(c)[s.rank[n]];
     if (num_gt == 0)
       return;  // AP stays NaN
 
     place_ground_truth(gt_begin, num_gt, s);
+    s.hits.resize(static_cast<size_t>(num_det));
     if (p_.rules.instances_choose) {
       let_instances_choose(ranked, num_det, s);
-    } else {
       for (int64_t n = 0; n < num_det; ++n)
-        r_.hits[ranked[n]] = match(ranked[n], s);
+        s.hits[n] = r_.hits[ranked[n]];
+    } else {
+      pack_detections(detections_.of(c), num_det, s);
+      s.hits_of_group.resize(static_cast<size_t>(num_det));
+      for (int64_t n = 0; n < num_det; ++n) {
+        s.hits[n] = match(ranked[n], s.packed[s.rank[n]], s);
+        s.hits_of_group[s.rank[n]] = s.hits[n];
+      }
+      // In the order of the group, which is that of memory.
+      for (int64_t n = 0; n < num_det; ++n)
+        r_.hits[detections_.of(c)[n]] = s.hits_of_group[n];
     }
     measure(c, ranked, num_det, num_gt, s);
     for (int64_t g = 0; g < num_gt; ++g) {
@@ -100,19 +125,22 @@ class Evaluation {
     }
   }
 
-  void rank_detections(const int64_t* index, int64_t size, Scratch& s, int64_t* ranked) const {
+  void rank_detections(const int64_t* index, int64_t size, Scratch& s) const {
+    s.rank.resize(static_cast<size_t>(size));
     if (p_.order != nullptr) {
-      std::copy(index, index + size, ranked);  // grouped in the order that was given
+      std::iota(s.rank.begin(), s.rank.end(), int64_t{0});  // grouped in the order that was given
       return;
     }
     const auto& entries = s.ranker.rank(p_.detections.score, index, size);
     for (int64_t n = 0; n < size; ++n)
-      ranked[n] = entries[n].index;
+      s.rank[n] = entries[n].position;
   }
 
-  double tiou(int64_t i, const Scratch::Instance& instance) const {
-    return overlap(p_.rules, p_.detections.start[i], p_.detections.end[i], instance.start,
-                   instance.end);
+  void pack_detections(const int64_t* index, int64_t size, Scratch& s) const {
+    const Detections& det = p_.detections;
+    s.packed.resize(static_cast<size_t>(size));
+    for (int64_t n = 0; n < size; ++n)
+      s.packed[n] = {det.start[index[n]], det.end[index[n]], det.video[index[n]]};
   }
 
   bool reaches(double overlap, double threshold) const {
@@ -124,12 +152,13 @@ class Evaluation {
   //
   // All thresholds share one walk over the instances by falling tIoU: `open` are the thresholds
   // at which the detection still looks for an instance.
-  uint64_t match(int64_t i, Scratch& s) const {
-    const Scratch::Range range = s.range_of_video[p_.detections.video[i]];
+  uint64_t match(int64_t i, const Scratch::Detection& detection, Scratch& s) const {
+    const Scratch::Range range = s.range_of_video[detection.video];
     s.candidates.clear();
     for (int64_t g = range.begin; g < range.end; ++g) {
       Scratch::Instance& instance = s.instances[g];
-      const double o = tiou(i, instance);
+      const double o =
+          overlap(p_.rules, detection.start, detection.end, instance.start, instance.end);
       if (o < lowest_)
         continue;  // a NaN stays
       uint64_t reach = 0;
@@ -140,7 +169,7 @@ class Evaluation {
       s.candidates.push_back({std::isnan(o) ? kFirst : o, reach, &instance});
     }
     if (s.candidates.size() > 1)
-      order_candidates(i, range, s);
+      order_candidates(detection, range, s);
     uint64_t open = ~uint64_t{0};
     uint64_t hits = 0;
     for (const Scratch::Candidate& candidate : s.candidates) {
@@ -154,7 +183,8 @@ class Evaluation {
     return hits;
   }
 
-  void order_candidates(int64_t i, const Scratch::Range& range, Scratch& s) const {
+  void order_candidates(const Scratch::Detection& detection, const Scratch::Range& range,
+                        Scratch& s) const {
     // Few candidates reach a threshold: insertion sort, stable.
     bool tied = false;
     for (size_t n = 1; n < s.candidates.size(); ++n) {
@@ -172,7 +202,8 @@ class Evaluation {
     s.overlaps.resize(static_cast<size_t>(size));
     s.tried.resize(static_cast<size_t>(size));
     for (int64_t g = 0; g < size; ++g)
-      s.overlaps[g] = tiou(i, s.instances[range.begin + g]);
+      s.overlaps[g] = overlap(p_.rules, detection.start, detection.end,
+                              s.instances[range.begin + g].start, s.instances[range.begin + g].end);
     p_.tie_order(s.overlaps.data(), size, s.tried.data());
     s.candidates.clear();
     for (const int64_t g : s.tried) {
@@ -220,7 +251,8 @@ class Evaluation {
     for (int64_t g = range.begin; g < range.end; ++g) {
       for (size_t d = 0; d < columns; ++d)
         s.overlaps[static_cast<size_t>(g - range.begin) * columns + d] =
-            tiou(own[d], s.instances[g]);
+            overlap(p_.rules, p_.detections.start[own[d]], p_.detections.end[own[d]],
+                    s.instances[g].start, s.instances[g].end);
     }
     for (int64_t k = 0; k < p_.num_thresholds; ++k) {
       s.taken.assign(columns, 0);
@@ -251,7 +283,7 @@ class Evaluation {
       ranks.clear();
     s.removed.assign(static_cast<size_t>(p_.num_thresholds), 0);
     for (int64_t n = 0; n < size; ++n) {
-      const uint64_t hits = r_.hits[ranked[n]];
+      const uint64_t hits = s.hits[n];
       const bool touches = !r_.ambiguous.empty() && r_.ambiguous[ranked[n]] != 0;
       if (hits == 0 && !touches)
         continue;

@@ -118,7 +118,7 @@ const std::vector<Ranker::Entry>& Ranker::rank(const double* score, const int64_
                                                int64_t size) {
   entries_.resize(static_cast<size_t>(size));
   for (int64_t n = 0; n < size; ++n)
-    entries_[n] = {falling_key(score[index[n]]), index[n]};
+    entries_[n] = {falling_key(score[index[n]]), n};
   if (size < kRadixSize) {
     std::stable_sort(entries_.begin(), entries_.end(),
                      [](const Entry& a, const Entry& b) { return a.key < b.key; });

@@ -123,14 +123,14 @@ struct Groups {
 Groups group_by(const int64_t* key, int64_t size, int64_t num_groups,
                 const int64_t* order = nullptr);
 
-// Positions 0..size-1 by falling score; input order among equal scores.
+// Positions by falling score; input order among equal scores.
 class Ranker {
  public:
   struct Entry {
     uint64_t key;
-    int64_t index;
+    int64_t position;  // in `index`
   };
-  // index: which scores to rank, [size]. Returns them ranked; valid until the next call.
+  // index: which scores to rank, [size]. Returns its positions ranked; valid until the next call.
   const std::vector<Entry>& rank(const double* score, const int64_t* index, int64_t size);
 
  private:

@@ -44,7 +44,7 @@ std::vector<int64_t> first_hits(const Problem& p, bool by_class, int num_threads
     if (p.order == nullptr) {
       const auto& entries = s.ranker.rank(p.detections.score, own, size);
       for (int64_t n = 0; n < size; ++n)
-        s.ranked[n] = entries[n].index;
+        s.ranked[n] = own[entries[n].position];
     }
     if (by_class) {
       s.by_label.resize(static_cast<size_t>(p.num_classes));
