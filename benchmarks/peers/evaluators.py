@@ -10,10 +10,14 @@ thread.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
+import itertools
 import json
 import re
+import shutil
 import tempfile
 import types
 import warnings
@@ -41,6 +45,8 @@ SHIMS: Mapping[str, str] = {
 Outcome = tuple[dict[str, list[float]], list[float]]
 Database = Mapping[str, Any]
 Results = Mapping[str, Any]
+
+_NUMBERS = itertools.count()
 
 
 @contextlib.contextmanager
@@ -84,8 +90,16 @@ def _registry() -> Any:
     return types.SimpleNamespace(register_module=register)
 
 
+@functools.cache
+def _folder() -> Path:
+    """For the files that peers insist on; gone when the process ends."""
+    folder = tempfile.mkdtemp(prefix="tal_fast_peers_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def _json_file(content: Any, name: str = "truth") -> str:
-    path = Path(tempfile.mkdtemp(prefix="tal_fast_peer_")) / f"{name}.json"
+    path = _folder() / f"{name}_{next(_NUMBERS)}.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     return str(path)
 
@@ -346,17 +360,15 @@ def _tadtr() -> Callable[..., Callable[[], Outcome]]:
         def submit(self, function: Any, *arguments: Any) -> Any:
             return types.SimpleNamespace(result=lambda: function(*arguments))
 
-    def drop(frame: Any, name: str, axis: int) -> Any:
-        return frame.drop(name, axis=axis)
-
     def make(
         database: Database, results: Results, subset: str, thresholds: Sequence[float]
     ) -> Callable[[], Outcome]:
         import torch
 
-        # The file name and the names of subsets are written into the evaluator.
+        # The name of the file and the names of subsets are written into the evaluator.
+        if subset != "test":
+            raise ValueError(f"tadtr: expected the subset test, got {subset}")
         path = _json_file({"database": database})
-        asked = {"val": "val", "test": "val"}[subset]
         futures = types.SimpleNamespace(
             futures=types.SimpleNamespace(
                 ProcessPoolExecutor=Here, as_completed=lambda futures: futures
@@ -383,7 +395,7 @@ def _tadtr() -> Callable[..., Callable[[], Outcome]]:
         def call() -> Outcome:
             with in_place():
                 evaluator = module.TADEvaluator(
-                    "thumos14", asked, nms_mode=["raw"], iou_range=list(thresholds)
+                    "thumos14", "val", nms_mode=["raw"], iou_range=list(thresholds)
                 )
                 number = {name: i for i, name in enumerate(evaluator.classes)}
                 evaluator.update(
@@ -412,7 +424,8 @@ def _tadtr() -> Callable[..., Callable[[], Outcome]]:
 def _activitynet() -> Callable[..., Callable[[], Outcome]]:
     _pandas()
     root = checkout("ActivityNet") / "Evaluation"
-    folder = Path(tempfile.mkdtemp(prefix="tal_fast_peer_"))
+    folder = _folder() / "activitynet"
+    folder.mkdir(exist_ok=True)
     for name in ("utils.py", "eval_detection.py"):
         # Python 2: its print statements and the names that it used, nothing else, in a copy.
         text = (root / name).read_text(encoding="utf-8")
