@@ -411,6 +411,33 @@ class TestRules:
         with pytest.raises(ConfigError, match="expected ties among stable, numpy, got 'random'"):
             mean("tal_fast", truth, found, ties="random")
 
+    @pytest.mark.parametrize(
+        ("answer", "error", "message"),
+        [
+            ([0, 0], ValueError, "each index once"),
+            ([0], ValueError, "one index per overlap"),
+            (RuntimeError("no order today"), RuntimeError, "no order today"),
+        ],
+    )
+    def test_an_order_of_ties_that_is_none(self, monkeypatch, answer, error, message):
+        # Whatever is asked for the order, from whichever thread, its faults come out here.
+        rules = dataclasses.replace(DIALECTS["tal_fast"], tiou_ties="numpy")
+        result = evaluate(
+            truth_of(("jump", 0, 10), ("jump", 0, 10)), found_of(("jump", 0, 10, 0.5)),
+            (0.5,), "test", dialect=rules, num_threads=2,
+        )  # fmt: skip
+
+        class Wrong:
+            def __getitem__(self, _):
+                if isinstance(answer, Exception):
+                    raise answer
+                return np.array(answer, dtype=np.int64)
+
+        monkeypatch.setattr(np, "argsort", lambda *_, **__: Wrong())
+        native = result.source.native((0.5,))
+        with pytest.raises(error, match=message):
+            native.match()
+
     def test_unknown_dialect(self):
         with pytest.raises(ConfigError, match=r"expected a dialect among .* did you mean 'tridet'"):
             evaluate(truth_of(), found_of(), dialect="tridett")
