@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from test_dialects import cases
 
 from tal_fast.errors import DataError
@@ -19,7 +19,6 @@ from tal_fast.evaluation import EvaluationWarning, average_recall, evaluate, rec
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DIALECTS = ("activitynet", "actionformer", "tridet", "opentad", "mmaction2", "tadtr")
-RELAXED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @pytest.fixture
@@ -50,42 +49,60 @@ def ours(dialect, database, results, thresholds):
 
 
 def check(peer, case):
+    """Returns whether there was something to compare."""
     dialect, make = peer
     database, results, thresholds = case
     # Subsets are told apart by name in the other tests; the peers' own files differ there.
     for entry in database.values():
         entry["subset"] = entry["subset"].lower()
-    if not any(e["subset"] == "test" and e["annotations"] for e in database.values()):
-        return
+    names = {
+        a["label"] for e in database.values() if e["subset"] == "test" for a in e["annotations"]
+    }
+    if len(thresholds) > 1:  # most of the cases: two of the evaluators stop at other classes
+        for own in results.values():
+            own[:] = [d for d in own if d["label"] in names]
+    if not names:
+        return False
     try:
         ap, means = make(database, results, "test", thresholds)()
     except Exception:  # unknown classes, classes of empty instances alone, no predictions: its end
-        return
+        return False
     try:
         result = ours(dialect, database, results, thresholds)
     except DataError as error:
         if "no instance to evaluate" in str(error):
-            return
+            return False
         raise
     np.testing.assert_allclose(result.map_per_threshold, means, rtol=0, atol=1e-12)
     for name, values in ap.items():
         c = result.classes.index(name)
         if result.ground_truth_per_class[c]:
             np.testing.assert_allclose(result.ap[c], values, rtol=0, atol=1e-12)
+    return True
+
+
+def run_cases(peer, examples, most):
+    compared = 0
+
+    @settings(max_examples=examples, deadline=None)
+    @given(cases(most=most))
+    def run(case):
+        nonlocal compared
+        compared += check(peer, case)
+
+    run()
+    print(f"{peer[0]}: {compared} of {examples} cases compared")
+    assert compared > examples / 4
 
 
 @pytest.mark.parametrize("peer", DIALECTS, indirect=True)
 class TestAgainstPeers:
-    @settings(max_examples=60, **RELAXED)
-    @given(case=cases())
-    def test_any_input(self, peer, case):
-        check(peer, case)
+    def test_any_input(self, peer):
+        run_cases(peer, 60, 1)
 
     @pytest.mark.slow
-    @settings(max_examples=1000, **RELAXED)
-    @given(case=cases(most=3))
-    def test_many_inputs(self, peer, case):
-        check(peer, case)
+    def test_many_inputs(self, peer):
+        run_cases(peer, 1000, 3)
 
     @pytest.mark.parametrize("levels", [None, 1000, 20])
     def test_larger(self, peer, levels):
