@@ -65,7 +65,16 @@ def cases(draw, most=1):
 
 
 def check(dialect, case):
+    """Returns whether there were numbers to compare."""
     database, results, tious = case
+    names = {
+        a["label"] for e in database.values() if e["subset"] == "test" for a in e["annotations"]
+    }
+    if len(tious) > 1:  # most of the cases: some dialects stop at other classes
+        for own in results.values():
+            own[:] = [d for d in own if d["label"] in names]
+    if dialect == "tal_fast":  # an error of its own, tested elsewhere
+        results = {v: own for v, own in results.items() if database[v]["subset"] == "test"}
     if dialect == "mmaction2":
         results = {video[2:]: entries for video, entries in results.items()}
         ours = database
@@ -76,16 +85,14 @@ def check(dialect, case):
     except KeyError:
         with pytest.raises(DataError):
             evaluate(ours, {"results": results}, tious, "test", dialect=dialect, strict=True)
-        return
+        return False
     if not any(e["subset"] in ("test", "Test") and e["annotations"] for e in database.values()):
-        return
-    if dialect == "tal_fast" and any(database[v]["subset"] != "test" for v in results):
-        return  # an error of its own, tested elsewhere
+        return False
     try:
         result = evaluate(ours, {"results": results}, tious, "test", dialect=dialect, strict=True)
     except DataError:  # nothing to evaluate, where a peer gives NaN or 0
         assert not any(math.isfinite(x) and x > 0 for x in means)
-        return
+        return False
     for name, values in ap.items():
         np.testing.assert_allclose(
             np.nan_to_num(result.ap[result.classes.index(name)], nan=-1.0),
@@ -94,6 +101,21 @@ def check(dialect, case):
             atol=1e-12,
         )
     np.testing.assert_allclose(result.map_per_threshold, means, rtol=0, atol=1e-12)
+    return True
+
+
+def run_cases(dialect, examples, most):
+    compared = 0
+
+    @settings(max_examples=examples, deadline=None)
+    @given(cases(most=most))
+    def run(case):
+        nonlocal compared
+        compared += check(dialect, case)
+
+    run()
+    print(f"{dialect}: {compared} of {examples} cases compared")
+    assert compared > examples / 2
 
 
 def _present(dialect, name, result):
@@ -102,16 +124,12 @@ def _present(dialect, name, result):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 class TestAgainstTheTwin:
-    @settings(max_examples=200, deadline=None)
-    @given(cases())
-    def test_any_input(self, dialect, case):
-        check(dialect, case)
+    def test_any_input(self, dialect):
+        run_cases(dialect, 200, 1)
 
     @pytest.mark.slow
-    @settings(max_examples=4000, deadline=None)
-    @given(cases(most=3))
-    def test_many_inputs(self, dialect, case):
-        check(dialect, case)
+    def test_many_inputs(self, dialect):
+        run_cases(dialect, 4000, 3)
 
     @pytest.mark.parametrize("levels", [None, 1000])
     def test_larger(self, dialect, levels):
@@ -139,7 +157,7 @@ class TestAgainstTheTwin:
                 score = math.floor(score * levels) / levels if levels else score
                 own.append({"segment": segment, "label": a["label"], "score": score})
             results[name] = own
-        check(dialect, (database, results, [0.3, 0.4, 0.5, 0.6, 0.7]))
+        assert check(dialect, (database, results, [0.3, 0.4, 0.5, 0.6, 0.7]))
 
 
 def truth_of(*rows, subset="test", **more):
