@@ -99,7 +99,7 @@ def timeline(
     height = len(classes) * _CLASS_ROW + _AXIS_ROW
     top = {c: n * _CLASS_ROW for n, c in enumerate(classes)}
     matched = set(errors.matched[k][errors.matched[k] >= 0].tolist())
-    best, high = (float(source.score[shown].max()), least) if len(shown) else (1.0, 0.0)
+    best, lowest = (float(source.score[shown].max()), least) if len(shown) else (1.0, 0.0)
     parts = [f'<svg width="{width:.0f}" height="{height}" viewBox="0 0 {width:.0f} {height}">']
     for n in range(len(classes) + 1):
         parts.append(f'<path class="rule" d="M0 {n * _CLASS_ROW + 0.5}H{width:.0f}"/>')
@@ -127,7 +127,7 @@ def timeline(
         kind = int(errors.kinds[k, i])
         colour = COLOURS[kind] if kind < len(COLOURS) else "background"
         score = float(source.score[i])
-        opacity = 0.35 + 0.65 * (score - high) / (best - high) if best > high else 1.0
+        opacity = 0.35 + 0.65 * (score - lowest) / (best - lowest) if best > lowest else 1.0
         what = ("hit", *ERRORS, "over an ambiguous region")[kind]
         parts.append(
             _bar(

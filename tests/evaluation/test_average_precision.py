@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference_ap import average_precision, tiou
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation import evaluate_arrays
+from tal_fast.evaluation import DIALECTS, evaluate_arrays
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -211,6 +211,16 @@ class TestDeterminism:
         many = run(*case, num_threads=threads)
         assert one.ap.tobytes() == many.ap.tobytes()
         assert one.average_map == many.average_map
+
+    @pytest.mark.parametrize("dialect", DIALECTS)
+    def test_nor_does_it_in_any_dialect(self, dialect):
+        truth, found = random_case(1, detections=30_000, score_levels=50)
+        truth += truth[:40]  # equal tIoUs, so that the order of ties is asked for
+        one = run(truth, found, dialect=dialect, strict=True, num_threads=1)
+        for threads in (2, 5):
+            many = run(truth, found, dialect=dialect, strict=True, num_threads=threads)
+            assert one.ap.tobytes() == many.ap.tobytes()
+            assert one.native.hits.tobytes() == many.native.hits.tobytes()
 
     def test_order_of_videos_does_not_matter_without_ties(self):
         truth, found = random_case(2)
