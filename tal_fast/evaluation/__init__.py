@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean average precision of detections against annotations, natively and without pandas.
+"""Scores of detections against annotations: natively, without pandas, by anyone's rules.
+
+:func:`evaluate` (files), :func:`evaluate_arrays` and :class:`Evaluator` (video by video) give an
+:class:`EvaluationResult`; from it come :func:`recall_at_kx`, :func:`average_recall`,
+:func:`bootstrap`, :func:`compare`, :func:`analyse_errors` and :func:`write_report`. The rules are a
+:class:`Dialect`; ``docs/dialects.md`` compares them.
 
 Importing this package imports neither torch nor the native library; evaluating does.
 """
