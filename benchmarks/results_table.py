@@ -109,10 +109,12 @@ def update_readme(readme: Path, results: Path) -> None:
     head, rest = text.split(BEGIN, 1)
     tail = rest.split(END, 1)[1]
     where = results.relative_to(readme.resolve().parent)
+    rounds = [row["repetitions"] for row in content["rows"]]
     block = (
         f"{BEGIN}\n{facts['cores']} cores of an {facts['cpu']} ({facts['isa']}), torch "
-        f"{facts['torch']}, {facts['date'][:10]}; medians of at least 20 rounds, in turn, each "
-        f"peer's result verified first ([rows]({where})).\n\n{markdown_table(content['rows'])}\n"
+        f"{facts['torch']}, {facts['date'][:10]}; medians of {min(rounds)} to {max(rounds)} "
+        f"rounds, in turn, each peer's result verified first ([rows]({where})).\n\n"
+        f"{markdown_table(content['rows'])}\n"
     )
     readme.write_text(head + block + END + tail, encoding="utf-8")
 
