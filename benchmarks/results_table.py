@@ -25,7 +25,8 @@ def _ratio(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     if row["ratio"] is None:
-        return f"{row['ours_ms']:.3g} ms"
+        ms = row["ours_ms"]
+        return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.3g} ms"
     ratio, must = row["ratio"], row["must"]
     text = f"{ratio:.0f}x" if ratio >= 100 else f"{ratio:.1f}x"
     missed = must is not None and (ratio > must if row["at_most"] else ratio < must)

@@ -7,7 +7,6 @@
 // the first-level cache does not bear), and the tensors are read and written row by row with all
 // heads of the unit at once, as a stream.
 #include "cpu/deform_attn.h"
-
 #include "cpu/deform_attn_samples.h"
 #include "cpu/simd.h"
 
@@ -284,23 +283,23 @@ inline void copy_samples(const C* source, int64_t source_stride, C* target, int6
   }
 }
 
+// Slots past `count` are filled with whatever comes out.
 template <typename C>
 void locate_block(const BackwardPlan<C>& plan, int64_t count) {
-  const C* __restrict__ location = plan.location;
-  const C* __restrict__ weight = plan.weight;
-  const C* __restrict__ length = plan.length;
-  const int32_t* __restrict__ first = plan.first;
-  int32_t* __restrict__ left = plan.left;
-  C* __restrict__ left_weight = plan.left_weight;
-  C* __restrict__ right_weight = plan.right_weight;
-  C* __restrict__ fraction = plan.fraction;
-  for (int64_t k = 0; k < count; ++k) {
-    const Position<C> position = locate(location[k], length[k]);
-    left[k] = first[k] + position.tap;
-    const C share = weight[k] * position.fraction;
-    left_weight[k] = weight[k] - share;
-    right_weight[k] = share;
-    fraction[k] = position.fraction;
+  constexpr int kLanes = kFullLanes<C>;
+  using V = Vector<C, kLanes>;
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const auto [tap, fraction] =
+        locate_lanes<C, kLanes>(load<kLanes>(plan.location + k), load<kLanes>(plan.length + k));
+    Vector<int32_t, kLanes> row;
+    std::memcpy(&row, plan.first + k, sizeof(row));
+    row += tap;
+    std::memcpy(plan.left + k, &row, sizeof(row));
+    const V weight = load<kLanes>(plan.weight + k);
+    const V share = weight * fraction;
+    store<kLanes>(plan.left_weight + k, weight - share);
+    store<kLanes>(plan.right_weight + k, share);
+    store<kLanes>(plan.fraction + k, fraction);
   }
 }
 

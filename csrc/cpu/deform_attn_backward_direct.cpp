@@ -13,9 +13,9 @@ namespace {
 
 // For value and its gradient, of all heads of a batch element.
 constexpr int64_t kMostBytes = 640 * 1024;
-// Samples per row and head up to which this is faster. Measured with 128 and 256 rows of 8 heads of
-// 32 channels: 20 % less time at 1.25 samples per row, 5 to 10 % more at 4.
-constexpr int64_t kMostSamplesPerRow = 2;
+// Samples per row and head up to which this is not slower. Measured with 128 and 256 rows of 8
+// heads of 32 channels: a third less time at 1.25 samples per row, the same at 4.
+constexpr int64_t kMostSamplesPerRow = 4;
 
 template <typename C>
 constexpr int kGroup = kFullLanes<C> >= 8 ? 4 : kFullLanes<C> / 2;
@@ -34,10 +34,8 @@ struct Plan {
   C* fraction;      // [slots]
   C* left_weight;
   C* right_weight;
-  int64_t* left;  // [slots] offsets of the taps from value ...
-  int64_t* right;
-  int64_t* left_sum;  // [slots] ... and from grad_value
-  int64_t* right_sum;
+  int32_t* left;  // [slots] where the taps begin in value and in grad_value; -1: nowhere
+  int32_t* right;
   C* partial;  // [slots / kGroup, lanes] products with both taps, partly summed
   C* dots;     // [2 * slots] the same, summed, left and right tap in turn
 
@@ -53,10 +51,8 @@ struct Plan {
     fraction = carve.take<C>(slots);
     left_weight = carve.take<C>(slots);
     right_weight = carve.take<C>(slots);
-    left = carve.take<int64_t>(slots);
-    right = carve.take<int64_t>(slots);
-    left_sum = carve.take<int64_t>(slots);
-    right_sum = carve.take<int64_t>(slots);
+    left = carve.take<int32_t>(slots);
+    right = carve.take<int32_t>(slots);
     partial = carve.take<C>(slots / kGroup<C> * kLanes);
     dots = carve.take<C>(2 * slots);
   }
@@ -82,52 +78,59 @@ struct Plan {
         first += shape.level_lengths[l];
       }
     }
+    for (; k < slots; ++k) {  // whole vectors are computed, so these have to hold something
+      length[k] = C(1);
+      rows[k] = start[k] = column[k] = 0;
+    }
   }
 };
 
+template <int kLanes>
+inline Vector<int32_t, kLanes> load_rows(const int32_t* source) {
+  Vector<int32_t, kLanes> rows;
+  std::memcpy(&rows, source, sizeof(rows));
+  return rows;
+}
+
+// `row` is the distance between rows. Samples are read in whole vectors, but for the last ones.
 template <typename C>
-void locate_query(const Plan<C>& plan, int64_t samples, int64_t row, int64_t zeros, int64_t lost,
-                  const C* __restrict__ locations, const C* __restrict__ weights) {
-  const C* __restrict__ length = plan.length;
-  const int32_t* __restrict__ rows = plan.rows;
-  const int32_t* __restrict__ start = plan.start;
-  const int32_t* __restrict__ column = plan.column;
-  C* __restrict__ fraction = plan.fraction;
-  C* __restrict__ left_weight = plan.left_weight;
-  C* __restrict__ right_weight = plan.right_weight;
-  int64_t* __restrict__ left = plan.left;
-  int64_t* __restrict__ right = plan.right;
-  int64_t* __restrict__ left_sum = plan.left_sum;
-  int64_t* __restrict__ right_sum = plan.right_sum;
-  for (int64_t k = 0; k < samples; ++k) {
-    const Position<C> position = locate(locations[k], length[k]);
-    const int64_t offset = (start[k] + position.tap) * row + column[k];
-    const bool left_inside = static_cast<uint32_t>(position.tap) < static_cast<uint32_t>(rows[k]);
-    const bool right_inside =
-        static_cast<uint32_t>(position.tap + 1) < static_cast<uint32_t>(rows[k]);
-    left[k] = left_inside ? offset : zeros;
-    right[k] = right_inside ? offset + row : zeros;
-    left_sum[k] = left_inside ? offset : lost;
-    right_sum[k] = right_inside ? offset + row : lost;
-    const C share = weights[k] * position.fraction;
-    left_weight[k] = weights[k] - share;
-    right_weight[k] = share;
-    fraction[k] = position.fraction;
+void locate_query(const Plan<C>& plan, int64_t samples, int32_t row, const C* locations,
+                  const C* weights) {
+  constexpr int kLanes = kFullLanes<C>;
+  using V = Vector<C, kLanes>;
+  using Rows = Vector<int32_t, kLanes>;
+  const Rows nowhere = Rows{} - 1;
+  for (int64_t k = 0; k < samples; k += kLanes) {
+    const int64_t left = samples - k;
+    const V location =
+        left >= kLanes ? load<kLanes>(locations + k) : load_partial<kLanes>(locations + k, left);
+    const V weight =
+        left >= kLanes ? load<kLanes>(weights + k) : load_partial<kLanes>(weights + k, left);
+    const auto [tap, fraction] = locate_lanes<C, kLanes>(location, load<kLanes>(plan.length + k));
+    const Rows rows = load_rows<kLanes>(plan.rows + k);
+    const Rows offset =
+        (load_rows<kLanes>(plan.start + k) + tap) * row + load_rows<kLanes>(plan.column + k);
+    const Rows next = tap + 1;
+    const Rows on_left = (tap >= 0) & (tap < rows) ? offset : nowhere;
+    const Rows on_right = (next >= 0) & (next < rows) ? offset + row : nowhere;
+    std::memcpy(plan.left + k, &on_left, sizeof(on_left));
+    std::memcpy(plan.right + k, &on_right, sizeof(on_right));
+    const V share = weight * fraction;
+    store<kLanes>(plan.left_weight + k, weight - share);
+    store<kLanes>(plan.right_weight + k, share);
+    store<kLanes>(plan.fraction + k, fraction);
   }
 }
 
 // Sends taps on padded rows where those outside their level go.
 template <typename C>
-void hide_padding(const Plan<C>& plan, int64_t samples, int64_t row, int64_t zeros, int64_t lost,
-                  const bool* padding) {  // [S]
+void hide_padding(const Plan<C>& plan, int64_t samples, int64_t row, const bool* padding) {  // [S]
   for (int64_t k = 0; k < samples; ++k) {
-    if (plan.left[k] != zeros && padding[plan.left[k] / row]) {
-      plan.left[k] = zeros;
-      plan.left_sum[k] = lost;
+    if (plan.left[k] >= 0 && padding[plan.left[k] / row]) {
+      plan.left[k] = -1;
     }
-    if (plan.right[k] != zeros && padding[plan.right[k] / row]) {
-      plan.right[k] = zeros;
-      plan.right_sum[k] = lost;
+    if (plan.right[k] >= 0 && padding[plan.right[k] / row]) {
+      plan.right[k] = -1;
     }
   }
 }
@@ -139,21 +142,23 @@ inline Vector<C, kFullLanes<C>> walk_sample(const Plan<C>& plan, int64_t k, cons
                                             C* grad_value, const Vector<C, kFullLanes<C>>* grad) {
   constexpr int kLanes = kFullLanes<C>;
   using V = Vector<C, kLanes>;
-  const C* left = value + plan.left[k];
-  const C* right = value + plan.right[k];
+  const int64_t on_left = plan.left[k];
+  const int64_t on_right = plan.right[k];
+  const C* left = on_left >= 0 ? value + on_left : plan.zeros;
+  const C* right = on_right >= 0 ? value + on_right : plan.zeros;
   V left_dot{};
   V right_dot{};
   for (int v = 0; v < kVectors; ++v) {
     left_dot += grad[v] * load<kLanes>(left + v * kLanes);
     right_dot += grad[v] * load<kLanes>(right + v * kLanes);
   }
-  C* left_sum = grad_value + plan.left_sum[k];
+  C* left_sum = on_left >= 0 ? grad_value + on_left : plan.lost;
   const C left_weight = plan.left_weight[k];
   for (int v = 0; v < kVectors; ++v) {
     store<kLanes>(left_sum + v * kLanes,
                   load<kLanes>(left_sum + v * kLanes) + left_weight * grad[v]);
   }
-  C* right_sum = grad_value + plan.right_sum[k];
+  C* right_sum = on_right >= 0 ? grad_value + on_right : plan.lost;
   const C right_weight = plan.right_weight[k];
   for (int v = 0; v < kVectors; ++v) {
     store<kLanes>(right_sum + v * kLanes,
@@ -235,21 +240,15 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const C* gra
     for (int64_t s = 0; s < shape.rows; ++s) {
       std::memset(unit_sums + s * row, 0, static_cast<size_t>(heads * shape.channels) * sizeof(C));
     }
-    const auto offset_of = [](const C* target, const C* base) {
-      return (reinterpret_cast<intptr_t>(target) - reinterpret_cast<intptr_t>(base)) /
-             static_cast<intptr_t>(sizeof(C));
-    };
-    const int64_t zeros = offset_of(plan.zeros, unit_value);
-    const int64_t lost = offset_of(plan.lost, unit_sums);
     const bool* padded = padding == nullptr ? nullptr : padding + b * shape.rows;
     if (padded != nullptr && std::memchr(padded, 1, static_cast<size_t>(shape.rows)) == nullptr) {
       padded = nullptr;
     }
     for (int64_t q = b * shape.queries; q < (b + 1) * shape.queries; ++q) {
       const int64_t first = q * shape.samples_per_query() + first_head * per_head;
-      locate_query(plan, samples, row, zeros, lost, locations + first, weights + first);
+      locate_query(plan, samples, static_cast<int32_t>(row), locations + first, weights + first);
       if (padded != nullptr) {
-        hide_padding(plan, samples, row, zeros, lost, padded);
+        hide_padding(plan, samples, row, padded);
       }
       walk_query<kVectors>(plan, heads, per_head, unit_value, unit_sums,
                            grad + q * row + first_head * shape.channels);
