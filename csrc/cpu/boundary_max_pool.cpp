@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/boundary_max_pool.h"
 
+#include "cpu/buffer.h"
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
 
@@ -21,20 +22,6 @@ struct IndexOf {
 template <>
 struct IndexOf<double> {
   using type = int64_t;
-};
-
-// Scratch that frees itself. Not std::vector: isa.h says why.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t size) : data_(new T[static_cast<size_t>(size)]) {}
-  ~Buffer() { delete[] data_; }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* data() { return data_; }
-
- private:
-  T* data_;
 };
 
 // The rows [first, last] of the group, its channels contiguous; lanes without a channel stay as

@@ -30,10 +30,6 @@ inline std::string list_string(const std::vector<int64_t>& values) {
   return text + ")";
 }
 
-inline ScalarType compute_type(ScalarType type) {
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // Contiguous and of the type that the kernel computes in; no copy when it is both already.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
   return torch::stable::contiguous(tensor.scalar_type() == type ? tensor

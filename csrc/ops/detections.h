@@ -28,14 +28,6 @@ inline Tensor to_compute_type(const Tensor& tensor) {
   return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
 }
 
-inline void check_segments(const char* op, const char* argument, const Tensor& segments) {
-  TAL_FAST_CHECK(segments.dim() == 2 && segments.size(1) == 2, op, ": expected ", argument,
-                 " of shape [N, 2], got ", shape_string(segments));
-  TAL_FAST_CHECK(is_float(segments.scalar_type()), op, ": expected ", argument,
-                 " of dtype float64, float32, float16 or bfloat16, got ",
-                 dtype_string(segments.scalar_type()));
-}
-
 inline Detections check_detections(const char* op, const Tensor& segments, const Tensor& scores) {
   check_segments(op, "segments", segments);
   TAL_FAST_CHECK(scores.dim() == 1 && scores.size(0) == segments.size(0), op,

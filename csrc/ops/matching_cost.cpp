@@ -168,8 +168,7 @@ Tensor matching_cost_cpu(const Tensor& logits_in,    // [K, B, Q, C] or [B, Q, C
   TAL_FAST_CHECK(gamma >= 0 && std::isfinite(gamma), "matching_cost: expected gamma >= 0, got ",
                  gamma);
   TAL_FAST_CHECK(eps >= 0, "matching_cost: expected eps >= 0, got ", eps);
-  const ScalarType type =
-      logits_in.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType type = compute_type(logits_in.scalar_type());
   const auto prepare = [type](const Tensor& tensor) {
     return torch::stable::contiguous(
         tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));

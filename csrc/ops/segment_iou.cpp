@@ -32,17 +32,9 @@ IouKind parse_kind(int64_t kind) {
   return static_cast<IouKind>(kind);
 }
 
-void check_segments(const Tensor& segments, const char* name) {
-  TAL_FAST_CHECK(segments.dim() == 2 && segments.size(1) == 2, "segment_iou: expected ", name,
-                 " of shape [N, 2], got ", shape_string(segments));
-  TAL_FAST_CHECK(is_float(segments.scalar_type()), "segment_iou: expected ", name,
-                 " of dtype float64, float32, float16 or bfloat16, got ",
-                 dtype_string(segments.scalar_type()));
-}
-
 void check_inputs(const Tensor& a, const Tensor& b, bool aligned, double eps) {
-  check_segments(a, "a");
-  check_segments(b, "b");
+  check_segments("segment_iou", "a", a);
+  check_segments("segment_iou", "b", b);
   TAL_FAST_CHECK(a.scalar_type() == b.scalar_type(),
                  "segment_iou: expected a and b of one dtype, got ", dtype_string(a.scalar_type()),
                  " and ", dtype_string(b.scalar_type()));
@@ -57,8 +49,7 @@ void check_inputs(const Tensor& a, const Tensor& b, bool aligned, double eps) {
 template <typename T>
 Tensor split_starts_and_ends(const Tensor& b, int64_t padded) {  // [M, 2] -> [2, padded]
   const int64_t m = b.size(0);
-  const ScalarType compute =
-      b.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType compute = compute_type(b.scalar_type());
   Tensor split = torch::stable::new_empty(b, {2, padded}, compute);
   auto* data = mutable_data<ComputeType<T>>(split);
   TAL_FAST_ISA_CALL(segment_iou_split<T>)(const_data<T>(b), m, data, data + padded);

@@ -63,6 +63,19 @@ inline bool is_float(ScalarType type) {
          type == ScalarType::BFloat16;
 }
 
+// The dtype of ComputeType<T>: what values of `type` are computed in.
+inline ScalarType compute_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_segments(const char* op, const char* argument, const Tensor& segments) {
+  TAL_FAST_CHECK(segments.dim() == 2 && segments.size(1) == 2, op, ": expected ", argument,
+                 " of shape [N, 2], got ", shape_string(segments));
+  TAL_FAST_CHECK(is_float(segments.scalar_type()), op, ": expected ", argument,
+                 " of dtype float64, float32, float16 or bfloat16, got ",
+                 dtype_string(segments.scalar_type()));
+}
+
 template <typename T>
 struct TypeTag {
   using type = T;

@@ -5,8 +5,6 @@ TAL_FAST_PEERS names a folder with checkouts ``actionformer_release`` and ``Open
 extension ``nms_1d_cpu`` was built in place.
 """
 
-import importlib.util
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-FOLDERS = {
-    "actionformer": Path("actionformer_release/libs/utils"),
-    "opentad": Path("OpenTAD/opentad/models/utils/post_processing/nms"),
-}
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -49,33 +44,16 @@ class Peer:
 
 
 def load(name: str) -> Peer | str:
-    """The peer, or why there is none."""
-    root = os.environ.get("TAL_FAST_PEERS")
-    if not root:
-        return "TAL_FAST_PEERS is not set"
-    folder = Path(root) / FOLDERS[name]
-    libraries = sorted(folder.glob("nms_1d_cpu*.so"))
-    if not libraries or not (folder / "nms.py").is_file():
-        return f"no built nms_1d_cpu and nms.py in {folder}"
-    # The prefix keeps the two apart: both are called nms_1d_cpu.
-    native = _execute(f"{name}.nms_1d_cpu", libraries[0])
-    # Their Python imports it by this name; both peers use the same one.
-    before = sys.modules.get("nms_1d_cpu")
-    sys.modules["nms_1d_cpu"] = native
+    """The peer, or why there is none; by the adapter of the benchmarks."""
+    sys.path.insert(0, str(BENCHMARKS))
     try:
-        python = _execute(f"{name}_nms", folder / "nms.py")
+        from peers import PeerMissingError, nms_1d
+
+        try:
+            return Peer(name, *getattr(nms_1d, name)())
+        except PeerMissingError as missing:
+            return str(missing)
     finally:
-        if before is None:
-            del sys.modules["nms_1d_cpu"]
-        else:
-            sys.modules["nms_1d_cpu"] = before
-    return Peer(name, native, python)
-
-
-def _execute(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        sys.path.remove(str(BENCHMARKS))
+        for module in [module for module in sys.modules if module.split(".")[0] == "peers"]:
+            del sys.modules[module]
