@@ -12,7 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.tal_fast_installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CXX_FILES = $(shell find csrc tests/native -name '*.cpp' -o -name '*.h')
+CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
+	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 RESULTS ?= results/demo
 
 export MAX_JOBS := $(JOBS)
@@ -37,7 +38,8 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard build_backend/*.py)
 
 # Recompiles what changed; a second or two when nothing did.
 build: $(STAMP)
-	@TAL_FAST_WERROR=ON $(BIN)/python setup.py --quiet build_ext --inplace
+	@TAL_FAST_WERROR=ON TAL_FAST_CUDA_EMULATOR=ON \
+	  $(BIN)/python setup.py --quiet build_ext --inplace
 
 dev: build  ## Set up .venv with everything and build the native library in place
 

@@ -3,7 +3,8 @@
 
 CMakeLists.txt is the one description of the build; nothing here names a source file. All other
 metadata is in pyproject.toml. Environment: ``TAL_FAST_BUILD_DIR`` (default ``build/<python tag>``),
-``TAL_FAST_CUDA=auto|0|1``, ``TAL_FAST_WERROR=1``, ``TAL_FAST_TORCH_DIR``, ``MAX_JOBS``.
+``TAL_FAST_CUDA=auto|0|1``, ``TAL_FAST_CUDA_EMULATOR=1`` (the CUDA kernels for the CPU, for tests),
+``TAL_FAST_WERROR=1``, ``TAL_FAST_TORCH_DIR``, ``MAX_JOBS``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ def _tool(name: str) -> str:
     return found
 
 
+def _install(built: Path, target: Path) -> None:
+    """Puts a new file under the final name: a process that has the old one mapped keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".new")
+    shutil.copy2(built, temporary)
+    os.replace(temporary, target)
+
+
 class CMakeBuild(build_ext):
     """Configures and builds ``_C`` in a folder that persists, so that rebuilds are incremental."""
 
@@ -63,11 +72,14 @@ class CMakeBuild(build_ext):
             "TAL_FAST_TORCH_DIR": str(torch_dir),
             "TAL_FAST_PYBIND11_INCLUDE": pybind11.get_include(),
             "TAL_FAST_CUDA": os.environ.get("TAL_FAST_CUDA", "auto"),
+            "TAL_FAST_CUDA_EMULATOR": os.environ.get("TAL_FAST_CUDA_EMULATOR", "OFF"),
             "TAL_FAST_WERROR": os.environ.get("TAL_FAST_WERROR", "OFF"),
         }
         configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]
         configure += [f"-D{name}={value}" for name, value in settings.items()]
         build = [cmake, "--build", str(build_dir), "--target", "_C"]
+        if settings["TAL_FAST_CUDA_EMULATOR"] not in ("OFF", "0"):
+            build += ["cuda_emulated"]
         build += ["--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))]
         for command in (configure, build):
             # Shown whole only when it fails: pip hides the output anyway, make users want it short.
@@ -75,14 +87,17 @@ class CMakeBuild(build_ext):
             if done.returncode != 0:
                 sys.stderr.write((done.stdout or "") + (done.stderr or ""))
                 raise SystemExit(f"tal_fast: the native build failed: {' '.join(command)}")
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
         target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        built = build_dir / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        # A new file under the final name, never a rewrite in place: a process that has the old
-        # library mapped keeps it.
-        temporary = target.with_name(target.name + ".new")
-        shutil.copy2(built, temporary)
-        os.replace(temporary, target)
+        _install(build_dir / f"_C{suffix}", target)
+        cuda = build_dir / f"_C_cuda{suffix}"
+        if (build_dir / "with_cuda").exists():  # CMake says what it decided
+            _install(cuda, target.with_name(cuda.name))
+        else:
+            target.with_name(cuda.name).unlink(missing_ok=True)  # of an earlier build
+        if "cuda_emulated" in build:
+            folder = ROOT / "tests" / "cuda_emulator"
+            _install(build_dir / "cuda_emulated.so", folder / "cuda_emulated.so")
 
 
 setup(ext_modules=[Extension("tal_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

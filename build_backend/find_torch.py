@@ -6,12 +6,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
-__all__ = ["find_torch", "torch_version"]
+__all__ = ["cuda_architectures", "find_torch", "torch_version"]
 
 _CORE_LIBRARY = "libtorch_cpu.so"
+# The data-centre GPUs of the last two generations, and PTX for newer ones.
+_DEFAULT_ARCHITECTURES = "80-real;90-real;90-virtual"
 
 
 def torch_version(directory: Path) -> str:
@@ -55,3 +59,43 @@ def find_torch() -> Path | None:
         if (candidate / "lib" / _CORE_LIBRARY).is_file():
             return candidate
     return None
+
+
+def cuda_architectures(directory: Path) -> str:
+    """Says for which GPUs to compile, as CMake writes it (``90-real;90-virtual``).
+
+    ``TORCH_CUDA_ARCH_LIST`` (``8.0;9.0+PTX``) decides where it is set, else the architectures that
+    the torch in ``directory`` was compiled for, else (torch cannot be imported, or is a CPU build)
+    compute capability 8.0 and 9.0 and PTX of the latter.
+
+    Args:
+        directory: the package folder, ``.../site-packages/torch``.
+
+    Raises:
+        ValueError: if ``TORCH_CUDA_ARCH_LIST`` names something else than numbers with a point.
+    """
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wanted:
+        names = []
+        for entry in re.split(r"[ ;,]+", wanted.strip()):
+            match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", entry)
+            if match is None:
+                raise ValueError(
+                    f"TORCH_CUDA_ARCH_LIST: expected entries like 9.0 or 9.0+PTX, got {entry!r}"
+                )
+            number = match.group(1) + match.group(2)
+            names += [f"{number}-real"] + ([f"{number}-virtual"] if match.group(3) else [])
+        return ";".join(names)
+    # In a process of its own: a build must not keep torch loaded.
+    # torch.cuda.get_arch_list() would answer only where there is a GPU.
+    code = "import torch; print(getattr(torch._C, '_cuda_getArchFlags', str)())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(directory.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.findall(r"(sm|compute)_(\d+[af]?)", done.stdout if done.returncode == 0 else "")
+    names = [f"{number}-{'real' if kind == 'sm' else 'virtual'}" for kind, number in found]
+    return ";".join(names) or _DEFAULT_ARCHITECTURES

@@ -47,7 +47,7 @@ py::dict build_info() {
   info["isas_built"] = py::str(TAL_FAST_BUILT_ISAS).attr("split")(",");
   info["isas_available"] = isa_names(tal_fast::available_isas());
   info["isa"] = tal_fast::isa_name(tal_fast::selected_isa());
-  info["cuda"] = false;
+  info["cuda"] = TAL_FAST_BUILT_CUDA != 0;
   info["cuda_reason"] = TAL_FAST_CUDA_REASON;
   return info;
 }

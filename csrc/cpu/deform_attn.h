@@ -11,8 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/half.h"
 #include "cpu/isa.h"
+#include "math/half.h"
 
 namespace tal_fast {
 

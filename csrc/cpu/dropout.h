@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "cpu/half.h"
 #include "cpu/isa.h"
+#include "math/half.h"
 
 namespace tal_fast {
 

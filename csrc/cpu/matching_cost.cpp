@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "cpu/elementary.h"
+#include "math/elementary.h"
 
 namespace tal_fast {
 namespace TAL_FAST_ISA_NAMESPACE {

@@ -2,108 +2,11 @@
 #include "cpu/segment_iou.h"
 
 #include "cpu/simd.h"
+#include "math/segment_overlap.h"
 
 namespace tal_fast {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
-
-// V is C itself or a vector of C. The comparisons are written so that they become one min or max
-// instruction each, and so that a NaN in y comes out.
-template <typename V>
-inline V smaller(V x, V y) {
-  return x < y ? x : y;
-}
-
-template <typename V>
-inline V larger(V x, V y) {
-  return x > y ? x : y;
-}
-
-// A NaN in a segment gives NaN: one in b passes through every comparison, one in a makes its length
-// NaN.
-template <IouKind kind, typename C>
-inline C overlap(C a_start, C a_end, C b_start, C b_end, C eps) {
-  const C inner = larger(C(0), smaller(a_end, b_end) - larger(a_start, b_start));
-  if constexpr (kind == IouKind::kIoa) {
-    return inner / ((a_end - a_start) + eps);
-  }
-  const C both = (a_end - a_start) + (b_end - b_start) - inner;
-  const C iou = inner / (both + eps);
-  if constexpr (kind == IouKind::kIou) {
-    return iou;
-  }
-  const C hull = larger(a_end, b_end) - smaller(a_start, b_start);
-  if constexpr (kind == IouKind::kGiou) {
-    return iou - (hull - both) / (hull + eps);
-  }
-  const C distance = C(0.5) * ((a_start + a_end) - (b_start + b_end));
-  return iou - (distance * distance) / (hull * hull + eps);
-}
-
-// Derivative of max(x, y) for x: 1, 0, or one half at a tie, as torch.maximum has it.
-template <typename C, typename V>
-inline V share(V x, V y) {
-  const V zero{};
-  return x > y ? C(1) - zero : (x == y ? C(0.5) - zero : zero);
-}
-
-template <typename V>
-struct PairGradient {
-  V a_start, a_end, b_start, b_end;
-};
-
-// The derivative for all four ends of a pair; what the caller does not use costs nothing.
-template <IouKind kind, typename C, typename V>
-inline PairGradient<V> overlap_gradient(V a_start, V a_end, V b_start, V b_end, V eps) {
-  const V zero{};
-  const V one = C(1) - zero;
-  const V raw = smaller(a_end, b_end) - larger(a_start, b_start);
-  const V inner = larger(zero, raw);
-  // Segments that just touch (raw == 0) still pull on each other, as torch's clamp has it.
-  const V touching = raw >= zero ? one : zero;
-  const V starts_later = share<C>(a_start, b_start);  // how much of max(starts) is a's
-  const V ends_earlier = share<C>(b_end, a_end);      // how much of min(ends) is a's
-  const PairGradient<V> by_inner{-touching * starts_later, touching * ends_earlier,
-                                 -touching * (one - starts_later), touching * (one - ends_earlier)};
-  if constexpr (kind == IouKind::kIoa) {
-    const V inverse = one / ((a_end - a_start) + eps);
-    const V ratio = inner * inverse;
-    return {(by_inner.a_start + ratio) * inverse, (by_inner.a_end - ratio) * inverse,
-            by_inner.b_start * inverse, by_inner.b_end * inverse};
-  }
-  const V both = (a_end - a_start) + (b_end - b_start) - inner;
-  const PairGradient<V> by_both{-one - by_inner.a_start, one - by_inner.a_end,
-                                -one - by_inner.b_start, one - by_inner.b_end};
-  const V inverse = one / (both + eps);
-  const V ratio = inner * inverse;
-  PairGradient<V> result{(by_inner.a_start - ratio * by_both.a_start) * inverse,
-                         (by_inner.a_end - ratio * by_both.a_end) * inverse,
-                         (by_inner.b_start - ratio * by_both.b_start) * inverse,
-                         (by_inner.b_end - ratio * by_both.b_end) * inverse};
-  if constexpr (kind == IouKind::kIou) {
-    return result;
-  }
-  const V hull = larger(a_end, b_end) - smaller(a_start, b_start);
-  const PairGradient<V> by_hull{starts_later - one, one - ends_earlier, -starts_later,
-                                ends_earlier};
-  if constexpr (kind == IouKind::kGiou) {
-    const V inverse_hull = one / (hull + eps);
-    const V filled = one - (hull - both) * inverse_hull;
-    result.a_start -= (by_hull.a_start * filled - by_both.a_start) * inverse_hull;
-    result.a_end -= (by_hull.a_end * filled - by_both.a_end) * inverse_hull;
-    result.b_start -= (by_hull.b_start * filled - by_both.b_start) * inverse_hull;
-    result.b_end -= (by_hull.b_end * filled - by_both.b_end) * inverse_hull;
-    return result;
-  }
-  const V distance = C(0.5) * ((a_start + a_end) - (b_start + b_end));
-  const V inverse_square = one / (hull * hull + eps);
-  const V pull = C(2) * (distance * distance * inverse_square) * hull;
-  result.a_start -= (distance - pull * by_hull.a_start) * inverse_square;
-  result.a_end -= (distance - pull * by_hull.a_end) * inverse_square;
-  result.b_start += (distance + pull * by_hull.b_start) * inverse_square;
-  result.b_end += (distance + pull * by_hull.b_end) * inverse_square;
-  return result;
-}
 
 template <IouKind kind, typename T>
 void pairwise(const T* __restrict__ a, const ComputeType<T>* __restrict__ b_starts,

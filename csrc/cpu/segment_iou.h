@@ -4,12 +4,11 @@
 
 #include <cstdint>
 
-#include "cpu/half.h"
 #include "cpu/isa.h"
+#include "math/half.h"
+#include "math/segment_overlap.h"
 
 namespace tal_fast {
-
-enum class IouKind { kIou = 0, kGiou = 1, kDiou = 2, kIoa = 3 };
 
 // The pairwise backward reads b, and writes its gradient, in whole groups of so many segments.
 template <typename C>

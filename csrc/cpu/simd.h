@@ -8,7 +8,7 @@
 #include <cstring>
 #include <utility>
 
-#include "cpu/half.h"
+#include "math/half.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// segment_iou: the template for new ops. This file has the schema, the checks that all devices
-// share, and the CPU implementation: check, allocate, call the kernel on row ranges. Fake, autograd
-// and autocast are registered in tal_fast/ops/segment_iou.py beside the public function.
+// segment_iou: the template for new ops. This file has the schema and the CPU implementation:
+// check, allocate, call the kernel on row ranges. The checks that all devices share are in
+// ops/segment_iou.h, the CUDA implementation in cuda/segment_iou.cu. Fake, autograd and autocast
+// are registered in tal_fast/ops/segment_iou.py beside the public function.
 #include "cpu/segment_iou.h"
 
 #include <torch/csrc/stable/library.h>
@@ -12,7 +13,7 @@
 #include <vector>
 
 #include "cpu/huge_pages.h"
-#include "ops/tensor_checks.h"
+#include "ops/segment_iou.h"
 
 namespace tal_fast {
 namespace {
@@ -23,26 +24,6 @@ constexpr int64_t kPairsPerTask = 32768;
 // The pairwise backward sums the gradient for b over at most so many ranges of rows. The ranges
 // depend on the shapes alone, hence the same sums for any number of threads.
 constexpr int64_t kMaxParts = 32;
-
-// The kind travels as a number: the stable ABI of torch 2.10 to 2.13 leaks a string per call. The
-// names are checked in tal_fast/ops/segment_iou.py.
-IouKind parse_kind(int64_t kind) {
-  TAL_FAST_CHECK(kind >= 0 && kind <= 3,
-                 "segment_iou: expected kind 0 (iou), 1 (giou), 2 (diou) or 3 (ioa), got ", kind);
-  return static_cast<IouKind>(kind);
-}
-
-void check_inputs(const Tensor& a, const Tensor& b, bool aligned, double eps) {
-  check_segments("segment_iou", "a", a);
-  check_segments("segment_iou", "b", b);
-  TAL_FAST_CHECK(a.scalar_type() == b.scalar_type(),
-                 "segment_iou: expected a and b of one dtype, got ", dtype_string(a.scalar_type()),
-                 " and ", dtype_string(b.scalar_type()));
-  TAL_FAST_CHECK(!aligned || a.size(0) == b.size(0),
-                 "segment_iou: expected a and b of one length with aligned=True, got ",
-                 shape_string(a), " and ", shape_string(b));
-  TAL_FAST_CHECK(eps >= 0, "segment_iou: expected eps >= 0, got ", eps);
-}
 
 // b widened to the compute type, starts in row 0 and ends in row 1, with room for `padded`
 // segments.
@@ -62,8 +43,8 @@ Tensor split_starts_and_ends(const Tensor& b, int64_t padded) {  // [M, 2] -> [2
 Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
                        const Tensor& b_in,  // [M, 2]
                        int64_t kind_number, bool aligned, double eps) {
-  check_inputs(a_in, b_in, aligned, eps);
-  const IouKind kind = parse_kind(kind_number);
+  check_segment_iou(a_in, b_in, aligned, eps);
+  const IouKind kind = parse_iou_kind(kind_number);
   const Tensor a = torch::stable::contiguous(a_in);
   const Tensor b = torch::stable::contiguous(b_in);
   const int64_t n = a.size(0);
@@ -137,17 +118,13 @@ std::tuple<Tensor, Tensor> segment_iou_backward_cpu(
     const Tensor& a_in,  // [N, 2]
     const Tensor& b_in,  // [M, 2]
     int64_t kind_number, bool aligned, double eps, bool for_a, bool for_b) {
-  check_inputs(a_in, b_in, aligned, eps);
-  const IouKind kind = parse_kind(kind_number);
+  check_segment_iou(a_in, b_in, aligned, eps);
+  const IouKind kind = parse_iou_kind(kind_number);
   const Tensor a = torch::stable::contiguous(a_in);
   const Tensor b = torch::stable::contiguous(b_in);
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
-  const bool shape_fits = aligned ? grad.dim() == 1 && grad.size(0) == n
-                                  : grad.dim() == 2 && grad.size(0) == n && grad.size(1) == m;
-  TAL_FAST_CHECK(shape_fits && grad.scalar_type() == a.scalar_type(),
-                 "segment_iou_backward: expected grad of the shape and dtype of the output, got ",
-                 shape_string(grad), " ", dtype_string(grad.scalar_type()));
+  check_segment_iou_gradient(grad, a, b, aligned);
   const int64_t rows_a = for_a ? n : 0;
   const int64_t rows_b = for_b ? m : 0;
   if (n == 0 || m == 0) {

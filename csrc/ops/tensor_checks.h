@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/half.h"
+#include "math/half.h"
 
 // Throws std::runtime_error (RuntimeError in Python) with the concatenated arguments. Unlike
 // STD_TORCH_CHECK it does not put a function name and a source line in front: the message is for
@@ -81,8 +81,8 @@ struct TypeTag {
   using type = T;
 };
 
-// Calls `body(TypeTag<T>{})` with T = double, float, Half or BFloat16 (csrc/cpu/half.h: the kernels
-// know nothing of torch). `op` and `argument` are for the error message.
+// Calls `body(TypeTag<T>{})` with T = double, float, Half or BFloat16 (csrc/math/half.h: the
+// kernels know nothing of torch). `op` and `argument` are for the error message.
 template <typename Body>
 void dispatch_float(ScalarType type, const char* op, const char* argument, Body&& body) {
   switch (type) {

@@ -1,21 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp and log in float for loops that the compiler turns into vectors: no call, no branch, and the
 // same bits on every instruction set (compile with -ffp-contract=off). The polynomials are those of
-// the Cephes library (S. Moshier). In double the functions of the C library are used.
+// the Cephes library (S. Moshier). In double the functions of the C library (on a GPU CUDA's) are
+// used. CUDA kernels that include this are compiled with -fmad=false: then they give the same bits.
 //
 // In an anonymous namespace because each instruction set compiles its own.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/half.h"
+#include "math/half.h"
+
+// Not the overloads of <cmath>: csrc/cpu/isa.h says why no inline function may come from there.
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define TAL_FAST_C_FUNCTION(name) ::name
+#else
+#define TAL_FAST_C_FUNCTION(name) __builtin_##name
+#endif
 
 namespace tal_fast {
 namespace {
 
 // exp(x) for x <= 0, within 1 ulp (0.98 over all floats); below -87, where the result is less than
 // 2^-125, exp(-87). NaN stays NaN.
-[[maybe_unused]] inline float exp_of_nonpositive(float x) {
+[[maybe_unused]] TAL_FAST_HD float exp_of_nonpositive(float x) {
   x = -87.0f > x ? -87.0f : x;
   // Adding 1.5 * 2^23 rounds to an integer, which then stands in the lowest bits.
   const float shifted = x * 1.44269504088896341f + 12582912.0f;
@@ -34,7 +43,7 @@ namespace {
 }
 
 // log(x) for finite x >= 2^-126, within 1 ulp (0.83 over all floats up to 4). NaN stays NaN.
-[[maybe_unused]] inline float log_of_positive(float x) {
+[[maybe_unused]] TAL_FAST_HD float log_of_positive(float x) {
   // x = 2^n * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
   const auto offset = static_cast<int32_t>(float_to_bits(x) - 0x3f3504f3u);
   const auto n = static_cast<float>(offset >> 23);
@@ -53,17 +62,17 @@ namespace {
   return ((f + rest) + n * 0.693359375f) + (x - x);
 }
 
-[[maybe_unused]] inline double exp_of_nonpositive(double x) {
-  return __builtin_exp(x);
+[[maybe_unused]] TAL_FAST_HD double exp_of_nonpositive(double x) {
+  return TAL_FAST_C_FUNCTION(exp)(x);
 }
-[[maybe_unused]] inline double log_of_positive(double x) {
-  return __builtin_log(x);
+[[maybe_unused]] TAL_FAST_HD double log_of_positive(double x) {
+  return TAL_FAST_C_FUNCTION(log)(x);
 }
-[[maybe_unused]] inline float power(float base, float exponent) {
-  return __builtin_powf(base, exponent);
+[[maybe_unused]] TAL_FAST_HD float power(float base, float exponent) {
+  return TAL_FAST_C_FUNCTION(powf)(base, exponent);
 }
-[[maybe_unused]] inline double power(double base, double exponent) {
-  return __builtin_pow(base, exponent);
+[[maybe_unused]] TAL_FAST_HD double power(double base, double exponent) {
+  return TAL_FAST_C_FUNCTION(pow)(base, exponent);
 }
 
 }  // namespace

@@ -2,12 +2,18 @@
 // The 16-bit floating-point types of the kernels, without torch: bits, and conversion to and from
 // float. Layout-compatible with torch's Half and BFloat16, so that ops may cast data pointers.
 //
-// The functions are in an anonymous namespace because each instruction set compiles its own.
+// The functions are in an anonymous namespace because each instruction set compiles its own. On a
+// GPU they are its conversion instructions.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
+
+#include "math/host_device.h"
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#elif defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -38,29 +44,31 @@ using ComputeType = typename ComputeTypeOf<T>::type;
 
 namespace {
 
-[[maybe_unused]] inline float bits_to_float(uint32_t bits) {
+[[maybe_unused]] TAL_FAST_HD float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
 
-[[maybe_unused]] inline uint32_t float_to_bits(float value) {
+[[maybe_unused]] TAL_FAST_HD uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
 
-[[maybe_unused]] inline double widen(double value) {
+[[maybe_unused]] TAL_FAST_HD double widen(double value) {
   return value;
 }
-[[maybe_unused]] inline float widen(float value) {
+[[maybe_unused]] TAL_FAST_HD float widen(float value) {
   return value;
 }
-[[maybe_unused]] inline float widen(BFloat16 value) {
+[[maybe_unused]] TAL_FAST_HD float widen(BFloat16 value) {
   return bits_to_float(static_cast<uint32_t>(value.bits) << 16);
 }
-[[maybe_unused]] inline float widen(Half value) {
-#if defined(__F16C__)
+[[maybe_unused]] TAL_FAST_HD float widen(Half value) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(value.bits));
+#elif defined(__F16C__)
   return _cvtsh_ss(value.bits);
 #else
   // Shift exponent and mantissa into place and let one multiplication rebias the exponent, which
@@ -76,20 +84,26 @@ namespace {
 
 // Rounds to nearest, ties to even.
 template <typename T>
-inline T narrow(ComputeType<T> value) {
+TAL_FAST_HD T narrow(ComputeType<T> value) {
   return value;
 }
 template <>
-[[maybe_unused]] inline BFloat16 narrow<BFloat16>(float value) {
+[[maybe_unused]] TAL_FAST_HD BFloat16 narrow<BFloat16>(float value) {
+#if defined(__CUDA_ARCH__)
+  return BFloat16{__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+#else
   const uint32_t bits = float_to_bits(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   // A NaN with a small payload must not round to infinity.
   const uint32_t nan = (bits >> 16) | 0x40u;
   return BFloat16{static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
+#endif
 }
 template <>
-[[maybe_unused]] inline Half narrow<Half>(float value) {
-#if defined(__F16C__)
+[[maybe_unused]] TAL_FAST_HD Half narrow<Half>(float value) {
+#if defined(__CUDA_ARCH__)
+  return Half{__half_as_ushort(__float2half_rn(value))};
+#elif defined(__F16C__)
   return Half{static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
 #else
   const uint32_t bits = float_to_bits(value);

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// How ops reach a GPU: device, stream, limits and launches. The emulated build
+// (tests/cuda_emulator) compiles the same launchers and registers them for CPU tensors in a library
+// of its own.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/platform.cuh"
+#include "ops/tensor_checks.h"
+
+#if defined(__CUDACC__)
+#include <torch/csrc/stable/accelerator.h>
+
+#include <nvtx3/nvToolsExt.h>
+#else
+#include <cstdlib>
+#endif
+
+// TAL_FAST_CUDA_IMPL(m) { m.impl("segment_iou", TORCH_BOX(&segment_iou_cuda)); }
+#if defined(__CUDACC__)
+#define TAL_FAST_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(tal_fast, CUDA, m)
+#else
+#define TAL_FAST_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(tal_fast_emulated, CPU, m)
+#endif
+
+namespace tal_fast {
+
+// What the choice between kernels may depend on.
+struct DeviceLimits {
+  int multiprocessors;
+  size_t shared_per_block;           // bytes, the opt-in maximum
+  size_t shared_per_multiprocessor;  // bytes
+};
+
+#if defined(__CUDACC__)
+
+inline void check_cuda(cudaError_t status, const std::string& what) {
+  TAL_FAST_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
+}
+
+// Makes the tensor's device current while it lives, and knows the stream to launch on.
+class DeviceScope {
+ public:
+  explicit DeviceScope(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+  cudaStream_t stream() const { return stream_; }
+
+  DeviceLimits limits() const {
+    const auto read = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check_cuda(cudaDeviceGetAttribute(&value, attribute, device_), "cudaDeviceGetAttribute");
+      return value;
+    };
+    return {read(cudaDevAttrMultiProcessorCount),
+            static_cast<size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+            static_cast<size_t>(read(cudaDevAttrMaxSharedMemoryPerMultiprocessor))};
+  }
+
+ private:
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    kernel_entry(const __grid_constant__ Kernel kernel) {
+  kernel();
+}
+
+// Runs `kernel` on the scope's stream. Blocks are one-dimensional; the grid has no empty dimension.
+template <typename Kernel>
+void launch(const DeviceScope& scope, dim3 grid, int threads, size_t shared_bytes,
+            const Kernel& kernel) {
+  // Without the call a block gets at most 48 KiB.
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  const auto failed = [&](cudaError_t status) {
+    check_cuda(status, std::string(Kernel::kName) + ": launch of " + std::to_string(grid.x) +
+                           " x " + std::to_string(grid.y) + " x " + std::to_string(grid.z) +
+                           " blocks of " + std::to_string(threads) + " threads with " +
+                           std::to_string(shared_bytes) + " bytes of shared memory");
+  };
+  if (shared_bytes > kWithoutAsking) {
+    failed(cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes)));
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = scope.stream();
+  nvtxRangePushA(Kernel::kName);
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel_entry<Kernel>, kernel);
+  nvtxRangePop();
+  failed(status);
+}
+
+#else
+
+class DeviceScope {
+ public:
+  explicit DeviceScope(const Tensor&) {}
+
+  // Those of an H100; TAL_FAST_EMULATED_SHARED=bytes makes it a smaller device, so that tests reach
+  // the kernels for what does not fit.
+  DeviceLimits limits() const {
+    const char* bytes = std::getenv("TAL_FAST_EMULATED_SHARED");
+    const size_t shared = bytes != nullptr ? std::strtoull(bytes, nullptr, 10) : 227 * 1024;
+    return {132, shared, 228 * 1024};
+  }
+};
+
+template <typename Kernel>
+void launch(const DeviceScope&, dim3 grid, int threads, size_t shared_bytes, const Kernel& kernel) {
+  emulator::launch(Kernel::kName, {Kernel::kThreads, Kernel::kBlocks}, grid,
+                   dim3(static_cast<unsigned>(threads)), shared_bytes, sizeof(Kernel),
+                   [&kernel] { kernel(); });
+}
+
+#endif
+
+// An output or a workspace. The emulator fills it with NaN, so that what a kernel forgets to write
+// shows.
+inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  Tensor tensor = torch::stable::new_empty(like, sizes, type);
+#if !defined(__CUDACC__)
+  emulator::poison(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) *
+                                                  static_cast<size_t>(tensor.element_size()));
+#endif
+  return tensor;
+}
+
+inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return allocate(like, sizes, like.scalar_type());
+}
+
+inline int64_t ceil_div(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
+}  // namespace tal_fast

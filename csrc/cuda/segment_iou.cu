@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// segment_iou on a GPU: the template for launchers. Check, allocate, choose the kernel, launch.
+#include "cuda/segment_iou.cuh"
+
+#include <algorithm>
+
+#include "cuda/launch.h"
+#include "ops/segment_iou.h"
+
+namespace tal_fast {
+namespace {
+
+constexpr int64_t kMostRowsOfBlocks = 65535;  // the limit of gridDim.y
+
+// Calls body(std::integral_constant<IouKind, kind>{}).
+template <typename Body>
+void dispatch_kind(IouKind kind, Body&& body) {
+  switch (kind) {
+    case IouKind::kIou:
+      return body(std::integral_constant<IouKind, IouKind::kIou>{});
+    case IouKind::kGiou:
+      return body(std::integral_constant<IouKind, IouKind::kGiou>{});
+    case IouKind::kDiou:
+      return body(std::integral_constant<IouKind, IouKind::kDiou>{});
+    case IouKind::kIoa:
+      return body(std::integral_constant<IouKind, IouKind::kIoa>{});
+  }
+}
+
+template <IouKind kind, typename T, int kWidth>
+void launch_pairwise(const DeviceScope& scope, const Tensor& a, const Tensor& b, double eps,
+                     const Tensor& out) {
+  using Kernel = SegmentIouPairwise<kind, T, kWidth>;
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  const dim3 grid(static_cast<unsigned>(ceil_div(m, int64_t{Kernel::kThreads} * kWidth)),
+                  static_cast<unsigned>(std::min(ceil_div(n, Kernel::kRows), kMostRowsOfBlocks)));
+  launch(scope, grid, Kernel::kThreads, 0,
+         Kernel{const_data<T>(a), const_data<T>(b), n, m, static_cast<ComputeType<T>>(eps),
+                mutable_data<T>(out)});
+}
+
+Tensor segment_iou_cuda(const Tensor& a_in,  // [N, 2]
+                        const Tensor& b_in,  // [M, 2]
+                        int64_t kind_number, bool aligned, double eps) {
+  check_segment_iou(a_in, b_in, aligned, eps);
+  const IouKind kind = parse_iou_kind(kind_number);
+  const DeviceScope scope(a_in);
+  const Tensor a = torch::stable::contiguous(a_in);
+  const Tensor b = torch::stable::contiguous(b_in);
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  const Tensor out = aligned ? allocate(a, {n}) : allocate(a, {n, m});
+  if (out.numel() == 0) {
+    return out;
+  }
+  dispatch_float(a.scalar_type(), "segment_iou", "a", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    dispatch_kind(kind, [&](auto kind_tag) {
+      constexpr IouKind k = decltype(kind_tag)::value;
+      if (aligned) {
+        using Kernel = SegmentIouAligned<k, T>;
+        launch(scope, dim3(static_cast<unsigned>(ceil_div(n, Kernel::kThreads))), Kernel::kThreads,
+               0,
+               Kernel{const_data<T>(a), const_data<T>(b), n, static_cast<ComputeType<T>>(eps),
+                      mutable_data<T>(out)});
+      } else if (m % kPackSize<T> == 0) {
+        launch_pairwise<k, T, kPackSize<T>>(scope, a, b, eps, out);
+      } else {
+        launch_pairwise<k, T, 1>(scope, a, b, eps, out);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+TAL_FAST_CUDA_IMPL(m) {
+  m.impl("segment_iou", TORCH_BOX(&segment_iou_cuda));
+}
+
+}  // namespace tal_fast

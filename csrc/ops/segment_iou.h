@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// What segment_iou checks on every device.
+#pragma once
+
+#include "math/segment_overlap.h"
+#include "ops/tensor_checks.h"
+
+namespace tal_fast {
+
+// The kind travels as a number: the stable ABI of torch 2.10 to 2.13 leaks a string per call. The
+// names are checked in tal_fast/ops/segment_iou.py.
+inline IouKind parse_iou_kind(int64_t kind) {
+  TAL_FAST_CHECK(kind >= 0 && kind <= 3,
+                 "segment_iou: expected kind 0 (iou), 1 (giou), 2 (diou) or 3 (ioa), got ", kind);
+  return static_cast<IouKind>(kind);
+}
+
+inline void check_segment_iou(const Tensor& a, const Tensor& b, bool aligned, double eps) {
+  check_segments("segment_iou", "a", a);
+  check_segments("segment_iou", "b", b);
+  TAL_FAST_CHECK(a.scalar_type() == b.scalar_type(),
+                 "segment_iou: expected a and b of one dtype, got ", dtype_string(a.scalar_type()),
+                 " and ", dtype_string(b.scalar_type()));
+  TAL_FAST_CHECK(!aligned || a.size(0) == b.size(0),
+                 "segment_iou: expected a and b of one length with aligned=True, got ",
+                 shape_string(a), " and ", shape_string(b));
+  TAL_FAST_CHECK(eps >= 0, "segment_iou: expected eps >= 0, got ", eps);
+}
+
+inline void check_segment_iou_gradient(const Tensor& grad,  // [N, M], or [N] when aligned
+                                       const Tensor& a, const Tensor& b, bool aligned) {
+  const int64_t n = a.size(0);
+  const bool shape_fits = aligned
+                              ? grad.dim() == 1 && grad.size(0) == n
+                              : grad.dim() == 2 && grad.size(0) == n && grad.size(1) == b.size(0);
+  TAL_FAST_CHECK(shape_fits && grad.scalar_type() == a.scalar_type(),
+                 "segment_iou_backward: expected grad of the shape and dtype of the output, got ",
+                 shape_string(grad), " ", dtype_string(grad.scalar_type()));
+}
+
+}  // namespace tal_fast

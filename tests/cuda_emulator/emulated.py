@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the ops of ``tal_fast`` through other kernels than those for the CPU.
+
+Inside :func:`emulated` the CUDA kernels that were compiled for the CPU run wherever a test calls an
+op with CPU tensors; inside :func:`on_gpu` the arguments travel to the GPU and the results back.
+Fake, autograd and autocast rules stay the same, so the tests of an op are the tests of all of its
+kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+import tal_fast.ops  # noqa: F401  (defines the ops)
+
+LIBRARY = Path(__file__).with_name("cuda_emulated.so")
+_OPS = "tal_fast::"
+_EMULATED = "tal_fast_emulated::"
+
+
+def op_names() -> list[str]:
+    """Names all ops of the library, without namespace."""
+    names = (name.split(".")[0] for name in torch._C._dispatch_get_all_op_names())
+    return sorted({name.removeprefix(_OPS) for name in names if name.startswith(_OPS)})
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Defines every op once more, in the namespace that the emulated kernels register for."""
+    library = torch.library.Library("tal_fast_emulated", "DEF")
+    for name in op_names():
+        schema = str(getattr(torch.ops.tal_fast, name).default._schema)
+        library.define(schema.removeprefix(_OPS))
+    load.__dict__["library"] = library  # its end would take the definitions along
+    torch.ops.load_library(LIBRARY)
+    return ctypes.CDLL(str(LIBRARY))
+
+
+def has_kernel(name: str) -> bool:
+    """Says whether the op has an emulated CUDA kernel."""
+    load()
+    return torch._C._dispatch_has_kernel_for_dispatch_key(_EMULATED + name, "CPU")
+
+
+def launches() -> list[str]:
+    """Names the emulated kernels launched since the last call."""
+    function = load().tal_fast_emulator_launches
+    function.restype = ctypes.c_char_p
+    return function().decode().splitlines()
+
+
+def run_kernel(name: str, *, blocks: int = 2, threads: int = 128, shared: int = 4096) -> list[int]:
+    """Runs one of ``broken_kernels.cpp``.
+
+    Returns:
+        The 128 numbers that it wrote.
+
+    Raises:
+        RuntimeError: what the emulator found.
+    """
+    out = torch.zeros(128, dtype=torch.int32)
+    function = load().tal_fast_emulator_run
+    function.restype = ctypes.c_char_p
+    error = function(
+        name.encode(), blocks, threads, ctypes.c_size_t(shared), ctypes.c_void_p(out.data_ptr())
+    )
+    if error is not None:
+        raise RuntimeError(error.decode())
+    return out.tolist()
+
+
+@contextmanager
+def _redirected(target: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
+    library = torch.library.Library("tal_fast", "IMPL")
+    try:
+        for name in op_names():
+            library.impl(name, target(name), "CPU", allow_override=True)
+        yield
+    finally:
+        library._destroy()
+
+
+@contextmanager
+def emulated() -> Iterator[None]:
+    """Lets every op with CPU tensors run its emulated CUDA kernel."""
+    load()
+    with _redirected(lambda name: getattr(torch.ops.tal_fast_emulated, name).default):
+        yield
+
+
+@contextmanager
+def on_gpu() -> Iterator[None]:
+    """Lets every op with CPU tensors run on the GPU, with copies there and back."""
+
+    def target(name: str) -> Callable[..., Any]:
+        op = getattr(torch.ops.tal_fast, name).default
+
+        def call(*args: Any) -> Any:
+            there = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cuda(), args)
+            return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), op(*there))
+
+        return call
+
+    with _redirected(target):
+        yield
+
+
+@contextmanager
+def shared_memory(limit: int) -> Iterator[None]:
+    """Lets the launchers see an emulated device whose blocks get ``limit`` bytes at most."""
+    os.environ["TAL_FAST_EMULATED_SHARED"] = str(limit)
+    try:
+        yield
+    finally:
+        del os.environ["TAL_FAST_EMULATED_SHARED"]
