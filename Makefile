@@ -15,12 +15,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 RESULTS ?= results/demo
+# For cuda-link: the CUDA build of torch to link against, and where.
+CUDA_TORCH ?= 2.14.1
+LINK := build/cuda-link
+LINK_BIN := $(LINK)/venv/bin
+# For gpu-check: a Python that has a CUDA build of torch; nothing is installed into it.
+GPU_PYTHON ?= python3
+GPU_CHECK ?=
 
 export MAX_JOBS := $(JOBS)
 # Covers pip's isolated build environments too: without it they would take the newest torch.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help dev build test test-all test-ops-isa test-native lint format demo bench bench-eval clean
+.PHONY: help dev build test test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check lint \
+	format demo bench bench-eval clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,10 +51,10 @@ build: $(STAMP)
 
 dev: build  ## Set up .venv with everything and build the native library in place
 
-test: lint build test-native test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
+test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: lint build test-native test-ops-isa  ## As test, with the slow ones
+test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
 	$(BIN)/python -m pytest -q
 
 # The op tests once per instruction set of this machine; `test` itself runs the best one.
@@ -62,6 +70,28 @@ test-native: $(STAMP)  ## Reader and evaluator under Address-, UndefinedBehavior
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --build --preset $$preset --parallel $(JOBS); \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ctest --preset $$preset; \
 	done
+
+cuda-kernels: $(STAMP)  ## Compile the CUDA kernels if nvcc is there: registers, spills, occupancy
+	@$(BIN)/python tests/cuda/kernel_table.py
+
+$(LINK_BIN)/python:
+	$(PYTHON) -m venv $(LINK)/venv
+	env -u PIP_CONSTRAINT $(LINK_BIN)/python -m pip --disable-pip-version-check install --quiet \
+	  torch==$(CUDA_TORCH) setuptools cmake ninja pybind11
+
+# About 6 GB in build/cuda-link; `rm -r build/cuda-link` throws it away.
+cuda-link: $(LINK_BIN)/python  ## Link the CUDA kernels against a CUDA build of torch and load them
+	rm -rf $(LINK)/site
+	env -u PIP_CONSTRAINT TAL_FAST_CUDA=1 TAL_FAST_WERROR=ON \
+	  TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-9.0}" \
+	  TAL_FAST_BUILD_DIR=$(CURDIR)/$(LINK)/objects \
+	  $(LINK_BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation \
+	  --no-deps --target $(LINK)/site .
+	cd $(LINK) && PYTHONPATH=site venv/bin/python $(CURDIR)/tests/cuda/link_check.py
+
+# Everything that only a GPU can show, offline; GPU_CHECK=--dry-run lists the steps.
+gpu-check:  ## On a GPU: build, parity, determinism, graphs, sanitizer, benchmarks, profile
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 lint: $(STAMP)  ## ruff, mypy, clang-format (changes nothing)
 	$(BIN)/ruff check .
@@ -89,6 +119,6 @@ bench-eval: build  ## Benchmark the evaluator against other projects' and print 
 	  --benchmark-only --benchmark-columns=median,iqr,rounds
 
 clean:  ## Remove build outputs (.venv stays)
-	rm -rf build tal_fast.egg-info tal_fast/_C.*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build tal_fast.egg-info tal_fast/_C*.so tests/cuda_emulator/cuda_emulated.so .mypy_cache .ruff_cache .pytest_cache
 	rm -f $(STAMP)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -56,8 +56,11 @@ def _versions() -> dict[str, str]:
 def _cuda(build: dict[str, Any], torch: Any) -> dict[str, Any]:
     """Says whether CUDA kernels can be used, and if not, every reason why."""
     reasons = []
+    kernels = sys.modules.get("tal_fast._C_cuda")
     if not build["cuda"]:
         reasons.append(build["cuda_reason"])
+    elif torch.version.cuda is not None and kernels is None:
+        reasons.append("the library of the CUDA kernels (_C_cuda) could not be loaded")
     if torch.version.cuda is None:
         reasons.append(f"torch {torch.__version__} is a CPU build")
     elif not torch.cuda.is_available():
@@ -67,6 +70,8 @@ def _cuda(build: dict[str, Any], torch: Any) -> dict[str, Any]:
         "available": not reasons,
         "why_off": "; ".join(reasons) or None,
         "torch_cuda": torch.version.cuda,
+        "architectures": getattr(kernels, "architectures", None),
+        "compiler": getattr(kernels, "compiler", None),
         "device": device,
     }
 

@@ -42,9 +42,40 @@ def test_build_info() -> None:
 
 
 def test_info_says_why_cuda_is_off() -> None:
+    import torch
+
+    if torch.version.cuda is not None:
+        pytest.skip("torch is a CUDA build")
     cuda = info.collect()["cuda"]
     assert cuda["available"] is False
-    assert "no CUDA kernels" in cuda["why_off"]
+    assert "tal_fast was built against a CPU build of torch" in cuda["why_off"]
+    assert "is a CPU build" in cuda["why_off"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("9.0", "90-real"),
+        ("8.0;9.0+PTX", "80-real;90-real;90-virtual"),
+        ("8.6 9.0a", "86-real;90a-real"),
+    ],
+)
+def test_architectures_follow_torchs_variable(
+    wanted: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    assert find_torch.cuda_architectures(Path("torch")) == expected
+
+
+def test_architectures_without_a_cuda_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert find_torch.cuda_architectures(Path("no/torch")) == "80-real;90-real;90-virtual"
+
+
+def test_an_unknown_architecture_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: expected .* got 'Hopper'"):
+        find_torch.cuda_architectures(Path("torch"))
 
 
 def test_info_counts_usable_cores() -> None:

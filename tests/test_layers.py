@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,18 +107,49 @@ def test_no_catch_all_modules(name: str) -> None:
 def test_native_code_keeps_its_layers() -> None:
     """Kernels, reader and evaluator see neither torch nor Python; bindings.cpp sees no torch."""
     forbidden = {
-        "cpu": ("torch/", "pybind11", "Python.h", "ops/"),
+        "math": ("torch/", "pybind11", "Python.h", "ops/", "cpu/", "cuda/"),
+        "cpu": ("torch/", "pybind11", "Python.h", "ops/", "cuda/"),
+        "cuda/*.cuh": ("torch/", "pybind11", "Python.h", "ops/", "cpu/"),
+        "cuda/*.cu": ("pybind11", "Python.h", "ATen/", "torch/extension.h", "c10/", "cpu/"),
+        "cuda/module.cpp": ("torch/", "pybind11", "ops/", "cpu/"),
         "reader": ("torch/", "pybind11", "Python.h", "ops/", "evaluation/"),
         "evaluation": ("torch/", "pybind11", "Python.h", "ops/", "reader/"),
-        "ops": ("pybind11", "Python.h", "ATen/", "torch/extension.h", "c10/"),
+        "ops": ("pybind11", "Python.h", "ATen/", "torch/extension.h", "c10/", "cuda/"),
         "bindings.cpp": ("torch/", "ops/"),
     }
     csrc = ROOT / "csrc"
     for path in sorted(csrc.rglob("*")):
-        if path.suffix not in (".cpp", ".h"):
+        if path.suffix not in (".cpp", ".h", ".cu", ".cuh"):
             continue
         part = path.relative_to(csrc).parts[0]
+        if part == "cuda":  # kernels, launchers, module
+            torch_free = path.suffix == ".cuh"
+            part = "cuda/*.cuh" if torch_free else "cuda/*.cu"
+            part = "cuda/module.cpp" if path.name == "module.cpp" else part
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith("#include"):
                 found = [name for name in forbidden[part] if name in line]
                 assert not found, f"{path.relative_to(ROOT)}: {line}"
+
+
+_SYNCHRONISING = re.compile(
+    r"cuda(Device|Stream|Event)Synchronize|cudaMemcpy(?!Async)|cudaMalloc|cudaFree|cudaStreamQuery"
+    r"|<<<|cudaStreamDefault|cudaStreamLegacy|cudaStreamPerThread|thrust::|\.item\("
+)
+
+
+def test_no_op_waits_for_the_gpu() -> None:
+    """Launches go through launch.h on the current stream; nothing in a launcher blocks the host.
+
+    The one exception has a name: ``read_back`` in launch.h, for outputs whose size the data decide.
+    """
+    readers = set()
+    for path in sorted((ROOT / "csrc/cuda").iterdir()):
+        text = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
+        if path.name == "launch.h":
+            text, calls = re.subn(r"(?s)read_back\(.*?\n\}", "", text)
+            assert calls <= 2
+        assert not (found := _SYNCHRONISING.search(text)), f"{path.name}: {found}"
+        if path.name != "launch.h" and "read_back(" in text:
+            readers.add(path.stem)
+    assert readers <= {"nms"}

@@ -13,7 +13,7 @@ template <IouKind kind, typename T, int kWidth>
 struct SegmentIouPairwise {
   static constexpr const char* kName = "segment_iou pairwise";
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 4;
+  static constexpr int kBlocks = sizeof(ComputeType<T>) == 8 ? 2 : 4;
   static constexpr int kRows = 8;  // per block and turn
 
   using C = ComputeType<T>;
@@ -57,7 +57,7 @@ template <IouKind kind, typename T>
 struct SegmentIouAligned {
   static constexpr const char* kName = "segment_iou aligned";
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 8;
+  static constexpr int kBlocks = 4;
 
   using C = ComputeType<T>;
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor ops of temporal action localization, native on CPU.
+"""Tensor ops of temporal action localization, native on CPU and CUDA.
 
 Every op has a schema in the torch library ``tal_fast`` (``torch.ops.tal_fast``), a fake, an
 autograd and an autocast rule, so it works under ``torch.compile``, ``torch.autograd`` and
 ``torch.autocast``. The slow and obvious twin of each is in ``tal_fast.reference``.
 """
+
+import warnings
 
 # torch comes first: the native library finds torch's libraries only when they are loaded already.
 import torch
@@ -21,6 +23,20 @@ except ImportError as error:
         "  3. TAL_FAST_ISA names an instruction set that this machine does not have.\n"
         "  4. torch was removed or replaced in another place: build again."
     ) from error
+
+# The CUDA kernels are a library of their own: without it, or with one that does not fit this torch,
+# everything works on the CPU. `tal-fast info` says why CUDA is off.
+if torch.version.cuda is not None:
+    try:
+        from tal_fast import _C_cuda as _C_cuda
+    except ModuleNotFoundError:
+        pass
+    except ImportError as error:
+        warnings.warn(
+            f"tal_fast: the CUDA kernels could not be loaded, ops run on the CPU only: {error}; "
+            "build tal_fast again with this torch",
+            stacklevel=2,
+        )
 
 from tal_fast.ops.boundary_max_pool import boundary_max_pool
 from tal_fast.ops.deform_attn import deform_attn

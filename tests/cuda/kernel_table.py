@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles every CUDA kernel with nvcc, no GPU needed, and checks what it costs.
+
+``python tests/cuda/kernel_table.py`` prints, per kernel and architecture, registers, shared memory,
+stack and spills as ptxas reports them, and next to them the launch bound and the blocks per
+multiprocessor that the design assumes (``kThreads`` and ``kBlocks`` of the kernel). It fails if a
+kernel spills, or needs more registers than that many blocks can have. Only what changed is compiled
+again. Without nvcc it says so and succeeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = "80-real;90-real;90-virtual"
+
+# CUDA C++ Programming Guide, technical specifications of compute capability 8.0 and 9.0.
+_REGISTERS = 65536  # of a multiprocessor
+_REGISTER_UNIT = 256  # they are given to warps in units of so many
+_SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
+_WARP = 32
+
+_PTXAS = re.compile(
+    r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>sm_\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+_BOUND = re.compile(
+    r"\.entry (?P<name>\w+)\(.*?\n\)\s*(?:\.maxntid (?P<threads>\d+)[^\n]*\n)"
+    r"(?:\.minnctapersm (?P<blocks>\d+)[^\n]*\n)?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one kernel needs on one architecture."""
+
+    name: str
+    arch: str
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+    threads: int
+    blocks: int
+
+    def blocks_by_registers(self) -> int:
+        """Blocks of ``threads`` threads that the registers of a multiprocessor are enough for."""
+        per_warp = -(-self.registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
+        return _REGISTERS // per_warp // -(-self.threads // _WARP)
+
+    def faults(self) -> list[str]:
+        """What is wrong with it."""
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills} bytes")
+        if self.blocks_by_registers() < self.blocks:
+            found.append(
+                f"registers for {self.blocks_by_registers()} blocks, {self.blocks} assumed"
+            )
+        if self.shared * self.blocks > _SHARED.get(self.arch, 100 * 1024):
+            found.append("static shared memory for fewer blocks than assumed")
+        return found
+
+
+def record(command: list[str]) -> int:
+    """Runs one command of nvcc; its report goes beside the object file, and its PTX too."""
+    target = Path(command[command.index("-o") + 1])
+    if target.suffix != ".o" or "-c" not in command:  # CMake's trials
+        return subprocess.run(command, check=False).returncode
+    folder = target.with_suffix(".keep")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    done = subprocess.run(
+        [*command, "-Xptxas", "-v", "--keep", "--keep-dir", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ptx = "".join(path.read_text() for path in sorted(folder.glob("*.ptx")))
+    shutil.rmtree(folder)
+    target.with_suffix(".ptxas").write_text(done.stderr)
+    target.with_suffix(".entries").write_text(
+        "\n".join(match.group() for match in _BOUND.finditer(ptx))
+    )
+    notes = re.compile(r"^ptxas info.*|^ +\d+ bytes stack.*|^ptxas \.\s.*")
+    sys.stderr.write("".join(f"{x}\n" for x in done.stderr.splitlines() if not notes.match(x)))
+    sys.stdout.write(done.stdout)
+    return done.returncode
+
+
+def build(folder: Path, jobs: int) -> bool:
+    """Compiles all kernels into ``folder``; False if there is no nvcc."""
+    cmake = [sys.executable, "-m", "cmake"]
+    ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    configure = [
+        *(*cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
+        *(f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython3_EXECUTABLE={sys.executable}"),
+        *("-DTAL_FAST_CUDA=objects", f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURES}"),
+        "-DTAL_FAST_WERROR=ON",
+        f"-DCMAKE_CUDA_COMPILER_LAUNCHER={sys.executable};{Path(__file__).resolve()};--record",
+    ]
+    done = subprocess.run(configure, capture_output=True, text=True, check=False)
+    if "nvcc was not found" in done.stderr:
+        return False
+    if done.returncode != 0:
+        raise SystemExit(done.stdout + done.stderr)
+    command = [*cmake, "--build", str(folder), "--target", "tal_fast_cuda", "--parallel", str(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.stdout + done.stderr)
+    return True
+
+
+def demangle(names: list[str]) -> dict[str, str]:
+    """Turns symbols into readable kernel names; as they are where there is no ``c++filt``."""
+    tool = shutil.which("c++filt")
+    if tool is None or not names:
+        return {name: name for name in names}
+    done = subprocess.run(
+        [tool], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    shown = {}
+    for name, text in zip(names, done.stdout.splitlines(), strict=True):
+        match = re.search(r"kernel_entry<(.*)>\(", text)
+        short = match.group(1) if match else text
+        short = re.sub(
+            r"tal_fast::(\(anonymous namespace\)::)?|\(anonymous namespace\)::", "", short
+        )
+        shown[name] = re.sub(r"\((\w+)\)(\d+)", r"\2", short).strip()
+    return shown
+
+
+def collect(folder: Path) -> list[Kernel]:
+    """Reads the reports of the last build."""
+    bounds: dict[str, tuple[int, int]] = {}
+    reports = []
+    for path in sorted(folder.rglob("*.ptxas")):
+        for match in _BOUND.finditer(path.with_suffix(".entries").read_text()):
+            bounds[match["name"]] = (int(match["threads"]), int(match["blocks"] or 1))
+        reports += list(_PTXAS.finditer(path.read_text()))
+    shown = demangle(sorted({report["name"] for report in reports}))
+    kernels = []
+    for report in reports:
+        shared = re.search(r"(\d+) bytes smem", report["rest"])
+        if report["name"] not in bounds:
+            raise SystemExit(f"no launch bound in the PTX of {shown[report['name']]}")
+        threads, blocks = bounds[report["name"]]
+        kernels.append(
+            Kernel(
+                name=shown[report["name"]],
+                arch=report["arch"],
+                registers=int(report["registers"]),
+                shared=int(shared.group(1)) if shared else 0,
+                stack=int(report["stack"]),
+                spills=int(report["stores"]) + int(report["loads"]),
+                threads=threads,
+                blocks=blocks,
+            )
+        )
+    return sorted(kernels, key=lambda kernel: (kernel.name, kernel.arch))
+
+
+def table(kernels: list[Kernel]) -> str:
+    """One line per kernel and architecture."""
+    lines = [("kernel", "arch", "regs", "smem", "stack", "spills", "threads", "blocks", "possible")]
+    for k in kernels:
+        numbers = (k.registers, k.shared, k.stack, k.spills, k.threads, k.blocks)
+        lines.append((k.name, k.arch, *map(str, numbers), str(k.blocks_by_registers())))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def main() -> int:
+    """Builds, prints the table, returns 1 if a kernel has a fault."""
+    if sys.argv[1:2] == ["--record"]:
+        return record(sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=ROOT / "build/cuda-objects")
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "2")))
+    arguments = parser.parse_args()
+    if not build(arguments.build, arguments.jobs):
+        print("CUDA kernels: not compiled, nvcc was not found")
+        return 0
+    kernels = collect(arguments.build)
+    print(table(kernels))
+    faulty = [(k, k.faults()) for k in kernels if k.faults()]
+    for kernel, faults in faulty:
+        print(f"{kernel.name} ({kernel.arch}): {'; '.join(faults)}")
+    sources = len(list(arguments.build.rglob("*.ptxas")))
+    print(f"{len(kernels)} kernels of {sources} files compiled, {len(faulty)} with faults")
+    return 1 if faulty or not kernels else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
