@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "ranges": set(),
     "reference": set(),
-    "ops": {"_C"},
+    "ops": {"_C", "_C_cuda"},
     "info": BELOW_MODELS,
     "models": BELOW_MODELS,
     "data": BELOW_MODELS,

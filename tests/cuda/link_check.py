@@ -23,7 +23,7 @@ def main() -> int:
     facts = tal_fast.info.collect()
     print(f"tal_fast in {Path(tal_fast.ops.__file__).parents[1]}")
     print(f"torch {torch.__version__}, CUDA {torch.version.cuda}")
-    from tal_fast import _C_cuda  # type: ignore[attr-defined]
+    from tal_fast import _C_cuda
 
     print(f"_C_cuda: nvcc {_C_cuda.compiler}, architectures {_C_cuda.architectures}")
     print(f"CUDA off because: {facts['cuda']['why_off']}")
