@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of every op on a device: for tests, sanitizers and profilers on a GPU.
+
+``python benchmarks/gpu_cases.py --device cuda`` runs every op forward and backward on small shapes
+that reach all of its kernels, and prints a line per case; it is what ``make gpu-check`` runs under
+compute-sanitizer. ``--device cpu --emulated`` does the same with the emulated kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tal_fast import ops
+
+__all__ = ["CASES", "Case", "run"]
+
+#: Takes the device and a seed, returns the call; the call returns all results and gradients.
+Case = Callable[[torch.device, int], Callable[[], tuple[Tensor, ...]]]
+CASES: dict[str, Case] = {}
+
+
+def _case(name: str) -> Callable[[Case], Case]:
+    def keep(case: Case) -> Case:
+        CASES[name] = case
+        return case
+
+    return keep
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _segments(n: int, seed: int, scale: float = 50.0) -> Tensor:
+    generator = _generator(seed)
+    start = torch.rand(n, generator=generator) * scale
+    return torch.stack((start, start + 0.5 + 5 * torch.rand(n, generator=generator)), 1)
+
+
+def _differentiated(
+    function: Callable[..., Tensor], inputs: list[Tensor], grad_seed: int = 7
+) -> Callable[[], tuple[Tensor, ...]]:
+    leaves = [x.requires_grad_() for x in inputs]
+    shape = function(*leaves)
+    grad = torch.randn(shape.shape, generator=_generator(grad_seed)).to(shape)
+
+    def call() -> tuple[Tensor, ...]:
+        out = function(*leaves)
+        return (out.detach(), *torch.autograd.grad(out, leaves, grad))
+
+    return call
+
+
+def _attention(
+    batch: int,
+    queries: int,
+    heads: int,
+    channels: int,
+    lengths: tuple[int, ...],
+    points: int,
+    dtype: torch.dtype,
+    fused: bool,
+) -> Case:
+    def case(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+        generator = _generator(seed)
+        samples = (batch, queries, heads, len(lengths), points)
+        value = torch.randn(batch, sum(lengths), heads, channels, generator=generator)
+        offsets = torch.randn(samples, generator=generator) * 3
+        logits = torch.randn(samples, generator=generator)
+        centre = torch.rand(batch, queries, len(lengths), 2, generator=generator)
+        value, offsets, logits = (x.to(device, dtype) for x in (value, offsets, logits))
+        if fused:
+            mask = (torch.arange(sum(lengths)) % 7 == 3).expand(batch, -1).to(device)
+            return _differentiated(
+                lambda v, r, o, a: ops.deform_attn_fused(v, lengths, r, o, a, mask),
+                [value, centre.to(device), offsets, logits],
+            )
+        locations = (centre[:, :, None, :, :1] + offsets.cpu().float() / 20).to(device)
+        weights = logits.float().flatten(3).softmax(-1).view(samples)
+        return _differentiated(
+            lambda v, x, w: ops.deform_attn(v, lengths, x, w), [value, locations, weights]
+        )
+
+    return case
+
+
+for _dtype in (torch.float32, torch.float16, torch.bfloat16):
+    _name = str(_dtype).removeprefix("torch.")
+    for _fused in (False, True):
+        _op = "deform_attn_fused" if _fused else "deform_attn"
+        # TadTR small; several levels; odd channels; many rows; a long level with few channels.
+        for _label, _shape in {
+            "one level": (2, 40, 8, 32, (24,), 4),
+            "three levels": (1, 33, 2, 64, (40, 20, 9), 3),
+            "odd": (1, 5, 3, 7, (11,), 2),
+            "long": (1, 64, 2, 16, (9000,), 4),
+            "wide": (1, 20, 1, 256, (70,), 2),
+        }.items():
+            CASES[f"{_op} {_label} {_name}"] = _attention(*_shape, _dtype, _fused)
+
+
+for _kind in ("iou", "giou", "diou", "ioa"):
+    for _aligned in (False, True):
+
+        @_case(f"segment_iou {_kind} {'aligned' if _aligned else 'pairwise'}")
+        def _iou(
+            device: torch.device, seed: int, kind: str = _kind, aligned: bool = _aligned
+        ) -> Callable[[], tuple[Tensor, ...]]:
+            a = _segments(300, seed).to(device)
+            b = _segments(300 if aligned else 133, seed + 1).to(device)
+            return _differentiated(
+                lambda x, y: ops.segment_iou(x, y, kind, aligned=aligned, eps=1e-6),  # type: ignore[arg-type]
+                [a, b],
+            )
+
+
+@_case("matching_cost, linear_assignment")
+def _matching(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    generator = _generator(seed)
+    counts = [0, 3, 11, 1, 40, 7]
+    logits = torch.randn(3, len(counts), 40, 20, generator=generator).to(device)
+    queries = torch.rand(3, len(counts), 40, 2, generator=generator).to(device)
+    labels = torch.randint(20, (sum(counts),), generator=generator).to(device)
+    targets = torch.rand(sum(counts), 2, generator=generator).to(device)
+
+    def call() -> tuple[Tensor, ...]:
+        costs = ops.matching_cost(logits, queries, labels, targets, counts)
+        return (costs, *ops.linear_assignment(costs, 40, counts * 3))
+
+    return call
+
+
+@_case("linear_assignment of 300 rows")
+def _assignment(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    costs = torch.rand(300 * 45 + 130 * 200, generator=_generator(seed)).to(device)
+    return lambda: tuple(ops.linear_assignment(costs, [300, 130], [45, 200]))
+
+
+def _detections(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = _generator(seed)
+    labels = torch.randint(4, (n,), generator=generator)
+    videos = torch.randint(3, (n,), generator=generator).sort().values
+    return _segments(n, seed), torch.rand(n, generator=generator), labels, videos
+
+
+@_case("nms, soft_nms")
+def _nms(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    segments, scores, _, _ = (x.to(device) for x in _detections(seed, 700))
+
+    def call() -> tuple[Tensor, ...]:
+        results = [ops.nms(segments, scores, 0.5)]
+        for method in ("linear", "gaussian", "length_gaussian"):
+            extra = {"t1": 0.2, "t2": 0.7} if method == "length_gaussian" else {}
+            results += ops.soft_nms(segments, scores, method, max_segments=100, **extra)  # type: ignore[arg-type]
+        return tuple(results)
+
+    return call
+
+
+for _method in ("hard", "gaussian"):
+
+    @_case(f"batched_nms {_method} with voting")
+    def _batched(
+        device: torch.device, seed: int, method: str = _method
+    ) -> Callable[[], tuple[Tensor, ...]]:
+        segments, scores, labels, videos = (x.to(device) for x in _detections(seed, 900))
+
+        def call() -> tuple[Tensor, ...]:
+            result = ops.batched_nms(
+                segments, scores, labels, videos, method=method, voting_threshold=0.7
+            )
+            return result.indices, result.scores, result.segments
+
+        return call
+
+
+@_case("nms of 20000")
+def _many(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    n = 20000 if device.type == "cuda" else 2000
+    segments, scores, _, _ = _detections(seed, n)
+    segments, scores = (segments * 100).to(device), scores.to(device)
+    return lambda: (ops.nms(segments, scores, 0.5),)
+
+
+for _dtype in (torch.float32, torch.bfloat16):
+
+    @_case(f"segment_roi_align, boundary_max_pool {str(_dtype).removeprefix('torch.')}")
+    def _pooling(
+        device: torch.device, seed: int, dtype: torch.dtype = _dtype
+    ) -> Callable[[], tuple[Tensor, ...]]:
+        generator = _generator(seed)
+        features = torch.randn(2, 24, 60, generator=generator).to(device, dtype)
+        rois = torch.cat((torch.arange(30)[:, None] % 2, _segments(30, seed)), 1).to(device)
+        align = _differentiated(lambda x: ops.segment_roi_align(x, rois, 8), [features])
+        bounds = torch.randint(60, (2, 40, 4), generator=generator).sort(-1).values.float()
+        bounds = bounds.to(device)
+        pool = _differentiated(
+            lambda x: ops.boundary_max_pool(x, bounds), [features.detach().clone()]
+        )
+        return lambda: (*align(), *pool())
+
+
+@_case("dropout")
+def _dropout(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    x = torch.randn(33, 257, generator=_generator(seed)).to(device)
+    y = torch.randn(33, 257, generator=_generator(seed + 1)).to(device)
+
+    def seeded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*inputs: Tensor) -> Tensor:
+            torch.manual_seed(seed)
+            return function(*inputs)
+
+        return call
+
+    plain = _differentiated(seeded(lambda a: ops.dropout(a, 0.3, relu=True)), [x])
+    residual = _differentiated(seeded(lambda a, b: ops.dropout(a, 0.3, residual=b)), [x.clone(), y])
+    return lambda: (*plain(), *residual())
+
+
+def run(device: torch.device, only: str = "") -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Runs every case whose name contains ``only`` once."""
+    for name, case in CASES.items():
+        if only in name:
+            yield name, case(device, 0)()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--emulated", action="store_true")
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    context: Any = contextlib.nullcontext()
+    if arguments.emulated:
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests/cuda_emulator"))
+        from emulated import emulated
+
+        context = emulated()
+    with context:
+        for name, results in run(torch.device(arguments.device), arguments.only):
+            size = sum(x.numel() for x in results)
+            print(f"{name}: {len(results)} results, {size} numbers", flush=True)
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
