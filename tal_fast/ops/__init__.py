@@ -28,7 +28,7 @@ except ImportError as error:
 # everything works on the CPU. `tal-fast info` says why CUDA is off.
 if torch.version.cuda is not None:
     try:
-        import tal_fast._C_cuda as _C_cuda
+        import tal_fast._C_cuda  # noqa: F401  (registers them)
     except ModuleNotFoundError:
         pass
     except ImportError as error:
