@@ -228,6 +228,15 @@ struct UnboundedStack : Fault {
   }
 };
 
+// Global memory is plain memory here: AddressSanitizer finds this one.
+struct GlobalOutOfBounds : Fault {
+  TAL_FAST_DEVICE void operator()() const {
+    if (threadIdx.x == 127) {
+      out[threadIdx.x + 1] = 1;
+    }
+  }
+};
+
 // ---- sound ones
 // -----------------------------------------------------------------------------------
 
@@ -321,6 +330,7 @@ extern "C" __attribute__((visibility("default"))) const char* tal_fast_emulator_
     TAL_FAST_RUN(MaskWithoutCaller)
     TAL_FAST_RUN(CopyNotWaitedFor)
     TAL_FAST_RUN(UnboundedStack)
+    TAL_FAST_RUN(GlobalOutOfBounds)
     TAL_FAST_RUN(BlockSum)
     TAL_FAST_RUN(EveryOperation)
 #undef TAL_FAST_RUN

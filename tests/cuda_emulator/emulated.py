@@ -22,7 +22,10 @@ from torch.utils import _pytree as pytree
 
 import tal_fast.ops  # noqa: F401  (defines the ops)
 
-LIBRARY = Path(__file__).with_name("cuda_emulated.so")
+#: ``TAL_FAST_EMULATED_LIBRARY`` names another build of it, for example one with AddressSanitizer.
+LIBRARY = Path(
+    os.environ.get("TAL_FAST_EMULATED_LIBRARY") or Path(__file__).with_name("cuda_emulated.so")
+)
 _OPS = "tal_fast::"
 _EMULATED = "tal_fast_emulated::"
 
