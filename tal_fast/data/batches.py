@@ -274,6 +274,10 @@ class BatchLoader:
 
 
 def _native(extent: Extent) -> tuple[str, int, int, int, int, int]:
+    if extent.beside or extent.dtype == "bfloat16":
+        raise ConfigError(
+            f"BatchLoader: {extent.path}: expected one stream of float16, float32 or float64"
+        )
     return (
         extent.path,
         extent.offset,

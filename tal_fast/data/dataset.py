@@ -15,7 +15,7 @@ Example of a ``dataset.yaml``::
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,16 @@ from typing import Any
 import yaml
 
 from tal_fast.data.annotations import Annotations, load_annotations
-from tal_fast.data.feature_index import Extent, index_features
+from tal_fast.data.feature_index import (
+    Extent,
+    feature_streams,
+    index_streams,
+    videos_of_streams,
+)
+from tal_fast.data.feature_streams import Stream
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.grid import Grid
-from tal_fast.errors import DataError, nearest
+from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "open_dataset", "save_spec"]
 
@@ -46,6 +52,9 @@ class FeatureSpec:
         stride: frames between two rows.
         frames: frames that one row sees.
         fps: frames per second of all videos; None takes each video's own from the annotations.
+        template: file or array name with ``%s`` for the video's name, instead of prefix and suffix;
+            a list has one per stream.
+        key: name of the array in each video's own file, when such a file holds several.
     """
 
     prefix: str = ""
@@ -55,6 +64,24 @@ class FeatureSpec:
     stride: float = 1.0
     frames: float = 1.0
     fps: float | None = None
+    template: str | Sequence[str] | None = None
+    key: str | Sequence[str] | None = None
+
+    def streams(self, folder: Path, features: str | Sequence[str]) -> tuple[Stream, ...]:
+        """Returns the streams of a data directory.
+
+        Args:
+            folder: the data directory.
+            features: ``features`` of its ``dataset.yaml``.
+        """
+        paths = [features] if isinstance(features, str) else features
+        return feature_streams(
+            [folder / path for path in paths],
+            prefix=self.prefix,
+            suffix=self.suffix,
+            template=self.template,
+            key=self.key,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,8 @@ class DatasetSpec:
         name: short name of the data set.
         format: version of this file's form, 1.
         annotations: annotation file, relative to the directory or absolute.
-        features: feature folder, relative to the directory or absolute.
+        features: feature folder, store or file, relative to the directory or absolute; a list of
+            them are streams whose channels follow each other.
         feature: what its files hold.
         splits: split name -> subset name of the annotation file, or a list of them.
         classes: class names in the order of the labels; None derives them from the annotations.
@@ -79,7 +107,7 @@ class DatasetSpec:
     name: str
     format: int = FORMAT
     annotations: str = "annotations.json"
-    features: str = "features"
+    features: str | Sequence[str] = "features"
     feature: FeatureSpec = field(default_factory=FeatureSpec)
     splits: dict[str, Any] = field(
         default_factory=lambda: {"train": "training", "test": "validation"}
@@ -124,7 +152,7 @@ class TALDataset:
     @property
     def channels(self) -> int:
         """Channels of a feature row."""
-        return next(iter(self.features.values())).columns
+        return next(iter(self.features.values())).width
 
     def grid(self, video: str) -> Grid:
         """Returns the map between seconds and feature rows of one video.
@@ -201,18 +229,19 @@ def open_dataset(
     )
     splits = _splits(file, spec, annotations)
     names = list(dict.fromkeys(name for split in splits.values() for name in split))
-    feature_folder = folder / spec.features
-    kept = _match(feature_folder, spec.feature, annotations, names, rule)
+    feature = spec.feature
+    try:
+        streams = feature.streams(folder, spec.features)
+    except ConfigError as error:
+        raise DataError(f"{file}: {error}") from error
+    kept = _match(streams, annotations, names, rule)
     splits = {name: [v for v in split if v in kept] for name, split in splits.items()}
     for name, split in splits.items():
         if not split:
             raise DataError(f"{file}: split {name!r} has no video with features")
-    feature = spec.feature
-    extents = index_features(
-        feature_folder,
+    extents = index_streams(
+        streams,
         [v for v in names if v in kept],
-        prefix=feature.prefix,
-        suffix=feature.suffix,
         layout=feature.layout,  # type: ignore[arg-type]
         channels=feature.channels,
     )
@@ -229,32 +258,17 @@ def open_dataset(
 
 
 def _match(
-    folder: Path,
-    feature: FeatureSpec,
-    annotations: Annotations,
-    names: list[str],
-    rule: str,
+    streams: Sequence[Stream], annotations: Annotations, names: list[str], rule: str
 ) -> set[str]:
-    """Returns the videos to use, after comparing the folder with the annotations."""
-    try:
-        files = os.listdir(folder)
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no such feature folder") from None
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    start, end = len(feature.prefix), len(feature.suffix)
-    there = {
-        name[start : len(name) - end]
-        for name in files
-        if name.startswith(feature.prefix) and name.endswith(feature.suffix)
-    }
+    """Returns the videos to use, after comparing the features with the annotations."""
+    there = set(videos_of_streams(streams))
     if rule == "skip":
         return {name for name in names if name in there}
     extra = sorted(there - set(annotations.videos))
     if extra:
         more = ", …" if len(extra) > _SHOWN else ""
         raise DataError(
-            f"{folder}: {len(extra)} feature files without annotation: "
+            f"{streams[0].path}: {len(extra)} feature files without annotation: "
             f"{', '.join(extra[:_SHOWN])}{more} (unmatched: skip leaves them out)"
         )
     # Missing feature files are index_features' to report, together with all other faults.
@@ -315,8 +329,14 @@ def _load_spec(file: Path) -> DatasetSpec:
     feature: FeatureSpec = values["feature"]
     if feature.layout not in ("TC", "CT"):
         raise DataError(f"{file}: expected feature.layout TC or CT, got {feature.layout!r}")
-    if not feature.suffix.endswith(".npy"):
-        raise DataError(f"{file}: expected a feature.suffix ending in .npy, got {feature.suffix!r}")
+    for name, value in (
+        ("features", values.get("features", "features")),
+        ("feature.template", feature.template),
+        ("feature.key", feature.key),
+    ):
+        texts = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{file}: expected {name} to be text or a list of it, got {value!r}")
     for key in ("channels", "stride", "frames", "fps"):
         value = getattr(feature, key)
         if value is None and key in ("channels", "fps"):

@@ -1,59 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the features of each video lie: file, byte offset, shape and dtype.
 
-Headers are parsed here, by the format's own library, and every extent is checked against the size
-of its file. The native reader that gets the extents parses nothing.
+Headers are parsed by the formats' own libraries, and every extent is checked against the size of
+its file. The native reader that gets the extents parses nothing.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-from numpy.lib import format as npy_format
-
+from tal_fast.data.extents import DTYPES, Extent, Layout, beside
+from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.formats.npy import npy_extent
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["DTYPES", "Extent", "Layout", "index_features", "read_extent"]
+__all__ = [
+    "DTYPES",
+    "Extent",
+    "Layout",
+    "feature_streams",
+    "index_features",
+    "index_streams",
+    "read_extent",
+    "videos_of_streams",
+]
 
-Layout = Literal["TC", "CT"]
-DTYPES = ("float16", "float32", "float64")
 _SHOWN = 5
-# Enough for the magic string, the header length and any header NumPy writes for a 2-D array.
-_HEADER_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class Extent:
-    """The features of one video as bytes in a file.
-
-    Attributes:
-        path: file that holds them.
-        offset: byte at which the first element lies.
-        rows: time steps, T.
-        columns: channels, C.
-        dtype: ``"float16"``, ``"float32"`` or ``"float64"``, little-endian.
-        layout: order of the elements in the file: ``"TC"`` ([T, C], a row's channels adjacent) or
-            ``"CT"``.
-    """
-
-    path: str
-    offset: int
-    rows: int
-    columns: int
-    dtype: str
-    layout: Layout
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the features occupy."""
-        return self.rows * self.columns * np.dtype(self.dtype).itemsize
 
 
 def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Extent:
@@ -69,102 +43,141 @@ def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Exten
             float16, float32 or float64, without rows or columns, or of another size than its
             header says.
     """
-    name = os.fspath(path)
-    try:
-        with open(name, "rb", buffering=0) as file:
-            head = io.BytesIO(file.read(_HEADER_BYTES))
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such feature file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    if size == 0:
-        raise DataError(f"{name}: expected a .npy file, got an empty file")
-    try:
-        version = npy_format.read_magic(head)
-        if version == (1, 0):
-            shape, fortran_order, dtype = npy_format.read_array_header_1_0(head)
-        elif version == (2, 0):
-            shape, fortran_order, dtype = npy_format.read_array_header_2_0(head)
-        else:
-            raise ValueError(f"version {version[0]}.{version[1]} of the format")
-    except (ValueError, TypeError, SyntaxError, EOFError) as error:
-        raise DataError(f"{name}: expected a .npy file, got one with a bad header: {error}") from (
-            error
+    return npy_extent(path, layout)
+
+
+def feature_streams(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    prefix: str = "",
+    suffix: str = ".npy",
+    template: str | Sequence[str] | None = None,
+    key: str | Sequence[str] | None = None,
+) -> tuple[Stream, ...]:
+    """Makes the streams of a source that is described by prefix and suffix, or by a template.
+
+    Args:
+        source: a folder of files, a folder of safetensors shards, or a file with an array per
+            video; several of them are streams whose channels follow each other.
+        prefix: text before the video's name in a file's name, or in an array's name.
+        suffix: text after it in a file's name (an array's name has none).
+        template: a file or array name with ``%s`` for the video's name, instead of both; one per
+            stream if they differ.
+        key: name of the array in each video's own file, when such a file holds several.
+
+    Raises:
+        ConfigError: if a template has not one ``%s``, or their number is not that of the streams.
+    """
+    streams = streams_of(source, template, key)
+    if template is not None:
+        if prefix or suffix not in ("", ".npy"):
+            raise ConfigError("features: expected a template, or prefix and suffix, got both")
+        return streams
+    return tuple(
+        Stream(
+            stream.path,
+            f"{prefix}%s{suffix}" if _is_plain_folder(stream.path) else f"{prefix}%s",
+            stream.key,
         )
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise DataError(f"{name}: expected dtype float16, float32 or float64, got {dtype}")
-    if dtype.byteorder == ">":
-        raise DataError(f"{name}: expected little-endian numbers, got {dtype.str}")
-    if len(shape) != 2:
-        raise DataError(
-            f"{name}: expected a 2-D array [{', '.join(layout)}], got shape {list(shape)}"
-        )
-    if shape[0] < 1 or shape[1] < 1:
-        raise DataError(f"{name}: expected at least one row and channel, got shape {list(shape)}")
-    rows, columns = (shape[0], shape[1]) if layout == "TC" else (shape[1], shape[0])
-    stored: Layout = layout if not fortran_order else ("CT" if layout == "TC" else "TC")
-    extent = Extent(name, head.tell(), rows, columns, dtype.name, stored)
-    expected = extent.offset + extent.num_bytes
-    if size != expected:
-        what = "truncated: its header promises" if size < expected else "longer than its header:"
-        raise DataError(
-            f"{name}: {what} {expected} bytes for shape {list(shape)} of {dtype.name}, got {size}"
-        )
-    return extent
+        for stream in streams
+    )
+
+
+def _is_plain_folder(path: str) -> bool:
+    """Whether it is a folder of a file per video, not a file or a store of shards."""
+    from tal_fast.data.formats.safetensors_files import store_index
+
+    if not os.path.isdir(path):
+        return not os.path.lexists(path)
+    return store_index(path) is None
 
 
 def index_features(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     videos: Iterable[str],
     *,
     prefix: str = "",
     suffix: str = ".npy",
+    template: str | Sequence[str] | None = None,
+    key: str | Sequence[str] | None = None,
     layout: Layout = "TC",
     channels: int | None = None,
 ) -> dict[str, Extent]:
-    """Finds and checks the feature file ``folder/<prefix><video><suffix>`` of every video.
+    """Finds and checks the features of every video, without reading them.
+
+    Example::
+
+        index_features("i3d", names, prefix="v_", suffix=".npy")
+        index_features(["rgb", "flow"], names, template="%s.npy")  # two streams side by side
+        index_features("tsp.h5", names)                            # one file, a dataset per video
+        index_features("packed", names)                            # a store of tal-fast pack
 
     Args:
-        folder: feature folder.
+        folder: a folder of files, a folder of safetensors shards, or one safetensors or HDF5 file;
+            several of them are streams whose channels follow each other.
         videos: names of the videos.
-        prefix: text before the video's name.
-        suffix: text after it; a ``.npy`` file in any case.
+        prefix: text before the video's name in a file's name, or in an array's name.
+        suffix: text after it in a file's name.
+        template: a file or array name with ``%s`` for the video's name, instead of prefix and
+            suffix; one per stream if they differ.
+        key: name of the array in each video's own file, when such a file holds several.
         layout: meaning of the axes, ``"TC"`` ([T, C]) or ``"CT"``.
-        channels: expected number of channels; default: that of most files.
+        channels: expected number of channels over all streams; default: that of most videos.
 
     Returns:
-        An extent per video, in the order of ``videos``.
+        An extent per video, in the order of ``videos``; a further stream is :attr:`Extent.beside`.
 
     Raises:
-        DataError: if a file is missing or faulty (see :func:`read_extent`) or has another number of
-            channels. Faults are collected: the message counts them and names the first few.
+        DataError: if a file is missing, faulty, of a format that has to be packed first, has
+            another number of channels than the others, or streams differ in rows. Faults are
+            collected: the message counts them and names the first few.
+        ConfigError: if ``layout`` or a template is not as it should be.
+        MissingExtraError: if HDF5 is to be read and h5py is not installed.
+    """
+    streams = feature_streams(folder, prefix=prefix, suffix=suffix, template=template, key=key)
+    return index_streams(streams, videos, layout=layout, channels=channels)
+
+
+def index_streams(
+    streams: Sequence[Stream],
+    videos: Iterable[str],
+    *,
+    layout: Layout = "TC",
+    channels: int | None = None,
+) -> dict[str, Extent]:
+    """Does what :func:`index_features` does, for streams.
+
+    Raises:
+        DataError: as :func:`index_features`.
         ConfigError: if ``layout`` is unknown.
+        MissingExtraError: if HDF5 is to be read and h5py is not installed.
     """
     if layout not in ("TC", "CT"):
         raise ConfigError(f"index_features: expected layout 'TC' or 'CT', got {layout!r}")
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such feature folder")
-    extents: dict[str, Extent] = {}
+    names = list(videos)
+    columns: list[dict[str, Extent]] = []
     faults: list[str] = []
-    missing: list[str] = []
-    for video in videos:
-        path = os.path.join(root, f"{prefix}{video}{suffix}")
+    for stream in streams:
+        with OpenStream(stream) as opened:
+            columns.append(_index_stream(opened, names, layout, faults))
+    extents: dict[str, Extent] = {}
+    for video in names:
+        parts = [column[video] for column in columns if video in column]
+        if len(parts) < len(columns):
+            continue
         try:
-            extents[video] = read_extent(path, layout=layout)
+            extents[video] = beside(parts) if len(parts) > 1 else parts[0]
         except DataError as error:
-            (faults if os.path.lexists(path) else missing).append(f"video {video!r}: {error}")
-    if missing:
-        faults.insert(0, _describe_missing(missing, root, prefix, suffix))
+            faults.append(f"video {video!r}: {error} (streams that differ can be packed with "
+                          "--rows shortest)")  # fmt: skip
     if extents:
-        common = channels or Counter(e.columns for e in extents.values()).most_common(1)[0][0]
+        common = channels or Counter(e.width for e in extents.values()).most_common(1)[0][0]
         for video, extent in extents.items():
-            if extent.columns != common:
+            if extent.width != common:
                 hint = " (the axes look swapped: layout)" if extent.rows == common else ""
                 faults.append(
                     f"video {video!r}: {extent.path}: expected {common} channels, "
-                    f"got {extent.columns}{hint}"
+                    f"got {extent.width}{hint}"
                 )
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
@@ -172,15 +185,50 @@ def index_features(
     return extents
 
 
-def _describe_missing(missing: list[str], root: Path, prefix: str, suffix: str) -> str:
-    """Says which files are missing, and what a file that is there is called."""
-    first = missing[0]
+def _index_stream(
+    opened: OpenStream, names: Sequence[str], layout: Layout, faults: list[str]
+) -> dict[str, Extent]:
+    found: dict[str, Extent] = {}
+    missing: list[str] = []
+    for video in names:
+        try:
+            found[video] = opened.extent(video, layout)
+        except KeyError:
+            missing.append(video)
+        except FileNotFoundError:
+            missing.append(video)
+        except DataError as error:
+            if opened.is_folder and not os.path.lexists(opened.file(video)):
+                missing.append(video)
+            else:
+                faults.append(f"video {video!r}: {error}")
+    if missing:
+        faults.insert(0, _describe_missing(missing, opened))
+    return found
+
+
+def _describe_missing(missing: list[str], opened: OpenStream) -> str:
+    """Says which videos are missing, and what something that is there is called."""
+    path = opened.stream.path
+    entries = opened.entries()
+    if opened.is_folder:
+        first = f"video {missing[0]!r}: {opened.file(missing[0])}: no such feature file"
+        what, holder = f"a feature file {opened.template.replace('%s', '<video>')}", "folder"
+    else:
+        first = f"video {missing[0]!r}: {path}: no array {opened.entry(missing[0])!r}"
+        what, holder = f"an array {opened.template.replace('%s', '<video>')}", "file"
     if len(missing) == 1:
-        wanted = os.path.basename(first.rsplit(": no such", 1)[0])
-        return first + nearest(wanted, sorted(os.listdir(root))[:5000])
-    there = next((n for n in sorted(os.listdir(root)) if not n.startswith(".")), None)
-    example = f"; the folder holds, for example, {there!r}" if there else "; the folder is empty"
-    return (
-        f"{len(missing)} videos without a feature file {prefix}<video>{suffix}, "
-        f"first {first}{example}"
-    )
+        return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000])
+    example = f"; the {holder} holds, for example, {min(entries)!r}" if entries else (
+        f"; the {holder} is empty")  # fmt: skip
+    return f"{len(missing)} videos without {what}, first {first}{example}"
+
+
+def videos_of_streams(streams: Sequence[Stream], *, allow_pickle: bool = False) -> list[str]:
+    """Returns the videos that the first stream holds, by its template.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    with OpenStream(streams[0], allow_pickle=allow_pickle) as opened:
+        return opened.videos()

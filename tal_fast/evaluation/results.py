@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.unpickling import unpickle_arrays
 from tal_fast.errors import DataError
 from tal_fast.evaluation import fast_json
 from tal_fast.evaluation.detections import Detections, VideoDetections
@@ -26,7 +27,6 @@ from tal_fast.evaluation.records import (
     read_bytes,
     segment_columns,
 )
-from tal_fast.evaluation.unpickling import unpickle_arrays
 
 __all__ = ["read_results", "write_results"]
 

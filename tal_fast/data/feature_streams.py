@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders and files of features, and how the video names lead to what lies in them.
+
+A *stream* is a folder with a file per video, one file with an array per video, or a folder of
+safetensors shards. A video's features are the columns of its streams side by side.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tal_fast.data.extents import Extent, Layout
+from tal_fast.data.formats import (
+    IN_PLACE,
+    KEYED,
+    SUFFIXES,
+    Kind,
+    kind_of_content,
+    kind_of_name,
+    needs_packing,
+)
+from tal_fast.data.formats.arrays import array_file, pick
+from tal_fast.data.formats.hdf5 import Hdf5File
+from tal_fast.data.formats.npy import npy_extent
+from tal_fast.data.formats.safetensors_files import SafetensorsFile, read_store_index, store_index
+from tal_fast.errors import ConfigError, DataError
+
+__all__ = ["OpenStream", "Stream", "streams_of"]
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where one stream of features lies.
+
+    Attributes:
+        path: a folder of files, a folder of safetensors shards, or a file with an array per video.
+        template: what the video's name becomes: a file name in the folder (``"v_%s.npy"``), or the
+            name of an array in the file or store (``"%s"``, ``"%s/feats"``). None takes ``"%s"``
+            with the ending that all files of the folder share.
+        key: name of the array in each video's own file, when such a file holds several.
+    """
+
+    path: str
+    template: str | None = None
+    key: str | None = None
+
+
+def streams_of(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    template: str | Sequence[str] | None = None,
+    key: str | Sequence[str] | None = None,
+) -> tuple[Stream, ...]:
+    """Makes a stream per path.
+
+    Args:
+        paths: one path, or one per stream.
+        template: for all of them, or one each (:class:`Stream`).
+        key: for all of them, or one each.
+
+    Raises:
+        ConfigError: if there is no path, or there are fewer or more templates than paths.
+    """
+    chosen = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not chosen:
+        raise ConfigError("features: expected at least one folder or file, got none")
+    columns = []
+    for name, value in (("template", template), ("key", key)):
+        each = [value] * len(chosen) if value is None or isinstance(value, str) else list(value)
+        if len(each) == 1:
+            each *= len(chosen)
+        if len(each) != len(chosen):
+            raise ConfigError(
+                f"features: expected one {name} or {len(chosen)}, one per folder, got {len(each)}"
+            )
+        columns.append(each)
+    for text in columns[0]:
+        if text is not None and text.count("%s") != 1:
+            raise ConfigError(
+                f"features: expected a template with one %s for the video's name, got {text!r}"
+            )
+    return tuple(
+        Stream(os.fspath(path), text, name)
+        for path, text, name in zip(chosen, *columns, strict=True)
+    )
+
+
+class OpenStream:
+    """A stream being read: headers and files that many videos share are read once.
+
+    Attributes:
+        stream: where it lies.
+        template: its template, also when the stream left it open.
+    """
+
+    def __init__(self, stream: Stream, *, allow_pickle: bool = False) -> None:
+        """Looks at what the path is.
+
+        Args:
+            stream: where it lies.
+            allow_pickle: let :meth:`array` read pickles of arrays.
+
+        Raises:
+            DataError: if there is nothing, or the folder's files do not tell one template.
+        """
+        self.stream = stream
+        self._allow_pickle = allow_pickle
+        self._files: dict[str, SafetensorsFile | Hdf5File] = {}
+        self._arrays: tuple[str, Any] | None = None
+        self._shards: dict[str, str] | None = None
+        self._kind: Kind | None = None
+        self._start, self._end = "", ""
+        path = stream.path
+        if os.path.isdir(path):
+            template = stream.template or self._template_of_folder()
+            if kind_of_name(template) is None:
+                self._shards = self._shards_of_folder(template)
+            self._kind = kind_of_name(template)
+        elif os.path.lexists(path):
+            template = stream.template or "%s"
+            self._kind = kind_of_name(path) or kind_of_content(path)
+            if self._kind not in KEYED:
+                raise DataError(
+                    f"{path}: expected a folder, or a file with an array per video "
+                    f"({', '.join(s for s, kind in SUFFIXES.items() if kind in KEYED)})"
+                )
+        else:
+            raise DataError(f"{path}: no such feature folder")
+        self.template = template
+        self._start, self._end = template.split("%s")
+        self.is_folder = os.path.isdir(path) and self._shards is None
+
+    def __enter__(self) -> OpenStream:
+        """Returns the stream."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes its files."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            if isinstance(file, Hdf5File):
+                file.close()
+        self._files.clear()
+        self._arrays = None
+
+    # ---- what there is -------------------------------------------------------------------------
+
+    def _listing(self) -> list[str]:
+        try:
+            return sorted(name for name in os.listdir(self.stream.path) if name[0] != ".")
+        except OSError as error:
+            raise DataError(
+                f"{self.stream.path}: cannot be read: {error.strerror or error}"
+            ) from error
+
+    def _template_of_folder(self) -> str:
+        if store_index(self.stream.path) is not None:
+            return "%s"
+        endings: dict[str, str] = {}
+        for name in self._listing():
+            if kind_of_name(name) is not None:
+                endings.setdefault(os.path.splitext(name)[1], name)
+        if not endings:
+            raise DataError(
+                f"{self.stream.path}: no file of a known ending ({', '.join(SUFFIXES)}); "
+                "give a template (%s: the video's name)"
+            )
+        if len(endings) > 1:
+            raise DataError(
+                f"{self.stream.path}: files of {len(endings)} endings "
+                f"({', '.join(sorted(endings.values())[:_SHOWN])}); give a template"
+            )
+        ending = next(iter(endings))
+        # Without an index, too, safetensors files are taken for shards: of a file per video, a
+        # template says so.
+        return "%s" if ending == ".safetensors" else f"%s{ending}"
+
+    def _shards_of_folder(self, template: str) -> dict[str, str] | None:
+        """Returns tensor -> shard, or None for a folder of files without a known ending."""
+        index = store_index(self.stream.path)
+        if index is not None:
+            return read_store_index(index)
+        shards: dict[str, str] = {}
+        for name in self._listing():
+            if kind_of_name(name) != "safetensors":
+                continue
+            path = os.path.join(self.stream.path, name)
+            for tensor in self._safetensors(path).names():
+                if tensor in shards:
+                    raise DataError(
+                        f"{path}: tensor {tensor!r} is also in {os.path.basename(shards[tensor])}"
+                    )
+                shards[tensor] = path
+        return shards or None
+
+    def entries(self) -> list[str]:
+        """Returns the names of all files, or of all arrays of the file or store."""
+        if self._shards is not None:
+            return list(self._shards)
+        if self.is_folder:
+            return self._listing()
+        if self._kind == "safetensors":
+            return self._safetensors(self.stream.path).names()
+        if self._kind == "hdf5":
+            return self._hdf5(self.stream.path).names()
+        return [str(name) for name in self._mapping(self.stream.path)]
+
+    def videos(self) -> list[str]:
+        """Returns the videos that the template finds among :meth:`entries`."""
+        start, end = len(self._start), len(self._end)
+        return [
+            name[start : len(name) - end]
+            for name in self.entries()
+            if len(name) > start + end and name.startswith(self._start) and name.endswith(self._end)
+        ]
+
+    def entry(self, video: str) -> str:
+        """Returns the name of a video's file or array."""
+        return f"{self._start}{video}{self._end}"
+
+    def file(self, video: str) -> str:
+        """Returns the path of the file that should hold a video.
+
+        Raises:
+            KeyError: if the store has no such tensor.
+        """
+        if self._shards is not None:
+            return self._shards[self.entry(video)]
+        if self.is_folder:
+            return os.path.join(self.stream.path, self.entry(video))
+        return self.stream.path
+
+    # ---- one video -----------------------------------------------------------------------------
+
+    def extent(self, video: str, layout: Layout = "TC") -> Extent:
+        """Returns where a video's features lie.
+
+        Raises:
+            DataError: if its file is faulty or cannot be read in place.
+            FileNotFoundError: if there is no such file.
+            KeyError: if there is no such array.
+        """
+        path = self.file(video)
+        kind = self._kind_of(path)
+        if kind == "npy":
+            return npy_extent(path, layout)
+        if kind not in IN_PLACE:
+            self._require(path)
+            raise needs_packing(path, kind)
+        if kind == "safetensors":
+            tensors = self._safetensors(path)
+            return tensors.extent(self._name(video, tensors, path), layout)
+        datasets = self._hdf5(path)
+        try:
+            return datasets.extent(self._name(video, datasets, path), layout)
+        finally:
+            if self.is_folder:
+                self._files.pop(path).close()  # type: ignore[union-attr]
+
+    def array(self, video: str, layout: Layout = "TC") -> npt.NDArray[Any]:
+        """Reads a video that has no extent: [T, C] of its own floating type.
+
+        Raises:
+            DataError: if its file is faulty, or does not hold a 2-D array of floating numbers.
+            ConfigError: if it is a pickle and those are not allowed.
+            FileNotFoundError: if there is no such file.
+            KeyError: if there is no such array.
+        """
+        path = self.file(video)
+        kind = self._kind_of(path)
+        self._require(path)
+        where = path
+        if kind == "hdf5":
+            datasets = self._hdf5(path)
+            name = self._name(video, datasets, path)
+            where, values = f"{path}: dataset {name!r}", datasets.array(name)
+            if self.is_folder:
+                self._files.pop(path).close()  # type: ignore[union-attr]
+        elif kind == "npy":
+            try:
+                values = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise DataError(f"{path}: not a whole .npy file: {error}") from error
+        elif self.is_folder:
+            content = array_file(path, kind, allow_pickle=self._allow_pickle)
+            values = pick(path, content, self.stream.key)
+        else:
+            name = self.entry(video)
+            content = self._mapping(path)
+            if name not in content:
+                raise KeyError(name)
+            where, values = f"{path}: {name!r}", pick(path, content, name)
+        return _as_rows(where, values, layout)
+
+    def _kind_of(self, path: str) -> Kind:
+        if self._shards is not None:
+            return "safetensors"
+        return self._kind or kind_of_content(path)
+
+    def _require(self, path: str) -> None:
+        if not os.path.lexists(path):
+            raise FileNotFoundError(path)
+
+    def _name(self, video: str, file: SafetensorsFile | Hdf5File, path: str) -> str:
+        """Returns the name of a video's array in a file that holds many, or that video alone."""
+        if not self.is_folder:
+            return self.entry(video)
+        names = file.names()
+        if self.stream.key is not None:
+            if self.stream.key not in names:
+                raise DataError(
+                    f"{path}: no array {self.stream.key!r} among {len(names)} "
+                    f"({', '.join(names[:_SHOWN])})"
+                )
+            return self.stream.key
+        if len(names) != 1:
+            raise DataError(
+                f"{path}: expected one array, got {len(names)} ({', '.join(names[:_SHOWN])}); "
+                "name one with key"
+            )
+        return names[0]
+
+    def _safetensors(self, path: str) -> SafetensorsFile:
+        file = self._files.get(path)
+        if not isinstance(file, SafetensorsFile):
+            file = SafetensorsFile(path)
+            if not os.path.isdir(self.stream.path) or self._kind is None:
+                self._files[path] = file
+        return file
+
+    def _hdf5(self, path: str) -> Hdf5File:
+        file = self._files.get(path)
+        if not isinstance(file, Hdf5File):
+            self._files[path] = file = Hdf5File(path)
+        return file
+
+    def _mapping(self, path: str) -> Mapping[str, Any]:
+        if self._arrays is None or self._arrays[0] != path:
+            assert self._kind is not None
+            content = array_file(path, self._kind, allow_pickle=self._allow_pickle)
+            if not isinstance(content, Mapping):
+                raise DataError(
+                    f"{path}: expected arrays by video, got {type(content).__name__}; a file per "
+                    "video lies in a folder"
+                )
+            self._arrays = (path, content)
+        mapping: Mapping[str, Any] = self._arrays[1]
+        return mapping
+
+
+def _as_rows(where: str, values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+    if values.dtype.kind != "f" or values.dtype.itemsize not in (2, 4, 8):
+        raise DataError(f"{where}: expected dtype float16, float32 or float64, got {values.dtype}")
+    if values.ndim != 2:
+        raise DataError(
+            f"{where}: expected a 2-D array [{', '.join(layout)}], got shape {list(values.shape)}"
+        )
+    if 0 in values.shape:
+        raise DataError(
+            f"{where}: expected at least one row and channel, got shape {list(values.shape)}"
+        )
+    native = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return native if layout == "TC" else native.T

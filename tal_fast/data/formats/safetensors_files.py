@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""safetensors files: checked by their own library, whose header tells where each tensor lies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors
+
+from tal_fast.data.extents import Extent, Layout, checked_extent
+from tal_fast.errors import DataError
+
+__all__ = ["INDEX_SUFFIX", "SafetensorsFile", "read_store_index", "store_index"]
+
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+# A sharded store has one file of this ending that says which tensor lies in which shard.
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+class SafetensorsFile:
+    """The tensors of one safetensors file.
+
+    The library opens the file first: it refuses one that is truncated, too long, or whose tensors
+    overlap or leave holes. Where they lie it does not tell, so the header, which it has checked, is
+    read once more.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads the header.
+
+        Raises:
+            DataError: if the file is missing, empty, no safetensors file, or of another size than
+                its header says.
+        """
+        self.path = os.fspath(path)
+        try:
+            with open(self.path, "rb") as file:
+                self._size = os.fstat(file.fileno()).st_size
+                if self._size == 0:
+                    raise DataError(f"{self.path}: expected a safetensors file, got an empty file")
+                with safetensors.safe_open(self.path, "numpy"):
+                    pass
+                length = int.from_bytes(file.read(8), "little")
+                header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: no such feature file") from None
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        except safetensors.SafetensorError as error:
+            raise DataError(
+                f"{self.path}: expected a whole safetensors file, got one that its library "
+                f"refuses: {error}"
+            ) from error
+        header.pop("__metadata__", None)
+        self._header = header
+        self._data = 8 + length
+
+    def names(self) -> list[str]:
+        """Returns the names of the tensors."""
+        return list(self._header)
+
+    def extent(self, name: str, layout: Layout = "TC") -> Extent:
+        """Returns where a tensor lies.
+
+        Raises:
+            DataError: if it is not a 2-D tensor of a floating type with rows and channels.
+            KeyError: if there is no such tensor.
+        """
+        entry = self._header[name]
+        kind = str(entry["dtype"])
+        return checked_extent(
+            f"{self.path}: tensor {name!r}",
+            self.path,
+            self._size,
+            self._data + entry["data_offsets"][0],
+            entry["shape"],
+            _DTYPES.get(kind, kind),
+            layout,
+        )
+
+
+def store_index(folder: str) -> str | None:
+    """Returns the path of a folder's ``*.safetensors.index.json``, or None.
+
+    Raises:
+        DataError: if there are several, or the folder cannot be read.
+    """
+    try:
+        found = sorted(n for n in os.listdir(folder) if n.endswith(INDEX_SUFFIX) and n[0] != ".")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    if len(found) > 1:
+        raise DataError(f"{folder}: expected one index of shards, got {', '.join(found)}")
+    return os.path.join(folder, found[0]) if found else None
+
+
+def read_store_index(path: str) -> dict[str, str]:
+    """Returns tensor name -> path of its shard.
+
+    Raises:
+        DataError: if the index cannot be read or is not such an index.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    shards = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(shards, Mapping) or not all(
+        isinstance(file, str) and os.path.basename(file) == file for file in shards.values()
+    ):
+        raise DataError(
+            f"{path}: expected an object 'weight_map' of tensor name -> file beside the index"
+        )
+    folder = os.path.dirname(path)
+    return {str(name): os.path.join(folder, file) for name, file in shards.items()}

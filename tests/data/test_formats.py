@@ -1,0 +1,452 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Formats that are read in place, formats that are packed first, and the layouts of peers."""
+
+import json
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from tal_fast.data.extents import read_array
+from tal_fast.data.feature_index import index_features, videos_of_streams
+from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.formats import kind_of_content
+from tal_fast.errors import ConfigError, DataError, MissingExtraError
+
+VIDEOS = {"a": 7, "b": 3}
+
+
+def values(video, channels=5, dtype=np.float32):
+    rows = VIDEOS[video]
+    start = 100 * (1 + list(VIDEOS).index(video))
+    return (start + np.arange(rows * channels)).reshape(rows, channels).astype(dtype)
+
+
+def check(extents, channels=5, dtype=np.float32):
+    assert list(extents) == list(VIDEOS)
+    for video, extent in extents.items():
+        assert (extent.rows, extent.width) == (VIDEOS[video], channels)
+        np.testing.assert_array_equal(read_array(extent), values(video, channels, dtype))
+
+
+class TestSafetensors:
+    def test_one_file(self, tmp_path):
+        safetensors.numpy.save_file({v: values(v) for v in VIDEOS}, tmp_path / "x.safetensors")
+        check(index_features(tmp_path / "x.safetensors", VIDEOS))
+
+    def test_shards_with_and_without_index(self, tmp_path):
+        for video in VIDEOS:
+            safetensors.numpy.save_file({video: values(video)}, tmp_path / f"{video}1.safetensors")
+        check(index_features(tmp_path, VIDEOS, template="%s"))
+        index = {"weight_map": {v: f"{v}1.safetensors" for v in VIDEOS}}
+        (tmp_path / "x.safetensors.index.json").write_text(json.dumps(index))
+        check(index_features(tmp_path, VIDEOS))
+
+    def test_a_file_per_video(self, tmp_path):
+        for video in VIDEOS:
+            safetensors.numpy.save_file(
+                {"rgb": values(video), "fps": np.ones(1)}, tmp_path / f"{video}.safetensors"
+            )
+        check(index_features(tmp_path, VIDEOS, template="%s.safetensors", key="rgb"))
+        with pytest.raises(DataError, match=r"a\.safetensors: expected one array, got 2"):
+            index_features(tmp_path, VIDEOS, template="%s.safetensors")
+        with pytest.raises(DataError, match="no array 'flow' among 2"):
+            index_features(tmp_path, VIDEOS, template="%s.safetensors", key="flow")
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("layout", ["TC", "CT"])
+    def test_dtypes_and_layouts(self, tmp_path, dtype, layout):
+        tensors = {v: torch.from_numpy(values(v)).to(dtype) for v in VIDEOS}
+        stored = {v: (t if layout == "TC" else t.T).contiguous() for v, t in tensors.items()}
+        safetensors.torch.save_file(stored, tmp_path / "x.safetensors")
+        extents = index_features(tmp_path / "x.safetensors", VIDEOS, layout=layout)
+        for video, extent in extents.items():
+            assert f"torch.{extent.dtype}" == str(dtype)
+            assert torch.equal(torch.tensor(read_array(extent)).to(dtype), tensors[video])
+
+    def test_cut_longer_and_other_files(self, tmp_path):
+        path = tmp_path / "x.safetensors"
+        safetensors.numpy.save_file({v: values(v) for v in VIDEOS}, path)
+        whole = path.read_bytes()
+        for content, message in [
+            (whole[:-1], "expected a whole safetensors file"),
+            (whole + b"x", "expected a whole safetensors file"),
+            (whole[:20], "expected a whole safetensors file"),
+            (b"hello, this is text", "expected a whole safetensors file"),
+            (b"", "got an empty file"),
+        ]:
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=r"x\.safetensors: .*" + message):
+                index_features(path, VIDEOS)
+
+    @pytest.mark.parametrize(
+        ("tensor", "message"),
+        [
+            (np.ones(4, np.float32), r"tensor 'a': expected a 2-D array \[T, C\], got shape \[4\]"),
+            (np.ones((3, 4), np.int32), "tensor 'a': expected dtype float16, .* got I32"),
+            (np.ones((0, 4), np.float32), r"at least one row and channel, got shape \[0, 4\]"),
+        ],
+    )
+    def test_tensors_that_are_no_features(self, tmp_path, tensor, message):
+        safetensors.numpy.save_file({"a": tensor}, tmp_path / "x.safetensors")
+        with pytest.raises(DataError, match=message):
+            index_features(tmp_path / "x.safetensors", ["a"])
+
+    def test_missing_tensor_and_twice_the_same(self, tmp_path):
+        for name in ("x", "y"):
+            safetensors.numpy.save_file({"a": values("a")}, tmp_path / f"{name}.safetensors")
+        with pytest.raises(DataError, match=r"video 'b': .*x\.safetensors: no array 'b'"):
+            index_features(tmp_path / "x.safetensors", VIDEOS)
+        with pytest.raises(DataError, match=r"tensor 'a' is also in x\.safetensors"):
+            index_features(tmp_path, ["a"], template="%s")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "not valid JSON"),
+            ("[]", "expected an object 'weight_map'"),
+            ('{"weight_map": {"a": "../x.safetensors"}}', "expected an object 'weight_map'"),
+            ('{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: no such feature"),
+        ],
+    )
+    def test_bad_index(self, tmp_path, text, message):
+        (tmp_path / "x.safetensors.index.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            index_features(tmp_path, ["a"])
+
+    def test_two_indices(self, tmp_path):
+        for name in ("x", "y"):
+            (tmp_path / f"{name}.safetensors.index.json").write_text("{}")
+        with pytest.raises(DataError, match=r"expected one index of shards, got x.*, y"):
+            index_features(tmp_path, ["a"])
+
+
+class TestHdf5:
+    @pytest.fixture
+    def h5py(self):
+        return pytest.importorskip("h5py")
+
+    @pytest.mark.parametrize("userblock", [0, 512])
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    def test_contiguous_datasets_are_read_in_place(self, h5py, tmp_path, userblock, libver):
+        path = tmp_path / "x.h5"
+        with h5py.File(path, "w", userblock_size=userblock, libver=libver) as file:
+            for video in VIDEOS:
+                file[video] = values(video)
+        check(index_features(path, VIDEOS))
+
+    def test_names_in_groups_and_a_prefix(self, h5py, tmp_path):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            for video in VIDEOS:
+                file[f"{video}/feats"] = values(video)
+                file[f"{video}/rate"] = 3.0
+                file[f"v_{video}"] = values(video, 4)
+        check(index_features(tmp_path / "x.h5", VIDEOS, template="%s/feats"))
+        check(index_features(tmp_path / "x.h5", VIDEOS, prefix="v_"), 4)
+        found = videos_of_streams(streams_of(tmp_path / "x.h5", "%s/feats"))
+        assert found == list(VIDEOS)
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_a_file_per_video(self, h5py, tmp_path, dtype):
+        for video in VIDEOS:
+            with h5py.File(tmp_path / f"{video}.hdf5", "w") as file:
+                file["feats"] = values(video, dtype=dtype).T
+        check(index_features(tmp_path, VIDEOS, suffix=".hdf5", layout="CT"), dtype=dtype)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"chunks": (2, 5)},
+            {"chunks": True, "compression": "gzip"},
+            {"chunks": True, "shuffle": True},
+            {"maxshape": (None, 5)},
+        ],
+    )
+    def test_chunked_and_compressed_ones_name_pack(self, h5py, tmp_path, options):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("a", data=values("a"), **options)
+        message = r"x\.h5: dataset 'a': chunked or compressed HDF5 .*tal-fast pack"
+        with pytest.raises(DataError, match=message):
+            index_features(tmp_path / "x.h5", ["a"])
+        with OpenStream(Stream(str(tmp_path / "x.h5"))) as opened:
+            np.testing.assert_array_equal(opened.array("a"), values("a"))
+
+    def test_compact_external_and_unwritten_ones(self, h5py, tmp_path):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("empty", (3, 4), np.float32)
+            file.create_dataset(
+                "out", (3, 4), np.float32, external=[(tmp_path / "raw", 0, h5py.h5f.UNLIMITED)]
+            )
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_layout(h5py.h5d.COMPACT)
+            space = h5py.h5s.create_simple((3, 4))
+            h5py.h5d.create(file.id, b"small", h5py.h5t.NATIVE_FLOAT, space, properties)
+        for name, message in [
+            ("empty", "none were ever written"),
+            ("out", "tal-fast pack"),
+            ("small", "tal-fast pack"),
+        ]:
+            with pytest.raises(DataError, match=f"dataset '{name}': .*{message}"):
+                index_features(tmp_path / "x.h5", [name])
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.ones((3, 4), ">f4"), "little-endian numbers, got >f4"),
+            (np.ones((3, 4), np.int16), "expected dtype .* got int16"),
+            (np.ones((2, 3, 4), np.float32), r"2-D array \[T, C\], got shape \[2, 3, 4\]"),
+            (np.float32(3), r"got shape \[\]"),
+        ],
+    )
+    def test_datasets_that_are_no_features(self, h5py, tmp_path, array, message):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file["a"] = array
+        with pytest.raises(DataError, match="dataset 'a': .*" + message):
+            index_features(tmp_path / "x.h5", ["a"])
+
+    def test_missing_group_cut_and_other_files(self, h5py, tmp_path):
+        path = tmp_path / "x.h5"
+        with h5py.File(path, "w") as file:
+            file["aa/feats"] = values("a")
+        with pytest.raises(DataError, match=r"no array 'a/feats'; did you mean 'aa/feats'"):
+            index_features(path, ["a"], template="%s/feats")
+        with pytest.raises(DataError, match="no array 'aa'"):
+            index_features(path, ["aa"])
+        os.truncate(path, path.stat().st_size - 8)
+        with pytest.raises(DataError, match=r"x\.h5: cannot be read as HDF5: .*truncated"):
+            index_features(path, ["a"])
+        path.write_bytes(b"no such thing")
+        with pytest.raises(DataError, match=r"x\.h5: cannot be read as HDF5"):
+            index_features(path, ["a"])
+
+
+def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=r"h5py, .*: pip install 'tal_fast\[hdf5\]'"):
+        index_features(tmp_path / "x.h5", ["a"])
+
+
+def write(path, kind, array):
+    if kind == "npz":
+        np.savez_compressed(path, feats=array)
+    elif kind == "torch":
+        torch.save(torch.from_numpy(array), path)
+    elif kind == "old torch":
+        torch.save(torch.from_numpy(array), path, _use_new_zipfile_serialization=False)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(array))
+    elif kind == "csv":
+        names = ",".join(f"f{i}" for i in range(array.shape[1]))
+        np.savetxt(path, array, delimiter=",", header=names, comments="", fmt="%.8g")
+    else:
+        np.save(path, array)
+
+
+KINDS = [
+    ("npz", ".npz", "npz files"),
+    ("torch", ".pt", "torch files"),
+    ("torch", "", "torch files"),  # TadTR's THUMOS14 features
+    ("old torch", "", "torch files"),
+    ("pickle", ".pkl", "pickles"),
+    ("pickle", "", "pickles"),
+    ("csv", ".csv", "CSV files"),
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix", "words"), KINDS)
+def test_formats_that_are_packed_first(tmp_path, kind, suffix, words):
+    for video in VIDEOS:
+        with open(tmp_path / f"v_{video}{suffix}", "wb"):
+            pass
+        write(tmp_path / f"v_{video}{suffix}", kind, values(video))
+        if kind == "npz" and not suffix:
+            os.rename(tmp_path / f"v_{video}.npz", tmp_path / f"v_{video}")
+    template = f"v_%s{suffix}"
+    message = f"video 'a': .*v_a{suffix}: .?{words} cannot be read in place; .*tal-fast pack"
+    with pytest.raises(DataError, match=message):
+        index_features(tmp_path, VIDEOS, template=template)
+    with OpenStream(Stream(str(tmp_path), template), allow_pickle=True) as opened:
+        assert opened.videos() == list(VIDEOS)
+        for video in VIDEOS:
+            np.testing.assert_array_equal(opened.array(video), values(video))
+
+
+def test_numpy_files_without_an_ending(tmp_path):
+    for video in VIDEOS:
+        with open(tmp_path / video, "wb") as file:
+            np.save(file, values(video))
+    check(index_features(tmp_path, VIDEOS, template="%s"))
+
+
+def test_pickles_only_when_allowed_and_only_arrays(tmp_path):
+    write(tmp_path / "a.pkl", "pickle", values("a"))
+    with (
+        OpenStream(Stream(str(tmp_path))) as opened,
+        pytest.raises(ConfigError, match=r"a\.pkl: pickles are only read with --allow-pickle"),
+    ):
+        opened.array("a")
+
+    class Harmful:
+        def __reduce__(self):
+            return os.system, ("touch harm",)
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Harmful()))
+    with (
+        OpenStream(Stream(str(tmp_path)), allow_pickle=True) as opened,
+        pytest.raises(DataError, match=r"a\.pkl: cannot be unpickled: .*only arrays are read"),
+    ):
+        opened.array("a")
+    torch.save(Harmful(), tmp_path / "a.pt")
+    with (
+        OpenStream(Stream(str(tmp_path), "%s.pt")) as opened,
+        pytest.raises(DataError, match=r"a\.pt: cannot be loaded by torch as tensors alone"),
+    ):
+        opened.array("a")
+    assert not os.path.exists("harm")
+
+
+def test_one_file_with_an_array_per_video(tmp_path):
+    arrays = {f"v_{v}": values(v) for v in VIDEOS}
+    np.savez(tmp_path / "x.npz", **arrays)
+    torch.save({k: torch.from_numpy(x) for k, x in arrays.items()}, tmp_path / "x.pt")
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(arrays))
+    for name in ("x.npz", "x.pt", "x.pkl"):
+        stream = Stream(str(tmp_path / name), "v_%s")
+        with OpenStream(stream, allow_pickle=True) as opened:
+            assert opened.videos() == list(VIDEOS)
+            for video in VIDEOS:
+                np.testing.assert_array_equal(opened.array(video), values(video))
+            with pytest.raises(KeyError):
+                opened.array("c")
+
+
+def test_bfloat16_of_torch_becomes_the_same_float32(tmp_path):
+    tensor = torch.randn(3, 4).bfloat16()
+    torch.save({"x": tensor}, tmp_path / "a.pt")
+    with OpenStream(Stream(str(tmp_path), "%s.pt")) as opened:
+        np.testing.assert_array_equal(opened.array("a"), tensor.float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npz", b"PK no", "cannot be read|not a whole npz file"),
+        ("a.npz", b"", "not a whole npz file"),
+        ("a.pt", b"PK no", "cannot be loaded by torch"),
+        ("a.pt", b"", "a.pt: (cannot be loaded|not a whole torch file)"),
+        ("a.pkl", b"\x80\x04", "cannot be unpickled"),
+        ("a.csv", b"", "got an empty file"),
+        ("a.csv", b"1.5,2.5\n3,4\n", "first line of column names, got numbers"),
+        ("a.csv", b"f0,f1\n3,x\n", "expected rows of numbers"),
+        ("a.csv", b"f0,f1\n3,4\n5\n", "expected rows of numbers"),
+        ("a.npy", b"\x93NUMPY", "not a whole .npy file"),
+        ("a", b"", "expected a feature file, got an empty file"),
+        ("a", b"hello", "neither its name nor its first bytes tell a format"),
+    ],
+)
+def test_broken_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    template = "%s" + os.path.splitext(name)[1]
+    with (
+        OpenStream(Stream(str(tmp_path), template), allow_pickle=True) as opened,
+        pytest.raises(DataError, match=message),
+    ):
+        opened.array("a")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((3, 4), np.int64), "expected dtype .* got int64"),
+        (np.ones(3, np.float32), r"2-D array \[T, C\], got shape \[3\]"),
+        (np.ones((0, 3), np.float32), r"at least one row and channel, got shape \[0, 3\]"),
+    ],
+)
+def test_arrays_that_are_no_features(tmp_path, array, message):
+    np.savez(tmp_path / "a.npz", array)
+    with (
+        OpenStream(Stream(str(tmp_path))) as opened,
+        pytest.raises(DataError, match=r"a\.npz: .*" + message),
+    ):
+        opened.array("a")
+
+
+def test_big_endian_arrays_are_read_for_packing(tmp_path):
+    np.save(tmp_path / "a.npy", values("a").astype(">f4"))
+    with OpenStream(Stream(str(tmp_path))) as opened:
+        array = opened.array("a")
+    assert array.dtype.isnative
+    np.testing.assert_array_equal(array, values("a"))
+
+
+class TestStreams:
+    def test_two_folders_side_by_side(self, tmp_path):
+        for name, channels in (("rgb", 2), ("flow", 3)):
+            (tmp_path / name).mkdir()
+            for video in VIDEOS:
+                np.save(tmp_path / name / f"{video}.npy", values(video, channels))
+        extents = index_features([tmp_path / "rgb", tmp_path / "flow"], VIDEOS, channels=5)
+        for video, extent in extents.items():
+            expected = np.concatenate([values(video, 2), values(video, 3)], axis=1)
+            assert [part.columns for part in extent.parts] == [2, 3]
+            assert extent.width == 5
+            np.testing.assert_array_equal(read_array(extent), expected)
+
+    def test_two_templates_in_one_folder_and_mixed_formats(self, tmp_path):
+        for video in VIDEOS:
+            np.save(tmp_path / f"{video}-rgb.npy", values(video, 2))
+            np.save(tmp_path / f"{video}-flow.npy", values(video, 3, np.float16).T.copy().T)
+        extents = index_features([tmp_path] * 2, VIDEOS, template=["%s-rgb.npy", "%s-flow.npy"])
+        assert [part.dtype for part in extents["a"].parts] == ["float32", "float16"]
+        assert read_array(extents["a"]).shape == (7, 5)
+
+    def test_streams_of_unequal_rows(self, tmp_path):
+        for name, rows in (("rgb", 7), ("flow", 6)):
+            (tmp_path / name).mkdir()
+            np.save(tmp_path / name / "a.npy", np.ones((rows, 2), np.float32))
+        message = r"video 'a': .*flow/a\.npy: expected 7 rows as in .*rgb/a\.npy, got 6 .*shortest"
+        with pytest.raises(DataError, match=message):
+            index_features([tmp_path / "rgb", tmp_path / "flow"], ["a"])
+
+    def test_bad_descriptions(self, tmp_path):
+        with pytest.raises(ConfigError, match="at least one folder or file"):
+            streams_of([])
+        with pytest.raises(ConfigError, match=r"one %s for the video's name, got 'x\.npy'"):
+            streams_of("x", "x.npy")
+        with pytest.raises(ConfigError, match="one key or 2, one per folder, got 3"):
+            streams_of(["x", "y"], None, ["a", "b", "c"])
+        with pytest.raises(ConfigError, match="a template, or prefix and suffix, got both"):
+            index_features(tmp_path, ["a"], template="%s.npy", prefix="v_")
+
+    def test_the_template_of_a_folder(self, tmp_path):
+        with pytest.raises(DataError, match="no file of a known ending"):
+            OpenStream(Stream(str(tmp_path)))
+        np.save(tmp_path / "a.npy", values("a"))
+        (tmp_path / "notes.txt").write_text("hello")
+        assert OpenStream(Stream(str(tmp_path))).template == "%s.npy"
+        np.savez(tmp_path / "a.npz", values("a"))
+        with pytest.raises(DataError, match=r"files of 2 endings \(a\.npy, a\.npz\)"):
+            OpenStream(Stream(str(tmp_path)))
+        with pytest.raises(DataError, match=r"a\.npy: expected a folder, or a file with an array"):
+            OpenStream(Stream(str(tmp_path / "a.npy")))
+        with pytest.raises(DataError, match="gone: no such feature folder"):
+            OpenStream(Stream(str(tmp_path / "gone")))
+
+
+def test_kinds_by_content(tmp_path):
+    write(tmp_path / "x.npz", "npz", values("a"))
+    write(tmp_path / "x.pt", "torch", values("a"))
+    safetensors.numpy.save_file({"a": values("a")}, tmp_path / "x.safetensors")
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    for name, kind in (
+        ("x.npz", "npz"), ("x.pt", "torch"), ("x.safetensors", "safetensors"), ("x.h5", "hdf5"),
+    ):  # fmt: skip
+        assert kind_of_content(str(tmp_path / name)) == kind
+    with pytest.raises(DataError, match="no such feature file"):
+        kind_of_content(str(tmp_path / "gone"))
