@@ -120,6 +120,7 @@ class OpenStream:
         self._start, self._end = "", ""
         path = stream.path
         if os.path.isdir(path):
+            self._refuse_unfinished()
             template = stream.template or self._template_of_folder()
             if kind_of_name(template) is None:
                 self._shards = self._shards_of_folder(template)
@@ -168,6 +169,14 @@ class OpenStream:
             raise DataError(
                 f"{self.stream.path}: cannot be read: {error.strerror or error}"
             ) from error
+
+    def _refuse_unfinished(self) -> None:
+        path = self.stream.path
+        if os.path.exists(os.path.join(path, "pack.json")) and store_index(path) is None:
+            raise DataError(
+                f"{path}: expected a complete store, got one whose packing was interrupted; run "
+                "the same tal-fast pack again"
+            )
 
     def _template_of_folder(self) -> str:
         if store_index(self.stream.path) is not None:
@@ -273,6 +282,19 @@ class OpenStream:
             if self.is_folder:
                 self._files.pop(path).close()  # type: ignore[union-attr]
 
+    def in_place(self, video: str) -> bool:
+        """Whether a video can be read where it lies, so that :meth:`extent` gives it.
+
+        Raises:
+            DataError: if its file is faulty.
+            KeyError: if there is no such array.
+        """
+        path = self.file(video)
+        kind = self._kind_of(path)
+        if kind == "hdf5":
+            return self._hdf5(path).is_contiguous(self._name(video, self._hdf5(path), path))
+        return kind == "safetensors" or (kind == "npy" and not _is_big_endian(path))
+
     def array(self, video: str, layout: Layout = "TC") -> npt.NDArray[Any]:
         """Reads a video that has no extent: [T, C] of its own floating type.
 
@@ -362,6 +384,13 @@ class OpenStream:
             self._arrays = (path, content)
         mapping: Mapping[str, Any] = self._arrays[1]
         return mapping
+
+
+def _is_big_endian(path: str) -> bool:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False).dtype.byteorder == ">"
+    except (OSError, ValueError, EOFError):
+        return False  # its extent says what is wrong with it
 
 
 def _as_rows(where: str, values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:

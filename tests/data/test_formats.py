@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from feature_files import KINDS, write
 
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features, videos_of_streams
@@ -232,41 +233,10 @@ def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
         index_features(tmp_path / "x.h5", ["a"])
 
 
-def write(path, kind, array):
-    if kind == "npz":
-        np.savez_compressed(path, feats=array)
-    elif kind == "torch":
-        torch.save(torch.from_numpy(array), path)
-    elif kind == "old torch":
-        torch.save(torch.from_numpy(array), path, _use_new_zipfile_serialization=False)
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(array))
-    elif kind == "csv":
-        names = ",".join(f"f{i}" for i in range(array.shape[1]))
-        np.savetxt(path, array, delimiter=",", header=names, comments="", fmt="%.8g")
-    else:
-        np.save(path, array)
-
-
-KINDS = [
-    ("npz", ".npz", "npz files"),
-    ("torch", ".pt", "torch files"),
-    ("torch", "", "torch files"),  # TadTR's THUMOS14 features
-    ("old torch", "", "torch files"),
-    ("pickle", ".pkl", "pickles"),
-    ("pickle", "", "pickles"),
-    ("csv", ".csv", "CSV files"),
-]
-
-
 @pytest.mark.parametrize(("kind", "suffix", "words"), KINDS)
 def test_formats_that_are_packed_first(tmp_path, kind, suffix, words):
     for video in VIDEOS:
-        with open(tmp_path / f"v_{video}{suffix}", "wb"):
-            pass
         write(tmp_path / f"v_{video}{suffix}", kind, values(video))
-        if kind == "npz" and not suffix:
-            os.rename(tmp_path / f"v_{video}.npz", tmp_path / f"v_{video}")
     template = f"v_%s{suffix}"
     message = f"video 'a': .*v_a{suffix}: .?{words} cannot be read in place; .*tal-fast pack"
     with pytest.raises(DataError, match=message):

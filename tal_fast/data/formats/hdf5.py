@@ -72,6 +72,21 @@ class Hdf5File:
         h5py = _h5py()
         return bool(h5py.h5o.get_info(self._file.id, name.encode()).type == h5py.h5o.TYPE_GROUP)
 
+    def is_contiguous(self, name: str) -> bool:
+        """Whether a dataset is stored in one piece, of little-endian numbers, in this file.
+
+        Raises:
+            KeyError: if there is no such dataset.
+        """
+        h5py = _h5py()
+        dataset = self._open(name)
+        properties = dataset.get_create_plist()
+        return bool(
+            properties.get_layout() == h5py.h5d.CONTIGUOUS
+            and not properties.get_external_count()
+            and dataset.dtype.byteorder != ">"
+        )
+
     def extent(self, name: str, layout: Layout = "TC") -> Extent:
         """Returns where a contiguous dataset lies.
 

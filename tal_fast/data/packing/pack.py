@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any features -> a packed store, one shard at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tal_fast.data.extents import ITEM_SIZES, Layout, read_array
+from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.files import write_error, write_text_atomically
+from tal_fast.data.packing.rounding import TARGETS, Rounding, narrowed
+from tal_fast.data.packing.store import (
+    SETTINGS,
+    Shard,
+    existing_shards,
+    locked,
+    remove_store,
+    write_index,
+    write_shard,
+)
+from tal_fast.errors import ConfigError, DataError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PackReport", "RowsRule", "pack_features"]
+
+FORMAT = 1
+SHARD_BYTES = 1 << 28
+RowsRule = Literal["equal", "shortest"]
+Progress = Callable[[int, int, str], None]
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a packing wrote.
+
+    Attributes:
+        path: the store.
+        videos: videos in it.
+        resumed: those of them that an earlier run had packed.
+        shards: files.
+        rows: rows of all videos.
+        channels: channels of a row.
+        dtype: type of the store.
+        num_bytes: bytes of all features.
+        cut_rows: rows that were left out of longer streams (``rows="shortest"``).
+        rounding: what the type of the store changed.
+    """
+
+    path: Path
+    videos: int
+    resumed: int
+    shards: int
+    rows: int
+    channels: int
+    dtype: str
+    num_bytes: int
+    cut_rows: int
+    rounding: Rounding
+
+    def lines(self) -> list[str]:
+        """Says in a few lines what was written and what rounding cost."""
+        again = f", {self.resumed} of them by an earlier run" if self.resumed else ""
+        r = self.rounding
+        lines = [
+            f"{self.videos} videos{again}, {self.rows} rows of {self.channels} channels, "
+            f"{self.dtype}, {self.num_bytes / 1e6:.1f} MB in {self.shards} shards; every video "
+            "read back and compared",
+        ]
+        if self.cut_rows:
+            lines.append(f"{self.cut_rows} rows left out where one stream is longer than another")
+        if not r.video:
+            lines.append("nothing was rounded")
+        else:
+            lines.append(
+                f"rounding to {self.dtype}: {100 * r.relative:.4g} % of the features' root mean "
+                f"square; largest error {r.largest:.4g} at {r.value:.6g} (video {r.video!r}, row "
+                f"{r.row}, channel {r.channel}); {r.to_zero} of {r.elements} became 0"
+            )
+        return [*lines, f"written to {self.path}"]
+
+
+def pack_features(
+    streams: Sequence[Stream],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    layout: Layout = "TC",
+    videos: Iterable[str] | None = None,
+    rows: RowsRule = "equal",
+    shard_bytes: int = SHARD_BYTES,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Converts features into safetensors shards with a tensor [T, C] per video.
+
+    A shard is written under a temporary name, read back from the disk, compared by SHA-256 and
+    renamed; the index comes last. A run that was killed, at whatever moment, is taken up after its
+    last shard by the same call, and gives the same bytes as one that was not. Memory: one shard and
+    one video, whatever the size of the data.
+
+    Example::
+
+        pack_features(streams_of(["rgb", "flow"], "%s.npz"), "packed", dtype="float16")
+
+    Args:
+        streams: where the features lie (:func:`tal_fast.data.feature_streams.streams_of`).
+        out: folder to write.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        layout: what the axes of the sources mean; the store is [T, C].
+        videos: which ones, in this order; default: all of the first stream, sorted.
+        rows: ``"equal"``: streams that differ in rows are an error; ``"shortest"`` leaves out the
+            last rows of the longer ones.
+        shard_bytes: a shard ends with the video before the one that would make it larger.
+        allow_pickle: read pickles; of arrays only, all else in them is refused.
+        overwrite: begin anew instead of going on.
+        progress: called with (videos done, videos in all, video).
+
+    Raises:
+        DataError: if a source is missing or faulty, holds NaN or infinity or a number too large for
+            ``dtype``, or has changed since an earlier run; if ``out`` holds something else or
+            cannot be written.
+        ConfigError: if an argument is unknown, or ``out`` was begun with other settings.
+    """
+    _check_arguments(dtype, layout, rows, shard_bytes)
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(locked(folder))
+            opened = [
+                stack.enter_context(OpenStream(stream, allow_pickle=allow_pickle))
+                for stream in streams
+            ]
+            names = sorted(opened[0].videos()) if videos is None else list(videos)
+            _check_names(names, opened)
+            settings = {
+                "format": FORMAT,
+                "streams": [
+                    [os.path.abspath(s.stream.path), s.template, s.stream.key] for s in opened
+                ],
+                "layout": layout,
+                "dtype": dtype,
+                "rows": rows,
+                "shard_bytes": shard_bytes,
+                "videos": len(names),
+            }
+            shards = _take_up(folder, settings, overwrite)
+            packer = _Packer(folder, opened, names, layout, dtype, rows, shard_bytes, progress)
+            return packer.run(shards)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _check_arguments(dtype: str, layout: str, rows: str, shard_bytes: int) -> None:
+    for name, value, known in (
+        ("dtype", dtype, TARGETS),
+        ("layout", layout, ("TC", "CT")),
+        ("rows", rows, ("equal", "shortest")),
+    ):
+        if value not in known:
+            raise ConfigError(
+                f"pack: expected {name} among {', '.join(known)}, got {value!r}"
+                f"{nearest(value, known)}"
+            )
+    if shard_bytes < 1:
+        raise ConfigError(f"pack: expected shard_bytes >= 1, got {shard_bytes}")
+
+
+def _check_names(names: list[str], opened: Sequence[OpenStream]) -> None:
+    if not names:
+        raise DataError(
+            f"{opened[0].stream.path}: no video of the form {opened[0].template!r} to pack"
+        )
+    for stream in opened:
+        there = set(stream.videos())
+        missing = [name for name in names if name not in there]
+        if missing:
+            more = ", …" if len(missing) > _SHOWN else ""
+            raise DataError(
+                f"{stream.stream.path}: {len(missing)} of {len(names)} videos are missing: "
+                f"{', '.join(missing[:_SHOWN])}{more}"
+            )
+
+
+def _take_up(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Shard]:
+    """Returns the shards of an earlier run with the same settings; begins a store if none."""
+    file = folder / SETTINGS
+    if overwrite and file.exists():
+        remove_store(folder)
+    if not file.exists():
+        if any(folder.iterdir()):
+            raise DataError(f"{folder}: expected a new or empty folder, or a packed store")
+        write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
+        return []
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON: {error}") from error
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{folder}: begun with {name} {before.get(name)!r}, now {value!r}; ask for "
+                "overwrite to begin anew"
+            )
+    return existing_shards(folder)
+
+
+class _Packer:
+    """One run over the videos."""
+
+    def __init__(
+        self,
+        folder: Path,
+        opened: Sequence[OpenStream],
+        names: Sequence[str],
+        layout: Layout,
+        dtype: str,
+        rows: str,
+        shard_bytes: int,
+        progress: Progress | None,
+    ) -> None:
+        self.folder = folder
+        self.opened = opened
+        self.names = names
+        self.layout = layout
+        self.dtype = dtype
+        self.rows = rows
+        self.shard_bytes = shard_bytes
+        self.progress = progress
+        self.channels = 0
+
+    def run(self, shards: list[Shard]) -> PackReport:
+        done = [video for shard in shards for video in shard]
+        resumed = len(done)
+        self._check_resumed(shards, done)
+        tensors: dict[str, torch.Tensor] = {}
+        facts: Shard = {}
+        size = 0
+        for number, video in enumerate(self.names[resumed:], resumed + 1):
+            tensor, about = self._video(video)
+            needed = tensor.numel() * tensor.element_size()
+            if tensors and size + needed > self.shard_bytes:
+                write_shard(self.folder, len(shards) + 1, tensors, facts)
+                shards.append(facts)
+                tensors, facts, size = {}, {}, 0
+            tensors[video], facts[video] = tensor, about
+            size += needed
+            # Only the buffer may hold on to it, or two videos more are in memory.
+            del tensor
+            if self.progress is not None:
+                self.progress(number, len(self.names), video)
+        if tensors:
+            write_shard(self.folder, len(shards) + 1, tensors, facts)
+            shards.append(facts)
+        return self._finish(shards, resumed)
+
+    def _check_resumed(self, shards: list[Shard], done: list[str]) -> None:
+        if sorted(done) != sorted(self.names[: len(done)]):
+            raise DataError(
+                f"{self.folder}: its shards hold other videos than the features; ask for overwrite "
+                "to begin anew"
+            )
+        for shard in shards:
+            for video, about in shard.items():
+                if about["sources"] != self._sources(video):
+                    raise DataError(
+                        f"video {video!r}: {self.opened[0].file(video)} has changed since it was "
+                        "packed; ask for overwrite to begin anew"
+                    )
+                self._check_channels(video, about["channels"])
+
+    def _video(self, video: str) -> tuple[torch.Tensor, dict[str, Any]]:
+        sources = self._sources(video)
+        parts = [self._read(stream, video) for stream in self.opened]
+        lengths = [len(part) for part in parts]
+        if len(set(lengths)) > 1 and self.rows == "equal":
+            raise DataError(
+                f"video {video!r}: expected streams of equal rows, got {lengths}; rows 'shortest' "
+                "would leave out the last rows of the longer ones"
+            )
+        length = min(lengths)
+        values = parts[0] if len(parts) == 1 else np.concatenate(
+            [part[:length] for part in parts], axis=1)  # fmt: skip
+        del parts
+        self._check_channels(video, values.shape[1])
+        tensor, rounding = narrowed(video, values, self.dtype)
+        about = {
+            "rows": length,
+            "channels": values.shape[1],
+            "cut_rows": max(lengths) - length,
+            "sources": sources,
+            "rounding": rounding.to_dict(),
+        }
+        return tensor, about
+
+    def _check_channels(self, video: str, channels: int) -> None:
+        self.channels = self.channels or channels
+        if channels != self.channels:
+            raise DataError(
+                f"video {video!r}: expected {self.channels} channels as in the videos before it, "
+                f"got {channels}"
+            )
+
+    def _read(self, stream: OpenStream, video: str) -> npt.NDArray[Any]:
+        try:
+            return (
+                read_array(stream.extent(video, self.layout))
+                if stream.in_place(video)
+                else stream.array(video, self.layout)
+            )
+        except DataError as error:
+            raise DataError(f"video {video!r}: {error}") from error
+
+    def _sources(self, video: str) -> list[list[int]]:
+        """Returns size and time of change of each file that a video comes from."""
+        found = []
+        for stream in self.opened:
+            path = stream.file(video)
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise DataError(f"video {video!r}: {path}: {error.strerror or error}") from error
+            found.append([status.st_size, status.st_mtime_ns])
+        return found
+
+    def _finish(self, shards: list[Shard], resumed: int) -> PackReport:
+        everything = [about for shard in shards for about in shard.values()]
+        rounding = sum((Rounding(**about["rounding"]) for about in everything), Rounding())
+        rows = sum(about["rows"] for about in everything)
+        num_bytes = rows * self.channels * ITEM_SIZES[self.dtype]
+        write_index(
+            self.folder,
+            shards,
+            {
+                "total_size": num_bytes,
+                "dtype": self.dtype,
+                "channels": self.channels,
+                "rounding": {**rounding.to_dict(), "relative": rounding.relative},
+            },
+        )
+        return PackReport(
+            path=self.folder,
+            videos=len(everything),
+            resumed=resumed,
+            shards=len(shards),
+            rows=rows,
+            channels=self.channels,
+            dtype=self.dtype,
+            num_bytes=num_bytes,
+            cut_rows=sum(about["cut_rows"] for about in everything),
+            rounding=rounding,
+        )
