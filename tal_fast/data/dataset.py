@@ -34,7 +34,7 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.data.grid import Grid
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "open_dataset", "save_spec"]
+__all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "load_spec", "open_dataset", "save_spec"]
 
 FORMAT = 1
 _SHOWN = 5
@@ -217,7 +217,7 @@ def open_dataset(
         file = folder / "dataset.yaml"
     else:
         folder = folder.parent
-    spec = _load_spec(file)
+    spec = load_spec(file)
     rule = unmatched or spec.unmatched
     if rule not in ("error", "skip"):
         raise DataError(f"{file}: expected unmatched 'error' or 'skip', got {rule!r}")
@@ -297,7 +297,12 @@ def _splits(file: Path, spec: DatasetSpec, annotations: Annotations) -> dict[str
     return splits
 
 
-def _load_spec(file: Path) -> DatasetSpec:
+def load_spec(file: Path) -> DatasetSpec:
+    """Reads and checks a ``dataset.yaml``.
+
+    Raises:
+        DataError: if it is missing, not valid YAML, or a key or value is not as it should be.
+    """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

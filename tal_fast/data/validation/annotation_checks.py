@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that need the annotation file alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tal_fast.data.raw_annotations import RawAnnotations, RawInstance, RawVideo
+from tal_fast.data.validation.result import Finding, SplitCounts
+from tal_fast.errors import nearest
+
+__all__ = ["Faults", "annotation_faults", "class_faults", "classes_of", "count_splits", "leaks"]
+
+SHOWN = 5
+# As in load_annotations: a segment that ends within this of its video's end (s) is inside it.
+TOLERANCE = 1e-6
+# As ActionFormer: instances of one label this close (s) at both ends are one.
+SAME = 1e-3
+IMBALANCE = 50
+
+
+class Faults:
+    """Collects faults by check and turns them into findings."""
+
+    def __init__(self, accepted: Collection[str]) -> None:
+        self._accepted = accepted
+        self._examples: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, check: str, severity: str, message: str, example: str = "") -> None:
+        """Counts one fault; ``message`` is that of all of its kind."""
+        key = (check, severity, message)
+        self._counts[key] += 1
+        if example and len(self._examples[key]) < SHOWN:
+            self._examples[key].append(example)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Returns one finding per kind, errors first."""
+        rank = {"error": 0, "warning": 1, "accepted": 2}
+        found = []
+        for key, count in self._counts.items():
+            check, severity, message = key
+            if severity == "error" and check in self._accepted:
+                severity = "accepted"
+            found.append(Finding(check, severity, count, message, tuple(self._examples[key])))
+        return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
+
+
+def classes_of(
+    raw: RawAnnotations, given: Sequence[str] | None, ignored: Collection[str]
+) -> tuple[str, ...]:
+    """Returns the class list: the given one, or the labels by ``label_id`` or name."""
+    if given is not None:
+        return tuple(given)
+    ids: dict[str, int | None] = {}
+    for video in raw.videos:
+        for item in video.instances:
+            if item.label is not None and item.label not in ignored:
+                ids[item.label] = ids.get(item.label) if item.label_id is None else item.label_id
+    numbers = {label: number for label, number in ids.items() if number is not None}
+    return tuple(sorted(ids, key=numbers.__getitem__ if len(numbers) == len(ids) else None))
+
+
+def annotation_faults(
+    raw: RawAnnotations,
+    classes: Sequence[str],
+    splits: Mapping[str, Sequence[str]],
+    ignored: Collection[str],
+    out_of_range: str,
+    faults: Faults,
+) -> None:
+    """Looks at every video and instance.
+
+    Args:
+        raw: the file.
+        classes: class names.
+        splits: split -> subsets of the file.
+        ignored: labels that are left out.
+        out_of_range: the rule that training will follow: ``"error"``, ``"clamp"`` or ``"keep"``.
+        faults: takes what is found.
+    """
+    for name in raw.repeated:
+        faults.add("repeated-video", "error", "listed more than once in the annotation file; only "
+                   "the last is seen", f"video {name!r}")  # fmt: skip
+    used = {subset for subsets in splits.values() for subset in subsets}
+    names_by_id: dict[int, str] = {}
+    ids_by_name: dict[str, int] = {}
+    known = set(classes)
+    stray = "warning" if out_of_range in ("clamp", "keep") else "error"
+    rule = {
+        "clamp": "will be cut to the video (out_of_range: clamp)",
+        "keep": "will be kept as they are (out_of_range: keep)",
+    }.get(out_of_range, "out_of_range: clamp would cut them")
+    labelled = {video.subset for video in raw.videos if video.instances}
+    for split, subsets in splits.items():
+        if not labelled.intersection(subsets):
+            faults.add("no-instance", "warning", "a split without any instance", f"split {split!r}")
+    for video in raw.videos:
+        if video.subset not in used:
+            faults.add("subset", "warning", "in no split",
+                       f"video {video.name!r}: subset {video.subset!r}")  # fmt: skip
+        if video.duration is None:
+            faults.add("duration", "error", "no duration > 0", f"video {video.name!r}")
+        if not video.instances and video.subset in used & labelled:
+            faults.add("no-instance", "warning", "without instances", f"video {video.name!r}")
+        seen: list[RawInstance] = []
+        for item in video.instances:
+            where = f"video {video.name!r}, annotation {item.position}"
+            if item.label is None or item.start is None or item.end is None:
+                faults.add("malformed", "error", "no label or no segment [start, end]", where)
+                continue
+            if item.label in ignored:
+                continue
+            if item.label not in known:
+                faults.add("label", "error", f"not among the {len(known)} classes",
+                           f"{where}: {item.label!r}{nearest(item.label, known)}")  # fmt: skip
+            if item.label_id is not None:
+                other = names_by_id.setdefault(item.label_id, item.label)
+                number = ids_by_name.setdefault(item.label, item.label_id)
+                if other != item.label or number != item.label_id:
+                    faults.add("label", "error", "label and label_id contradict another annotation",
+                               f"{where}: {item.label!r} with {item.label_id}, elsewhere "
+                               f"{other!r} with {number}")  # fmt: skip
+            segment = f"{where}: [{item.start:g}, {item.end:g}]"
+            if item.end <= item.start:
+                faults.add("non-positive", "error", "end is not after the start", segment)
+            elif video.duration is not None and (
+                item.start < -TOLERANCE or item.end > video.duration + TOLERANCE
+            ):
+                faults.add("out-of-range", stray, f"not inside the video; {rule}",
+                           f"{segment} in a video of {video.duration:g} s")  # fmt: skip
+            same = next((s for s in seen if _same(s, item)), None)
+            if same is not None:
+                faults.add("duplicate", "warning", "same segment (to 1 ms) and label as another",
+                           f"{segment} {item.label} as annotation {same.position}")  # fmt: skip
+            seen.append(item)
+
+
+def _same(a: RawInstance, b: RawInstance) -> bool:
+    if a.start is None or a.end is None or b.start is None or b.end is None:
+        return False
+    return a.label == b.label and abs(a.start - b.start) <= SAME and abs(a.end - b.end) <= SAME
+
+
+def count_splits(
+    raw: RawAnnotations,
+    classes: Sequence[str],
+    splits: Mapping[str, Sequence[str]],
+) -> tuple[tuple[SplitCounts, ...], dict[str, tuple[float, ...]]]:
+    """Returns counts and instance lengths (s) of each split."""
+    counts, lengths = [], {}
+    for name, subsets in splits.items():
+        videos = [video for video in raw.videos if video.subset in subsets]
+        per_class = dict.fromkeys(classes, 0)
+        spans: list[float] = []
+        for video in videos:
+            for item in video.instances:
+                if item.label in per_class and item.start is not None and item.end is not None:
+                    per_class[item.label] += 1
+                    spans.append(item.end - item.start)
+        seconds = sum(video.duration or 0.0 for video in videos)
+        counts.append(SplitCounts(name, len(videos), len(spans), seconds, per_class))
+        lengths[name] = tuple(spans)
+    return tuple(counts), lengths
+
+
+def class_faults(counts: Sequence[SplitCounts], train: str, faults: Faults) -> None:
+    """Compares the classes of the splits.
+
+    Args:
+        counts: of :func:`count_splits`.
+        train: name of the training split.
+        faults: takes what is found.
+    """
+    training = next((split for split in counts if split.name == train), None)
+    for split in counts:
+        if not split.videos:
+            faults.add("subset", "error", "a split without videos", f"split {split.name!r}")
+    if training is None or not training.videos:
+        return
+    others = [split for split in counts if split is not training and split.instances]
+    for label, count in training.per_class.items():
+        elsewhere = sum(split.per_class[label] for split in others)
+        if not count:
+            faults.add("class-missing", "error", f"no instance in split {train!r}: cannot be "
+                       "learned", f"{label!r}, {elsewhere} instances elsewhere")  # fmt: skip
+        elif others and not elsewhere:
+            faults.add("class-missing", "warning", f"only in split {train!r}: cannot be tested",
+                       f"{label!r}, {count} instances")  # fmt: skip
+    present = {label: count for label, count in training.per_class.items() if count}
+    if present:
+        rare = min(present, key=present.__getitem__)
+        common = max(present, key=present.__getitem__)
+        if present[common] > IMBALANCE * present[rare]:
+            faults.add("imbalance", "warning", f"more than {IMBALANCE} times as many instances of "
+                       "one class as of another",
+                       f"{common!r} {present[common]}, {rare!r} {present[rare]}")  # fmt: skip
+
+
+def leaks(
+    videos: Sequence[RawVideo],
+    split_of: Callable[[RawVideo], str],
+    group: str | None,
+    faults: Faults,
+) -> None:
+    r"""Looks for videos of two splits that are one by their names.
+
+    Args:
+        videos: all of them.
+        split_of: the split of a video; empty if none.
+        group: regular expression whose first group names what must stay in one split, such as the
+            person (``user(\d+)``); a name that does not match is a fault.
+        faults: takes what is found.
+    """
+    by_name: dict[str, RawVideo] = {}
+    by_group: dict[str, RawVideo] = {}
+    for video in videos:
+        split = split_of(video)
+        if not split:
+            continue
+        # v_abc and abc, or ABC, are one video under two names in more than one data set.
+        plain = video.name.lower().removeprefix("v_")
+        first = by_name.setdefault(plain, video)
+        if split_of(first) != split:
+            faults.add("leakage", "error", "the same video under two names in two splits",
+                       f"{first.name!r} in {split_of(first)}, {video.name!r} in "
+                       f"{split}")  # fmt: skip
+        if group is None:
+            continue
+        match = re.search(group, video.name)
+        if match is None:
+            faults.add("leakage", "error", f"the group {group!r} is not in the name",
+                       f"video {video.name!r}")  # fmt: skip
+            continue
+        key = match[1] if match.groups() else match[0]
+        first = by_group.setdefault(key, video)
+        if split_of(first) != split:
+            faults.add("leakage", "error", "one group in two splits",
+                       f"{key!r}: {first.name!r} in {split_of(first)}, {video.name!r} in "
+                       f"{split}")  # fmt: skip

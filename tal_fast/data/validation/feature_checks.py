@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that need the features: their headers, and their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tal_fast.data.extents import Extent, Layout, beside, read_array
+from tal_fast.data.feature_index import videos_of_streams
+from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.raw_annotations import RawVideo
+from tal_fast.data.validation.annotation_checks import Faults
+from tal_fast.data.validation.timing import Proposal, disagreement, propose
+from tal_fast.errors import DataError
+
+__all__ = ["content_faults", "find_extents", "timing_faults"]
+
+
+def find_extents(
+    streams: Sequence[Stream],
+    wanted: Sequence[str],
+    annotated: Sequence[str],
+    layout: Layout,
+    channels: int | None,
+    faults: Faults,
+) -> dict[str, Extent]:
+    """Returns the extents of the videos that have sound ones, and collects what is wrong.
+
+    Args:
+        streams: where the features lie.
+        wanted: videos of the splits.
+        annotated: all videos of the annotation file.
+        layout: of the arrays.
+        channels: expected number; None takes that of most videos.
+        faults: takes what is found.
+    """
+    parts: list[dict[str, Extent]] = []
+    for stream in streams:
+        found: dict[str, Extent] = {}
+        with OpenStream(stream) as opened:
+            there = set(opened.videos())
+            for video in wanted:
+                if video not in there:
+                    faults.add("missing-features", "error", f"no features in {stream.path}",
+                               f"video {video!r}: no {opened.entry(video)}")  # fmt: skip
+                    continue
+                try:
+                    found[video] = opened.extent(video, layout)
+                except (DataError, KeyError, OSError) as error:
+                    faults.add("unreadable", "error", "faulty, or not to be read in place",
+                               f"video {video!r}: {error}")  # fmt: skip
+        parts.append(found)
+    known = set(annotated)
+    for video in videos_of_streams(streams):
+        if video not in known:
+            faults.add("extra-features", "warning", "features without annotation",
+                       f"video {video!r}")  # fmt: skip
+    extents: dict[str, Extent] = {}
+    for video in wanted:
+        if not all(video in found for found in parts):
+            continue
+        try:
+            extents[video] = beside([found[video] for found in parts])
+        except DataError as error:
+            faults.add(
+                "unreadable", "error", "streams of unequal rows", f"video {video!r}: {error}"
+            )
+    if extents:
+        common = channels or Counter(e.width for e in extents.values()).most_common(1)[0][0]
+        for video, extent in list(extents.items()):
+            if extent.width != common:
+                swapped = " (the axes look swapped: layout)" if extent.rows == common else ""
+                faults.add("channels", "error", f"expected {common} channels",
+                           f"video {video!r}: {extent.width}{swapped}")  # fmt: skip
+    return extents
+
+
+def timing_faults(
+    videos: Mapping[str, RawVideo],
+    extents: Mapping[str, Extent],
+    given: Proposal,
+    faults: Faults,
+) -> tuple[float | None, list[Proposal]]:
+    """Compares rows with durations.
+
+    Args:
+        videos: by name.
+        extents: of the videos that have features.
+        given: the settings in use; ``fps`` None takes each video's own.
+        faults: takes what is found.
+
+    Returns:
+        the share of videos that fit (None if none can be judged), and proposals that fit better.
+    """
+    names = []
+    for name in extents:
+        video = videos[name]
+        if given.fps is None and video.fps is None:
+            faults.add("timing", "error", "no fps in the annotations and none given",
+                       f"video {name!r}")  # fmt: skip
+        elif video.duration is not None:
+            names.append(name)
+    if not names:
+        return None, []
+    rows = np.array([extents[name].rows for name in names], dtype=np.float64)
+    seconds = np.array([videos[name].duration for name in names], dtype=np.float64)
+    own = [videos[name].fps for name in names]
+    own_fps = None if None in own else np.array(own, dtype=np.float64)
+    fps = own_fps if given.fps is None else np.full_like(rows, given.fps)
+    assert fps is not None
+    over, wrong = disagreement(rows, seconds, fps, given.stride, given.frames)
+    fitting = float(1 - wrong.mean())
+    proposals = []
+    if wrong.any():
+        now = Proposal(given.stride, given.fps, given.frames, fitting)
+        proposals = propose(rows, seconds, own_fps, now)
+    hint = "; see the settings that fit better" if proposals else ""
+    for i in np.flatnonzero(wrong):
+        covered = ((rows[i] - 1) * given.stride + given.frames) / fps[i]
+        faults.add("timing", "error", "duration disagrees with rows x stride / fps" + hint,
+                   f"video {names[i]!r}: {seconds[i]:.2f} s, but {rows[i]:.0f} rows cover "
+                   f"{covered:.2f} s ({over[i]:+.1f} rows)")  # fmt: skip
+    return fitting, proposals
+
+
+def content_faults(
+    extents: Mapping[str, Extent],
+    split_of: Mapping[str, str],
+    faults: Faults,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
+    """Reads all features, one video at a time: NaN, infinity, constant channels, copies.
+
+    Args:
+        extents: of the videos.
+        split_of: video -> split.
+        faults: takes what is found.
+        progress: called with (videos done, videos in all, video).
+    """
+    low: npt.NDArray[np.float64] | None = None
+    high: npt.NDArray[np.float64] | None = None
+    first_of: dict[bytes, str] = {}
+    for number, (video, extent) in enumerate(extents.items(), 1):
+        try:
+            values = read_array(extent)
+        except DataError as error:
+            faults.add("unreadable", "error", "faulty, or not to be read in place",
+                       f"video {video!r}: {error}")  # fmt: skip
+            continue
+        # NaN and infinity both spoil a minimum or maximum, at the price of one pass each.
+        least, most = values.min(axis=0), values.max(axis=0)
+        if not (np.isfinite(least).all() and np.isfinite(most).all()):
+            bad = ~np.isfinite(values)
+            at = np.flatnonzero(bad.any(axis=1))
+            channel = int(np.flatnonzero(bad[at[0]])[0])
+            faults.add("not-finite", "error", "NaN or infinity in features",
+                       f"video {video!r}: {len(at)} of {len(values)} rows, first row {at[0]}, "
+                       f"channel {channel}: {values[at[0], channel]}")  # fmt: skip
+        elif low is None or high is None:
+            low, high = least.astype(np.float64), most.astype(np.float64)
+        elif len(low) == len(least):
+            np.minimum(low, least, out=low)
+            np.maximum(high, most, out=high)
+        digest = hashlib.blake2b(np.ascontiguousarray(values).data, digest_size=16).digest()
+        first = first_of.setdefault(digest, video)
+        if first != video:
+            leak = split_of.get(first) != split_of.get(video)
+            example = f"{first!r} ({split_of.get(first)}) and {video!r} ({split_of.get(video)})"
+            if leak:
+                faults.add("leakage", "error", "the same features in two splits", example)
+            else:
+                faults.add("same-features", "warning", "the same features twice", example)
+        if progress is not None:
+            progress(number, len(extents), video)
+    if low is not None and high is not None:
+        for channel in np.flatnonzero(low == high).tolist():
+            faults.add("constant-channel", "warning", "a channel that never changes",
+                       f"channel {channel}: {low[channel]:g} in every row")  # fmt: skip

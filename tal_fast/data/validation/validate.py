@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs all checks over an annotation file and its features."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tal_fast.data.dataset import load_spec
+from tal_fast.data.extents import Extent, Layout
+from tal_fast.data.feature_streams import Stream
+from tal_fast.data.raw_annotations import RawAnnotations, RawVideo, read_raw_annotations
+from tal_fast.data.validation.annotation_checks import (
+    Faults,
+    annotation_faults,
+    class_faults,
+    classes_of,
+    count_splits,
+    leaks,
+)
+from tal_fast.data.validation.feature_checks import content_faults, find_extents, timing_faults
+from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
+from tal_fast.data.validation.timing import Proposal
+from tal_fast.errors import ConfigError, nearest
+
+__all__ = ["FeatureQuestion", "validate", "validate_dataset"]
+
+_TRAINING = ("train", "training", "trainval")
+
+
+@dataclass(frozen=True)
+class FeatureQuestion:
+    """Which features should fit the annotations, and how.
+
+    Attributes:
+        streams: where they lie.
+        stride: frames between two rows.
+        frames: frames that a row sees.
+        fps: of all videos; None takes each video's own.
+        layout: ``"TC"`` or ``"CT"``.
+        channels: expected number; None takes that of most videos.
+    """
+
+    streams: tuple[Stream, ...]
+    stride: float
+    frames: float
+    fps: float | None = None
+    layout: Layout = "TC"
+    channels: int | None = None
+
+
+def validate(
+    annotations: str | os.PathLike[str],
+    features: FeatureQuestion | None = None,
+    *,
+    subsets: str | os.PathLike[str] | None = None,
+    splits: Mapping[str, str | Sequence[str]] | None = None,
+    classes: Sequence[str] | None = None,
+    ignore_labels: Collection[str] = (),
+    out_of_range: str = "error",
+    group: str | None = None,
+    accept: Collection[str] = (),
+    content: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> ValidationResult:
+    """Checks annotations, and the features against them; changes nothing.
+
+    Example::
+
+        question = FeatureQuestion(streams_of("i3d"), stride=4, frames=16)
+        result = validate("thumos14.json", question)
+        print(result.table())
+
+    Args:
+        annotations: JSON of the form of ActivityNet, ActionFormer, OpenTAD and TadTR, or of BMN and
+            mmaction2.
+        features: what to compare with; None checks the annotations alone.
+        subsets: CSV that tells the subsets, for a file that does not.
+        splits: split -> subset or subsets; default: each subset is a split. The training split is
+            the one named ``train``, or whose name tells; else the first.
+        classes: class names; default: those of the file.
+        ignore_labels: labels that will be left out, for example ``("Ambiguous",)``.
+        out_of_range: what training will do with segments beyond their video: ``"error"``,
+            ``"clamp"`` or ``"keep"``. The latter two make them a warning.
+        group: regular expression whose first group names what must not be in two splits.
+        accept: checks (keys of ``CHECKS``) whose errors shall not keep training from starting.
+        content: read the features, not just their headers.
+        progress: called with (videos done, videos in all, video) while features are read.
+
+    Returns:
+        The findings; :attr:`ValidationResult.ok` says whether training may start.
+
+    Raises:
+        DataError: if the annotation file or the feature folder cannot be read at all.
+        ConfigError: if an argument is unknown.
+    """
+    _check_arguments(accept, out_of_range, group)
+    raw = read_raw_annotations(annotations, subsets=subsets)
+    if splits is None:
+        subset_names = dict.fromkeys(video.subset for video in raw.videos)
+        chosen: dict[str, list[str]] = {name or "(none)": [name] for name in subset_names}
+    else:
+        chosen = {k: [v] if isinstance(v, str) else list(v) for k, v in splits.items()}
+    faults = Faults(accept)
+    names = classes_of(raw, classes, ignore_labels)
+    annotation_faults(raw, names, chosen, ignore_labels, out_of_range, faults)
+    counts, lengths = count_splits(raw, names, chosen)
+    train = next(
+        (name for name in chosen if name.lower() in _TRAINING),
+        "validation" if {n.lower() for n in chosen} == {"validation", "test"} else "",
+    )
+    train = next((name for name in chosen if name.lower() == train.lower()), next(iter(chosen)))
+    class_faults(counts, train, faults)
+    split_of = _split_of(chosen)
+    leaks(raw.videos, split_of, group, faults)
+    extents: dict[str, Extent] = {}
+    fitting: float | None = None
+    proposals: list[Proposal] = []
+    if features is not None:
+        wanted = [video.name for video in raw.videos if split_of(video)]
+        extents = find_extents(
+            features.streams,
+            wanted,
+            [video.name for video in raw.videos],
+            features.layout,
+            features.channels,
+            faults,
+        )
+        by_name = {video.name: video for video in raw.videos}
+        given = Proposal(features.stride, features.fps, features.frames, 0.0)
+        fitting, proposals = timing_faults(by_name, extents, given, faults)
+        if content:
+            splits_by_name = {video.name: split_of(video) for video in raw.videos}
+            content_faults(extents, splits_by_name, faults, progress)
+    return ValidationResult(
+        source=_source(raw, features),
+        findings=faults.findings(),
+        splits=counts,
+        classes=names,
+        videos=_facts(raw.videos, split_of, extents, features),
+        lengths=lengths,
+        proposals=tuple(proposals),
+        fitting=fitting,
+        channels=next((extent.width for extent in extents.values()), None),
+        content=content and bool(extents),
+    )
+
+
+def validate_dataset(
+    path: str | os.PathLike[str],
+    *,
+    group: str | None = None,
+    accept: Collection[str] = (),
+    content: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> ValidationResult:
+    """Checks a data directory by what its ``dataset.yaml`` says.
+
+    Args:
+        path: the directory, or its ``dataset.yaml``.
+        group: as in :func:`validate`.
+        accept: as in :func:`validate`.
+        content: as in :func:`validate`.
+        progress: as in :func:`validate`.
+
+    Raises:
+        DataError: if ``dataset.yaml``, the annotation file or the feature folder cannot be read.
+        ConfigError: if an argument is unknown.
+    """
+    folder = Path(path)
+    file = folder / "dataset.yaml" if folder.is_dir() else folder
+    folder = file.parent
+    spec = load_spec(file)
+    question = FeatureQuestion(
+        streams=spec.feature.streams(folder, spec.features),
+        stride=spec.feature.stride,
+        frames=spec.feature.frames,
+        fps=spec.feature.fps,
+        layout=spec.feature.layout,  # type: ignore[arg-type]
+        channels=spec.feature.channels,
+    )
+    return validate(
+        folder / spec.annotations,
+        question,
+        splits=spec.splits,
+        classes=spec.classes,
+        ignore_labels=spec.ignore_labels,
+        out_of_range=spec.out_of_range,
+        group=group,
+        accept=accept,
+        content=content,
+        progress=progress,
+    )
+
+
+def _check_arguments(accept: Collection[str], out_of_range: str, group: str | None) -> None:
+    for name in accept:
+        if name not in CHECKS:
+            raise ConfigError(
+                f"validate: expected accept among {', '.join(CHECKS)}, got {name!r}"
+                f"{nearest(name, CHECKS)}"
+            )
+    if out_of_range not in ("error", "clamp", "keep"):
+        raise ConfigError(
+            f"validate: expected out_of_range 'error', 'clamp' or 'keep', got {out_of_range!r}"
+        )
+    if group is not None:
+        try:
+            re.compile(group)
+        except re.error as error:
+            raise ConfigError(f"validate: group {group!r} is no expression: {error}") from error
+
+
+def _split_of(splits: Mapping[str, Sequence[str]]) -> Callable[[RawVideo], str]:
+    by_subset = {subset: name for name, subsets in splits.items() for subset in subsets}
+    return lambda video: by_subset.get(video.subset, "")
+
+
+def _source(raw: RawAnnotations, features: FeatureQuestion | None) -> str:
+    if features is None:
+        return raw.path
+    return f"{raw.path} with {', '.join(stream.path for stream in features.streams)}"
+
+
+def _facts(
+    videos: Sequence[RawVideo],
+    split_of: Callable[[RawVideo], str],
+    extents: Mapping[str, Extent],
+    features: FeatureQuestion | None,
+) -> tuple[VideoFacts, ...]:
+    fps = features.fps if features is not None else None
+    return tuple(
+        VideoFacts(
+            name=video.name,
+            split=split_of(video),
+            duration=video.duration,
+            fps=fps or video.fps,
+            rows=extents[video.name].rows if video.name in extents else None,
+        )
+        for video in videos
+        if video.duration is not None
+    )
