@@ -1,6 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makers of data directories from data sets as they are distributed."""
 
+from tal_fast.data.prepare.activitynet13 import prepare_activitynet13
 from tal_fast.data.prepare.hapt import PrepareReport, prepare_hapt
+from tal_fast.data.prepare.sp_sw_har import SpSwHarReport, prepare_sp_sw_har
+from tal_fast.data.prepare.thumos14 import prepare_thumos14
+from tal_fast.data.prepare.video_features import FeatureChoice, Repairs, VideoReport, prepare_videos
 
-__all__ = ["PrepareReport", "prepare_hapt"]
+__all__ = [
+    "FeatureChoice",
+    "PrepareReport",
+    "Repairs",
+    "SpSwHarReport",
+    "VideoReport",
+    "prepare_activitynet13",
+    "prepare_hapt",
+    "prepare_sp_sw_har",
+    "prepare_thumos14",
+    "prepare_videos",
+]

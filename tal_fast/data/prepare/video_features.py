@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data directories from an annotation file and features as other codebases distribute them.
+
+The features stay where they are when they can be read in place; ``pack`` converts them otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
+from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.files import directory_in_one_step, write_text_atomically
+from tal_fast.data.packing import pack_features
+from tal_fast.data.raw_annotations import RawAnnotations, RawVideo, read_raw_annotations
+from tal_fast.data.validation.annotation_checks import Faults
+from tal_fast.data.validation.feature_checks import timing_faults
+from tal_fast.data.validation.timing import Proposal
+from tal_fast.errors import ConfigError, DataError
+
+__all__ = ["FeatureChoice", "Repairs", "VideoReport", "prepare_videos"]
+
+Progress = Callable[[int, int, str], None]
+_SHOWN = 5
+# Features of more videos than this must fit stride and fps; the rest may be cut or damaged.
+_MUST_FIT = 0.5
+
+
+@dataclass(frozen=True)
+class FeatureChoice:
+    """Which features, and what a row of them is.
+
+    Attributes:
+        paths: a folder of files, a folder of shards or a file with an array per video; several are
+            streams whose channels follow each other.
+        template: file or array name with ``%s`` for the video's name; None looks for ``%s`` and
+            ``v_%s`` with the ending that all files have.
+        key: name of the array in each video's own file, when such a file holds several.
+        layout: ``"TC"`` or ``"CT"``.
+        stride: frames between two rows.
+        frames: frames that a row sees.
+        fps: of all videos; None takes each video's own.
+        resized: every video has the same number of rows, whatever its duration; stride, frames and
+            fps then follow from rows and duration.
+        pack: ``"float32"``, ``"float16"`` or ``"bfloat16"``: convert into a store in the data
+            directory; None leaves the features where they are.
+        allow_pickle: read pickles of arrays while packing.
+    """
+
+    paths: Sequence[str | os.PathLike[str]]
+    template: str | Sequence[str] | None = None
+    key: str | Sequence[str] | None = None
+    layout: str = "TC"
+    stride: float = 4
+    frames: float = 16
+    fps: float | None = None
+    resized: bool = False
+    pack: str | None = None
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What may be done about known faults; nothing, unless asked for.
+
+    Attributes:
+        out_of_range: rule for segments beyond their video, written into ``dataset.yaml``:
+            ``"error"``, ``"clamp"`` or ``"keep"``.
+        non_positive: ``"error"``, or ``"drop"`` to leave out segments that end at or before their
+            start.
+        missing: ``"error"``, or ``"skip"`` to leave out videos without features.
+        exclude: videos to leave out.
+    """
+
+    out_of_range: str = "error"
+    non_positive: str = "error"
+    missing: str = "error"
+    exclude: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What a preparation found and wrote.
+
+    Attributes:
+        path: the data directory.
+        splits: split -> number of its videos.
+        instances: over all splits.
+        classes: number of classes.
+        channels: of the features.
+        rows: feature rows of all videos.
+        fitting: share of the videos whose rows fit stride and fps; None for resized features.
+        dropped: segments that were left out (``non_positive="drop"``).
+        out_of_range: segments beyond their video, which the rule in ``dataset.yaml`` governs.
+        missing: videos that were left out for want of features.
+        excluded: videos that were left out by name.
+        template: of the file or array names.
+    """
+
+    path: Path
+    splits: dict[str, int]
+    instances: int
+    classes: int
+    channels: int
+    rows: int
+    fitting: float | None
+    dropped: int
+    out_of_range: int
+    missing: tuple[str, ...]
+    excluded: tuple[str, ...]
+    template: str
+
+    def lines(self) -> list[str]:
+        """Says in a few lines what was found, and everything that was left out."""
+        splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
+        lines = [
+            f"{sum(self.splits.values())} videos ({splits}), {self.instances} instances of "
+            f"{self.classes} classes",
+            f"{self.rows} feature rows of {self.channels} channels ({self.template})",
+        ]
+        if self.fitting is not None:
+            lines.append(
+                f"rows agree with stride and fps in {100 * self.fitting:.1f} % of the videos "
+                "(tal-fast validate lists the others)"
+            )
+        for names, why in ((self.excluded, "as asked"), (self.missing, "without features")):
+            if names:
+                more = ", …" if len(names) > _SHOWN else ""
+                shown = ", ".join(names[:_SHOWN])
+                lines.append(f"{len(names)} videos left out {why}: {shown}{more}")
+        if self.dropped:
+            lines.append(f"{self.dropped} segments left out that end at or before their start")
+        if self.out_of_range:
+            lines.append(f"{self.out_of_range} segments reach beyond their video")
+        return [*lines, f"written to {self.path}"]
+
+
+def prepare_videos(
+    name: str,
+    annotations: str | os.PathLike[str],
+    features: FeatureChoice,
+    out: str | os.PathLike[str],
+    *,
+    splits: dict[str, list[str]],
+    subsets: str | os.PathLike[str] | None = None,
+    ignore_labels: Sequence[str] = (),
+    repairs: Repairs | None = None,
+    citation: str = "",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> VideoReport:
+    """Makes a data directory and opens it once, so that it is known to work.
+
+    Args:
+        name: of the data set.
+        annotations: annotation file, of any form of
+            :func:`tal_fast.data.raw_annotations.read_raw_annotations`.
+        features: which features.
+        out: directory to make; it appears when it is complete.
+        splits: split -> names of its subset, in any case; the first of each that occurs counts.
+        subsets: CSV that tells the subsets, for a file that does not.
+        ignore_labels: labels that are left out where they occur.
+        repairs: what may be done about faults.
+        citation: how to cite the data.
+        overwrite: replace an existing ``out``.
+        progress: called while packing with (videos done, videos in all, video).
+
+    Raises:
+        DataError: if a file is missing or faulty, videos lack features, segments are faulty and no
+            rule says what to do, or stride and fps do not fit the rows; the message proposes those
+            that do.
+        ConfigError: if an argument is unknown.
+    """
+    repairs = repairs or Repairs()
+    _check_arguments(features, repairs)
+    raw = read_raw_annotations(annotations, subsets=subsets)
+    chosen = _splits(raw, splits)
+    wanted = [v for v in raw.videos if v.subset in set(chosen.values())]
+    unknown = sorted(set(repairs.exclude) - {video.name for video in raw.videos})
+    if unknown:
+        raise DataError(f"{raw.path}: no video {unknown[0]!r} to exclude")
+    excluded = tuple(video.name for video in wanted if video.name in repairs.exclude)
+    wanted = [video for video in wanted if video.name not in repairs.exclude]
+    streams, there = _streams(features, [video.name for video in wanted])
+    missing = tuple(video.name for video in wanted if video.name not in there)
+    if missing and repairs.missing == "error":
+        more = ", …" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
+            f"({streams[0].template}): {', '.join(missing[:_SHOWN])}{more}; missing 'skip' would "
+            "leave them out"
+        )
+    wanted = [video for video in wanted if video.name in there]
+    if not wanted:
+        raise DataError(f"{streams[0].path}: no annotated video has features")
+    labels = {item.label for video in wanted for item in video.instances}
+    ignored = tuple(label for label in ignore_labels if label in labels)
+    with directory_in_one_step(out, overwrite=overwrite) as work:
+        spec = _spec(name, features, streams, chosen, ignored, repairs, citation, Path(out))
+        if features.pack is not None:
+            pack_features(
+                streams,
+                work / "features",
+                dtype=features.pack,
+                layout=features.layout,  # type: ignore[arg-type]
+                videos=[video.name for video in wanted],
+                allow_pickle=features.allow_pickle,
+                progress=progress,
+            )
+        wanted, dropped = _without_empty(wanted, repairs.non_positive, raw.path)
+        if features.resized:
+            wanted = _own_rates(wanted, spec, work)
+        _write(work, spec, wanted, name)
+        data = open_dataset(work)
+        by_name = {video.name: video for video in wanted}
+        fitting = None
+        if not features.resized:
+            given = Proposal(features.stride, features.fps, features.frames, 0.0)
+            fitting, proposals = timing_faults(by_name, data.features, given, Faults(()))
+            if fitting is not None and fitting < _MUST_FIT:
+                better = "; ".join(str(proposal) for proposal in proposals) or "none found"
+                raise DataError(
+                    f"{streams[0].path}: stride {features.stride:g} and frames {features.frames:g} "
+                    f"agree with the durations of only {100 * fitting:.1f} % of the videos; "
+                    f"settings that fit better: {better}"
+                )
+        report = data.annotations.report
+        result = VideoReport(
+            path=Path(out),
+            splits={split: len(videos) for split, videos in data.splits.items()},
+            instances=data.annotations.num_instances,
+            classes=data.num_classes,
+            channels=data.channels,
+            rows=sum(extent.rows for extent in data.features.values()),
+            fitting=fitting,
+            dropped=dropped,
+            out_of_range=report.out_of_range,
+            missing=missing,
+            excluded=excluded,
+            template=streams[0].template or "",
+        )
+    return result
+
+
+def _check_arguments(features: FeatureChoice, repairs: Repairs) -> None:
+    for name, value, known in (
+        ("layout", features.layout, ("TC", "CT")),
+        ("out_of_range", repairs.out_of_range, ("error", "clamp", "keep")),
+        ("non_positive", repairs.non_positive, ("error", "drop")),
+        ("missing", repairs.missing, ("error", "skip")),
+    ):
+        if value not in known:
+            raise ConfigError(f"prepare: expected {name} among {', '.join(known)}, got {value!r}")
+    for name, number in (("stride", features.stride), ("frames", features.frames)):
+        if not number > 0:
+            raise ConfigError(f"prepare: expected {name} > 0, got {number}")
+
+
+def _splits(raw: RawAnnotations, wanted: dict[str, list[str]]) -> dict[str, str]:
+    """Returns split -> subset as the file spells it."""
+    spelt = {video.subset.lower(): video.subset for video in raw.videos}
+    chosen = {}
+    for split, names in wanted.items():
+        found = next((spelt[name] for name in names if name in spelt), None)
+        if found is None:
+            raise DataError(
+                f"{raw.path}: expected a subset {' or '.join(names)} for split {split!r}, got "
+                f"{', '.join(sorted(map(repr, spelt.values())))}"
+            )
+        chosen[split] = found
+    return chosen
+
+
+def _streams(features: FeatureChoice, names: Sequence[str]) -> tuple[tuple[Stream, ...], set[str]]:
+    """Returns the streams with their templates, and the wanted videos that all of them have."""
+    there = set(names)
+    streams = []
+    for stream in streams_of(features.paths, features.template, features.key):
+        with OpenStream(stream, allow_pickle=features.allow_pickle) as opened:
+            best = opened.template
+            if stream.template is None:
+                entries = set(opened.entries())
+                # ActivityNet's ids come without v_ in the annotations and with it in file names.
+                best = max(
+                    (best, f"v_{best}"),
+                    key=lambda t: sum(t.replace("%s", name) in entries for name in names),
+                )
+        found = replace(stream, template=best, path=os.path.abspath(stream.path))
+        with OpenStream(found, allow_pickle=features.allow_pickle) as opened:
+            there &= set(opened.videos())
+        streams.append(found)
+    return tuple(streams), there
+
+
+def _spec(
+    name: str,
+    features: FeatureChoice,
+    streams: Sequence[Stream],
+    splits: dict[str, str],
+    ignored: tuple[str, ...],
+    repairs: Repairs,
+    citation: str,
+    out: Path,
+) -> DatasetSpec:
+    packed = features.pack is not None
+    keys = [stream.key for stream in streams]
+    paths: str | list[str] = "features" if packed else [stream.path for stream in streams]
+    templates: Any = None if packed else [stream.template for stream in streams]
+    if not packed and len(streams) == 1:
+        paths, templates = streams[0].path, streams[0].template
+    return DatasetSpec(
+        name=name,
+        features=paths,
+        feature=FeatureSpec(
+            template=templates,
+            key=None if packed or None in keys else [key for key in keys if key is not None],
+            layout="TC" if packed else features.layout,
+            stride=1.0 if features.resized else features.stride,
+            frames=1.0 if features.resized else features.frames,
+            fps=None if features.resized else features.fps,
+        ),
+        splits=dict(splits),
+        out_of_range=repairs.out_of_range,
+        ignore_labels=ignored,
+        # Features of videos that are in no split are no mistake here.
+        unmatched="skip",
+        citation=citation,
+    )
+
+
+def _without_empty(videos: Sequence[RawVideo], rule: str, path: str) -> tuple[list[RawVideo], int]:
+    """Returns the videos without the segments that are none, and how many those were."""
+    kept, dropped, first = [], 0, ""
+    for video in videos:
+        good = tuple(
+            item
+            for item in video.instances
+            if item.start is None or item.end is None or item.end > item.start
+        )
+        lost = len(video.instances) - len(good)
+        if lost and not first:
+            first = video.name
+        dropped += lost
+        kept.append(replace(video, instances=good))
+    if dropped and rule == "error":
+        raise DataError(
+            f"{path}: {dropped} segments end at or before their start, first in video {first!r}; "
+            "non_positive 'drop' would leave them out"
+        )
+    return kept, dropped
+
+
+def _own_rates(videos: Sequence[RawVideo], spec: DatasetSpec, work: Path) -> list[RawVideo]:
+    """Gives each video the rate that spreads its rows over its duration: one row, one frame."""
+    from tal_fast.data.feature_index import index_streams
+
+    extents = index_streams(
+        spec.feature.streams(work, spec.features),
+        [video.name for video in videos],
+        layout=spec.feature.layout,  # type: ignore[arg-type]
+    )
+    lengths = {extent.rows for extent in extents.values()}
+    if len(lengths) > 1:
+        raise DataError(
+            f"{next(iter(extents.values())).path}: expected resized features of one number of rows,"
+            f" got {min(lengths)} to {max(lengths)}"
+        )
+    return [
+        replace(video, fps=extents[video.name].rows / video.duration if video.duration else None)
+        for video in videos
+    ]
+
+
+def _write(work: Path, spec: DatasetSpec, videos: Sequence[RawVideo], name: str) -> None:
+    database = {
+        video.name: {
+            "subset": video.subset,
+            "duration": video.duration,
+            **({} if video.fps is None else {"fps": video.fps}),
+            "annotations": [
+                {
+                    "label": item.label,
+                    **({} if item.label_id is None else {"label_id": item.label_id}),
+                    "segment": [item.start, item.end],
+                }
+                for item in video.instances
+            ],
+        }
+        for video in videos
+    }
+    text = json.dumps({"version": name, "database": database}, ensure_ascii=False)
+    write_text_atomically(work / "annotations.json", text + "\n")
+    save_spec(spec, work)
