@@ -20,7 +20,12 @@ COMMANDS = [
     ["info"],
     ["prepare"],
     ["prepare", "hapt"],
+    ["prepare", "sp-sw-har"],
+    ["prepare", "thumos14"],
+    ["prepare", "activitynet13"],
     ["prepare", "synthetic"],
+    ["pack"],
+    ["validate"],
     ["train"],
     ["predict"],
     ["evaluate"],
@@ -73,7 +78,8 @@ class TestHelp:
     def test_top(self, capsys):
         status, out, _ = run(capsys, "-h")
         assert status == 0
-        assert {"info", "prepare", "train", "predict", "evaluate", "study"} <= set(out.split())
+        commands = {"info", "prepare", "pack", "validate", "train", "predict", "evaluate", "study"}
+        assert commands <= set(out.split())
 
     def test_help_imports_nothing_heavy(self):
         code = (
@@ -290,6 +296,124 @@ class TestCommands:
         status, _, err = run(capsys, "study", "demo", "--out", tmp_path)
         assert status == 1
         assert "to make the demo data again" in err
+
+
+class TestPackAndValidate:
+    def test_pack_then_verify(self, capsys, data, tmp_path):
+        out = tmp_path / "store"
+        arguments = ["--features", data / "features", "--out", out, "--dtype", "bfloat16"]
+        status, text, err = run(capsys, "pack", *arguments)
+        assert status == 0, err
+        assert "9 videos" in text
+        assert "rounding to bfloat16" in text
+        status, text, _ = run(capsys, "pack", *arguments)
+        assert status == 0
+        assert "9 of them by an earlier run" in text
+        status, text, _ = run(capsys, "pack", "--out", out, "--verify")
+        assert (status, text) == (0, "9 videos, all as they were packed\n")
+        status, _, err = run(capsys, "pack", *arguments[:-1], "float32")
+        assert status == 2
+        assert "begun with dtype 'bfloat16', now 'float32'" in err
+
+    def test_pack_needs_features_and_known_words(self, capsys, tmp_path):
+        status, _, err = run(capsys, "pack", "--out", tmp_path / "o")
+        assert status == 2
+        assert "--features: expected at least one" in err
+        status, _, err = run(capsys, "pack", "--features", "x", "--out", "o", "--dtype", "int8")
+        assert status == 2
+        assert "expected dtype among float32, float16, bfloat16, got 'int8'" in err
+
+    def test_a_pickle_is_not_read_unasked(self, capsys, tmp_path):
+        import pickle
+
+        import numpy as np
+
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.pkl").write_bytes(pickle.dumps(np.ones((3, 2), np.float32)))
+        arguments = ["--features", tmp_path / "in", "--out", tmp_path / "out"]
+        status, _, err = run(capsys, "pack", *arguments)
+        assert status == 2
+        assert "pickles are only read with --allow-pickle" in err
+        assert run(capsys, "pack", *arguments, "--allow-pickle")[0] == 0
+
+    def test_validate_a_data_directory(self, capsys, data, tmp_path):
+        content = tmp_path / "v.json"
+        arguments = ["--data", data, "--json", content, "--report", tmp_path / "page"]
+        status, text, err = run(capsys, "validate", *arguments, "--accept", "class-missing")
+        assert status == 0, text + err
+        assert "training may start" in text
+        assert json.loads(content.read_text())["ok"] is True
+        assert (tmp_path / "page" / "index.html").is_file()
+        status, text, _ = run(capsys, "validate", *arguments)
+        assert status == 1, "six training videos do not hold every class"
+        assert "training may not start: class-missing" in text
+        assert json.loads(content.read_text())["ok"] is False
+
+    def test_validate_annotations_and_features(self, capsys, data):
+        import yaml
+
+        feature = yaml.safe_load((data / "dataset.yaml").read_text())["feature"]
+        arguments = ["--annotations", data / "annotations.json", "--features", data / "features"]
+        arguments += ["--split", "train=training", "--split", "test=validation"]
+        arguments += ["--frames", feature["frames"], "--accept", "class-missing"]
+        arguments += ["--fps", feature["fps"]] if feature["fps"] else []
+        status, text, _ = run(capsys, "validate", *arguments, "--stride", feature["stride"])
+        assert status == 0, text
+        status, text, _ = run(capsys, "validate", *arguments, "--stride", 3 * feature["stride"])
+        assert status == 1
+        assert "training may not start: timing" in text
+        assert f"stride {feature['stride']:g}" in text
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "expected --data or --annotations"),
+            (["--data", "x", "--annotations", "y"], "expected --data or --annotations"),
+            (["--data", "x", "--features", "y"], "expected no --features"),
+            (["--annotations", "x", "--features", "y"], "--stride: expected the frames between"),
+            (["--annotations", "x", "--split", "a"], "--split: expected NAME=SUBSET, got 'a'"),
+            (["--annotations", "x", "--accept", "timng"], "did you mean 'timing'"),
+        ],
+    )
+    def test_wrong_usage_of_validate(self, capsys, arguments, message):
+        status, _, err = run(capsys, "validate", *arguments)
+        assert status == 2
+        assert message in err
+
+    @pytest.mark.parametrize("name", ["thumos14", "activitynet13"])
+    def test_prepare_passes_everything_on(self, capsys, monkeypatch, name):
+        from tal_fast.data.prepare import FeatureChoice, Repairs
+
+        asked = []
+
+        class Report:
+            def lines(self):
+                return ["done"]
+
+        def fake(*arguments, **options):
+            asked.append((arguments, options))
+            return Report()
+
+        monkeypatch.setattr(f"tal_fast.data.prepare.{name}.prepare_{name}", fake)
+        arguments = ["--annotations", "a.json", "--features", "rgb", "--features", "flow"]
+        arguments += ["--template", "%s.npy", "--out", "o", "--stride", "8", "--frames", "8"]
+        arguments += ["--fps", "25", "--pack", "float16", "--out-of-range", "clamp"]
+        arguments += ["--non-positive", "drop", "--missing", "skip", "--exclude", "x"]
+        status, text, err = run(capsys, "prepare", name, *arguments)
+        assert status == 0, err
+        assert text == "done\n"
+        (((annotations, choice, out), options),) = asked
+        assert (annotations, out) == (Path("a.json"), Path("o"))
+        assert choice == FeatureChoice(
+            [Path("rgb"), Path("flow")], ["%s.npy"], None, "TC", 8, 8, 25, pack="float16"
+        )
+        assert options["repairs"] == Repairs("clamp", "drop", "skip", ["x"])
+
+    def test_prepare_sp_sw_har(self, capsys, tmp_path):
+        arguments = ["--source", tmp_path / "gone", "--out", tmp_path / "out"]
+        status, _, err = run(capsys, "prepare", "sp-sw-har", *arguments)
+        assert status == 1
+        assert "gone: no such file or folder" in err
 
 
 def test_broken_pipe(tmp_path):
