@@ -317,7 +317,9 @@ class OpenStream:
         elif kind == "npy":
             try:
                 values = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError) as error:
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+            except Exception as error:  # as in npy_extent
                 raise DataError(f"{path}: not a whole .npy file: {error}") from error
         elif self.is_folder:
             content = array_file(path, kind, allow_pickle=self._allow_pickle)
@@ -389,7 +391,7 @@ class OpenStream:
 def _is_big_endian(path: str) -> bool:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False).dtype.byteorder == ">"
-    except (OSError, ValueError, EOFError):
+    except Exception:
         return False  # its extent says what is wrong with it
 
 

@@ -133,5 +133,5 @@ class Hdf5File:
             return self._h5d.open(self._file.id, name.encode())
         except (KeyError, TypeError, ValueError):
             raise KeyError(name) from None
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise DataError(f"{self.path}: dataset {name!r}: cannot be read: {error}") from error

@@ -65,7 +65,7 @@ def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
         raise DataError(f"{name}: expected a .npy file, got an empty file")
     try:
         offset, shape, fortran_order, dtype = _parse_header(start[:head])
-    except (ValueError, TypeError, SyntaxError, EOFError) as error:
+    except Exception as error:  # NumPy parses Python: a broken header fails in any way it likes
         raise DataError(f"{name}: expected a .npy file, got one with a bad header: {error}") from (
             error
         )
