@@ -16,7 +16,8 @@ from tal_fast.data.annotations import (
     save_annotations,
 )
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, TALDataset, open_dataset, save_spec
-from tal_fast.data.feature_index import Extent, index_features, read_extent
+from tal_fast.data.extents import Extent, read_array
+from tal_fast.data.feature_index import index_features, read_extent
 from tal_fast.data.grid import Grid
 from tal_fast.data.windows import Window, WindowSet, sliding_windows
 
@@ -39,6 +40,7 @@ __all__ = [
     "index_features",
     "load_annotations",
     "open_dataset",
+    "read_array",
     "read_extent",
     "save_annotations",
     "save_spec",
