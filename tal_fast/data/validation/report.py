@@ -127,7 +127,7 @@ def _histogram_svg(groups: Mapping[str, Sequence[float]], label: str) -> str:
     shares = {n: np.histogram(v, edges)[0] / max(len(v), 1) for n, v in values.items()}
     top = max(max(s.max() for s in shares.values()), 1e-9)
     width, height, left, bottom = 420, 220, 40, 36
-    wide, high_px = width - left - 10, height - bottom - 10
+    wide, high_px = width - left - 18, height - bottom - 10
     bins = len(edges) - 1
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">',
@@ -147,6 +147,8 @@ def _histogram_svg(groups: Mapping[str, Sequence[float]], label: str) -> str:
                     f"{mantissa * 10.0**exponent:g}</text>"
                 )
     for k, (name, share) in enumerate(shares.items()):
+        if not share.any():
+            continue
         points = [f"{left},{10 + high_px * (1 - share[0] / top):.1f}"]
         for n, value in enumerate(share.tolist()):
             y = 10 + high_px * (1 - value / top)
