@@ -377,6 +377,10 @@ def save_spec(spec: DatasetSpec, folder: str | os.PathLike[str]) -> Path:
         value = getattr(spec, item.name)
         if item.name == "feature":
             value = {f.name: getattr(value, f.name) for f in fields(FeatureSpec)}
+            # Where they say nothing, they stay out: a folder of .npy files is older than they are.
+            for optional in ("template", "key"):
+                if value[optional] is None:
+                    del value[optional]
         elif item.name in ("classes", "ignore_labels"):
             if not value:
                 continue
