@@ -289,38 +289,64 @@ class PyReader {
   PyReader(const PyReader&) = delete;
   PyReader& operator=(const PyReader&) = delete;
 
-  int64_t submit(py::array_t<float, py::array::c_style>& features,
-                 py::array_t<bool, py::array::c_style>& mask,
-                 const py::array_t<int64_t, py::array::c_style>& windows) {
-    if (features.ndim() != 3 || mask.ndim() != 2 || windows.ndim() != 2 || windows.shape(1) != 3 ||
-        mask.shape(0) != features.shape(0) || mask.shape(1) != features.shape(1) ||
-        windows.shape(0) > features.shape(0)) {
+  // features: [B, L, C] (layout 0, TC) or [B, C, L] (1, CT) of 2- or 4-byte elements; mask: [B, L];
+  // jobs: one line per extent of a window, (slot, extent, column of the slot, start, stop, rows to
+  // resample to or 0). The mask of a slot is written with its column 0.
+  int64_t submit(py::array& features, py::array_t<bool, py::array::c_style>& mask,
+                 const py::array_t<int64_t, py::array::c_style>& jobs, int dtype, int layout) {
+    const auto type = static_cast<tal_fast::DType>(dtype);
+    const bool rows_first = layout == 0;
+    if (features.ndim() != 3 || mask.ndim() != 2 || jobs.ndim() != 2 || jobs.shape(1) != 6 ||
+        mask.shape(0) != features.shape(0) || mask.shape(1) != features.shape(rows_first ? 1 : 2) ||
+        (features.flags() & py::array::c_style) == 0 ||
+        features.itemsize() != tal_fast::item_size(type)) {
       throw std::invalid_argument(
-          "reader: expected features [B, L, C], mask [B, L] and windows [<= B, 3]");
+          "reader: expected contiguous features [B, L, C] or [B, C, L] of the dtype given, mask "
+          "[B, L] and jobs [N, 6]");
     }
-    const int64_t length = features.shape(1);
-    const int64_t channels = features.shape(2);
-    float* const data = features.mutable_data();
+    const int64_t slots = features.shape(0);
+    const int64_t length = mask.shape(1);
+    const int64_t channels = features.shape(rows_first ? 2 : 1);
+    const int64_t item = features.itemsize();
+    auto* const data = static_cast<char*>(features.mutable_data());
     auto* const padding = reinterpret_cast<uint8_t*>(mask.mutable_data());
-    std::vector<tal_fast::WindowJob> jobs;
-    for (py::ssize_t i = 0; i < windows.shape(0); ++i) {
-      const int64_t extent = windows.at(i, 0);
-      if (reader_->extent(extent).columns != channels) {
-        throw std::invalid_argument("reader: " + reader_->extent(extent).path +
-                                    ": expected features with " +
-                                    std::to_string(reader_->extent(extent).columns) +
-                                    " channels, got " + std::to_string(channels));
+    std::vector<tal_fast::WindowJob> all;
+    all.reserve(static_cast<size_t>(jobs.shape(0)));
+    for (py::ssize_t i = 0; i < jobs.shape(0); ++i) {
+      const int64_t slot = jobs.at(i, 0);
+      const int64_t column = jobs.at(i, 2);
+      const tal_fast::Extent& extent = reader_->extent(jobs.at(i, 1));
+      if (slot < 0 || slot >= slots) {
+        throw std::invalid_argument("reader: no slot " + std::to_string(slot) + " among " +
+                                    std::to_string(slots));
       }
-      jobs.push_back({extent, windows.at(i, 1), windows.at(i, 2), data + i * length * channels,
-                      padding + i * length, length});
+      if (column < 0 || column > channels || extent.columns > channels - column) {
+        throw std::invalid_argument("reader: " + extent.path + ": expected features with " +
+                                    std::to_string(extent.columns) + " channels from channel " +
+                                    std::to_string(column) + " on, got " +
+                                    std::to_string(channels));
+      }
+      const int64_t place = slot * length * channels + (rows_first ? column : column * length);
+      tal_fast::WindowJob job;
+      job.extent = jobs.at(i, 1);
+      job.start = jobs.at(i, 3);
+      job.stop = jobs.at(i, 4);
+      job.features = data + place * item;
+      job.mask = column == 0 ? padding + slot * length : nullptr;
+      job.slot_rows = length;
+      job.dtype = type;
+      job.layout = rows_first ? tal_fast::Layout::kTC : tal_fast::Layout::kCT;
+      job.pitch = rows_first ? channels : length;
+      job.resampled = jobs.at(i, 5);
+      all.push_back(job);
     }
-    const int64_t ticket = reader_->submit(jobs);
+    const int64_t ticket = reader_->submit(all);
     held_[ticket] = {features, mask};
     return ticket;
   }
 
-  // None, or (fault, window, extent, offset, row, column, value, reason) of the first failed
-  // window.
+  // None, or (fault, job, extent, offset, row, column, value, number, reason) of the first failed
+  // job.
   py::object wait(int64_t ticket) {
     tal_fast::ReadError error;
     bool done = false;
@@ -339,7 +365,7 @@ class PyReader {
       return py::none();
     }
     return py::make_tuple(static_cast<int>(error.fault), error.job, error.extent, error.offset,
-                          error.row, error.column, error.value, error.reason);
+                          error.row, error.column, error.value, error.number, error.reason);
   }
 
   void cancel(int64_t ticket) {
@@ -374,7 +400,8 @@ void bind_reader(py::module_& m) {
           py::arg("extents"), py::arg("threads"), py::arg("max_open_files"),
           py::arg("check_finite"))
       .def("submit", &PyReader::submit, py::arg("features").noconvert(),
-           py::arg("mask").noconvert(), py::arg("windows").noconvert())
+           py::arg("mask").noconvert(), py::arg("jobs").noconvert(), py::arg("dtype"),
+           py::arg("layout"))
       .def("wait", &PyReader::wait, py::arg("ticket"))
       .def("cancel", &PyReader::cancel, py::arg("ticket"))
       .def("close", &PyReader::close)

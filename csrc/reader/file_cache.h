@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files as the reader's threads use them: reads that are whole or fail, and a bounded number of
-// open descriptors. Part of reader.cpp; nothing else includes it.
+// open descriptors. Part of the reader; nothing else includes it.
 #pragma once
 
 #include <fcntl.h>
@@ -44,6 +44,13 @@ inline int64_t extent_bytes(const Extent& e) {
   return e.rows * e.columns * item_size(e.dtype);
 }
 
+// Tells a file from another one that took its name.
+struct Identity {
+  dev_t device = 0;
+  ino_t node = 0;
+  bool operator==(const Identity&) const = default;
+};
+
 // A descriptor that closes itself when the last reader of it is done.
 class File {
  public:
@@ -69,9 +76,16 @@ class File {
     }
   }
 
-  int64_t size() const {
+  // Bytes of the file, -1 when it cannot be asked.
+  int64_t size(Identity* identity = nullptr) const {
     struct stat info{};
-    return ::fstat(descriptor_, &info) == 0 ? static_cast<int64_t>(info.st_size) : -1;
+    if (::fstat(descriptor_, &info) != 0) {
+      return -1;
+    }
+    if (identity != nullptr) {
+      *identity = {info.st_dev, info.st_ino};
+    }
+    return static_cast<int64_t>(info.st_size);
   }
 
  private:
@@ -79,7 +93,8 @@ class File {
 };
 
 // The most recently used files. A file that is evicted while a thread reads it stays open until
-// that thread lets go of it.
+// that thread lets go of it. A file that comes back under its name as another one is refused: rows
+// of two files must not end up in one pass over the data.
 class FileCache {
  public:
   explicit FileCache(size_t capacity) : capacity_(capacity) {}
@@ -103,12 +118,17 @@ class FileCache {
       fail(ReadFault::kOpen, extent.offset, system_text(errno));
     }
     auto file = std::make_shared<const File>(descriptor);
-    const int64_t size = file->size();
+    Identity identity;
+    const int64_t size = file->size(&identity);
     if (size < extent.offset + extent_bytes(extent)) {
       fail(ReadFault::kTruncated, extent.offset, "the file is shorter than when it was indexed",
            size);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
+    const auto [seen, first] = seen_.try_emplace(extent.path, identity);
+    if (!first && seen->second != identity) {
+      fail(ReadFault::kReplaced, extent.offset, "another file has taken its name");
+    }
     if (by_path_.find(extent.path) == by_path_.end()) {
       order_.emplace_front(extent.path, file);
       by_path_[extent.path] = order_.begin();
@@ -137,6 +157,7 @@ class FileCache {
   size_t capacity_;
   std::list<Entry> order_;  // most recent first
   std::unordered_map<std::string, std::list<Entry>::iterator> by_path_;
+  std::unordered_map<std::string, Identity> seen_;  // every file that was opened so far
 };
 
 }  // namespace tal_fast

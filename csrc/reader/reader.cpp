@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -14,120 +13,11 @@
 #include <thread>
 #include <utility>
 
-#include "reader/convert.h"
 #include "reader/file_cache.h"
+#include "reader/window.h"
 
 namespace tal_fast {
 namespace {
-
-// Bytes per pread. Small enough that conversion and the finiteness check find them in the L2 cache,
-// large enough that the system call is noise.
-constexpr int64_t kChunkBytes = 256 * 1024;
-
-// In a [C, T] file a window is one run of bytes per channel. Up to this many bytes between two runs
-// are read along: a pread costs about 0.75 us, in which memory delivers some 4 to 12 KiB.
-constexpr int64_t kBulkGapBytes = 4 * 1024;
-
-// What one thread keeps between windows.
-struct Scratch {
-  std::vector<char> raw;
-  std::vector<float> block;
-  char* bytes(int64_t n) {
-    if (static_cast<int64_t>(raw.size()) < n) {
-      raw.resize(static_cast<size_t>(n));
-    }
-    return raw.data();
-  }
-  float* floats(int64_t n) {
-    if (static_cast<int64_t>(block.size()) < n) {
-      block.resize(static_cast<size_t>(n));
-    }
-    return block.data();
-  }
-};
-
-[[noreturn]] void fail_not_finite(int64_t row, int64_t column, int64_t offset) {
-  Failure failure;
-  failure.error.fault = ReadFault::kNotFinite;
-  failure.error.row = row;
-  failure.error.column = column;
-  failure.error.offset = offset;
-  throw failure;
-}
-
-// A window of a [T, C] file is one run of bytes.
-void read_rows(const File& file, const Extent& e, const WindowJob& job, bool check,
-               Scratch& scratch) {
-  const int64_t size = item_size(e.dtype);
-  const int64_t first = job.start * e.columns;
-  const int64_t total = (job.stop - job.start) * e.columns;
-  const int64_t step = kChunkBytes / size;
-  for (int64_t done = 0; done < total; done += step) {
-    const int64_t n = std::min(step, total - done);
-    const int64_t at = e.offset + (first + done) * size;
-    float* to = job.features + done;
-    if (e.dtype == DType::kFloat32) {
-      file.read(to, n * size, at);
-    } else {
-      char* raw = scratch.bytes(n * size);
-      file.read(raw, n * size, at);
-      to_float32(raw, e.dtype, n, to);
-    }
-    if (check) {
-      const int64_t bad = first_not_finite(to, n);
-      if (bad >= 0) {
-        const int64_t element = first + done + bad;
-        fail_not_finite(element / e.columns, element % e.columns, e.offset + element * size);
-      }
-    }
-  }
-}
-
-// A window of a [C, T] file is one run per channel; a block of channels is read, converted and
-// transposed into the slot.
-void read_columns(const File& file, const Extent& e, const WindowJob& job, bool check,
-                  Scratch& scratch) {
-  const int64_t size = item_size(e.dtype);
-  const int64_t rows = job.stop - job.start;
-  const bool bulk = (e.rows - rows) * size <= kBulkGapBytes;
-  const int64_t read_length = bulk ? e.rows : rows;  // elements read per channel
-  const int64_t skip = bulk ? job.start : 0;
-  const int64_t channels =
-      std::clamp<int64_t>(kChunkBytes / (read_length * size), 1, std::min<int64_t>(64, e.columns));
-  char* raw = scratch.bytes(channels * read_length * size);
-  float* block = scratch.floats(channels * rows);
-  int64_t bad_row = -1;
-  int64_t bad_column = -1;
-  for (int64_t c = 0; c < e.columns; c += channels) {
-    const int64_t n = std::min(channels, e.columns - c);
-    if (bulk) {
-      file.read(raw, n * read_length * size, e.offset + c * e.rows * size);
-    } else {
-      for (int64_t k = 0; k < n; ++k) {
-        file.read(raw + k * rows * size, rows * size,
-                  e.offset + ((c + k) * e.rows + job.start) * size);
-      }
-    }
-    for (int64_t k = 0; k < n; ++k) {
-      float* channel = block + k * rows;
-      to_float32(raw + (k * read_length + skip) * size, e.dtype, rows, channel);
-      if (check) {
-        const int64_t bad = first_not_finite(channel, rows);
-        // The lowest row is reported, as for [T, C] files; the slot is not used then, so the rest
-        // may be read as usual.
-        if (bad >= 0 && (bad_row < 0 || bad < bad_row)) {
-          bad_row = bad;
-          bad_column = c + k;
-        }
-      }
-    }
-    transpose(block, n, rows, job.features + c, e.columns);
-  }
-  if (bad_row >= 0) {
-    const int64_t row = job.start + bad_row;
-    fail_not_finite(row, bad_column, e.offset + (bad_column * e.rows + row) * size);
-  }
-}
 
 struct Ticket {
   std::vector<WindowJob> jobs;
@@ -138,11 +28,42 @@ struct Ticket {
   bool done() const { return next == jobs.size() && active == 0; }
 };
 
+// Throws std::invalid_argument for a job that cannot be done; fills in its pitch.
+void check_job(size_t position, const Extent& e, WindowJob& job) {
+  constexpr int64_t kLimit = int64_t{1} << 59;
+  const int64_t rows = job.resampled > 0 ? job.resampled : e.rows;
+  if (job.start < 0 || job.stop <= job.start || job.stop > rows ||
+      job.stop - job.start > job.slot_rows || job.resampled < 0 || job.features == nullptr) {
+    throw std::invalid_argument("reader: window " + std::to_string(position) + ": rows [" +
+                                std::to_string(job.start) + ", " + std::to_string(job.stop) +
+                                ") of " + e.path + " (" + std::to_string(rows) +
+                                " rows) do not fit a slot of " + std::to_string(job.slot_rows));
+  }
+  if (job.dtype != DType::kFloat16 && job.dtype != DType::kFloat32 &&
+      job.dtype != DType::kBFloat16) {
+    throw std::invalid_argument(
+        "reader: expected slots of float16, float32 or bfloat16, got dtype " +
+        std::to_string(static_cast<int32_t>(job.dtype)));
+  }
+  const bool rows_first = job.layout == Layout::kTC;
+  const int64_t least = rows_first ? e.columns : job.slot_rows;
+  const int64_t lines = rows_first ? job.slot_rows : e.columns;
+  if (job.pitch == 0) {
+    job.pitch = least;
+  }
+  if (job.pitch < least || lines > kLimit / job.pitch) {
+    throw std::invalid_argument("reader: window " + std::to_string(position) +
+                                ": expected a pitch of at least " + std::to_string(least) +
+                                ", got " + std::to_string(job.pitch));
+  }
+}
+
 }  // namespace
 
 int64_t item_size(DType dtype) {
   switch (dtype) {
     case DType::kFloat16:
+    case DType::kBFloat16:
       return 2;
     case DType::kFloat32:
       return 4;
@@ -179,18 +100,7 @@ struct Reader::State {
 
 void Reader::State::read(const WindowJob& job, Scratch& scratch) {
   const Extent& e = extents[static_cast<size_t>(job.extent)];
-  const std::shared_ptr<const File> file = files.get(e);
-  if (e.layout == Layout::kTC) {
-    read_rows(*file, e, job, check_finite, scratch);
-  } else {
-    read_columns(*file, e, job, check_finite, scratch);
-  }
-  const int64_t rows = job.stop - job.start;
-  std::fill(job.features + rows * e.columns, job.features + job.slot_rows * e.columns, 0.0F);
-  if (job.mask != nullptr) {
-    std::memset(job.mask, 0, static_cast<size_t>(rows));
-    std::memset(job.mask + rows, 1, static_cast<size_t>(job.slot_rows - rows));
-  }
+  read_window(*files.get(e), e, job, check_finite, scratch);
 }
 
 void Reader::State::work() {
@@ -276,16 +186,9 @@ Reader::State& Reader::state() const {
 }
 
 int64_t Reader::submit(const std::vector<WindowJob>& jobs) {
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const WindowJob& job = jobs[i];
-    const Extent& e = extent(job.extent);
-    if (job.start < 0 || job.stop <= job.start || job.stop > e.rows ||
-        job.stop - job.start > job.slot_rows || job.features == nullptr) {
-      throw std::invalid_argument("reader: window " + std::to_string(i) + ": rows [" +
-                                  std::to_string(job.start) + ", " + std::to_string(job.stop) +
-                                  ") of " + e.path + " (" + std::to_string(e.rows) +
-                                  " rows) do not fit a slot of " + std::to_string(job.slot_rows));
-    }
+  std::vector<WindowJob> checked = jobs;
+  for (size_t i = 0; i < checked.size(); ++i) {
+    check_job(i, extent(checked[i].extent), checked[i]);
   }
   State& s = state();
   const std::lock_guard<std::mutex> lock(s.mutex);
@@ -293,8 +196,9 @@ int64_t Reader::submit(const std::vector<WindowJob>& jobs) {
     throw std::runtime_error("reader: it is closed");
   }
   const int64_t id = s.next_ticket++;
-  s.tickets[id].jobs = jobs;
-  if (!jobs.empty()) {
+  Ticket& ticket = s.tickets[id];
+  ticket.jobs = std::move(checked);
+  if (!ticket.jobs.empty()) {
     s.queue.push_back(id);
     s.work_ready.notify_all();
   }

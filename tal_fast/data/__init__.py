@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Annotations, features, windows and batches.
 
-Importing this package does not import torch; :class:`BatchLoader` does when it is first asked for.
+Importing this package does not import torch; the loaders do when they are first asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tal_fast.data.annotations import (
@@ -15,6 +16,7 @@ from tal_fast.data.annotations import (
     load_annotations,
     save_annotations,
 )
+from tal_fast.data.clips import Clip, CropSet, VideoSet
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, TALDataset, open_dataset, save_spec
 from tal_fast.data.extents import Extent, read_array
 from tal_fast.data.feature_index import index_features, read_extent
@@ -23,18 +25,25 @@ from tal_fast.data.windows import Window, WindowSet, sliding_windows
 
 if TYPE_CHECKING:
     from tal_fast.data.batches import Batch, BatchLoader
+    from tal_fast.data.clip_dataset import ClipDataset
+    from tal_fast.data.loader import FeatureLoader
 
 __all__ = [
     "AnnotationReport",
     "Annotations",
     "Batch",
     "BatchLoader",
+    "Clip",
+    "ClipDataset",
+    "CropSet",
     "DatasetSpec",
     "Extent",
+    "FeatureLoader",
     "FeatureSpec",
     "Grid",
     "TALDataset",
     "Video",
+    "VideoSet",
     "Window",
     "WindowSet",
     "index_features",
@@ -48,10 +57,17 @@ __all__ = [
 ]
 
 
+# What needs torch, and where it is.
+_LAZY = {
+    "Batch": "batches",
+    "BatchLoader": "batches",
+    "ClipDataset": "clip_dataset",
+    "FeatureLoader": "loader",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Imports what needs torch on first use."""
-    if name in ("Batch", "BatchLoader"):
-        from tal_fast.data import batches
-
-        return getattr(batches, name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"tal_fast.data.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.clips import Clip, known_videos
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.order import below, item_numbers
 from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["Window", "WindowSet", "sliding_windows"]
 
-_COVERS = ("tail",)
+_COVERS = ("tail", "tadtr-train", "tadtr-test", "opentad")
+_JITTER = 1  # purpose of random numbers (order.item_numbers)
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,44 @@ class Window:
 def sliding_windows(
     rows: int, length: int, overlap: float, cover: str = "tail"
 ) -> list[tuple[int, int]]:
-    """Returns windows [start, stop) of ``length`` rows that cover a sequence.
+    """Returns windows [start, stop) of ``length`` rows over a sequence.
 
-    Windows start at ``floor(i * length * (1 - overlap))`` as in TadTR (Liu et al. 2022).
+    Windows start at ``floor(i * length * (1 - overlap))`` as in TadTR (Liu et al. 2022). A sequence
+    of at most ``length`` rows is one window [0, T]. ``cover`` says what happens at the end of a
+    longer one:
+
+    - ``"tail"``: when rows are left after the last full window, one more is added, shifted left to
+      end at T. So every row is in a window, and every window is full.
+    - ``"tadtr-train"``: TadTR's training rule, the same windows.
+    - ``"tadtr-test"``: TadTR's test rule. The last window keeps its regular start and is short.
+    - ``"opentad"``: OpenTAD's ``SlidingWindowDataset``. Its step is
+      ``int(length * (1 - overlap))``; of ``max(1, T // step)`` regular windows the first that would
+      pass T is shifted left to end there and is the last. The regular windows can run out before
+      T: **rows at the end are then in no window**. With windows of 256 rows that happens to most
+      lengths at overlap 0, to many at 0.25 (up to 127 rows), and to none at 0.5 and 0.75.
 
     Args:
-        rows: length T of the sequence; one of at most ``length`` rows gives one window [0, T].
+        rows: length T of the sequence.
         length: rows of a window.
         overlap: part of a window that the next one repeats, in [0, 1).
-        cover: rule for the end. ``"tail"``: a last window is shifted left to end at T, so every row
-            is in a window and every window of a longer sequence is full (TadTR's training rule).
+        cover: the rule.
+
+    Returns:
+        The windows, by start.
 
     Raises:
         ConfigError: if an argument is out of range.
+
+    Example::
+
+        >>> sliding_windows(200, 128, 0.25)
+        [(0, 128), (72, 200)]
+        >>> sliding_windows(200, 128, 0.25, "tadtr-test")
+        [(0, 128), (96, 200)]
+        >>> sliding_windows(200, 128, 0.25, "opentad")
+        [(0, 128), (72, 200)]
+        >>> sliding_windows(160, 128, 0.25, "opentad")  # 32 rows are lost
+        [(0, 128)]
     """
     if rows < 1:
         raise ConfigError(f"sliding_windows: expected rows >= 1, got {rows}")
@@ -54,29 +82,52 @@ def sliding_windows(
             f"of {length}, got {overlap}"
         )
     if cover not in _COVERS:
-        raise ConfigError(f"sliding_windows: expected cover among {_COVERS}, got {cover!r}")
+        raise ConfigError(
+            f"sliding_windows: expected cover among {_COVERS}, got {cover!r}"
+            f"{nearest(cover, _COVERS)}"
+        )
     if rows <= length:
         return [(0, rows)]
+    if cover == "opentad":
+        return _opentad_windows(rows, length, overlap)
     step = length * (1 - overlap)
     # 1e-9: 10 * (1 - 0.9) is 0.9999…; a start must not fall one row short of a whole number.
     count = math.floor((rows - length) / step + 1e-9) + 1
     starts = [math.floor(i * step + 1e-9) for i in range(count)]
     if starts[-1] + length < rows:
+        if cover == "tadtr-test":
+            last = math.floor(count * step + 1e-9)
+            return [*((start, start + length) for start in starts), (last, rows)]
         starts.append(rows - length)
     return [(start, start + length) for start in starts]
+
+
+def _opentad_windows(rows: int, length: int, overlap: float) -> list[tuple[int, int]]:
+    step = int(length * (1 - overlap))
+    windows = []
+    for start in range(0, max(1, rows // step) * step, step):
+        if start + length > rows:
+            windows.append((rows - length, rows))
+            break
+        windows.append((start, start + length))
+    return windows
 
 
 class WindowSet:
     """The windows of some videos with their targets, as TadTR cuts them for training.
 
     An instance belongs to a window when at least ``min_inside`` of its length lies in it; it is
-    clipped to the window then.
+    clipped to the window then. (OpenTAD asks for strictly more, and measures between the first
+    frames of a window's first and last row.)
 
     Attributes:
         dataset: where features and annotations come from.
         length: rows of a window.
         windows: all windows, by video in the given order, then by start.
         dropped: windows left out for want of an instance.
+        videos: names of the videos that have a window.
+        grid_rows: int64, rows of each of them.
+        lengths: int64, rows of each window.
     """
 
     def __init__(
@@ -88,6 +139,8 @@ class WindowSet:
         overlap: float = 0.75,
         min_inside: float = 0.75,
         drop_empty: bool = True,
+        cover: str = "tail",
+        jitter: int = 0,
     ) -> None:
         """Cuts the windows; reads no features.
 
@@ -98,6 +151,10 @@ class WindowSet:
             overlap: part of a window that the next one repeats, in [0, 1).
             min_inside: least part of an instance inside a window for it to be a target, in (0, 1].
             drop_empty: leave out windows without a target (training); false keeps all (prediction).
+            cover: what happens at the end of a video (:func:`sliding_windows`).
+            jitter: in each epoch a window moves by up to so many rows either way, within its video,
+                and its targets are cut anew. A move that would leave it without a target is not
+                made under ``drop_empty``.
 
         Raises:
             DataError: if a video is unknown, none is given, or no window is left.
@@ -105,55 +162,97 @@ class WindowSet:
         """
         if not 0 < min_inside <= 1:
             raise ConfigError(f"WindowSet: expected min_inside in (0, 1], got {min_inside}")
+        if jitter < 0:
+            raise ConfigError(f"WindowSet: expected jitter >= 0, got {jitter}")
         self.dataset = dataset
         self.length = int(length)
         self.windows: list[Window] = []
         self.dropped = 0
+        self._min_inside = min_inside
+        self._drop_empty = drop_empty
+        self._jitter = int(jitter)
         self._labels: list[npt.NDArray[np.int64]] = []
-        self._segments: list[npt.NDArray[np.float32]] = []
-        names = list(videos)
-        if not names:
-            raise DataError("WindowSet: expected at least one video, got none")
+        self._edges: list[npt.NDArray[np.float64]] = []
+        names = known_videos(dataset, videos, "WindowSet")
         for name in names:
-            if name not in dataset.features:
-                raise DataError(
-                    f"WindowSet: no video {name!r} in data set {dataset.name!r}"
-                    f"{nearest(name, dataset.features)}"
-                )
-            self._cut(name, overlap, min_inside, drop_empty)
+            spans = sliding_windows(dataset.features[name].rows, self.length, overlap, cover)
+            self._cut(name, spans)
         if not self.windows:
             raise DataError(
                 f"WindowSet: none of the {self.dropped} windows of {len(names)} videos holds "
                 f"{min_inside:.0%} of an instance (length {self.length})"
             )
+        self.videos = list(dict.fromkeys(window.video for window in self.windows))
+        self.grid_rows: npt.NDArray[np.int64] = np.array(
+            [dataset.features[name].rows for name in self.videos], dtype=np.int64
+        )
+        self.lengths: npt.NDArray[np.int64] = np.array(
+            [window.stop - window.start for window in self.windows], dtype=np.int64
+        )
 
-    def _cut(self, name: str, overlap: float, min_inside: float, drop_empty: bool) -> None:
+    def _cut(self, name: str, spans: list[tuple[int, int]]) -> None:
         video = self.dataset.annotations.videos[name]
-        spans = sliding_windows(self.dataset.features[name].rows, self.length, overlap)
         edges = self.dataset.grid(name).to_grid(video.segments)  # [N, 2]
         bounds = np.asarray(spans, dtype=np.float64)  # [W, 2]
         starts = np.maximum(edges[None, :, 0], bounds[:, None, 0])  # [W, N]
         ends = np.minimum(edges[None, :, 1], bounds[:, None, 1])
         inside = (ends - starts) / (edges[:, 1] - edges[:, 0])
         # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
-        chosen = inside >= min_inside - 1e-9
+        chosen = inside >= self._min_inside - 1e-9
         for w, (start, stop) in enumerate(spans):
             mine = np.flatnonzero(chosen[w])
-            if drop_empty and not len(mine):
+            if self._drop_empty and not len(mine):
                 self.dropped += 1
                 continue
-            low, high = starts[w, mine] - start, ends[w, mine] - start
-            segments = np.stack([(low + high) / 2, high - low], axis=1) / self.length
             self.windows.append(Window(name, start, stop))
             self._labels.append(video.labels[mine])
-            self._segments.append(segments.astype(np.float32))
+            self._edges.append(np.stack([starts[w, mine] - start, ends[w, mine] - start], axis=1))
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.windows)
 
+    def slot_length(self, rows: int) -> int:
+        """Returns :attr:`length`, however long the windows of a batch are."""
+        return self.length
+
+    def clip(self, index: int, seed: int, epoch: int) -> Clip:
+        """Returns a window of an epoch, moved by the jitter.
+
+        Args:
+            index: position in :attr:`windows`.
+            seed: of the loader.
+            epoch: number of the epoch.
+        """
+        window = self.windows[index]
+        rows = self.dataset.features[window.video].rows
+        labels, edges = self._labels[index], self._edges[index]
+        start = window.start
+        if self._jitter:
+            number = item_numbers(seed, epoch, index, _JITTER, 1)[0]
+            size = window.stop - window.start
+            moved = start - self._jitter + below(number, 2 * self._jitter + 1)
+            moved = min(max(moved, 0), rows - size)
+            found = self._inside(window.video, moved, moved + size)
+            if len(found[0]) or not self._drop_empty:
+                start, labels, edges = moved, *found
+        return Clip(window.video, start, start + window.stop - window.start, rows, labels, edges)
+
+    def _inside(
+        self, name: str, start: int, stop: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Returns labels and edges of the instances of a window."""
+        video = self.dataset.annotations.videos[name]
+        edges = self.dataset.grid(name).to_grid(video.segments)
+        clipped = np.clip(edges, start, stop)
+        inside = (np.minimum(edges[:, 1], stop) - np.maximum(edges[:, 0], start)) / (
+            edges[:, 1] - edges[:, 0]
+        )
+        mine = inside >= self._min_inside - 1e-9
+        return video.labels[mine], clipped[mine] - start
+
     def targets(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Returns the instances of a window.
+        """Returns the instances of a window before any jitter.
 
         Args:
             index: position in :attr:`windows`.
@@ -163,4 +262,6 @@ class WindowSet:
             length: an instance that spans a full window is (0.5, 1). A window shorter than
             ``length`` is measured in the same unit.
         """
-        return self._labels[index], self._segments[index]
+        low, high = self._edges[index].T
+        segments = np.stack([(low + high) / 2, high - low], axis=1) / self.length
+        return self._labels[index], segments.astype(np.float32)

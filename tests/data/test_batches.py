@@ -83,7 +83,7 @@ def test_batches_hold_the_rows_of_their_windows(tiny, dtype, layout):
             expect_rows(batch, tiny)
             for i, index in enumerate(batch.indices):
                 labels, segments = windows.targets(index)
-                assert batch.windows[i] is windows.windows[index]
+                assert batch.windows[i] == windows.windows[index]
                 assert batch.labels[i].tolist() == labels.tolist()
                 assert batch.labels[i].dtype == torch.int64
                 np.testing.assert_array_equal(batch.segments[i].numpy(), segments)
@@ -307,7 +307,7 @@ def test_float64_too_large_for_float32(tiny):
     windows = WindowSet(open_dataset(tiny.write()), ["a"], drop_empty=False)
     with (
         BatchLoader(windows, 1) as loader,
-        pytest.raises(DataError, match="NaN or infinity in row 3, channel 1"),
+        pytest.raises(DataError, match=r"range of float32, got 1e\+300 in row 3, channel 1 "),
     ):
         list(loader)
 

@@ -103,6 +103,9 @@ void put(std::ofstream& out, DType dtype, float x) {
   if (dtype == DType::kFloat16) {
     const uint16_t h = to_half(x);
     out.write(reinterpret_cast<const char*>(&h), 2);
+  } else if (dtype == DType::kBFloat16) {
+    const uint16_t b = float_to_bfloat16(x);
+    out.write(reinterpret_cast<const char*>(&b), 2);
   } else if (dtype == DType::kFloat32) {
     out.write(reinterpret_cast<const char*>(&x), 4);
   } else {
@@ -219,8 +222,8 @@ void test_first_not_finite() {
   x[1] = -std::numeric_limits<float>::max();
   x[2] = std::numeric_limits<float>::denorm_min();
   const auto n = static_cast<int64_t>(x.size());
-  CHECK(first_not_finite(x.data(), n) == -1);
-  CHECK(first_not_finite(x.data(), 0) == -1);
+  CHECK(first_not_finite(x.data(), DType::kFloat32, n) == -1);
+  CHECK(first_not_finite(x.data(), DType::kFloat32, 0) == -1);
   for (const int64_t at : {int64_t{0}, int64_t{1023}, int64_t{1024}, n - 1}) {
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
@@ -228,7 +231,93 @@ void test_first_not_finite() {
       std::vector<float> y = x;
       y[static_cast<size_t>(at)] = bad;
       y.back() = bad;
-      CHECK(first_not_finite(y.data(), n) == at);
+      CHECK(first_not_finite(y.data(), DType::kFloat32, n) == at);
+    }
+  }
+}
+
+// Rounds by trying: the nearest of all 2^16 patterns' values, ties to the even pattern.
+template <class ToFloat>
+uint16_t nearest_pattern(float x, uint16_t largest_finite, ToFloat to_float) {
+  uint16_t low = 0;
+  uint16_t high = largest_finite;
+  const float size = std::fabs(x);
+  while (low < high) {  // the largest pattern whose value is at most |x|
+    const auto middle = static_cast<uint16_t>((low + high + 1) / 2);
+    if (to_float(middle) <= size) {
+      low = middle;
+    } else {
+      high = static_cast<uint16_t>(middle - 1);
+    }
+  }
+  // Beyond the last finite number the next step would be at that distance again.
+  const double step = low == largest_finite
+                          ? double{to_float(low)} - to_float(static_cast<uint16_t>(low - 1))
+                          : double{to_float(static_cast<uint16_t>(low + 1))} - to_float(low);
+  const double rest = double{size} - to_float(low);
+  const bool up = rest > step / 2 || (rest == step / 2 && (low & 1) != 0);
+  return static_cast<uint16_t>((std::signbit(x) ? 0x8000 : 0) | (up ? low + 1 : low));
+}
+
+void test_rounding() {
+  uint32_t bits = 12345;
+  for (int i = 0; i < 300000; ++i) {
+    bits = bits * 1664525U + 1013904223U;
+    // Every eighth one close to a tie, where rounding is decided.
+    const uint32_t chosen = i % 8 == 0   ? (bits & 0xfffff000U) | ((bits >> 5) & 1U)
+                            : i % 8 == 1 ? (bits & 0xffff0000U) | 0x8000U
+                                         : bits;
+    const float x = std::bit_cast<float>(chosen);
+    if (!std::isfinite(x)) {
+      continue;
+    }
+    CHECK(float_to_half(x) == nearest_pattern(x, 0x7bff, half_to_float));
+    CHECK(float_to_bfloat16(x) == nearest_pattern(x, 0x7f7f, bfloat16_to_float));
+  }
+  for (const float x : {65504.0F, 65519.99F, 65520.0F, 0x1p-24F, 0x1p-25F, 0x1.8p-25F, 0x1p-14F,
+                        0x1.ffcp-15F, -0.0F, 0.0F, 2049.0F, 2051.0F}) {
+    CHECK(float_to_half(x) == nearest_pattern(x, 0x7bff, half_to_float));
+    CHECK(float_to_half(-x) == nearest_pattern(-x, 0x7bff, half_to_float));
+  }
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float odd_nan = std::bit_cast<float>(0x7f800001U);  // its mantissa is lost by truncation
+  for (const float x : {nan, -nan, odd_nan}) {
+    CHECK(std::isnan(half_to_float(float_to_half(x))));
+    CHECK(std::isnan(bfloat16_to_float(float_to_bfloat16(x))));
+  }
+  for (const float x : {infinity, -infinity}) {
+    CHECK(half_to_float(float_to_half(x)) == x);
+    CHECK(bfloat16_to_float(float_to_bfloat16(x)) == x);
+  }
+  for (uint32_t pattern = 0; pattern < 0x10000; ++pattern) {  // there and back
+    const auto h = static_cast<uint16_t>(pattern);
+    if (!std::isnan(half_to_float(h))) {
+      CHECK(float_to_half(half_to_float(h)) == h);
+    }
+    if (!std::isnan(bfloat16_to_float(h))) {
+      CHECK(float_to_bfloat16(bfloat16_to_float(h)) == h);
+    }
+  }
+}
+
+template <typename T>
+void check_transpose() {
+  for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
+           {1, 1}, {3, 5}, {4, 4}, {16, 16}, {17, 33}, {64, 100}, {70, 7}, {8, 129}}) {
+    const int64_t from_pitch = columns + 3;
+    const int64_t to_pitch = rows + 2;
+    std::vector<T> from(static_cast<size_t>(rows * from_pitch));
+    for (size_t i = 0; i < from.size(); ++i) {
+      from[i] = static_cast<T>(i + 1);
+    }
+    std::vector<T> to(static_cast<size_t>(columns * to_pitch), T{0});
+    transpose(from.data(), from_pitch, rows, columns, to.data(), to_pitch);
+    for (int64_t k = 0; k < columns; ++k) {
+      for (int64_t i = 0; i < to_pitch; ++i) {
+        const T expected = i < rows ? from[static_cast<size_t>(i * from_pitch + k)] : T{0};
+        CHECK(to[static_cast<size_t>(k * to_pitch + i)] == expected);
+      }
     }
   }
 }
@@ -257,6 +346,186 @@ void test_every_dtype_and_layout() {
       }
     }
   }
+}
+
+// A slot of any type and layout, surrounded by a pattern that must survive.
+struct AnySlot {
+  AnySlot(DType dtype, Layout layout, int64_t length, int64_t columns, int64_t before,
+          int64_t after)
+      : dtype(dtype),
+        layout(layout),
+        length(length),
+        columns(columns),
+        before(before),
+        total(before + columns + after),
+        size(item_size(dtype)),
+        bytes(static_cast<size_t>(length * total * size), 0x5a),
+        mask(static_cast<size_t>(length), 77) {}
+  WindowJob job(int64_t extent, int64_t start, int64_t stop, int64_t resampled = 0) {
+    WindowJob j;
+    j.extent = extent;
+    j.start = start;
+    j.stop = stop;
+    j.features = bytes.data() + (layout == Layout::kTC ? before : before * length) * size;
+    j.mask = mask.data();
+    j.slot_rows = length;
+    j.dtype = dtype;
+    j.layout = layout;
+    j.pitch = layout == Layout::kTC ? total : length;
+    j.resampled = resampled;
+    return j;
+  }
+  float at(int64_t row, int64_t column) const {
+    const int64_t element = layout == Layout::kTC ? row * total + column : column * length + row;
+    float value = 0;
+    to_float32(bytes.data() + element * size, dtype, 1, &value);
+    return value;
+  }
+  template <class Value>
+  void expect(int64_t rows, Value value) const {
+    const float pattern = AnySlot(dtype, layout, 1, 1, 0, 0).at(0, 0);
+    for (int64_t r = 0; r < length; ++r) {
+      CHECK(mask[static_cast<size_t>(r)] == (r < rows ? 0 : 1));
+      for (int64_t c = 0; c < total; ++c) {
+        if (c < before || c >= before + columns) {
+          CHECK(at(r, c) == pattern);
+        } else {
+          CHECK(at(r, c) == (r < rows ? value(r, c - before) : 0.0F));
+        }
+      }
+    }
+  }
+  DType dtype;
+  Layout layout;
+  int64_t length, columns, before, total, size;
+  std::vector<char> bytes;
+  std::vector<uint8_t> mask;
+};
+
+constexpr DType kFileTypes[] = {DType::kFloat16, DType::kFloat32, DType::kFloat64,
+                                DType::kBFloat16};
+constexpr DType kSlotTypes[] = {DType::kFloat16, DType::kFloat32, DType::kBFloat16};
+constexpr Layout kLayouts[] = {Layout::kTC, Layout::kCT};
+
+float rounded(float x, DType dtype) {
+  return dtype == DType::kFloat16    ? half_to_float(float_to_half(x))
+         : dtype == DType::kBFloat16 ? bfloat16_to_float(float_to_bfloat16(x))
+                                     : x;
+}
+
+void test_every_slot() {
+  for (const DType from : kFileTypes) {
+    for (const Layout stored : kLayouts) {
+      for (const auto& [rows, columns] :
+           std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {37, 5}, {500, 70}, {6000, 19}}) {
+        const Extent e = write_file(20, rows, columns, from, stored);
+        Reader reader({e}, 2, 4, true);
+        const int64_t middle = rows / 2;
+        const std::pair<int64_t, int64_t> spans[] = {
+            {0, rows}, {middle, std::min(rows, middle + 9)}, {rows - 1, rows}};
+        for (const DType to : kSlotTypes) {
+          for (const Layout layout : kLayouts) {
+            for (const auto& [start, stop] : spans) {
+              // Alone, and as the middle one of three streams side by side.
+              for (const int64_t beside : {int64_t{0}, int64_t{3}}) {
+                AnySlot slot(to, layout, stop - start + 4, columns, beside, beside);
+                const ReadError error = wait(reader, reader.submit({slot.job(0, start, stop)}));
+                CHECK(error.fault == ReadFault::kNone);
+                slot.expect(stop - start, [&, first = start](int64_t r, int64_t c) {
+                  return rounded(rounded(element(20, first + r, c), from), to);
+                });
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void test_resampling() {
+  for (const DType from : kFileTypes) {
+    for (const Layout stored : kLayouts) {
+      const int64_t rows = 301;
+      const int64_t columns = 37;
+      const Extent e = write_file(21, rows, columns, from, stored);
+      Reader reader({e}, 2, 4, true);
+      for (const int64_t resampled :
+           {int64_t{1}, int64_t{2}, int64_t{10}, int64_t{192}, int64_t{300}, rows, int64_t{1000}}) {
+        const int64_t start = resampled / 3;
+        for (const DType to : kSlotTypes) {
+          for (const Layout layout : kLayouts) {
+            AnySlot slot(to, layout, resampled - start + 2, columns, 1, 0);
+            const ReadError error =
+                wait(reader, reader.submit({slot.job(0, start, resampled, resampled)}));
+            CHECK(error.fault == ReadFault::kNone);
+            slot.expect(resampled - start, [&](int64_t r, int64_t c) {
+              const double at =
+                  std::max(0.0, (static_cast<double>(start + r) + 0.5) * rows / resampled - 0.5);
+              const auto low = std::min(static_cast<int64_t>(at), rows - 1);
+              const auto weight = static_cast<float>(at - static_cast<double>(low));
+              const float a = rounded(element(21, low, c), from);
+              const float b = rounded(element(21, std::min(low + 1, rows - 1), c), from);
+              return rounded((1.0F - weight) * a + weight * b, to);
+            });
+          }
+        }
+      }
+    }
+  }
+}
+
+void test_out_of_range() {
+  for (const Layout stored : kLayouts) {
+    Extent e = write_file(22, 90, 7, DType::kFloat64, stored, 61, 5);
+    std::fstream file(e.path, std::ios::binary | std::ios::in | std::ios::out);
+    const int64_t place = stored == Layout::kTC ? 61 * 7 + 5 : 5 * 90 + 61;
+    const auto put_number = [&](double value) {
+      file.seekp(e.offset + place * 8);
+      file.write(reinterpret_cast<const char*>(&value), 8);
+      file.flush();
+    };
+    Reader reader({e}, 1, 4, true);
+    for (const int64_t resampled : {int64_t{0}, int64_t{180}}) {
+      const int64_t all = resampled > 0 ? resampled : 90;
+      for (const auto& [to, value] : std::vector<std::pair<DType, double>>{
+               {DType::kFloat16, 1e5}, {DType::kFloat32, -1e300}, {DType::kBFloat16, 1e39}}) {
+        put_number(value);
+        AnySlot slot(to, Layout::kTC, all, 7, 0, 0);
+        const ReadError error = wait(reader, reader.submit({slot.job(0, 0, all, resampled)}));
+        CHECK(error.fault == ReadFault::kOutOfRange);
+        CHECK(error.row == 61);
+        CHECK(error.column == 5);
+        CHECK(error.number == value);
+        CHECK(error.offset == e.offset + place * 8);
+      }
+      put_number(std::numeric_limits<double>::quiet_NaN());
+      AnySlot slot(DType::kFloat16, Layout::kCT, all, 7, 0, 0);
+      const ReadError error = wait(reader, reader.submit({slot.job(0, 0, all, resampled)}));
+      CHECK(error.fault == ReadFault::kNotFinite);
+      CHECK(error.row == 61);
+      CHECK(error.column == 5);
+    }
+  }
+}
+
+void test_replaced_file() {
+  const Extent e = write_file(23, 40, 4, DType::kFloat32, Layout::kTC);
+  const Extent other = write_file(24, 40, 4, DType::kFloat32, Layout::kTC);
+  Reader reader({e, other}, 1, 1, true);
+  Slots slots(1, 40, 4);
+  CHECK(wait(reader, reader.submit({slots.job(0, 0, 0, 40)})).fault == ReadFault::kNone);
+  std::filesystem::rename(e.path, e.path + ".old");
+  write_file(23, 40, 4, DType::kFloat32, Layout::kTC, 0, 0);
+  // The open file is read as before.
+  CHECK(wait(reader, reader.submit({slots.job(0, 0, 0, 40)})).fault == ReadFault::kNone);
+  slots.expect(0, 23, 0, 40);
+  // Only one file stays open here, so the next one closes it.
+  CHECK(wait(reader, reader.submit({slots.job(0, 1, 0, 40)})).fault == ReadFault::kNone);
+  CHECK(wait(reader, reader.submit({slots.job(0, 0, 0, 40)})).fault == ReadFault::kReplaced);
+  // A new reader takes the data as they are now.
+  Reader late({e}, 1, 1, false);
+  CHECK(wait(late, late.submit({slots.job(0, 0, 0, 40)})).fault == ReadFault::kNone);
 }
 
 void test_short_reads_and_signals() {
@@ -375,6 +644,22 @@ void test_bad_arguments() {
                                       "rows [5, 5)");
   check_throws<std::invalid_argument>([&] { reader.submit({slots.job(0, 0, 0, 11)}); },
                                       "a slot of 10");
+  WindowJob job = slots.job(0, 0, 0, 5);
+  job.dtype = DType::kFloat64;
+  check_throws<std::invalid_argument>([&] { reader.submit({job}); }, "slots of float16, float32");
+  job = slots.job(0, 0, 0, 5);
+  job.pitch = 3;
+  check_throws<std::invalid_argument>([&] { reader.submit({job}); },
+                                      "a pitch of at least 4, got 3");
+  job.layout = Layout::kCT;
+  check_throws<std::invalid_argument>([&] { reader.submit({job}); }, "a pitch of at least 10");
+  job.pitch = int64_t{1} << 60;
+  check_throws<std::invalid_argument>([&] { reader.submit({job}); }, "a pitch of");
+  job = slots.job(0, 0, 0, 7);
+  job.resampled = 6;
+  check_throws<std::invalid_argument>([&] { reader.submit({job}); }, "(6 rows)");
+  job.resampled = -1;
+  check_throws<std::invalid_argument>([&] { reader.submit({job}); }, "rows [0, 7)");
   ReadError error;
   check_throws<std::invalid_argument>([&] { reader.wait_for(99, 1, &error); }, "no ticket 99");
   reader.close();
@@ -522,7 +807,14 @@ int main() {
       (std::filesystem::temp_directory_path() / "tal_fast_reader_XXXXXX").string();
   folder = ::mkdtemp(pattern.data());
   test_half();
+  test_rounding();
   test_first_not_finite();
+  check_transpose<uint32_t>();
+  check_transpose<uint16_t>();
+  test_every_slot();
+  test_resampling();
+  test_out_of_range();
+  test_replaced_file();
   test_every_dtype_and_layout();
   test_short_reads_and_signals();
   test_empty_ticket_and_no_mask();

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features that stay on the device: a batch is then one gather, and nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tal_fast.data.reading import SLOT_DTYPES, FeatureReader, Request
+
+__all__ = ["ResidentStore", "gather_windows"]
+
+# Rows that are read at once while the store is filled.
+_CHUNK_BYTES = 16 * 2**20
+
+
+def gather_windows(
+    store: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies runs of rows into the slots of a batch.
+
+    Args:
+        store: Tensor[R, C].
+        first: int64 Tensor[B], row at which each window begins.
+        lengths: int64 Tensor[B], its rows, at most ``length``.
+        length: rows of a slot, L.
+
+    Returns:
+        Tensor[B, L, C], zero after the end of a window, and a bool Tensor[B, L] that is True there.
+    """
+    step = torch.arange(length, device=store.device)
+    padding = step >= lengths[:, None]
+    rows = (first[:, None] + step).masked_fill(padding, 0)
+    return store[rows].masked_fill_(padding[..., None], 0), padding
+
+
+class ResidentStore:
+    """All rows of some videos in one tensor on a device."""
+
+    def __init__(self, reader: FeatureReader, rows: npt.NDArray[np.int64], device: torch.device):
+        """Reads every video.
+
+        Args:
+            reader: of slots [B, L, C]; it decides videos and type.
+            rows: int64 [videos], rows that each is resampled to (its own number: as it is).
+            device: where the rows go.
+
+        Raises:
+            DataError: see :meth:`FeatureReader.read`.
+        """
+        self._first = np.concatenate([[0], np.cumsum(rows)[:-1]])
+        dtype = SLOT_DTYPES[reader.dtype][0]
+        size = (int(rows.sum()), reader.channels)
+        self._store = torch.empty(size, dtype=dtype, device=device)
+        for (start, stop), features, _ in reader.read(self._requests(reader, rows)):
+            self._store[start:stop].copy_(features[0, : stop - start])
+
+    def _requests(
+        self, reader: FeatureReader, rows: npt.NDArray[np.int64]
+    ) -> Iterable[Request[tuple[int, int]]]:
+        step = max(1, _CHUNK_BYTES // (reader.channels * SLOT_DTYPES[reader.dtype][0].itemsize))
+        for video, (first, count) in enumerate(zip(self._first.tolist(), rows.tolist(),
+                                                   strict=True)):  # fmt: skip
+            for start in range(0, count, step):
+                stop = min(start + step, count)
+                window = np.array([[video, start, stop, count]], dtype=np.int64)
+                yield Request(window, stop - start, (first + start, first + stop))
+
+    def batch(
+        self, windows: npt.NDArray[np.int64], length: int, *, channels_first: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns features and mask of some windows, on the device.
+
+        Args:
+            windows: int64 [B, 4] as in :class:`Request`.
+            length: rows of a slot.
+            channels_first: [B, C, L] instead of [B, L, C].
+        """
+        first = torch.from_numpy(self._first[windows[:, 0]] + windows[:, 1])
+        lengths = torch.from_numpy(windows[:, 2] - windows[:, 1])
+        device = self._store.device
+        features, mask = gather_windows(self._store, first.to(device), lengths.to(device), length)
+        return (features.transpose(1, 2).contiguous() if channels_first else features), mask
