@@ -48,6 +48,8 @@ def sliding_windows(
       pass T is shifted left to end there and is the last. The regular windows can run out before
       T: **rows at the end are then in no window**. With windows of 256 rows that happens to most
       lengths at overlap 0, to many at 0.25 (up to 127 rows), and to none at 0.5 and 0.75.
+      A video that the regular windows cover exactly has its last window **twice** there, since
+      another regular one would begin within it.
 
     Args:
         rows: length T of the sequence.
@@ -86,10 +88,10 @@ def sliding_windows(
             f"sliding_windows: expected cover among {_COVERS}, got {cover!r}"
             f"{nearest(cover, _COVERS)}"
         )
-    if rows <= length:
-        return [(0, rows)]
     if cover == "opentad":
         return _opentad_windows(rows, length, overlap)
+    if rows <= length:
+        return [(0, rows)]
     step = length * (1 - overlap)
     # 1e-9: 10 * (1 - 0.9) is 0.9999…; a start must not fall one row short of a whole number.
     count = math.floor((rows - length) / step + 1e-9) + 1
@@ -107,7 +109,7 @@ def _opentad_windows(rows: int, length: int, overlap: float) -> list[tuple[int, 
     windows = []
     for start in range(0, max(1, rows // step) * step, step):
         if start + length > rows:
-            windows.append((rows - length, rows))
+            windows.append((max(0, rows - length), rows))
             break
         windows.append((start, start + length))
     return windows

@@ -136,3 +136,105 @@ def test_no_window_left(tiny):
     data = open_dataset(tiny.write())
     with pytest.raises(DataError, match="none of the 1 windows of 1 videos holds 75% of an inst"):
         WindowSet(data, ["b"])
+
+
+# ---- other rules ---------------------------------------------------------------------------------
+
+
+def tadtr_test_windows(rows, length, overlap):
+    """TadTR's rule as dialects.md states it."""
+    stride = length * (1 - overlap)
+    if rows <= length:
+        return [(0, rows)]
+    count = int((rows / length - 1) / (1 - overlap) + 1)
+    found = [(int(i * stride), int(i * stride) + length) for i in range(count)]
+    if (count - 1) * stride + length < rows:
+        found.append((int(stride * count), rows))
+    return found
+
+
+def opentad_windows(rows, length, overlap):
+    """OpenTAD's rule as dialects.md states it."""
+    stride = int(length * (1 - overlap))
+    found = []
+    for i in range(max(1, rows // stride)):
+        start, end = i * stride, i * stride + length
+        if end > rows:
+            found.append((max(0, rows - length), rows))
+            break
+        found.append((start, end))
+    return found
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+def test_rules_of_tadtr_and_opentad(overlap):
+    for rows in range(1, 900):
+        expected = tadtr_test_windows(rows, 128, overlap)
+        assert sliding_windows(rows, 128, overlap, "tadtr-test") == expected
+        expected = tadtr_training_windows(rows, 128, overlap)
+        assert sliding_windows(rows, 128, overlap, "tadtr-train") == expected
+        expected = opentad_windows(rows, 128, overlap)
+        assert sliding_windows(rows, 128, overlap, "opentad") == expected
+
+
+def test_opentad_loses_the_end_of_most_videos_without_overlap():
+    """The counts of dialects.md: lengths 1 to 3999, windows of 256."""
+    lost = {
+        overlap: [
+            rows - max(stop for _, stop in sliding_windows(rows, 256, overlap, "opentad"))
+            for rows in range(1, 4000)
+        ]
+        for overlap in (0.0, 0.25, 0.5, 0.75)
+    }
+    assert [sum(n > 0 for n in rows) for rows in lost.values()] == [3729, 2508, 0, 0]
+    assert [max(rows) for rows in lost.values()] == [255, 127, 0, 0]
+
+
+def test_windows_of_another_rule(tiny):
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["b"], length=48, overlap=0.25, drop_empty=False, cover="tadtr-test")
+    assert [(w.start, w.stop) for w in windows.windows] == [(0, 48), (36, 84), (72, 100)]
+    assert windows.lengths.tolist() == [48, 48, 28]
+    assert windows.videos == ["b"]
+    assert windows.grid_rows.tolist() == [100]
+
+
+# ---- jitter --------------------------------------------------------------------------------------
+
+
+def test_jitter_moves_windows_and_their_targets(tiny):
+    annotate(tiny, "c", (4.0, 8.0), (20.0, 21.0))
+    data = open_dataset(tiny.write())
+    still = WindowSet(data, ["c"], length=64, overlap=0.5, drop_empty=False)
+    moving = WindowSet(data, ["c"], length=64, overlap=0.5, drop_empty=False, jitter=5)
+    grid = data.grid("c").to_grid(data.annotations.videos["c"].segments)
+    moves = set()
+    for epoch in range(20):
+        for index, window in enumerate(still.windows):
+            clip = moving.clip(index, 7, epoch)
+            assert clip.stop - clip.start == 64
+            assert 0 <= clip.start <= 333 - 64
+            moves.add(clip.start - window.start)
+            low = np.maximum(grid[:, 0], clip.start)
+            high = np.minimum(grid[:, 1], clip.stop)
+            inside = (high - low) / (grid[:, 1] - grid[:, 0]) >= 0.75 - 1e-9
+            np.testing.assert_allclose(
+                clip.edges, np.stack([low, high], axis=1)[inside] - clip.start, atol=1e-9
+            )
+            assert len(clip.labels) == inside.sum()
+    assert moves == set(range(-5, 6))
+
+
+def test_jitter_keeps_a_window_that_would_lose_its_instance(tiny):
+    annotate(tiny, "b", (4.0, 4.4))
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["b"], length=4, overlap=0.0, min_inside=1.0, jitter=3)
+    index = next(i for i, w in enumerate(windows.windows) if w.start == 40)
+    starts = {windows.clip(index, 0, epoch).start for epoch in range(50)}
+    assert starts == {40}
+    assert all(len(windows.clip(index, 0, epoch).labels) == 1 for epoch in range(10))
+
+
+def test_negative_jitter(tiny):
+    with pytest.raises(ConfigError, match="WindowSet: expected jitter >= 0, got -1"):
+        WindowSet(open_dataset(tiny.write()), ["a"], jitter=-1)
