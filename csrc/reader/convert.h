@@ -1,17 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // Loops over numbers that the reader needs: conversions between the floating-point types, a check
-// for NaN and infinity, a blocked transpose. Written so that any compiler vectorises them for its
-// baseline; the one shuffle is a compiler builtin that every target has.
+// for NaN and infinity, a blocked transpose. Plain C++ that the compiler vectorises for whatever
+// instruction set it compiles for; the one shuffle is a builtin that every target has. Every result
+// is the same for each of them, bit for bit.
+//
+// loops.cpp compiles them once per instruction set (cpu/isa.h), each time in another namespace, so
+// that no function of one set can take the place of another's. Elsewhere, as in tests, they are in
+// tal_fast itself.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "reader/reader.h"
 
+#ifdef TAL_FAST_ISA_NAMESPACE
+#define TAL_FAST_LOOPS TAL_FAST_ISA_NAMESPACE
+#else
+#define TAL_FAST_LOOPS plain_loops
+#endif
+
 namespace tal_fast {
+namespace TAL_FAST_LOOPS {
 
 // IEEE half -> float, exact, for every input including subnormal numbers, infinities and NaN.
 inline float half_to_float(uint16_t half) {
@@ -177,30 +190,31 @@ inline int64_t first_not_finite(const void* x, DType dtype, int64_t n) {
 
 namespace detail {
 
-// 16 bytes of elements, as the compiler's vectors. Clang has the builtin since ever, GCC since 12;
-// others take the scalar loop.
+// A register of elements, as the compiler's vectors. Clang has the builtin since ever, GCC since
+// 12; others take the scalar loop.
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
 #define TAL_FAST_SHUFFLE 1
 #else
 #define TAL_FAST_SHUFFLE 0
 #endif
 
-#if TAL_FAST_SHUFFLE
-typedef uint32_t Vector32 __attribute__((vector_size(16)));
-typedef uint16_t Vector16 __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+constexpr int kRegister32 = 64;
+constexpr int kRegister16 = 32;  // a square of 32 x 32 would need every register there is
+#elif defined(__AVX2__)
+constexpr int kRegister32 = 32;
+constexpr int kRegister16 = 32;
+#else
+constexpr int kRegister32 = 16;
+constexpr int kRegister16 = 16;
+#endif
 
-inline Vector32 low(Vector32 a, Vector32 b) {
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-}
-inline Vector32 high(Vector32 a, Vector32 b) {
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-}
-inline Vector16 low(Vector16 a, Vector16 b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-inline Vector16 high(Vector16 a, Vector16 b) {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
+template <typename T>
+constexpr int kLanes = (sizeof(T) == 4 ? kRegister32 : kRegister16) / static_cast<int>(sizeof(T));
+
+#if TAL_FAST_SHUFFLE
+typedef uint32_t Vector32 __attribute__((vector_size(kRegister32)));
+typedef uint16_t Vector16 __attribute__((vector_size(kRegister16)));
 
 template <typename T>
 struct VectorOf {
@@ -211,28 +225,39 @@ struct VectorOf<uint16_t> {
   using type = Vector16;
 };
 
-// A square of N x N elements, N * sizeof(T) = 16: log2(N) rounds of interleaving the upper half of
-// the rows with the lower half transpose it.
+// Elements of the first halves (base 0) or second halves (base n / 2) of a and b, in turn.
+template <int kBase, typename Vector, int... kI>
+inline Vector interleaved(Vector a, Vector b, std::integer_sequence<int, kI...>) {
+  constexpr int kN = sizeof...(kI);
+  return __builtin_shufflevector(a, b, (kBase + kI / 2 + (kI % 2) * kN)...);
+}
+
+// A square of n x n elements, n lanes: log2(n) rounds of interleaving the upper half of the rows
+// with the lower half transpose it.
 template <typename T>
 inline void transpose_square(const T* from, int64_t from_pitch, T* to, int64_t to_pitch) {
   using Vector = typename VectorOf<T>::type;
-  constexpr int kN = 16 / sizeof(T);
+  constexpr int kN = kLanes<T>;
+  constexpr std::make_integer_sequence<int, kN> kAll{};
   Vector a[kN];
   Vector b[kN];
   for (int i = 0; i < kN; ++i) {
-    std::memcpy(&a[i], from + i * from_pitch, 16);
+    std::memcpy(&a[i], from + i * from_pitch, sizeof(Vector));
   }
+#pragma GCC unroll 8
   for (int round = 1; round < kN; round *= 2) {
+#pragma GCC unroll 32
     for (int i = 0; i < kN / 2; ++i) {
-      b[2 * i] = low(a[i], a[i + kN / 2]);
-      b[2 * i + 1] = high(a[i], a[i + kN / 2]);
+      b[2 * i] = interleaved<0>(a[i], a[i + kN / 2], kAll);
+      b[2 * i + 1] = interleaved<kN / 2>(a[i], a[i + kN / 2], kAll);
     }
+#pragma GCC unroll 32
     for (int i = 0; i < kN; ++i) {
       a[i] = b[i];
     }
   }
   for (int i = 0; i < kN; ++i) {
-    std::memcpy(to + i * to_pitch, &a[i], 16);
+    std::memcpy(to + i * to_pitch, &a[i], sizeof(Vector));
   }
 }
 #endif
@@ -248,7 +273,7 @@ void transpose(const T* __restrict__ from, int64_t from_pitch, int64_t rows, int
                T* __restrict__ to, int64_t to_pitch) {
   constexpr int64_t kTile = 64 / sizeof(T);
 #if TAL_FAST_SHUFFLE
-  constexpr int64_t kSquare = 16 / sizeof(T);
+  constexpr int64_t kSquare = detail::kLanes<T>;
   const int64_t whole_rows = rows - rows % kSquare;
   const int64_t whole_columns = columns - columns % kSquare;
 #else
@@ -284,4 +309,8 @@ void transpose(const T* __restrict__ from, int64_t from_pitch, int64_t rows, int
   }
 }
 
+}  // namespace TAL_FAST_LOOPS
+#ifndef TAL_FAST_ISA_NAMESPACE
+using namespace plain_loops;
+#endif
 }  // namespace tal_fast

@@ -6,9 +6,18 @@
 #include <cstring>
 #include <vector>
 
-#include "reader/convert.h"
+#include "cpu/isa.h"
+#include "reader/loops.h"
 
 namespace tal_fast {
+
+TAL_FAST_FOR_EACH_ISA(const Loops& reader_loops();)
+
+const Loops& loops() {
+  static const Loops& chosen = TAL_FAST_ISA_CALL(reader_loops)();
+  return chosen;
+}
+
 namespace {
 
 // Bytes per pread. Small enough that conversion and the finiteness check find them in the L2 cache,
@@ -82,7 +91,7 @@ class Window {
       return value;
     }
     float value;
-    to_float32(raw, e_.dtype, 1, &value);
+    loops_.to_float32(raw, e_.dtype, 1, &value);
     return value;
   }
 
@@ -108,18 +117,12 @@ class Window {
       const int64_t count = std::min(step, n - done);
       char* const raw = scratch_.raw.bytes(count * in_size_);
       file_.read(raw, count * in_size_, at + done * in_size_);
-      convert(raw, e_.dtype, count, to + done * out_size_, job_.dtype);
+      loops_.convert(raw, e_.dtype, count, to + done * out_size_, job_.dtype);
     }
   }
 
   void transposed(const char* from, int64_t from_pitch, int64_t lines, int64_t length, char* to) {
-    if (out_size_ == 4) {
-      transpose(reinterpret_cast<const uint32_t*>(from), from_pitch, lines, length,
-                reinterpret_cast<uint32_t*>(to), job_.pitch);
-    } else {
-      transpose(reinterpret_cast<const uint16_t*>(from), from_pitch, lines, length,
-                reinterpret_cast<uint16_t*>(to), job_.pitch);
-    }
+    loops_.transpose(from, from_pitch, lines, length, to, job_.pitch, out_size_);
   }
 
   // block [n, columns], rows from `first` of the window on.
@@ -173,7 +176,7 @@ class Window {
     if (!check_) {
       return;
     }
-    const int64_t bad = first_not_finite(x, job_.dtype, n);
+    const int64_t bad = loops_.first_not_finite(x, job_.dtype, n);
     if (bad >= 0) {
       fail_at((first + bad) / e_.columns, (first + bad) % e_.columns);
     }
@@ -185,7 +188,7 @@ class Window {
     if (!check_) {
       return;
     }
-    const int64_t bad = first_not_finite(x, dtype, rows_);
+    const int64_t bad = loops_.first_not_finite(x, dtype, rows_);
     if (bad >= 0 && (bad_row_ < 0 || bad < bad_row_)) {
       bad_row_ = bad;
       bad_column_ = column;
@@ -217,7 +220,8 @@ class Window {
         for (int64_t k = 0; k < n; ++k) {
           char* const channel = block + k * rows_ * out_size_;
           if (bulk) {
-            convert(read + (k * length + skip) * in_size_, e_.dtype, rows_, channel, job_.dtype);
+            loops_.convert(read + (k * length + skip) * in_size_, e_.dtype, rows_, channel,
+                           job_.dtype);
           } else {
             fetch(offset_of(job_.start, c + k), rows_, channel);
           }
@@ -254,7 +258,7 @@ class Window {
       char* const raw = scratch_.raw.bytes(n * in_size_);
       file_.read(raw, n * in_size_, offset_of(first.first, 0));
       float* const source = scratch_.source.floats(n);
-      to_float32(raw, e_.dtype, n, source);
+      loops_.to_float32(raw, e_.dtype, n, source);
       interpolate_group(row, end, first.first, source);
       row = end;
     }
@@ -267,18 +271,14 @@ class Window {
     float* const result = scratch_.result.floats(count);
     for (int64_t r = row; r < end; ++r) {
       const Tap tap = tap_of(r, e_.rows, job_.resampled);
-      const float* __restrict__ a = source + (tap.first - base) * columns;
-      const float* __restrict__ b = source + (tap.second - base) * columns;
-      float* __restrict__ to = result + (r - row) * columns;
-      const float left = 1.0F - tap.weight;
-      for (int64_t c = 0; c < columns; ++c) {
-        to[c] = left * a[c] + tap.weight * b[c];
-      }
+      loops_.interpolate(source + (tap.first - base) * columns,
+                         source + (tap.second - base) * columns, 1.0F - tap.weight, tap.weight,
+                         columns, result + (r - row) * columns);
     }
     char* const block = scratch_.converted.bytes(count * out_size_);
-    from_float32(result, count, job_.dtype, block);
+    loops_.from_float32(result, count, job_.dtype, block);
     if (check_) {
-      const int64_t bad = first_not_finite(block, job_.dtype, count);
+      const int64_t bad = loops_.first_not_finite(block, job_.dtype, count);
       if (bad >= 0) {
         fail_interpolated(row + bad / columns, bad % columns);
       }
@@ -314,14 +314,14 @@ class Window {
       const int64_t n = std::min(step, e_.columns - c);
       for (int64_t k = 0; k < n; ++k) {
         file_.read(raw, length * in_size_, offset_of(base, c + k));
-        to_float32(raw, e_.dtype, length, source);
+        loops_.to_float32(raw, e_.dtype, length, source);
         for (int64_t r = 0; r < rows_; ++r) {
           const Tap& tap = taps[static_cast<size_t>(r)];
           result[r] = (1.0F - tap.weight) * source[tap.first - base] +
                       tap.weight * source[tap.second - base];
         }
         char* const channel = block + k * rows_ * out_size_;
-        from_float32(result, rows_, job_.dtype, channel);
+        loops_.from_float32(result, rows_, job_.dtype, channel);
         check_channel(channel, job_.dtype, c + k);
       }
       put_channels(block, c, n);
@@ -351,6 +351,7 @@ class Window {
     }
   }
 
+  const Loops& loops_ = loops();
   const File& file_;
   const Extent& e_;
   const WindowJob& job_;
