@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PeerMissingError", "checkout", "load_file"]
+__all__ = ["PeerMissingError", "checkout", "in_place", "load_file"]
 
 
 class PeerMissingError(RuntimeError):
@@ -59,13 +59,14 @@ def load_file(
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _in_place(dict(needs or {}), search):
+    with in_place(dict(needs or {}), search):
         spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _in_place(modules: dict[str, types.ModuleType], search: Path | None) -> Iterator[None]:
+def in_place(modules: dict[str, types.ModuleType], search: Path | None) -> Iterator[None]:
+    """Has modules and a search path in place for the block."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     if search is not None:
