@@ -293,12 +293,15 @@ def drop_from_cache(data: TALDataset) -> None:
         file = os.open(extent.path, os.O_RDONLY)
         try:
             os.fsync(file)
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            try:
-                os.preadv(file, [bytearray(4096)], extent.num_bytes // 2, os.RWF_NOWAIT)
-                raise RuntimeError(f"{extent.path} is still in the page cache")
-            except BlockingIOError:
-                pass
+            for _ in range(50):  # pages on their way from storage cannot be dropped yet
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                try:
+                    os.preadv(file, [bytearray(4096)], extent.num_bytes // 2, os.RWF_NOWAIT)
+                except BlockingIOError:
+                    break
+                time.sleep(0.02)
+            else:
+                raise RuntimeError(f"{extent.path} stays in the page cache")
         finally:
             os.close(file)
 

@@ -76,6 +76,11 @@ class File {
     }
   }
 
+  // Asks the system to read ahead; returns at once, whatever comes of it.
+  void expect(int64_t offset, int64_t n) const {
+    static_cast<void>(::posix_fadvise(descriptor_, offset, n, POSIX_FADV_WILLNEED));
+  }
+
   // Bytes of the file, -1 when it cannot be asked.
   int64_t size(Identity* identity = nullptr) const {
     struct stat info{};
