@@ -230,8 +230,25 @@ class FeatureLoader:
                     f"{type(self).__name__}: the state is of a loader with {key} "
                     f"{state['identity'].get(key)!r}, this one has {value!r}"
                 )
-        self.set_epoch(int(state["epoch"]))
-        self._first = self._done = int(state["batch"])
+        self.resume(int(state["epoch"]), int(state["batch"]))
+
+    def resume(self, epoch: int, batch: int) -> None:
+        """Has the next iteration begin within an epoch; what lies before is not read.
+
+        Args:
+            epoch: number of the epoch.
+            batch: batches of it that are done.
+
+        Raises:
+            ConfigError: if the epoch is negative or has no such batch.
+        """
+        self.set_epoch(epoch)
+        if not 0 <= batch <= len(self):
+            raise ConfigError(
+                f"{type(self).__name__}: expected a batch in [0, {len(self)}] to resume, "
+                f"got {batch}"
+            )
+        self._first = self._done = batch
 
     def _identity(self) -> dict[str, Any]:
         return {

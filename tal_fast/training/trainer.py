@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -276,13 +275,13 @@ class Trainer:
         rate = learning_rate(self.config.training, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        loader.set_epoch(epoch)
         first = self.batches_done
+        loader.resume(epoch, first)
         if first == 0:
             self.sums = dict.fromkeys((*_LOSSES, "gradient_norm"), 0.0)
         began = time.perf_counter()
         waited = 0.0
-        batches = islice(iter(loader), first, None)
+        batches = iter(loader)
         while True:
             asked = time.perf_counter()
             with nvtx_range("tal_fast.data"):

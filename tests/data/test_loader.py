@@ -269,6 +269,16 @@ def test_state_of_another_loader(data):
         FeatureLoader(clips, 3, seed=1).load_state_dict(state)
 
 
+def test_resuming_where_there_is_no_batch(data):
+    loader = FeatureLoader(SETS["videos"](data), 2)
+    for batch in (-1, 3):
+        with pytest.raises(ConfigError, match=rf"batch in \[0, 2\] to resume, got {batch}"):
+            loader.resume(0, batch)
+    loader.resume(5, 2)
+    assert list(loader) == []
+    assert loader.epoch == 5
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("bucket", [0, 2])
 def test_processes_share_an_epoch(data, world, bucket):
