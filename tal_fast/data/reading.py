@@ -22,7 +22,7 @@ from tal_fast.data.slots import Slots
 from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.ranges import nvtx_range
 
-__all__ = ["LAYOUTS", "SLOT_DTYPES", "FeatureReader", "Request", "width_of"]
+__all__ = ["LAYOUTS", "SLOT_DTYPES", "FeatureReader", "Request"]
 
 _MAX_OPEN_FILES = 256
 # csrc/reader/reader.h: enum class ReadFault.
@@ -35,19 +35,7 @@ SLOT_DTYPES: dict[str, tuple[torch.dtype, Any, int]] = {
     "float16": (torch.float16, np.float16, 0),
     "bfloat16": (torch.bfloat16, np.int16, 3),
 }
-_FILE_DTYPES = (*DTYPES, "bfloat16") if "bfloat16" not in DTYPES else DTYPES
-
 Token = TypeVar("Token")
-
-
-def _parts(extent: Extent) -> tuple[Extent, ...]:
-    """Returns the extents whose columns make up a row, in order."""
-    return getattr(extent, "parts", (extent,))
-
-
-def width_of(extent: Extent) -> int:
-    """Returns the channels of a row over all parts of an extent."""
-    return sum(part.columns for part in _parts(extent))
 
 
 @dataclass(frozen=True)
@@ -120,13 +108,13 @@ class FeatureReader:
         self.prefetch = prefetch
         self.check_finite = check_finite
         extents = [features[video] for video in self.videos]
-        self.channels = width_of(extents[0])
+        self.channels = extents[0].width
         self._parts: list[Extent] = []
         self._owner: list[int] = []  # video of a part
         table = []  # first part, number of parts, rows of a video
         columns = []  # of the slot at which a part begins
         for number, extent in enumerate(extents):
-            parts = _parts(extent)
+            parts = extent.parts
             table.append((len(self._parts), len(parts), extent.rows))
             column = 0
             for part in parts:
@@ -238,7 +226,7 @@ class FeatureReader:
                         part.offset,
                         part.rows,
                         part.columns,
-                        _FILE_DTYPES.index(part.dtype),
+                        DTYPES.index(part.dtype),
                         LAYOUTS.index(part.layout),
                     )
                     for part in self._parts
