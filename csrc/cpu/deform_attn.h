@@ -1,33 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Multi-level 1-D deformable attention, forward (deform_attn.cpp) and backward
-// (deform_attn_backward.cpp).
-//
-// B batch, S rows of all levels together, H heads, D channels per head, Q queries, L levels, P
-// points. Sample (b, q, h, l, p) lies at x = location * T_l - 0.5 in level l of T_l rows and
-// contributes iff -1 < x < T_l: weight * ((1 - f) * value[i] + f * value[i + 1]) with i = floor(x),
-// f = x - i, where rows outside the level and padded rows count as zero.
+// (deform_attn_backward.cpp); math/deform_attn.h says what is computed.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "math/deform_attn.h"
 #include "math/half.h"
 
 namespace tal_fast {
-
-struct DeformAttnShape {
-  int64_t batch;
-  int64_t rows;
-  int64_t heads;
-  int64_t channels;
-  int64_t queries;
-  int64_t levels;
-  int64_t points;
-  const int64_t* level_lengths;  // [L], each > 0, sum = rows
-
-  int64_t samples_per_query() const { return heads * levels * points; }
-};
 
 // `scratch` is one block per thread of the size that the *_scratch function says, in bytes.
 // clang-format off

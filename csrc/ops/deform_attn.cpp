@@ -7,47 +7,17 @@
 
 #include <tuple>
 
+#include "ops/deform_attn_cpu.h"
+
 namespace tal_fast {
 namespace {
-
-void check_samples(const Tensor& value, const Tensor& samples, size_t levels, const char* name) {
-  TAL_FAST_CHECK(
-      samples.dim() == 5 && samples.size(0) == value.size(0) && samples.size(2) == value.size(2) &&
-          samples.size(3) == static_cast<int64_t>(levels),
-      "deform_attn: expected ", name, " of shape [B, Q, H, L, P] with B = ", value.size(0),
-      ", H = ", value.size(2), " and L = ", levels, ", got ", shape_string(samples));
-}
-
-void check_inputs(const Tensor& value, const std::vector<int64_t>& level_lengths,
-                  const Tensor& locations, const Tensor& weights) {
-  check_value("deform_attn", value, level_lengths);
-  check_samples(value, locations, level_lengths.size(), "sampling_locations");
-  check_samples(value, weights, level_lengths.size(), "attention_weights");
-  TAL_FAST_CHECK(weights.size(1) == locations.size(1) && weights.size(4) == locations.size(4),
-                 "deform_attn: expected attention_weights of the shape of sampling_locations, got ",
-                 shape_string(weights), " and ", shape_string(locations));
-  const ScalarType location_type = locations.scalar_type();
-  TAL_FAST_CHECK(location_type == ScalarType::Float || location_type == ScalarType::Double,
-                 "deform_attn: expected sampling_locations of dtype float32 or float64 (16 bits "
-                 "misplace samples by up to several rows), got ",
-                 dtype_string(location_type));
-  TAL_FAST_CHECK(is_float(weights.scalar_type()),
-                 "deform_attn: expected attention_weights of a floating-point dtype, got ",
-                 dtype_string(weights.scalar_type()));
-}
-
-DeformAttnShape make_shape(const Tensor& value, const std::vector<int64_t>& level_lengths,
-                           const Tensor& locations) {
-  return {value.size(0),     value.size(1),     value.size(2),     value.size(3),
-          locations.size(1), locations.size(3), locations.size(4), level_lengths.data()};
-}
 
 Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, D]
                        const std::vector<int64_t>& level_lengths,  // [L]
                        const Tensor& locations_in,                 // [B, Q, H, L, P]
                        const Tensor& weights_in) {                 // [B, Q, H, L, P]
-  check_inputs(value_in, level_lengths, locations_in, weights_in);
-  const DeformAttnShape shape = make_shape(value_in, level_lengths, locations_in);
+  check_deform_attn(value_in, level_lengths, locations_in, weights_in);
+  const DeformAttnShape shape = deform_attn_shape(value_in, level_lengths, locations_in);
   Tensor out = torch::stable::new_empty(value_in,
                                         {shape.batch, shape.queries, shape.heads * shape.channels});
   if (out.numel() == 0) {
@@ -87,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
     const Tensor& locations_in,                 // [B, Q, H, L, P]
     const Tensor& weights_in,                   // [B, Q, H, L, P]
     bool needs_value, bool needs_samples) {
-  check_inputs(value_in, level_lengths, locations_in, weights_in);
-  const DeformAttnShape shape = make_shape(value_in, level_lengths, locations_in);
+  check_deform_attn(value_in, level_lengths, locations_in, weights_in);
+  const DeformAttnShape shape = deform_attn_shape(value_in, level_lengths, locations_in);
   check_output_gradient("deform_attn_backward", grad_in, value_in, shape);
   const ScalarType type = compute_type(value_in.scalar_type());
   const std::vector<int64_t> value_shape{shape.batch, shape.rows, shape.heads, shape.channels};

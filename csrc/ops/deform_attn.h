@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// What deform_attn and deform_attn_fused share: checks, dtypes, and how the kernels are spread over
-// threads.
+// What deform_attn checks on every device, and deform_attn_fused with it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <string>
-#include <type_traits>
 #include <vector>
 
-#include "cpu/deform_attn.h"
-#include "cpu/scratch.h"
+#include "math/deform_attn.h"
 #include "ops/tensor_checks.h"
 
 namespace tal_fast {
 
-// Multiply-adds per task, about 100 us of one core: a thread is not worth waking for less.
-constexpr int64_t kForwardWorkPerTask = 2000000;
-constexpr int64_t kBackwardWorkPerTask = 700000;
 // Level lengths must be exact in float32 and row numbers fit 32 bits.
 constexpr int64_t kLongestLevel = int64_t{1} << 24;
 
@@ -64,61 +57,38 @@ inline void check_output_gradient(const char* name, const Tensor& grad, const Te
                  shape_string(grad), " ", dtype_string(grad.scalar_type()));
 }
 
-// Queries per task of the forward.
-inline int64_t forward_grain(const DeformAttnShape& shape) {
-  const int64_t work = 2 * shape.samples_per_query() * shape.channels;
-  return std::max<int64_t>(1, kForwardWorkPerTask / std::max<int64_t>(1, work));
+inline void check_samples(const Tensor& value, const Tensor& samples, size_t levels,
+                          const char* name) {
+  TAL_FAST_CHECK(
+      samples.dim() == 5 && samples.size(0) == value.size(0) && samples.size(2) == value.size(2) &&
+          samples.size(3) == static_cast<int64_t>(levels),
+      "deform_attn: expected ", name, " of shape [B, Q, H, L, P] with B = ", value.size(0),
+      ", H = ", value.size(2), " and L = ", levels, ", got ", shape_string(samples));
 }
 
-inline int64_t backward_grain(const DeformAttnShape& shape, int64_t heads) {
-  const int64_t head_work = 2 * shape.queries * shape.levels * shape.points * shape.channels +
-                            shape.rows * shape.channels;
-  return std::max<int64_t>(1, kBackwardWorkPerTask / (heads * head_work + 1));
+inline void check_deform_attn(const Tensor& value, const std::vector<int64_t>& level_lengths,
+                              const Tensor& locations, const Tensor& weights) {
+  check_value("deform_attn", value, level_lengths);
+  check_samples(value, locations, level_lengths.size(), "sampling_locations");
+  check_samples(value, weights, level_lengths.size(), "attention_weights");
+  TAL_FAST_CHECK(weights.size(1) == locations.size(1) && weights.size(4) == locations.size(4),
+                 "deform_attn: expected attention_weights of the shape of sampling_locations, got ",
+                 shape_string(weights), " and ", shape_string(locations));
+  const ScalarType location_type = locations.scalar_type();
+  TAL_FAST_CHECK(location_type == ScalarType::Float || location_type == ScalarType::Double,
+                 "deform_attn: expected sampling_locations of dtype float32 or float64 (16 bits "
+                 "misplace samples by up to several rows), got ",
+                 dtype_string(location_type));
+  TAL_FAST_CHECK(is_float(weights.scalar_type()),
+                 "deform_attn: expected attention_weights of a floating-point dtype, got ",
+                 dtype_string(weights.scalar_type()));
 }
 
-template <typename C>
-void run_backward_direct(const DeformAttnShape& shape, const C* grad, const C* value,
-                         const bool* padding, const C* locations, const C* weights, C* grad_value,
-                         C* grad_locations, C* grad_weights) {
-  // Heads that share a unit share the rows that they read; fewer where threads would lack work.
-  int64_t heads = shape.heads;
-  while (heads > 1 && shape.batch * ((shape.heads + heads - 1) / heads) <
-                          2 * static_cast<int64_t>(torch::stable::get_num_threads())) {
-    heads = (heads + 1) / 2;
-  }
-  const int64_t units = shape.batch * ((shape.heads + heads - 1) / heads);
-  const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_direct_scratch<C>)(shape, heads);
-  torch::stable::parallel_for(0, units, backward_grain(shape, heads),
-                              [&](int64_t begin, int64_t end) {
-                                TAL_FAST_ISA_CALL(deform_attn_backward_direct<C>)
-                                (shape, heads, grad, value, padding, locations, weights, begin, end,
-                                 Scratch(bytes).get(), grad_value, grad_locations, grad_weights);
-                              });
-}
-
-// Runs the backward kernel over all units; null outputs are not wanted.
-template <typename T>
-void run_backward(const DeformAttnShape& shape, const T* grad, const T* value, const bool* padding,
-                  const ComputeType<T>* locations, const ComputeType<T>* weights, T* grad_value,
-                  ComputeType<T>* grad_locations, ComputeType<T>* grad_weights) {
-  if constexpr (std::is_same_v<T, ComputeType<T>>) {
-    if (grad_value != nullptr && grad_locations != nullptr &&
-        TAL_FAST_ISA_CALL(deform_attn_backward_is_direct<T>)(shape)) {
-      run_backward_direct(shape, grad, value, padding, locations, weights, grad_value,
-                          grad_locations, grad_weights);
-      return;
-    }
-  }
-  const int64_t heads =
-      TAL_FAST_ISA_CALL(deform_attn_backward_heads<T>)(shape, torch::stable::get_num_threads());
-  const int64_t units = shape.batch * ((shape.heads + heads - 1) / heads);
-  const int64_t grain = backward_grain(shape, heads);
-  const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_scratch<T>)(shape, heads);
-  torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    TAL_FAST_ISA_CALL(deform_attn_backward<T>)
-    (shape, heads, grad, value, padding, locations, weights, begin, end, Scratch(bytes).get(),
-     grad_value, grad_locations, grad_weights);
-  });
+inline DeformAttnShape deform_attn_shape(const Tensor& value,
+                                         const std::vector<int64_t>& level_lengths,
+                                         const Tensor& locations) {
+  return {value.size(0),     value.size(1),     value.size(2),     value.size(3),
+          locations.size(1), locations.size(3), locations.size(4), level_lengths.data()};
 }
 
 }  // namespace tal_fast

@@ -9,7 +9,8 @@
 #include <tuple>
 #include <type_traits>
 
-#include "ops/deform_attn.h"
+#include "ops/deform_attn_cpu.h"
+#include "ops/deform_attn_fused.h"
 
 namespace tal_fast {
 namespace {
@@ -19,73 +20,6 @@ namespace {
 constexpr int64_t kSamplesPerStep = 1024;
 // Samples per task of the passes before and after the backward, some 50 us.
 constexpr int64_t kSamplesPerTask = 65536;
-
-void check_inputs(const Tensor& value, const std::vector<int64_t>& level_lengths,
-                  const Tensor& reference, const Tensor& offsets, const Tensor& logits,
-                  const std::optional<Tensor>& padding_mask) {
-  check_value("deform_attn_fused", value, level_lengths);
-  const auto levels = static_cast<int64_t>(level_lengths.size());
-  TAL_FAST_CHECK(offsets.dim() == 5 && offsets.size(0) == value.size(0) &&
-                     offsets.size(2) == value.size(2) && offsets.size(3) == levels,
-                 "deform_attn_fused: expected sampling_offsets of shape [B, Q, H, L, P] with B = ",
-                 value.size(0), ", H = ", value.size(2), " and L = ", levels, ", got ",
-                 shape_string(offsets));
-  bool same = (logits.dim() == 4 || logits.dim() == 5) && logits.numel() == offsets.numel();
-  for (int64_t i = 0; same && i < logits.dim(); ++i) {
-    same = logits.size(i) ==
-           (i == 3 && logits.dim() == 4 ? offsets.size(3) * offsets.size(4) : offsets.size(i));
-  }
-  TAL_FAST_CHECK(same,
-                 "deform_attn_fused: expected attention_logits of shape [B, Q, H, L, P] or "
-                 "[B, Q, H, L * P] like sampling_offsets ",
-                 shape_string(offsets), ", got ", shape_string(logits));
-  TAL_FAST_CHECK(reference.dim() == 4 && reference.size(0) == offsets.size(0) &&
-                     reference.size(1) == offsets.size(1) && reference.size(2) == levels &&
-                     (reference.size(3) == 1 || reference.size(3) == 2),
-                 "deform_attn_fused: expected reference_points of shape [B, Q, L, 1] or [B, Q, L, "
-                 "2] with B = ",
-                 offsets.size(0), ", Q = ", offsets.size(1), " and L = ", levels, ", got ",
-                 shape_string(reference));
-  const ScalarType reference_type = reference.scalar_type();
-  TAL_FAST_CHECK(
-      reference_type == ScalarType::Float || reference_type == ScalarType::Double,
-      "deform_attn_fused: expected reference_points of dtype float32 or float64 (16 bits "
-      "misplace samples by up to several rows), got ",
-      dtype_string(reference_type));
-  TAL_FAST_CHECK(is_float(offsets.scalar_type()),
-                 "deform_attn_fused: expected sampling_offsets of a floating-point dtype, got ",
-                 dtype_string(offsets.scalar_type()));
-  TAL_FAST_CHECK(is_float(logits.scalar_type()),
-                 "deform_attn_fused: expected attention_logits of a floating-point dtype, got ",
-                 dtype_string(logits.scalar_type()));
-  if (padding_mask) {
-    TAL_FAST_CHECK(padding_mask->dim() == 2 && padding_mask->size(0) == value.size(0) &&
-                       padding_mask->size(1) == value.size(1),
-                   "deform_attn_fused: expected padding_mask of shape [B, S] = [", value.size(0),
-                   ", ", value.size(1), "], got ", shape_string(*padding_mask));
-    TAL_FAST_CHECK(padding_mask->scalar_type() == ScalarType::Bool,
-                   "deform_attn_fused: expected padding_mask of dtype bool, got ",
-                   dtype_string(padding_mask->scalar_type()));
-  }
-}
-
-DeformAttnShape make_shape(const Tensor& value, const std::vector<int64_t>& level_lengths,
-                           const Tensor& offsets) {
-  return {value.size(0),   value.size(1),   value.size(2),   value.size(3),
-          offsets.size(1), offsets.size(3), offsets.size(4), level_lengths.data()};
-}
-
-// The tensor itself if all dimensions after the query are contiguous, else a contiguous copy.
-Tensor with_contiguous_queries(const Tensor& tensor) {
-  int64_t expected = 1;
-  for (int64_t i = tensor.dim() - 1; i >= 2; --i) {
-    if (tensor.size(i) != 1 && tensor.stride(i) != expected) {
-      return torch::stable::contiguous(tensor);
-    }
-    expected *= tensor.size(i);
-  }
-  return tensor;
-}
 
 // The inputs in the types and layouts that the kernels read.
 struct Inputs {
@@ -155,9 +89,9 @@ Tensor deform_attn_fused_cpu(const Tensor& value,                        // [B, 
                              const Tensor& sampling_offsets,             // [B, Q, H, L, P]
                              const Tensor& attention_logits,  // [B, Q, H, L, P] or [B, Q, H, L * P]
                              const std::optional<Tensor>& padding_mask) {  // [B, S]
-  check_inputs(value, level_lengths, reference_points, sampling_offsets, attention_logits,
-               padding_mask);
-  const DeformAttnShape shape = make_shape(value, level_lengths, sampling_offsets);
+  check_deform_attn_fused(value, level_lengths, reference_points, sampling_offsets,
+                          attention_logits, padding_mask);
+  const DeformAttnShape shape = deform_attn_shape(value, level_lengths, sampling_offsets);
   Tensor out =
       torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.channels});
   if (out.numel() == 0) {
@@ -206,9 +140,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_attn_fused_backward_cpu(
     const Tensor& attention_logits,             // [B, Q, H, L, P] or [B, Q, H, L * P]
     const std::optional<Tensor>& padding_mask,  // [B, S]
     bool needs_value, bool needs_reference, bool needs_projection) {
-  check_inputs(value, level_lengths, reference_points, sampling_offsets, attention_logits,
-               padding_mask);
-  const DeformAttnShape shape = make_shape(value, level_lengths, sampling_offsets);
+  check_deform_attn_fused(value, level_lengths, reference_points, sampling_offsets,
+                          attention_logits, padding_mask);
+  const DeformAttnShape shape = deform_attn_shape(value, level_lengths, sampling_offsets);
   check_output_gradient("deform_attn_fused_backward", grad_in, value, shape);
   const Inputs inputs(value, reference_points, sampling_offsets, attention_logits, padding_mask);
   const ScalarType type = compute_type(value.scalar_type());
