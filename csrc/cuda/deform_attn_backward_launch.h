@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward of deform_attn and deform_attn_fused on a GPU: the choice of kernels and the launch.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/deform_attn_backward.cuh"
+#include "cuda/deform_attn_launch.h"
+
+namespace tal_fast {
+
+// Of the shape and dtype of `tensor`, or empty.
+inline Tensor allocate_gradient(const Tensor& tensor, bool wanted) {
+  std::vector<int64_t> sizes{0};
+  if (wanted) {
+    sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
+  }
+  return allocate(tensor, sizes);
+}
+
+// Null is not wanted; by_location and weight_memory are those of SampleGradients.
+template <typename C>
+struct SampleOutputs {
+  AnyOutput<C> by_position;
+  AnyOutput<C> by_weight;
+  C* by_location;
+  C* weight_memory;
+
+  bool wanted() const { return by_position.data != nullptr || by_location != nullptr; }
+};
+
+// Ranges of rows of one level, as many as keep the device busy, each small enough for shared
+// memory.
+struct RowPlan {
+  int rows;
+  int64_t ranges;  // of all levels
+  int parts;
+  size_t bytes;
+};
+
+template <typename Rows>
+RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int lanes_log2,
+                  int slices, int width, int threads) {
+  constexpr int64_t kMostRows = 256;
+  constexpr int64_t kFewRows = 16;  // from here on blocks would mostly look for their samples
+  constexpr int kMostParts = 8;
+  constexpr size_t kReserved = 1024;  // of a multiprocessor's shared memory, per block
+  const size_t comfortable =
+      std::min(limits.shared_per_block, limits.shared_per_multiprocessor / 3 - kReserved);
+  const auto plan = [&](int64_t rows) {
+    RowPlan result{static_cast<int>(rows), 0, 1, 0};
+    for (int64_t l = 0; l < shape.levels; ++l) {
+      result.ranges += ceil_div(shape.level_lengths[l], rows);
+    }
+    const int groups = threads >> lanes_log2;
+    result.parts = std::clamp(groups / result.rows, 1, kMostParts);
+    result.bytes = Rows::shared_bytes(result.rows, result.parts, width, threads,
+                                      static_cast<int>(shape.points));
+    return result;
+  };
+  int64_t longest = 1;
+  for (int64_t l = 0; l < shape.levels; ++l) {
+    longest = std::max(longest, shape.level_lengths[l]);
+  }
+  RowPlan best = plan(std::min(kMostRows, longest));
+  while (best.rows > 1 &&
+         (best.bytes > comfortable ||
+          (best.rows > kFewRows && shape.batch * shape.heads * slices * best.ranges <
+                                       int64_t{2} * limits.multiprocessors))) {
+    best = plan(ceil_div(best.rows, 2));
+  }
+  return best;
+}
+
+template <typename T, bool kStaged, typename Source>
+void launch_backward(const DeviceScope& scope, const DeformAttnProblem<T, Source>& problem,
+                     const DeformAttnShape& shape, const T* value, T* by_value,
+                     const SampleOutputs<ComputeType<T>>& outputs, int threads, int lanes_log2,
+                     int packs_per_lane, size_t staged_bytes) {
+  using Kernel = DeformAttnBackward<T, Source, kStaged>;
+  constexpr int64_t kPack = kPackSize<T>;
+  const DeviceLimits limits = scope.limits();
+  const int64_t heads = shape.batch * shape.heads;
+  Kernel kernel{};
+  kernel.problem = problem;
+  size_t shared_bytes = 0;
+
+  int64_t row_blocks = 0;
+  if (by_value != nullptr) {
+    const int64_t packs = ceil_div(shape.channels, kPack);
+    const int slices = static_cast<int>(ceil_div(packs, kMostLanes));
+    const int log2 = log2_at_least(ceil_div(packs, slices));
+    const int width = static_cast<int>(kPack) << log2;
+    const RowPlan plan =
+        plan_rows<RowGradients<T, Source>>(limits, shape, log2, slices, width, threads);
+    const int groups = std::max(1, (threads >> log2) / plan.parts);
+    row_blocks = heads * slices * plan.ranges;
+    kernel.rows = {by_value,
+                   log2,
+                   slices,
+                   plan.rows,
+                   static_cast<int>(plan.ranges),
+                   static_cast<int>(ceil_div(plan.rows, groups)),
+                   plan.parts};
+    shared_bytes = plan.bytes;
+  }
+
+  int64_t sample_blocks = 0;
+  if (outputs.wanted()) {
+    const int64_t lanes = int64_t{2} << lanes_log2;  // per query
+    int64_t per_head =
+        query_blocks(shape, heads, int64_t{2} * limits.multiprocessors, kStaged, threads / lanes);
+    if (!kStaged) {
+      // Nothing to stage, so blocks may be short: four rounds of their queries.
+      per_head = std::max(per_head, ceil_div(shape.queries * lanes, int64_t{4} * threads));
+    }
+    const int64_t queries = ceil_div(shape.queries, per_head);
+    per_head = ceil_div(shape.queries, queries);
+    sample_blocks = heads * per_head;
+    kernel.samples = {value,
+                      lanes_log2,
+                      packs_per_lane,
+                      static_cast<int>(queries),
+                      static_cast<int>(per_head),
+                      outputs.by_position,
+                      outputs.by_weight,
+                      outputs.by_location,
+                      outputs.weight_memory};
+    shared_bytes = std::max(shared_bytes, staged_bytes);
+  }
+
+  const unsigned blocks = grid_size(Kernel::kName, row_blocks + sample_blocks);
+  kernel.row_blocks = static_cast<int>(row_blocks);
+  if (blocks > 0) {
+    launch(scope, dim3(blocks), threads, shared_bytes, kernel);
+  }
+}
+
+template <typename T>
+int sample_lanes_log2(const DeformAttnShape& shape) {
+  return log2_at_least(std::min(kMostLanes, ceil_div(shape.channels, int64_t{kPackSize<T>})));
+}
+
+// Up to so many samples of a query and head no lane has a second one.
+template <typename T>
+int64_t sample_lanes(const DeformAttnShape& shape) {
+  return int64_t{1} << sample_lanes_log2<T>(shape);
+}
+
+// Fills the gradients that are wanted; an empty `grad_value` is not. float64 is for checking
+// gradients and always takes the general path.
+template <typename T, typename Source>
+void run_deform_attn_backward(const DeviceScope& scope, const char* op,
+                              const DeformAttnShape& shape, const Levels& levels,
+                              const Source& source, const Tensor& grad, const Tensor& value,
+                              const bool* padding, const Tensor& grad_value,
+                              SampleOutputs<ComputeType<T>> outputs) {
+  using Kernel = DeformAttnBackward<T, Source, true>;
+  constexpr int64_t kPack = kPackSize<T>;
+  T* by_value = grad_value.numel() > 0 ? mutable_data<T>(grad_value) : nullptr;
+  if (shape.batch * shape.queries * shape.samples_per_query() == 0) {
+    outputs = {};
+  }
+  DeformAttnProblem<T, Source> problem{};
+  problem.sizes = device_sizes(op, shape);
+  problem.source = source;
+  problem.grad = const_data<T>(grad);
+  problem.padding = padding;
+  problem.aligned = shape.channels % kPack == 0 && is_aligned(value) && is_aligned(grad) &&
+                    (by_value == nullptr || is_aligned(grad_value));
+  problem.levels = levels;
+
+  const int lanes_log2 = sample_lanes_log2<T>(shape);
+  const int64_t packs = std::max<int64_t>(1, ceil_div(shape.channels, kPack));
+  const int64_t packs_per_lane = ceil_div(packs, int64_t{1} << lanes_log2);
+  // Small problems need few threads: two lanes' worth per query, and every sample of a level
+  // sorted.
+  const int64_t work = std::max({shape.queries * (int64_t{2} << lanes_log2),
+                                 ceil_div(shape.queries * shape.points, kSamplesPerThread),
+                                 std::min<int64_t>(shape.rows, 64) << lanes_log2});
+  const int threads =
+      static_cast<int>(std::clamp<int64_t>(ceil_div(work, kWarp) * kWarp, kWarp, Kernel::kThreads));
+
+  const DeviceLimits limits = scope.limits();
+  const size_t staged_bytes =
+      static_cast<size_t>(shape.rows + 1) * 16 * static_cast<size_t>(packs_per_lane << lanes_log2);
+  const size_t limit =
+      std::min(limits.shared_per_block, limits.shared_per_multiprocessor / Kernel::kBlocks - 1024);
+  if constexpr (!std::is_same_v<T, double>) {
+    if (is_dense(shape) && staged_bytes <= limit) {
+      launch_backward<T, true>(scope, problem, shape, const_data<T>(value), by_value, outputs,
+                               threads, lanes_log2, static_cast<int>(packs_per_lane), staged_bytes);
+      return;
+    }
+  }
+  launch_backward<T, false>(scope, problem, shape, const_data<T>(value), by_value, outputs, threads,
+                            lanes_log2, static_cast<int>(packs_per_lane), 0);
+}
+
+}  // namespace tal_fast

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Forward of deform_attn and deform_attn_fused.
+//
+// A block owns a head of a batch element, a slice of its channels and some of its queries. Softmax,
+// locations, mask, gather and sum happen in one kernel; nothing but the output is written.
+//
+// staged   The slice's rows go to shared memory first. Global memory moves value once per block of
+//          queries (the second time from L2), samples and output once: for D = 32, P = 4 in float32
+//          at B = 16, S = Q = 128, H = 8 that is 4.7 MB, 1.1 us at 4.3 TB/s. Shared memory delivers
+//          two rows per sample, 16.8 MB, 0.6 us at 29.6 TB/s: the floor is the launch, some 4 us.
+//          At B = 8, S = Q = 2304: 42.5 MB, 9.9 us, the aim being 15; at B = 2, S = Q = 4536 on six
+//          levels 446 MB of shared memory, 15 us (twice that where rows of a slice are 32 bytes and
+//          meet in banks), the aim being 30.
+// general  Rows come from global memory, which caches may serve: for slices of less than 32 bytes
+//          per row (S above some 7000), and where the samples are fewer than the rows, so that
+//          staging would move more. Two rows per sample from L2 at worst.
+#pragma once
+
+#include "cuda/deform_attn_samples.cuh"
+
+namespace tal_fast {
+
+// Samples between two uses: as many loads of a lane are in flight.
+constexpr int kSamplesInFlight = 4;
+
+template <typename T, typename Source, bool kStaged>
+struct DeformAttnForward {
+  static constexpr const char* kName =
+      Source::kFused
+          ? (kStaged ? "deform_attn_fused forward, staged" : "deform_attn_fused forward, general")
+          : (kStaged ? "deform_attn forward, staged" : "deform_attn forward, general");
+  static constexpr int kThreads = kStaged ? 1024 : 256;
+  static constexpr int kBlocks = kStaged ? 1 : 3;
+
+  using C = ComputeType<T>;
+
+  DeformAttnSizes sizes;
+  Source source;
+  const T* value;       // [B, S, H, D]
+  const bool* padding;  // [B, S] or null
+  T* out;               // [B, Q, H, D]
+  bool aligned;         // D and the addresses are multiples of 16 bytes
+  int lanes_log2;
+  int slices;
+  int queries_per_block;
+  int query_blocks;
+  Levels levels;
+
+  TAL_FAST_DEVICE void operator()() const {
+    constexpr int N = kPackSize<T>;
+    const int query_block = static_cast<int>(blockIdx.x) % query_blocks;
+    const int rest = static_cast<int>(blockIdx.x) / query_blocks;
+    const int64_t first_channel = int64_t{rest % slices} * (N << lanes_log2);
+    const int64_t pair = rest / slices;
+    const int64_t b = pair / sizes.heads;
+    const int64_t h = pair % sizes.heads;
+    const T* slice = value + (b * sizes.rows * sizes.heads + h) * sizes.channels + first_channel;
+    const int64_t stride = sizes.heads * sizes.channels;
+    const bool* padded = padding == nullptr ? nullptr : padding + b * sizes.rows;
+    const int64_t channels = sizes.channels - first_channel;
+    if constexpr (kStaged) {
+      SharedMemory shared;
+      const int width = N << lanes_log2;
+      const StagedRows<T> rows{shared.take<T>((static_cast<int>(sizes.rows) + 1) * width), width};
+      rows.stage(slice, stride, padded, static_cast<int>(sizes.rows), channels, aligned);
+      attend(rows, query_block, b, h, first_channel);
+    } else {
+      attend(GlobalRows<T>{slice, stride, padded, channels, aligned}, query_block, b, h,
+             first_channel);
+    }
+  }
+
+ private:
+  template <typename Rows>
+  TAL_FAST_DEVICE void attend(const Rows& rows, int query_block, int64_t b, int64_t h,
+                              int64_t first_channel) const {
+    constexpr int N = kPackSize<T>;
+    const Lanes lanes(lanes_log2);
+    const int64_t first = int64_t{query_block} * queries_per_block;
+    const int64_t last =
+        first + queries_per_block < sizes.queries ? first + queries_per_block : sizes.queries;
+    const int column = lanes.index * N;
+
+    // Lanes without a query repeat the last one and write nothing: shuffles need the whole warp.
+    const auto begin_query = [&](int64_t base, QuerySamples<C>* query) {
+      const int64_t q = base + lanes.group < last ? base + lanes.group : last - 1;
+      *query = source.query(sizes, b, q, h);
+      source.softmax(sizes, *query, lanes.index, lanes.count);
+      return prepare_sample<C>(sizes, levels, source, rows, lanes, *query, lanes.index);
+    };
+    // One query ahead, so that its samples arrive during the work on the one before; the first ones
+    // arrive during the staging.
+    QuerySamples<C> query;
+    auto sample = begin_query(first, &query);
+    if constexpr (kStaged) {
+      wait_for_copies();
+      __syncthreads();
+    }
+    for (int64_t base = first; base < last; base += lanes.groups) {
+      QuerySamples<C> next_query = query;
+      auto next_sample = sample;
+      if (base + lanes.groups < last) {
+        next_sample = begin_query(base + lanes.groups, &next_query);
+      }
+      C sums[N];
+      for (int i = 0; i < N; ++i) {
+        sums[i] = C(0);
+      }
+      for (int k = 0; k < sizes.samples; k += lanes.count) {
+        if (k > 0) {
+          sample = prepare_sample<C>(sizes, levels, source, rows, lanes, query, k + lanes.index);
+        }
+        const int count = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
+        for (int j = 0; j < count; j += kSamplesInFlight) {
+          add_samples(rows, lanes, sample, j, column, sums);
+        }
+      }
+      Pack<T, N> result;
+      for (int i = 0; i < N; ++i) {
+        result[i] = narrow<T>(sums[i] + __shfl_xor_sync(kAllLanes, sums[i], lanes.count));
+      }
+      const int64_t q = base + lanes.group;
+      if (q < last && lanes.side == 0) {
+        const int64_t channel = first_channel + column;
+        store_channels(out + sizes.unit(b, q, h) * sizes.channels + channel, result,
+                       sizes.channels - channel, aligned);
+      }
+      query = next_query;
+      sample = next_sample;
+    }
+  }
+
+  template <typename Rows, typename Sample>
+  TAL_FAST_DEVICE void add_samples(const Rows& rows, const Lanes& lanes, const Sample& sample,
+                                   int first, int column, C* sums) const {
+    constexpr int N = kPackSize<T>;
+    Pack<T, N> packs[kSamplesInFlight];
+    C shares[kSamplesInFlight];
+    for (int j = 0; j < kSamplesInFlight; ++j) {
+      // Lanes past the last sample hold a row of zeros; those past the lanes count as such.
+      const auto row = __shfl_sync(kAllLanes, sample.row, first + j, lanes.count);
+      const C share = __shfl_sync(kAllLanes, sample.share, first + j, lanes.count);
+      const bool exists = first + j < lanes.count;
+      shares[j] = exists ? share : C(0);
+      packs[j] = rows.load(exists ? row : Rows::kNone, column);
+    }
+    for (int j = 0; j < kSamplesInFlight; ++j) {
+      for (int i = 0; i < N; ++i) {
+        sums[i] = multiply_add(shares[j], widen(packs[j][i]), sums[i]);
+      }
+    }
+  }
+};
+
+}  // namespace tal_fast

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// What deform_attn and deform_attn_fused share on a GPU: the choice of kernels and their launches.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/deform_attn_forward.cuh"
+#include "cuda/launch.h"
+#include "ops/deform_attn.h"
+
+namespace tal_fast {
+
+inline Dtype any_dtype(ScalarType type) {
+  return type == ScalarType::Double     ? Dtype::kFloat64
+         : type == ScalarType::Half     ? Dtype::kFloat16
+         : type == ScalarType::BFloat16 ? Dtype::kBFloat16
+                                        : Dtype::kFloat32;
+}
+
+template <typename C>
+AnyInput<C> any_input(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), any_dtype(tensor.scalar_type())};
+}
+
+// `wanted` false: null.
+template <typename C>
+AnyOutput<C> any_output(const Tensor& tensor, bool wanted) {
+  return {wanted ? tensor.mutable_data_ptr() : nullptr, any_dtype(tensor.scalar_type())};
+}
+
+inline DeformAttnSizes device_sizes(const char* op, const DeformAttnShape& shape) {
+  // Numbers of samples of a query and head, and of blocks, are 32 bits in the kernels.
+  TAL_FAST_CHECK(shape.levels * shape.points < int64_t{1} << 30, op,
+                 ": expected fewer than 2^30 samples per query and head, got ",
+                 shape.levels * shape.points);
+  return {shape.batch,
+          shape.rows,
+          shape.heads,
+          shape.channels,
+          shape.queries,
+          static_cast<int>(shape.levels),
+          static_cast<int>(shape.points),
+          static_cast<int>(shape.levels * shape.points)};
+}
+
+// Levels for the kernels' parameters, and what must outlive their launches.
+struct DeviceLevels {
+  Levels levels{};
+  std::vector<Tensor> table;  // at most one
+
+  DeviceLevels(const DeviceScope& scope, const Tensor& like, const DeformAttnShape& shape) {
+    std::vector<Level> all;
+    int64_t start = 0;
+    for (int64_t l = 0; l < shape.levels; ++l) {
+      all.push_back({start, static_cast<int32_t>(shape.level_lengths[l])});
+      start += shape.level_lengths[l];
+    }
+    if (all.size() <= kLevelsInside) {
+      std::copy(all.begin(), all.end(), levels.inside);
+      return;
+    }
+    constexpr size_t kPart = DeformAttnLevelTable::kThreads;
+    table.push_back(
+        allocate(like, {static_cast<int64_t>(all.size() * sizeof(Level))}, ScalarType::Byte));
+    auto* target = mutable_data<Level>(table[0]);
+    for (size_t first = 0; first < all.size(); first += kPart) {
+      DeformAttnLevelTable kernel{};
+      kernel.count = static_cast<int>(std::min(kPart, all.size() - first));
+      std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(first), kernel.count, kernel.part);
+      kernel.table = target + first;
+      launch(scope, dim3(1), DeformAttnLevelTable::kThreads, 0, kernel);
+    }
+    levels.table = target;
+  }
+};
+
+inline bool is_aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+
+inline int log2_at_least(int64_t value) {
+  int log2 = 0;
+  while (int64_t{1} << log2 < value) {
+    ++log2;
+  }
+  return log2;
+}
+
+inline unsigned grid_size(const char* name, int64_t blocks) {
+  TAL_FAST_CHECK(blocks < int64_t{1} << 31, name, ": ", blocks,
+                 " blocks exceed the 2147483647 of a grid");
+  return static_cast<unsigned>(blocks);
+}
+
+constexpr int64_t kMostLanes = 8;  // per side of a query: 128 bytes of a row
+// Rows of a slice are not made narrower to fit: below a sector of 32 bytes half of what is moved is
+// not wanted, and every slice prepares all samples anew.
+constexpr int64_t kLeastRowBytes = 32;
+
+// How one head's channels are cut, and whether the rows of a slice are staged.
+struct Slicing {
+  int lanes_log2;
+  int slices;
+  size_t staged_bytes;  // 0: they are not
+
+  int64_t lanes() const { return int64_t{1} << lanes_log2; }
+};
+
+// Whether the samples of a head read its rows at least once: else staging moves more than it saves.
+inline bool is_dense(const DeformAttnShape& shape) {
+  return 2 * shape.queries * shape.levels * shape.points >= shape.rows;
+}
+
+inline Slicing slice_forward(const DeformAttnShape& shape, int64_t pack, size_t limit) {
+  const int64_t packs = std::max<int64_t>(1, ceil_div(shape.channels, pack));
+  const auto cut = [&](int64_t slices) {
+    const int log2 = log2_at_least(ceil_div(packs, slices));
+    return Slicing{log2, static_cast<int>(ceil_div(packs, int64_t{1} << log2)),
+                   static_cast<size_t>(shape.rows + 1) * (size_t{16} << log2)};
+  };
+  const Slicing widest = cut(ceil_div(packs, kMostLanes));
+  for (Slicing slicing = widest; is_dense(shape); slicing = cut(int64_t{2} * slicing.slices)) {
+    if (slicing.staged_bytes <= limit) {
+      return slicing;
+    }
+    if (16 * slicing.lanes() <= kLeastRowBytes) {
+      break;
+    }
+  }
+  return {widest.lanes_log2, widest.slices, 0};
+}
+
+// Blocks of queries per head and slice, `blocks` being there without: enough for the device, none
+// with fewer samples than rows to stage, or than queries it works on at a time.
+inline int64_t query_blocks(const DeformAttnShape& shape, int64_t blocks, int64_t wanted,
+                            bool staged, int64_t least_queries) {
+  if (staged) {
+    const int64_t samples = std::max<int64_t>(1, 2 * shape.levels * shape.points);
+    least_queries = std::max(least_queries, ceil_div(shape.rows, samples));
+  }
+  const int64_t most = std::max<int64_t>(1, shape.queries / std::max<int64_t>(1, least_queries));
+  return std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, blocks)), 1, most);
+}
+
+template <typename T, bool kStaged, typename Source>
+void launch_forward(const DeviceScope& scope, const char* op, const DeformAttnShape& shape,
+                    const Levels& levels, const Source& source, const Tensor& value,
+                    const bool* padding, const Slicing& slicing, const Tensor& out) {
+  using Kernel = DeformAttnForward<T, Source, kStaged>;
+  const DeviceLimits limits = scope.limits();
+  const int64_t lanes = 2 * slicing.lanes();  // per query
+  const int64_t blocks = shape.batch * shape.heads * slicing.slices;
+  // Blocks of 512 threads, two on a multiprocessor, unless shared memory lets in only one.
+  const bool alone =
+      kStaged && 2 * (slicing.staged_bytes + 1024) > limits.shared_per_multiprocessor;
+  const int64_t most_threads = kStaged && !alone ? 512 : Kernel::kThreads;
+  int64_t per_head = query_blocks(shape, blocks, (alone ? 1 : 2) * limits.multiprocessors, kStaged,
+                                  kStaged ? kWarp / lanes : 4 * most_threads / lanes);
+  if constexpr (!kStaged) {
+    // Nothing to stage, so blocks may be short: four rounds of their queries.
+    per_head = std::max(per_head, ceil_div(shape.queries * lanes, 4 * most_threads));
+  }
+  const int64_t queries = ceil_div(shape.queries, per_head);
+  per_head = ceil_div(shape.queries, queries);
+  const int64_t threads = std::min(most_threads, ceil_div(queries * lanes, int64_t{kWarp}) * kWarp);
+  const int64_t pack = kPackSize<T>;
+  Kernel kernel{};
+  kernel.sizes = device_sizes(op, shape);
+  kernel.source = source;
+  kernel.value = const_data<T>(value);
+  kernel.padding = padding;
+  kernel.out = mutable_data<T>(out);
+  kernel.aligned = shape.channels % pack == 0 && is_aligned(value) && is_aligned(out);
+  kernel.lanes_log2 = slicing.lanes_log2;
+  kernel.slices = slicing.slices;
+  kernel.queries_per_block = static_cast<int>(queries);
+  kernel.query_blocks = static_cast<int>(per_head);
+  kernel.levels = levels;
+  launch(scope, dim3(grid_size(Kernel::kName, blocks * per_head)), static_cast<int>(threads),
+         slicing.staged_bytes, kernel);
+}
+
+// Fills `out`, which has elements. float64 is for checking gradients and always takes the general
+// path.
+template <typename T, typename Source>
+void run_deform_attn_forward(const DeviceScope& scope, const char* op, const DeformAttnShape& shape,
+                             const Source& source, const Tensor& value, const bool* padding,
+                             const Tensor& out) {
+  const DeviceLevels levels(scope, value, shape);
+  const Slicing slicing = slice_forward(shape, kPackSize<T>, scope.limits().shared_per_block);
+  if constexpr (!std::is_same_v<T, double>) {
+    if (slicing.staged_bytes > 0) {
+      launch_forward<T, true>(scope, op, shape, levels.levels, source, value, padding, slicing,
+                              out);
+      return;
+    }
+  }
+  launch_forward<T, false>(scope, op, shape, levels.levels, source, value, padding,
+                           {slicing.lanes_log2, slicing.slices, 0}, out);
+}
+
+}  // namespace tal_fast

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of deformable attention read: levels, samples (given as locations and weights,
+// or as the outputs of a projection) and rows of value (in shared or in global memory).
+//
+// Compiled with -fmad=false, so that a position has the CPU's bits; where rounding once is welcome
+// multiply_add says so.
+#pragma once
+
+#include "cuda/platform.cuh"
+#include "math/deform_attn.h"
+#include "math/elementary.h"
+#include "math/half.h"
+
+namespace tal_fast {
+
+TAL_FAST_DEVICE float multiply_add(float a, float b, float c) {
+#if defined(__CUDACC__)
+  return __fmaf_rn(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+TAL_FAST_DEVICE double multiply_add(double a, double b, double c) {
+#if defined(__CUDACC__)
+  return __fma_rn(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// e^x for x <= 0 or NaN; below -87 zero in float.
+TAL_FAST_DEVICE float softmax_exp(float x) {
+  return x < -87.0f ? 0.0f : exp_of_nonpositive(x);
+}
+TAL_FAST_DEVICE double softmax_exp(double x) {
+  return exp_of_nonpositive(x);
+}
+
+// ---- tensors of any dtype -----------------------------------------------------------------------
+
+// Samples come in every combination of dtypes: a branch that all threads take alike costs less than
+// a kernel for each, and a kernel that converts beforehand.
+enum class Dtype : int { kFloat64, kFloat32, kFloat16, kBFloat16 };
+
+template <typename C>
+struct AnyInput {
+  const void* data;
+  Dtype dtype;
+
+  TAL_FAST_DEVICE C load(int64_t i) const {
+    switch (dtype) {
+      case Dtype::kFloat64:
+        return static_cast<C>(static_cast<const double*>(data)[i]);
+      case Dtype::kFloat16:
+        return static_cast<C>(widen(static_cast<const Half*>(data)[i]));
+      case Dtype::kBFloat16:
+        return static_cast<C>(widen(static_cast<const BFloat16*>(data)[i]));
+      default:
+        return static_cast<C>(static_cast<const float*>(data)[i]);
+    }
+  }
+};
+
+template <typename C>
+struct AnyOutput {
+  void* data;  // null: not wanted
+  Dtype dtype;
+
+  TAL_FAST_DEVICE void store(int64_t i, C value) const {
+    switch (dtype) {
+      case Dtype::kFloat64:
+        static_cast<double*>(data)[i] = static_cast<double>(value);
+        break;
+      case Dtype::kFloat16:
+        static_cast<Half*>(data)[i] = narrow<Half>(static_cast<float>(value));
+        break;
+      case Dtype::kBFloat16:
+        static_cast<BFloat16*>(data)[i] = narrow<BFloat16>(static_cast<float>(value));
+        break;
+      default:
+        static_cast<float*>(data)[i] = static_cast<float>(value);
+    }
+  }
+};
+
+// ---- levels -------------------------------------------------------------------------------------
+
+struct Level {
+  int64_t start;  // its first row among all rows
+  int32_t length;
+};
+
+// Within the kernel's parameters, or in global memory where there are more than fit.
+constexpr int kLevelsInside = 64;
+
+struct Levels {
+  const Level* table;  // [L] or null
+  Level inside[kLevelsInside];
+
+  TAL_FAST_DEVICE Level get(int l) const { return table != nullptr ? table[l] : inside[l]; }
+};
+
+// Brings a part of many levels from the host into a table, by way of the parameters.
+struct DeformAttnLevelTable {
+  static constexpr const char* kName = "deform_attn level table";
+  static constexpr int kThreads = 128;
+  static constexpr int kBlocks = 8;
+
+  Level part[kThreads];
+  int count;
+  Level* table;
+
+  TAL_FAST_DEVICE void operator()() const {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < count) {
+      table[i] = part[i];
+    }
+  }
+};
+
+// ---- sizes --------------------------------------------------------------------------------------
+
+struct DeformAttnSizes {
+  int64_t batch, rows, heads, channels, queries;
+  int levels, points;
+  int samples;  // levels * points, of one query and head
+
+  // Of (b, q, h) among all of them.
+  TAL_FAST_DEVICE int64_t unit(int64_t b, int64_t q, int64_t h) const {
+    return (b * queries + q) * heads + h;
+  }
+};
+
+// ---- samples ------------------------------------------------------------------------------------
+
+// What the samples of one query and head have in common.
+template <typename C>
+struct QuerySamples {
+  int64_t offsets;    // of its first sample; of locations as well
+  int64_t logits;     // of weights as well
+  int64_t reference;  // of its first level
+  C highest;          // of its logits
+  C sum;              // of exp(logit - highest)
+  C own;              // the logit of the lane's first sample
+};
+
+// Locations and weights.
+template <typename C>
+struct GivenSamples {
+  static constexpr bool kFused = false;
+
+  AnyInput<C> locations;  // [B, Q, H, L, P]
+  AnyInput<C> weights;    // [B, Q, H, L, P]
+
+  TAL_FAST_DEVICE QuerySamples<C> query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
+                                        int64_t h) const {
+    const int64_t first = sizes.unit(b, q, h) * sizes.samples;
+    return {first, first, 0, C(0), C(0), C(0)};
+  }
+  TAL_FAST_DEVICE void softmax(const DeformAttnSizes&, QuerySamples<C>&, int, int) const {}
+  TAL_FAST_DEVICE C location(const QuerySamples<C>& query, int k, int, C) const {
+    return locations.load(query.offsets + k);
+  }
+  TAL_FAST_DEVICE C weight(const QuerySamples<C>& query, int k, int) const {
+    return weights.load(query.logits + k);
+  }
+};
+
+// Offsets, logits and reference points. Strides are in elements; the dimensions after the query are
+// contiguous, so that offsets and logits may be two halves of one matrix product.
+template <typename C>
+struct ProjectedSamples {
+  static constexpr bool kFused = true;
+
+  AnyInput<C> offsets;  // [B, Q, H, L, P]
+  int64_t offsets_batch_stride, offsets_query_stride;
+  AnyInput<C> logits;  // [B, Q, H, L, P]
+  int64_t logits_batch_stride, logits_query_stride;
+  AnyInput<C> reference;  // [B, Q, L, components]
+  int64_t reference_batch_stride, reference_query_stride;
+  int components;  // 1: centre; 2: centre and width
+  C part;          // 0.5 / P
+
+  TAL_FAST_DEVICE QuerySamples<C> query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
+                                        int64_t h) const {
+    const int64_t head = h * sizes.samples;
+    return {b * offsets_batch_stride + q * offsets_query_stride + head,
+            b * logits_batch_stride + q * logits_query_stride + head,
+            b * reference_batch_stride + q * reference_query_stride,
+            C(0),
+            C(0),
+            C(0)};
+  }
+
+  // Fills in what the weights need; `lanes` neighbours (a power of two) share the work, every lane
+  // of the warp takes part, and the order of the sum depends on `lanes` alone.
+  TAL_FAST_DEVICE void softmax(const DeformAttnSizes& sizes, QuerySamples<C>& query, int lane,
+                               int lanes) const {
+    const C nothing = -static_cast<C>(INFINITY);
+    query.own = lane < sizes.samples ? logits.load(query.logits + lane) : nothing;
+    C highest = query.own;
+    for (int k = lane + lanes; k < sizes.samples; k += lanes) {
+      const C x = logits.load(query.logits + k);
+      // A NaN may get lost here: it comes back with the sum.
+      highest = x > highest ? x : highest;
+    }
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+      const C other = __shfl_xor_sync(kAllLanes, highest, offset);
+      highest = other > highest ? other : highest;
+    }
+    C sum = lane < sizes.samples ? softmax_exp(query.own - highest) : C(0);
+    for (int k = lane + lanes; k < sizes.samples; k += lanes) {
+      sum += softmax_exp(logits.load(query.logits + k) - highest);
+    }
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, offset);
+    }
+    query.highest = highest;
+    query.sum = sum;
+  }
+
+  TAL_FAST_DEVICE C location(const QuerySamples<C>& query, int k, int l, C length) const {
+    const C offset = offsets.load(query.offsets + k);
+    const C centre = reference.load(query.reference + int64_t{components} * l);
+    return components == 1 ? centre + offset / length : centre + offset * scale(query, l, length);
+  }
+
+  // d location / d offset
+  TAL_FAST_DEVICE C scale(const QuerySamples<C>& query, int l, C length) const {
+    return components == 1 ? C(1) / length
+                           : reference.load(query.reference + int64_t{2} * l + 1) * part;
+  }
+
+  // `lanes`: samples before it are the lanes' own ones of softmax(). 0: none are.
+  TAL_FAST_DEVICE C weight(const QuerySamples<C>& query, int k, int lanes) const {
+    const C logit = k < lanes ? query.own : logits.load(query.logits + k);
+    return softmax_exp(logit - query.highest) / query.sum;
+  }
+};
+
+// ---- channels -----------------------------------------------------------------------------------
+
+// kPackSize<T> channels of a row, those from the `available`th on zero. `aligned`: rows are whole
+// packs, each aligned to its size.
+template <typename T>
+TAL_FAST_DEVICE Pack<T, kPackSize<T>> load_channels(const T* source, int64_t available,
+                                                    bool aligned) {
+  constexpr int N = kPackSize<T>;
+  if (aligned && available >= N) {
+    return load_pack<N>(source);
+  }
+  Pack<T, N> pack;
+  for (int i = 0; i < N; ++i) {
+    pack[i] = i < available ? source[i] : T{};
+  }
+  return pack;
+}
+
+template <typename T>
+TAL_FAST_DEVICE void store_channels(T* target, const Pack<T, kPackSize<T>>& pack, int64_t available,
+                                    bool aligned) {
+  constexpr int N = kPackSize<T>;
+  if (aligned && available >= N) {
+    store_pack<N>(target, pack);
+    return;
+  }
+  for (int i = 0; i < N; ++i) {
+    if (i < available) {
+      target[i] = pack[i];
+    }
+  }
+}
+
+// ---- rows of value ------------------------------------------------------------------------------
+
+// The rows of one head (or of a slice of its channels) in shared memory behind a row of zeros,
+// which stands for every row outside a level: no sample needs a branch. Padded rows are zeros
+// themselves. The taps of a sample are neighbours, together one run of 2 * width elements.
+template <typename T>
+struct StagedRows {
+  using Row = int32_t;
+  static constexpr Row kNone = 0;
+
+  Shared<T> memory;  // [1 + S, width]
+  int width;         // whole packs
+
+  TAL_FAST_DEVICE Row find(const Level& level, int32_t row) const {
+    return row >= 0 && row < level.length ? static_cast<Row>(1 + level.start) + row : kNone;
+  }
+  TAL_FAST_DEVICE Pack<T, kPackSize<T>> load(Row row, int column) const {
+    return memory.template load_pack<kPackSize<T>>(row * width + column);
+  }
+
+  // To be followed by wait_for_copies() and a barrier. `source` points to the slice's first channel
+  // of row 0, `channels` is how many there are from there on.
+  TAL_FAST_DEVICE void stage(const T* source, int64_t stride, const bool* padding, int rows,
+                             int64_t channels, bool aligned) const {
+    constexpr int N = kPackSize<T>;
+    const int packs = width / N;
+    const int count = (rows + 1) * packs;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+      const int row = i / packs - 1;
+      const int column = i % packs * N;
+      if (row < 0 || (padding != nullptr && padding[row])) {
+        memory.template store_pack<N>(i * N, Pack<T, N>{});
+        continue;
+      }
+      const T* from = source + row * stride + column;
+      if (aligned && column < channels) {
+        memory.copy_async(i * N, from);
+      } else {
+        memory.template store_pack<N>(i * N, load_channels(from, channels - column, false));
+      }
+    }
+  }
+};
+
+// The same where they are in global memory.
+template <typename T>
+struct GlobalRows {
+  using Row = int64_t;
+  static constexpr Row kNone = -1;
+
+  const T* source;  // the slice's first channel of row 0
+  int64_t stride;
+  const bool* padding;  // [S] or null
+  int64_t channels;
+  bool aligned;
+
+  TAL_FAST_DEVICE Row find(const Level& level, int32_t row) const {
+    if (row < 0 || row >= level.length) {
+      return kNone;
+    }
+    const Row found = level.start + row;
+    return padding != nullptr && padding[found] ? kNone : found;
+  }
+  TAL_FAST_DEVICE Pack<T, kPackSize<T>> load(Row row, int column) const {
+    if (row == kNone) {
+      return Pack<T, kPackSize<T>>{};
+    }
+    return load_channels(source + row * stride + column, channels - column, aligned);
+  }
+};
+
+// ---- lanes --------------------------------------------------------------------------------------
+
+// A query (of one head) is worked on by 2 * count neighbouring lanes: `count` lanes, each with one
+// pack of channels, for the left taps of its samples and as many for the right taps. So a load of
+// shared memory by these lanes is one run without bank conflicts from 128 bytes on, and as many
+// loads are in flight as samples are unrolled.
+struct Lanes {
+  int log2;
+  int count;   // 1, 2, 4 or 8
+  int index;   // among the lanes of its side
+  int side;    // 0: left taps, 1: right taps
+  int group;   // of the block
+  int groups;  // per block
+
+  TAL_FAST_DEVICE explicit Lanes(int log2_)
+      : log2(log2_),
+        count(1 << log2_),
+        index(static_cast<int>(threadIdx.x) & ((1 << log2_) - 1)),
+        side(static_cast<int>(threadIdx.x) >> log2_ & 1),
+        group(static_cast<int>(threadIdx.x) >> (log2_ + 1)),
+        groups(static_cast<int>(blockDim.x) >> (log2_ + 1)) {}
+
+  // Over the lanes of a side, always in the same order.
+  template <typename C>
+  TAL_FAST_DEVICE C sum(C value) const {
+    for (int offset = count / 2; offset > 0; offset /= 2) {
+      value += __shfl_xor_sync(kAllLanes, value, offset);
+    }
+    return value;
+  }
+};
+
+// One sample, prepared by the lane that has its number for the side that the lane is on.
+template <typename C, typename Row>
+struct PreparedSample {
+  Row row;  // of the side's tap
+  C share;  // the side's part of the weight
+  C weight;
+  C fraction;
+  C length;  // of its level
+  int level;
+};
+
+template <typename C, typename Source, typename Rows>
+TAL_FAST_DEVICE PreparedSample<C, typename Rows::Row> prepare_sample(
+    const DeformAttnSizes& sizes, const Levels& levels, const Source& source, const Rows& rows,
+    const Lanes& lanes, const QuerySamples<C>& query, int k) {
+  if (k >= sizes.samples) {
+    return {Rows::kNone, C(0), C(0), C(0), C(0), 0};
+  }
+  const int l = k / sizes.points;
+  const Level level = levels.get(l);
+  const C length = static_cast<C>(level.length);
+  const Position<C> position = locate(source.location(query, k, l, length), length);
+  const C weight = source.weight(query, k, lanes.count);
+  const C right = weight * position.fraction;
+  return {rows.find(level, position.tap + lanes.side),
+          lanes.side == 0 ? weight - right : right,
+          weight,
+          position.fraction,
+          length,
+          l};
+}
+
+}  // namespace tal_fast
