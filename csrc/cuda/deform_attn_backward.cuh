@@ -27,14 +27,15 @@
 
 namespace tal_fast {
 
-// Samples in a row whose products a lane sums at the same time.
-constexpr int kDotsInFlight = 4;
 // ---- gradients of locations and weights, or of offsets and logits -------------------------------
 
 template <typename T, typename Source, bool kStaged>
 struct SampleGradients {
   using C = ComputeType<T>;
   using Problem = DeformAttnProblem<T, Source>;
+
+  // Samples in a row whose products a lane sums at the same time, as registers allow.
+  static constexpr int kDotsInFlight = kStaged || sizeof(T) == 4 ? 4 : 2;
 
   const T* value;  // [B, S, H, D]
   int lanes_log2;
@@ -204,7 +205,7 @@ struct DeformAttnBackward {
           ? (kStaged ? "deform_attn_fused backward, staged" : "deform_attn_fused backward, general")
           : (kStaged ? "deform_attn backward, staged" : "deform_attn backward, general");
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 2;
+  static constexpr int kBlocks = kStaged && sizeof(T) == 4 ? 3 : 2;
 
   DeformAttnProblem<T, Source> problem;
   RowGradients<T, Source> rows;

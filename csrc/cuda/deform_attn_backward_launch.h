@@ -34,15 +34,19 @@ struct SampleOutputs {
 // Ranges of rows of one level, as many as keep the device busy, each small enough for shared
 // memory.
 struct RowPlan {
+  int lanes_log2;
+  int slices;
   int rows;
   int64_t ranges;  // of all levels
   int parts;
   size_t bytes;
 };
 
-template <typename Rows>
-RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int lanes_log2,
-                  int slices, int width, int threads) {
+template <typename T, typename Source>
+RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int threads) {
+  const int64_t packs = std::max<int64_t>(1, ceil_div(shape.channels, int64_t{kPackSize<T>}));
+  const int slices = static_cast<int>(ceil_div(packs, kMostLanes));
+  const int lanes_log2 = log2_at_least(ceil_div(packs, slices));
   constexpr int64_t kMostRows = 256;
   constexpr int64_t kFewRows = 16;  // from here on blocks would mostly look for their samples
   constexpr int kMostParts = 8;
@@ -50,14 +54,15 @@ RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int 
   const size_t comfortable =
       std::min(limits.shared_per_block, limits.shared_per_multiprocessor / 3 - kReserved);
   const auto plan = [&](int64_t rows) {
-    RowPlan result{static_cast<int>(rows), 0, 1, 0};
+    RowPlan result{lanes_log2, slices, static_cast<int>(rows), 0, 1, 0};
     for (int64_t l = 0; l < shape.levels; ++l) {
       result.ranges += ceil_div(shape.level_lengths[l], rows);
     }
     const int groups = threads >> lanes_log2;
     result.parts = std::clamp(groups / result.rows, 1, kMostParts);
-    result.bytes = Rows::shared_bytes(result.rows, result.parts, width, threads,
-                                      static_cast<int>(shape.points));
+    result.bytes =
+        RowGradients<T, Source>::shared_bytes(result.rows, result.parts, kPackSize<T> << lanes_log2,
+                                              threads, static_cast<int>(shape.points));
     return result;
   };
   int64_t longest = 1;
@@ -67,8 +72,8 @@ RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int 
   RowPlan best = plan(std::min(kMostRows, longest));
   while (best.rows > 1 &&
          (best.bytes > comfortable ||
-          (best.rows > kFewRows && shape.batch * shape.heads * slices * best.ranges <
-                                       int64_t{2} * limits.multiprocessors))) {
+          (best.rows > kFewRows && 4 * shape.batch * shape.heads * slices * best.ranges <
+                                       int64_t{3} * limits.multiprocessors))) {
     best = plan(ceil_div(best.rows, 2));
   }
   return best;
@@ -76,11 +81,10 @@ RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int 
 
 template <typename T, bool kStaged, typename Source>
 void launch_backward(const DeviceScope& scope, const DeformAttnProblem<T, Source>& problem,
-                     const DeformAttnShape& shape, const T* value, T* by_value,
+                     const DeformAttnShape& shape, const T* value, T* by_value, const RowPlan& plan,
                      const SampleOutputs<ComputeType<T>>& outputs, int threads, int lanes_log2,
                      int packs_per_lane, size_t staged_bytes) {
   using Kernel = DeformAttnBackward<T, Source, kStaged>;
-  constexpr int64_t kPack = kPackSize<T>;
   const DeviceLimits limits = scope.limits();
   const int64_t heads = shape.batch * shape.heads;
   Kernel kernel{};
@@ -89,17 +93,11 @@ void launch_backward(const DeviceScope& scope, const DeformAttnProblem<T, Source
 
   int64_t row_blocks = 0;
   if (by_value != nullptr) {
-    const int64_t packs = ceil_div(shape.channels, kPack);
-    const int slices = static_cast<int>(ceil_div(packs, kMostLanes));
-    const int log2 = log2_at_least(ceil_div(packs, slices));
-    const int width = static_cast<int>(kPack) << log2;
-    const RowPlan plan =
-        plan_rows<RowGradients<T, Source>>(limits, shape, log2, slices, width, threads);
-    const int groups = std::max(1, (threads >> log2) / plan.parts);
-    row_blocks = heads * slices * plan.ranges;
+    const int groups = std::max(1, (threads >> plan.lanes_log2) / plan.parts);
+    row_blocks = heads * plan.slices * plan.ranges;
     kernel.rows = {by_value,
-                   log2,
-                   slices,
+                   plan.lanes_log2,
+                   plan.slices,
                    plan.rows,
                    static_cast<int>(plan.ranges),
                    static_cast<int>(ceil_div(plan.rows, groups)),
@@ -180,23 +178,32 @@ void run_deform_attn_backward(const DeviceScope& scope, const char* op,
   const int64_t work = std::max({shape.queries * (int64_t{2} << lanes_log2),
                                  ceil_div(shape.queries * shape.points, kSamplesPerThread),
                                  std::min<int64_t>(shape.rows, 64) << lanes_log2});
-  const int threads =
+  int threads =
       static_cast<int>(std::clamp<int64_t>(ceil_div(work, kWarp) * kWarp, kWarp, Kernel::kThreads));
 
   const DeviceLimits limits = scope.limits();
+  RowPlan plan{};
+  if (by_value != nullptr) {
+    plan = plan_rows<T, Source>(limits, shape, threads);
+    // 256 threads take up to 28 KB: only devices smaller than any that there is get fewer.
+    while (plan.bytes > limits.shared_per_block && threads > kWarp) {
+      threads = std::max(kWarp, threads / 2 / kWarp * kWarp);
+      plan = plan_rows<T, Source>(limits, shape, threads);
+    }
+  }
   const size_t staged_bytes =
       static_cast<size_t>(shape.rows + 1) * 16 * static_cast<size_t>(packs_per_lane << lanes_log2);
   const size_t limit =
       std::min(limits.shared_per_block, limits.shared_per_multiprocessor / Kernel::kBlocks - 1024);
   if constexpr (!std::is_same_v<T, double>) {
     if (is_dense(shape) && staged_bytes <= limit) {
-      launch_backward<T, true>(scope, problem, shape, const_data<T>(value), by_value, outputs,
+      launch_backward<T, true>(scope, problem, shape, const_data<T>(value), by_value, plan, outputs,
                                threads, lanes_log2, static_cast<int>(packs_per_lane), staged_bytes);
       return;
     }
   }
-  launch_backward<T, false>(scope, problem, shape, const_data<T>(value), by_value, outputs, threads,
-                            lanes_log2, static_cast<int>(packs_per_lane), 0);
+  launch_backward<T, false>(scope, problem, shape, const_data<T>(value), by_value, plan, outputs,
+                            threads, lanes_log2, static_cast<int>(packs_per_lane), 0);
 }
 
 }  // namespace tal_fast

@@ -30,7 +30,7 @@ struct DeformAttnForward {
           ? (kStaged ? "deform_attn_fused forward, staged" : "deform_attn_fused forward, general")
           : (kStaged ? "deform_attn forward, staged" : "deform_attn forward, general");
   static constexpr int kThreads = kStaged ? 1024 : 256;
-  static constexpr int kBlocks = kStaged ? 1 : 3;
+  static constexpr int kBlocks = kStaged ? 1 : sizeof(T) == 4 ? 3 : 2;
 
   using C = ComputeType<T>;
 
@@ -82,25 +82,29 @@ struct DeformAttnForward {
     const int column = lanes.index * N;
 
     // Lanes without a query repeat the last one and write nothing: shuffles need the whole warp.
-    const auto begin_query = [&](int64_t base, QuerySamples<C>* query) {
+    const auto query_at = [&](int64_t base) {
       const int64_t q = base + lanes.group < last ? base + lanes.group : last - 1;
-      *query = source.query(sizes, b, q, h);
-      source.softmax(sizes, *query, lanes.index, lanes.count);
-      return prepare_sample<C>(sizes, levels, source, rows, lanes, *query, lanes.index);
+      return source.query(sizes, b, q, h);
+    };
+    const auto begin_query = [&](int64_t base, Softmax<C>* softmax) {
+      QuerySamples<C> query = query_at(base);
+      source.softmax(sizes, query, lanes.index, lanes.count);
+      *softmax = query.softmax;
+      return prepare_sample<C>(sizes, levels, source, rows, lanes, query, lanes.index);
     };
     // One query ahead, so that its samples arrive during the work on the one before; the first ones
     // arrive during the staging.
-    QuerySamples<C> query;
-    auto sample = begin_query(first, &query);
+    Softmax<C> softmax;
+    auto sample = begin_query(first, &softmax);
     if constexpr (kStaged) {
       wait_for_copies();
       __syncthreads();
     }
     for (int64_t base = first; base < last; base += lanes.groups) {
-      QuerySamples<C> next_query = query;
+      Softmax<C> next_softmax = softmax;
       auto next_sample = sample;
       if (base + lanes.groups < last) {
-        next_sample = begin_query(base + lanes.groups, &next_query);
+        next_sample = begin_query(base + lanes.groups, &next_softmax);
       }
       C sums[N];
       for (int i = 0; i < N; ++i) {
@@ -108,6 +112,8 @@ struct DeformAttnForward {
       }
       for (int k = 0; k < sizes.samples; k += lanes.count) {
         if (k > 0) {
+          QuerySamples<C> query = query_at(base);
+          query.softmax = softmax;
           sample = prepare_sample<C>(sizes, levels, source, rows, lanes, query, k + lanes.index);
         }
         const int count = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
@@ -125,7 +131,7 @@ struct DeformAttnForward {
         store_channels(out + sizes.unit(b, q, h) * sizes.channels + channel, result,
                        sizes.channels - channel, aligned);
       }
-      query = next_query;
+      softmax = next_softmax;
       sample = next_sample;
     }
   }

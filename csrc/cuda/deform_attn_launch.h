@@ -33,10 +33,10 @@ AnyOutput<C> any_output(const Tensor& tensor, bool wanted) {
 }
 
 inline DeformAttnSizes device_sizes(const char* op, const DeformAttnShape& shape) {
-  // Numbers of samples of a query and head, and of blocks, are 32 bits in the kernels.
-  TAL_FAST_CHECK(shape.levels * shape.points < int64_t{1} << 30, op,
-                 ": expected fewer than 2^30 samples per query and head, got ",
-                 shape.levels * shape.points);
+  // The kernels count rows, and samples of a query and head, in 32 bits.
+  TAL_FAST_CHECK(shape.rows < int64_t{1} << 31 && shape.levels * shape.points < int64_t{1} << 30,
+                 op, ": expected fewer than 2^31 rows and 2^30 samples per query and head, got ",
+                 shape.rows, " and ", shape.levels * shape.points);
   return {shape.batch,
           shape.rows,
           shape.heads,
@@ -134,8 +134,8 @@ inline Slicing slice_forward(const DeformAttnShape& shape, int64_t pack, size_t 
   return {widest.lanes_log2, widest.slices, 0};
 }
 
-// Blocks of queries per head and slice, `blocks` being there without: enough for the device, none
-// with fewer samples than rows to stage, or than queries it works on at a time.
+// Blocks of queries per head and slice, `blocks` being there without: as many as `wanted` allows,
+// so that all run at once, but none with fewer samples than rows to stage, or than `least_queries`.
 inline int64_t query_blocks(const DeformAttnShape& shape, int64_t blocks, int64_t wanted,
                             bool staged, int64_t least_queries) {
   if (staged) {
@@ -143,7 +143,7 @@ inline int64_t query_blocks(const DeformAttnShape& shape, int64_t blocks, int64_
     least_queries = std::max(least_queries, ceil_div(shape.rows, samples));
   }
   const int64_t most = std::max<int64_t>(1, shape.queries / std::max<int64_t>(1, least_queries));
-  return std::clamp<int64_t>(ceil_div(wanted, std::max<int64_t>(1, blocks)), 1, most);
+  return std::clamp<int64_t>(wanted / std::max<int64_t>(1, blocks), 1, most);
 }
 
 template <typename T, bool kStaged, typename Source>

@@ -7,7 +7,10 @@
 namespace tal_fast {
 
 // Samples of a window per thread of a block.
-constexpr int kSamplesPerThread = 8;
+constexpr int kSamplesPerThread = 4;
+// A sample's rank among those of its warp with the same tap fits.
+constexpr int kRankBits = 8;
+static_assert(kSamplesPerThread * kWarp <= 1 << kRankBits);
 
 // What both kinds of blocks know.
 template <typename T, typename Source>
@@ -149,33 +152,28 @@ struct RowGradients {
       for (int i = thread(); i < queries; i += threads()) {
         QuerySamples<C> query = problem.source.query(sizes, here.b, first_query + i, here.h);
         serial_softmax(problem, query);
-        memory.softmax.store(2 * i, query.highest);
-        memory.softmax.store(2 * i + 1, query.sum);
+        memory.softmax.store(2 * i, query.softmax.highest);
+        memory.softmax.store(2 * i + 1, query.softmax.sum);
       }
     }
     __syncthreads();
 
     // A warp has kSamplesPerThread * 32 samples in a row, of which each lane takes every 32nd.
-    int bin[kSamplesPerThread];
-    int rank[kSamplesPerThread];
-    int queries[kSamplesPerThread];
+    int place[kSamplesPerThread];  // bin and rank within warp and bin; -1: none of ours
     C left[kSamplesPerThread];
     C right[kSamplesPerThread];
     for (int s = 0; s < kSamplesPerThread; ++s) {
       const int i = (warp * kSamplesPerThread + s) * kWarp + lane;
-      bin[s] = -1;
-      queries[s] = 0;
+      int bin = -1;
       left[s] = C(0);
       right[s] = C(0);
       if (first + i < end) {
-        queries[s] = (first_point + i) / sizes.points;
-        const int k =
-            here.level_index * sizes.points + (first_point + i) - queries[s] * sizes.points;
-        QuerySamples<C> query =
-            problem.source.query(sizes, here.b, first_query + queries[s], here.h);
+        const int q = (first_point + i) / sizes.points;
+        const int k = here.level_index * sizes.points + first_point + i - q * sizes.points;
+        QuerySamples<C> query = problem.source.query(sizes, here.b, first_query + q, here.h);
         if constexpr (Source::kFused) {
-          query.highest = memory.softmax.load(2 * queries[s]);
-          query.sum = memory.softmax.load(2 * queries[s] + 1);
+          query.softmax.highest = memory.softmax.load(2 * q);
+          query.softmax.sum = memory.softmax.load(2 * q + 1);
         }
         const C length = static_cast<C>(here.level.length);
         const Position<C> position =
@@ -183,21 +181,21 @@ struct RowGradients {
         const int offset = position.tap - (here.first - 1);
         if (offset >= 0 && offset < bins) {
           const C weight = problem.source.weight(query, k, 0);
-          bin[s] = offset;
+          bin = offset;
           right[s] = weight * position.fraction;
           left[s] = weight - right[s];
         }
       }
-      const unsigned same = __match_any_sync(kAllLanes, static_cast<unsigned>(bin[s]));
+      const unsigned same = __match_any_sync(kAllLanes, static_cast<unsigned>(bin));
       const int before = __popc(same & ((1u << lane) - 1u));
-      const int slot = warp * row_of_counts + bin[s];
-      const int counted = bin[s] >= 0 ? memory.counts.load(slot) : 0;
+      const int slot = warp * row_of_counts + bin;
+      const int counted = bin >= 0 ? memory.counts.load(slot) : 0;
       __syncwarp();
-      if (bin[s] >= 0 && before == 0) {
+      if (bin >= 0 && before == 0) {
         memory.counts.store(slot, counted + __popc(same));
       }
       __syncwarp();
-      rank[s] = counted + before;
+      place[s] = bin >= 0 ? bin << kRankBits | (counted + before) : -1;
     }
     __syncthreads();
 
@@ -231,12 +229,15 @@ struct RowGradients {
     }
     __syncthreads();
     for (int s = 0; s < kSamplesPerThread; ++s) {
-      if (bin[s] >= 0) {
-        const int place = memory.begins.load(bin[s]) +
-                          memory.counts.load(warp * row_of_counts + bin[s]) + rank[s];
-        memory.query.store(place, queries[s]);
-        memory.left.store(place, left[s]);
-        memory.right.store(place, right[s]);
+      if (place[s] >= 0) {
+        const int i = (warp * kSamplesPerThread + s) * kWarp + lane;
+        const int bin = place[s] >> kRankBits;
+        const int rank = place[s] & ((1 << kRankBits) - 1);
+        const int target =
+            memory.begins.load(bin) + memory.counts.load(warp * row_of_counts + bin) + rank;
+        memory.query.store(target, (first_point + i) / sizes.points);
+        memory.left.store(target, left[s]);
+        memory.right.store(target, right[s]);
       }
     }
     __syncthreads();
@@ -300,21 +301,19 @@ struct RowGradients {
     constexpr int kAhead = 4;  // loads in flight
     for (; place < stop; place += kAhead) {
       Pack<T, N> packs[kAhead];
-      C left[kAhead];
-      C right[kAhead];
       for (int j = 0; j < kAhead; ++j) {
         // Past the end the last one again, of which nothing is taken.
         const int p = place + j < stop ? place + j : stop - 1;
         packs[j] = load_channels(grad + memory.query.load(p) * stride, available, aligned);
-        left[j] = memory.left.load(p);
-        right[j] = memory.right.load(p);
       }
       for (int j = 0; j < kAhead; ++j) {
         if (place + j < stop) {
+          const C left = memory.left.load(place + j);
+          const C right = memory.right.load(place + j);
           for (int i = 0; i < N; ++i) {
             const C g = widen(packs[j][i]);
-            previous[i] = multiply_add(left[j], g, previous[i]);
-            current[i] = multiply_add(right[j], g, current[i]);
+            previous[i] = multiply_add(left, g, previous[i]);
+            current[i] = multiply_add(right, g, current[i]);
           }
         }
       }

@@ -133,15 +133,21 @@ struct DeformAttnSizes {
 
 // ---- samples ------------------------------------------------------------------------------------
 
+// Of the logits of one query and head.
+template <typename C>
+struct Softmax {
+  C highest;
+  C sum;  // of exp(logit - highest)
+};
+
 // What the samples of one query and head have in common.
 template <typename C>
 struct QuerySamples {
   int64_t offsets;    // of its first sample; of locations as well
   int64_t logits;     // of weights as well
   int64_t reference;  // of its first level
-  C highest;          // of its logits
-  C sum;              // of exp(logit - highest)
-  C own;              // the logit of the lane's first sample
+  Softmax<C> softmax;
+  C own;  // the logit of the lane's first sample
 };
 
 // Locations and weights.
@@ -155,7 +161,7 @@ struct GivenSamples {
   TAL_FAST_DEVICE QuerySamples<C> query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
                                         int64_t h) const {
     const int64_t first = sizes.unit(b, q, h) * sizes.samples;
-    return {first, first, 0, C(0), C(0), C(0)};
+    return {first, first, 0, {C(0), C(0)}, C(0)};
   }
   TAL_FAST_DEVICE void softmax(const DeformAttnSizes&, QuerySamples<C>&, int, int) const {}
   TAL_FAST_DEVICE C location(const QuerySamples<C>& query, int k, int, C) const {
@@ -187,8 +193,7 @@ struct ProjectedSamples {
     return {b * offsets_batch_stride + q * offsets_query_stride + head,
             b * logits_batch_stride + q * logits_query_stride + head,
             b * reference_batch_stride + q * reference_query_stride,
-            C(0),
-            C(0),
+            {C(0), C(0)},
             C(0)};
   }
 
@@ -215,8 +220,7 @@ struct ProjectedSamples {
     for (int offset = lanes / 2; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(kAllLanes, sum, offset);
     }
-    query.highest = highest;
-    query.sum = sum;
+    query.softmax = {highest, sum};
   }
 
   TAL_FAST_DEVICE C location(const QuerySamples<C>& query, int k, int l, C length) const {
@@ -234,7 +238,7 @@ struct ProjectedSamples {
   // `lanes`: samples before it are the lanes' own ones of softmax(). 0: none are.
   TAL_FAST_DEVICE C weight(const QuerySamples<C>& query, int k, int lanes) const {
     const C logit = k < lanes ? query.own : logits.load(query.logits + k);
-    return softmax_exp(logit - query.highest) / query.sum;
+    return softmax_exp(logit - query.softmax.highest) / query.softmax.sum;
   }
 };
 
@@ -318,7 +322,7 @@ struct StagedRows {
 // The same where they are in global memory.
 template <typename T>
 struct GlobalRows {
-  using Row = int64_t;
+  using Row = int32_t;
   static constexpr Row kNone = -1;
 
   const T* source;  // the slice's first channel of row 0
@@ -331,7 +335,7 @@ struct GlobalRows {
     if (row < 0 || row >= level.length) {
       return kNone;
     }
-    const Row found = level.start + row;
+    const Row found = static_cast<Row>(level.start) + row;
     return padding != nullptr && padding[found] ? kNone : found;
   }
   TAL_FAST_DEVICE Pack<T, kPackSize<T>> load(Row row, int column) const {

@@ -383,11 +383,12 @@ def test_backward_refuses_a_wrong_gradient(grad: Tensor) -> None:
 @pytest.mark.parametrize("channels", [64, 63, 8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_16_bit_number_is_widened_and_rounded_right(
-    dtype: torch.dtype, channels: int
+    dtype: torch.dtype, channels: int, device: str
 ) -> None:
     # One row, sampled exactly: the output is weight * value, computed in float32, rounded once.
-    count = -(-(2**16) // channels) * channels
-    bits = torch.arange(count, dtype=torch.int32).to(torch.int16)
+    step = 29 if device == "cuda-emulated" else 1  # not all of them, for time
+    count = -(-(2**16) // (channels * step)) * channels
+    bits = (torch.arange(count, dtype=torch.int32) * step).to(torch.int16)
     value = bits.view(dtype).view(-1, 1, 1, channels)
     locations = torch.full((len(value), 1, 1, 1, 1), 0.5)
     generator = torch.Generator().manual_seed(0)
