@@ -43,6 +43,8 @@ def load() -> ctypes.CDLL:
     for name in op_names():
         schema = str(getattr(torch.ops.tal_fast, name).default._schema)
         library.define(schema.removeprefix(_OPS))
+        # Gradients are the affair of the op that is redirected here.
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     load.__dict__["library"] = library  # its end would take the definitions along
     torch.ops.load_library(LIBRARY)
     return ctypes.CDLL(str(LIBRARY))
