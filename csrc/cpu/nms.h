@@ -15,23 +15,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
+#include "math/nms.h"
 
 namespace tal_fast {
-
-enum class NmsMethod : int { kHard = 0, kLinear = 1, kGaussian = 2, kLengthGaussian = 3 };
-
-struct NmsOptions {
-  NmsMethod method;
-  bool acts_on_threshold;  // whether an IoU that equals the threshold acts
-  double iou_threshold;    // hard, linear
-  double length_eps;       // added to every length, >= 0
-  double sigma;            // Gaussian
-  double t1;               // length-Gaussian: the threshold is t1 + t2 * length of the picked one
-  double t2;
-  double min_score;      // below it a segment is dropped, at once or after a decay
-  bool spare_first;      // the very first pick is kept whatever its score
-  int64_t max_segments;  // at most so many are kept
-};
 
 // Segments that may suppress each other. T is float or double, and all is computed in T.
 template <typename T>

@@ -95,9 +95,7 @@ bool use_index(int64_t n, const NmsOptions& options) {
   return n >= kIndexFrom && !(options.acts_on_threshold && options.iou_threshold == 0.0);
 }
 
-// Flags the segments [begin, stop), and perhaps some behind them, that segment `by` suppresses. The
-// operands of the comparisons are ordered as those of std::min and std::max in the usual C++
-// implementations, so that NaN coordinates behave as they do there.
+// Flags the segments [begin, stop), and perhaps some behind them, that segment `by` suppresses.
 template <bool kActsOnThreshold, typename T>
 inline void suppress(const Layout<T>& at, int64_t by, T threshold_value, int64_t begin,
                      int64_t stop) {
@@ -107,15 +105,9 @@ inline void suppress(const Layout<T>& at, int64_t by, T threshold_value, int64_t
   const Lanes e = broadcast<T, kLanes<T>>(at.end[by]);
   const Lanes own = broadcast<T, kLanes<T>>(at.length[by]);
   const Lanes threshold = broadcast<T, kLanes<T>>(threshold_value);
-  const Lanes zero = {};
   for (int64_t j = begin; j < stop; j += kLanes<T>) {
-    const Lanes start = load<kLanes<T>>(at.start + j);
-    const Lanes end = load<kLanes<T>>(at.end + j);
-    const Lanes left = s < start ? start : s;
-    const Lanes right = end < e ? end : e;
-    const Lanes overlap = right - left;
-    const Lanes inter = zero < overlap ? overlap : zero;
-    const Lanes iou = inter / (own + load<kLanes<T>>(at.length + j) - inter);
+    const Lanes iou = nms_iou(s, e, own, load<kLanes<T>>(at.start + j), load<kLanes<T>>(at.end + j),
+                              load<kLanes<T>>(at.length + j));
     Flags flags;
     std::memcpy(&flags, at.suppressed + j, sizeof(flags));
     flags |= kActsOnThreshold ? iou >= threshold : iou > threshold;

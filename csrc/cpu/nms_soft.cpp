@@ -126,60 +126,28 @@ inline uint64_t group_bits(const Layout<T>& at, int64_t base, int64_t picks, T s
   return bits;
 }
 
-inline float exp_of(float x) {
-  return __builtin_expf(x);
-}
-inline double exp_of(double x) {
-  return __builtin_exp(x);
-}
-
 template <typename T>
-struct Decay {
-  T threshold;
-  T sigma;
-  T t1;
-  T t2;
-  T min_score;
+NmsDecay<T> decay_of(const NmsOptions& options) {
+  return {static_cast<T>(options.iou_threshold), static_cast<T>(options.sigma),
+          static_cast<T>(options.t1), static_cast<T>(options.t2),
+          static_cast<T>(options.min_score)};
+}
 
-  explicit Decay(const NmsOptions& options)
-      : threshold(static_cast<T>(options.iou_threshold)),
-        sigma(static_cast<T>(options.sigma)),
-        t1(static_cast<T>(options.t1)),
-        t2(static_cast<T>(options.t2)),
-        min_score(static_cast<T>(options.min_score)) {}
-};
-
-constexpr int kDropped = -1;
-
-// The score after the decays by the selected segments [seen, picks), in their order; kDropped if it
-// falls below the least score.
+// The score after the decays by the selected segments [seen, picks), in their order; kNmsDropped if
+// it falls below the least score.
 template <NmsMethod kMethod, bool kActsOnThreshold, typename T>
-inline T decayed(const Layout<T>& at, const Decay<T>& decay, T score, int64_t seen, int64_t picks,
-                 T s, T e, T length) {
+inline T decayed(const Layout<T>& at, const NmsDecay<T>& decay, T score, int64_t seen,
+                 int64_t picks, T s, T e, T length) {
   if (!(s < e)) {  // overlaps nothing
     return score;
   }
   for (int64_t base = seen; base < picks; base += kGroup) {
     for (uint64_t bits = group_bits(at, base, picks, s, e); bits != 0; bits &= bits - 1) {
       const int64_t i = base + __builtin_ctzll(bits);
-      const T left = at.picked_start[i] < s ? s : at.picked_start[i];
-      const T right = e < at.picked_end[i] ? e : at.picked_end[i];
-      const T inter = right - left;
-      const T iou = inter / (at.picked_length[i] + length - inter);
-      // An IoU that is NaN acts in no case.
-      bool acts = iou > T(0);
-      if constexpr (kMethod != NmsMethod::kGaussian) {
-        const T from = kMethod == NmsMethod::kLinear ? decay.threshold
-                                                     : decay.t1 + decay.t2 * at.picked_length[i];
-        acts = kActsOnThreshold ? iou >= from : iou > from;
-      }
-      if (!acts) {
-        continue;
-      }
-      score *= kMethod == NmsMethod::kLinear ? T(1) - iou : exp_of(-(iou * iou) / decay.sigma);
-      // "Not at least" instead of "below": an infinite score times zero is NaN and goes as well.
-      if (!(score >= decay.min_score)) {
-        return T(kDropped);
+      score = decayed_score<kMethod>(decay, kActsOnThreshold, score, at.picked_start[i],
+                                     at.picked_end[i], at.picked_length[i], s, e, length);
+      if (score == T(kNmsDropped)) {
+        return score;
       }
     }
   }
@@ -191,7 +159,7 @@ int64_t solve(const NmsProblem<T>& problem, const NmsOptions& options, int64_t m
               std::byte* scratch, int32_t* kept, T* kept_scores) {
   Layout<T> at(problem.count, most_picks, scratch);
   const auto eps = static_cast<T>(options.length_eps);
-  const Decay<T> decay(options);
+  const NmsDecay<T> decay = decay_of<T>(options);
   for (int64_t i = 0; i < at.capacity; ++i) {
     at.picked_start[i] = std::numeric_limits<T>::infinity();
     at.picked_end[i] = -std::numeric_limits<T>::infinity();
@@ -228,7 +196,7 @@ int64_t solve(const NmsProblem<T>& problem, const NmsOptions& options, int64_t m
     const T score = decayed<kMethod, kActsOnThreshold>(
         at, decay, before, take_fresh ? 0 : at.seen[slot], picks, s, e, length);
     fresh += take_fresh ? 1 : 0;
-    if (score == T(kDropped)) {
+    if (score == T(kNmsDropped)) {
       if (!take_fresh) {
         pop(at.heap, waiting);
       }

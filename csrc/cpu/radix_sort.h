@@ -8,23 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "math/ordered_bits.h"
+
 namespace tal_fast {
 namespace {
-
-// An unsigned integer that orders as `value` does; -0 equals 0, a NaN lies outside the infinities.
-inline uint32_t ordered_bits(float value) {
-  const float plain = value + 0.0f;  // -0 becomes 0
-  uint32_t bits;
-  std::memcpy(&bits, &plain, sizeof(bits));
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-}
-
-inline uint64_t ordered_bits(double value) {
-  const double plain = value + 0.0;
-  uint64_t bits;
-  std::memcpy(&bits, &plain, sizeof(bits));
-  return (bits >> 63) != 0 ? ~bits : bits | 0x8000000000000000u;
-}
 
 // What is sorted: rising by key, equal keys by slot.
 template <typename T>

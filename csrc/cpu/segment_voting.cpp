@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/segment_voting.h"
 
-#include <cmath>
-#include <limits>
-
 #include "cpu/radix_sort.h"
 
 namespace tal_fast {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
-// Partial sums per quantity, the same number for every instruction set.
-constexpr int kLanes = 8;
+constexpr int kLanes = kVotingLanes;
 
 template <typename T>
 struct Layout {
@@ -37,19 +33,6 @@ struct Layout {
   }
 };
 
-// Number of values in rising a[0..n) that are below `bound`.
-template <typename T>
-inline int64_t count_below(const T* a, int64_t n, double bound) {
-  int64_t begin = 0;
-  while (n > 0) {
-    const int64_t half = n / 2;
-    const bool right = static_cast<double>(a[begin + half]) < bound;
-    begin += right ? half + 1 : 0;
-    n = right ? n - half - 1 : half;
-  }
-  return begin;
-}
-
 struct Sums {
   double weight[kLanes] = {};
   double start[kLanes] = {};
@@ -65,13 +48,7 @@ template <VotingWeight kWeight, int kCount, typename T>
 inline void vote(Sums& sums, T s, T e, T threshold, const T* start, const T* end, const T* score,
                  int64_t count) {
   for (int64_t l = 0; l < (kCount > 0 ? kCount : count); ++l) {
-    const T left = s < start[l] ? start[l] : s;
-    const T right = end[l] < e ? end[l] : e;
-    const T overlap = right - left;
-    const T inter = T(0) < overlap ? overlap : T(0);
-    const T iou = inter / ((e - s) + (end[l] - start[l]) - inter);
-    const T full = kWeight == VotingWeight::kScore ? score[l] : score[l] * iou;
-    const double weight = iou >= threshold ? full : T(0);
+    const double weight = vote_weight<kWeight>(s, e, threshold, start[l], end[l], score[l]);
     sums.weight[l] += weight;
     sums.start[l] += weight * start[l];
     sums.end[l] += weight * end[l];
@@ -81,28 +58,18 @@ inline void vote(Sums& sums, T s, T e, T threshold, const T* start, const T* end
 template <VotingWeight kWeight, typename T>
 void apply(const Layout<T>& at, T threshold, const T* kept, int64_t first_kept, int64_t end_kept,
            T* out) {
-  const double t = static_cast<double>(threshold) * (1.0 - 1e-5);
   const int64_t n = *at.sizes;
   for (int64_t k = first_kept; k < end_kept; ++k) {
     const T s = kept[2 * k];
     const T e = kept[2 * k + 1];
     out[2 * k] = s;
     out[2 * k + 1] = e;
-    const double own = static_cast<double>(e) - s;
-    if (!(own > 0.0)) {  // overlaps nothing
+    if (!(s < e)) {  // overlaps nothing
       continue;
     }
-    // An IoU of t needs an overlap of t times the longer length: a voter starts before end - t *
-    // own, and, being at most own / t long and outside by at most (1 - t) of that, after start -
-    // (1 - t) * own / t.
-    const double longest = own / t < *at.facts ? own / t : *at.facts;
-    const double slack =
-        16.0 * std::numeric_limits<T>::epsilon() * (std::fabs(double{s}) + std::fabs(double{e})) +
-        1e-6 * (longest + own);
-    const double first = s - (1.0 - t) * longest - slack;
-    const double last = e - t * own + slack;
-    const int64_t begin = count_below(at.start, n, first);
-    const int64_t stop = begin + count_below(at.start + begin, n - begin, last);
+    const VotingWindow window = voting_window(s, e, threshold, *at.facts);
+    const int64_t begin = count_below(at.start, n, window.first);
+    const int64_t stop = begin + count_below(at.start + begin, n - begin, window.last);
     Sums sums;
     int64_t j = begin;
     for (; j + kLanes <= stop; j += kLanes) {
@@ -134,7 +101,7 @@ void voting_prepare(const T* segments, const T* scores, const int32_t* rows, int
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = rows == nullptr ? i : rows[i];
     const T length = segments[2 * row + 1] - segments[2 * row];
-    if (length > T(0) && length <= std::numeric_limits<T>::max()) {
+    if (can_vote(length)) {
       longest = longest < length ? length : longest;
       at.items[n++] = SortItem<T>::rising(segments[2 * row], static_cast<uint32_t>(row));
     }

@@ -7,15 +7,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
+#include "math/segment_voting.h"
 
 namespace tal_fast {
-
-enum class VotingWeight : int { kScore = 0, kScoreIou = 1 };
-
-struct VotingOptions {
-  double iou_threshold;  // in (0, 1]: IoU from it on votes
-  VotingWeight weight;
-};
 
 // T is float or double. IoU and weights are computed in T, sums in double in an order that does not
 // depend on the instruction set: compiled without fused multiply-add.

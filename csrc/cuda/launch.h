@@ -20,6 +20,7 @@
 #include <nvtx3/nvToolsExt.h>
 #else
 #include <cstdlib>
+#include <cstring>
 #endif
 
 // TAL_FAST_CUDA_IMPL(m) { m.impl("segment_iou", TORCH_BOX(&segment_iou_cuda)); }
@@ -104,6 +105,20 @@ void launch(const DeviceScope& scope, dim3 grid, int threads, size_t shared_byte
   failed(status);
 }
 
+// Copies from the GPU to the host and waits for it: the only place where the library does. For what
+// an op's outputs cannot be allocated without.
+inline void read_back(const DeviceScope& scope, const char* op, const void* device, size_t bytes,
+                      void* host) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(scope.stream(), &status), "cudaStreamIsCapturing");
+  TAL_FAST_CHECK(status == cudaStreamCaptureStatusNone, op,
+                 ": expected no CUDA graph capture, since the host must read the size of the "
+                 "result; use ",
+                 op, "_padded, whose outputs have a fixed size");
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, scope.stream()), op);
+  check_cuda(cudaStreamSynchronize(scope.stream()), op);
+}
+
 #else
 
 class DeviceScope {
@@ -124,6 +139,11 @@ void launch(const DeviceScope&, dim3 grid, int threads, size_t shared_bytes, con
   emulator::launch(Kernel::kName, {Kernel::kThreads, Kernel::kBlocks}, grid,
                    dim3(static_cast<unsigned>(threads)), shared_bytes, sizeof(Kernel),
                    [&kernel] { kernel(); });
+}
+
+inline void read_back(const DeviceScope&, const char*, const void* device, size_t bytes,
+                      void* host) {
+  std::memcpy(host, device, bytes);
 }
 
 #endif

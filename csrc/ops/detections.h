@@ -9,7 +9,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/segment_voting.h"
+#include "math/segment_voting.h"
 #include "ops/tensor_checks.h"
 
 namespace tal_fast {
@@ -105,6 +105,16 @@ inline VotingOptions check_voting(const char* op, const char* argument, double i
                  " in (0, 1], got ", iou_threshold);
   TAL_FAST_CHECK(weight == 0 || weight == 1, op, ": expected voting weight 0 or 1, got ", weight);
   return {iou_threshold, static_cast<VotingWeight>(weight)};
+}
+
+// What segment_voting checks on every device; the kept segments in the type that is computed in.
+inline Tensor check_kept(const char* op, const Tensor& kept_segments, const Tensor& segments) {
+  check_segments(op, "kept_segments", kept_segments);
+  const ScalarType type = segments.scalar_type();
+  TAL_FAST_CHECK(kept_segments.scalar_type() == type, op, ": expected kept_segments of dtype ",
+                 dtype_string(type), " like segments, got ",
+                 dtype_string(kept_segments.scalar_type()));
+  return to_compute_type(kept_segments);
 }
 
 }  // namespace tal_fast

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// nms, soft_nms and batched_nms: schema, checks, and the CPU implementation over nms_solver.h.
+// nms, soft_nms and batched_nms: schema and CPU implementation over nms_solver.h. The checks that
+// all devices share are in ops/nms.h, the CUDA implementation in cuda/nms.cu.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
+#include <cstddef>
+#include <cstring>
 #include <optional>
 #include <tuple>
 
@@ -12,32 +12,6 @@
 
 namespace tal_fast {
 namespace {
-
-void check_limit(const char* op, const char* argument, std::optional<int64_t> limit) {
-  TAL_FAST_CHECK(!limit.has_value() || *limit >= 1, op, ": expected ", argument,
-                 " >= 1 or None, got ", limit.value_or(0));
-}
-
-void check_options(const char* op, const NmsOptions& options) {
-  TAL_FAST_CHECK(options.iou_threshold >= 0.0 && options.iou_threshold <= 1.0, op,
-                 ": expected iou_threshold in [0, 1], got ", options.iou_threshold);
-  TAL_FAST_CHECK(options.length_eps >= 0.0 && std::isfinite(options.length_eps), op,
-                 ": expected length_eps >= 0, got ", options.length_eps);
-  TAL_FAST_CHECK(options.sigma > 0.0 && std::isfinite(options.sigma), op,
-                 ": expected sigma > 0, got ", options.sigma);
-  TAL_FAST_CHECK(std::isfinite(options.t1), op, ": expected a finite t1, got ", options.t1);
-  TAL_FAST_CHECK(std::isfinite(options.t2), op, ": expected a finite t2, got ", options.t2);
-  const bool soft = options.method != NmsMethod::kHard;
-  // A factor below one raises a negative score, so a decay makes no sense there.
-  TAL_FAST_CHECK(!std::isnan(options.min_score) && (!soft || options.min_score >= 0.0), op,
-                 ": expected min_score ", soft ? ">= 0 with a soft method" : "that is not NaN",
-                 ", got ", options.min_score);
-}
-
-NmsMethod parse_method(const char* op, int64_t method) {
-  TAL_FAST_CHECK(method >= 0 && method <= 3, op, ": expected method 0, 1, 2 or 3, got ", method);
-  return static_cast<NmsMethod>(method);
-}
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> solve_in(const char* op, const Detections& in,
@@ -66,23 +40,12 @@ std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Detections& in, S
 Tensor nms_cpu(const Tensor& segments, const Tensor& scores, double iou_threshold,
                bool acts_on_threshold, double length_eps, std::optional<int64_t> max_segments,
                bool validate) {
-  const Detections in = check_detections("nms", segments, scores);
-  check_limit("nms", "max_segments", max_segments);
-  NmsRequest options;
-  options.nms = {NmsMethod::kHard,
-                 acts_on_threshold,
-                 iou_threshold,
-                 length_eps,
-                 1.0,
-                 0.0,
-                 0.0,
-                 -std::numeric_limits<double>::infinity(),
-                 false,
-                 max_segments.value_or(kNoLimit)};
-  options.validate = validate;
-  check_options("nms", options.nms);
-  return std::get<0>(solve("nms", in, scores.scalar_type(),
-                           split_into_problems(nullptr, nullptr, in.count), options,
+  const char* op = "nms";
+  const Detections in = check_detections(op, segments, scores);
+  const NmsRequest request =
+      hard_request(op, iou_threshold, acts_on_threshold, length_eps, max_segments, validate);
+  return std::get<0>(solve(op, in, scores.scalar_type(),
+                           split_into_problems(nullptr, nullptr, in.count), request,
                            {false, false}));
 }
 
@@ -91,37 +54,15 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(const Tensor& segments, const Tensor& sc
                                         double min_score, std::optional<int64_t> max_segments,
                                         bool acts_on_threshold, double length_eps, double t1,
                                         double t2, bool spare_first, bool validate) {
-  const Detections in = check_detections("soft_nms", segments, scores);
-  check_limit("soft_nms", "max_segments", max_segments);
-  NmsRequest options;
-  options.nms = {parse_method("soft_nms", method),
-                 acts_on_threshold,
-                 iou_threshold,
-                 length_eps,
-                 sigma,
-                 t1,
-                 t2,
-                 min_score,
-                 spare_first,
-                 max_segments.value_or(kNoLimit)};
-  options.validate = validate;
-  check_options("soft_nms", options.nms);
+  const char* op = "soft_nms";
+  const Detections in = check_detections(op, segments, scores);
+  const NmsRequest request =
+      soft_request(op, method, sigma, iou_threshold, min_score, max_segments, acts_on_threshold,
+                   length_eps, t1, t2, spare_first, validate);
   auto [indices, kept_scores, unused] =
-      solve("soft_nms", in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count),
-            options, {true, false});
+      solve(op, in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count), request,
+            {true, false});
   return {indices, kept_scores};
-}
-
-// Labels or videos as contiguous int64.
-Tensor check_groups(const char* argument, const Tensor& groups, int64_t n) {
-  TAL_FAST_CHECK(groups.dim() == 1 && groups.size(0) == n, "batched_nms: expected ", argument,
-                 " of shape [", n, "], one per segment, got ", shape_string(groups));
-  const ScalarType type = groups.scalar_type();
-  TAL_FAST_CHECK(type == ScalarType::Long || type == ScalarType::Int, "batched_nms: expected ",
-                 argument, " of dtype int64 or int32, got ", dtype_string(type));
-  const Tensor wide =
-      type == ScalarType::Long ? groups : torch::stable::to(groups, ScalarType::Long);
-  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
 }
 
 std::tuple<Tensor, Tensor, Tensor> batched_nms_cpu(
@@ -133,37 +74,125 @@ std::tuple<Tensor, Tensor, Tensor> batched_nms_cpu(
     bool validate) {
   const char* op = "batched_nms";
   const Detections in = check_detections(op, segments, scores);
-  check_limit(op, "max_segments", max_segments);
-  check_limit(op, "max_per_class", max_per_class);
-  TAL_FAST_CHECK(per_class || !max_per_class.has_value(), op,
-                 ": expected no max_per_class with per_class=False, got ",
-                 max_per_class.value_or(0));
-  NmsRequest options;
-  options.max_segments = max_segments.value_or(kNoLimit);
-  options.nms = {parse_method(op, method),
-                 acts_on_threshold,
-                 iou_threshold,
-                 length_eps,
-                 sigma,
-                 t1,
-                 t2,
-                 min_score,
-                 spare_first,
-                 std::min(options.max_segments, max_per_class.value_or(kNoLimit))};
-  options.validate = validate;
-  check_options(op, options.nms);
-  if (voting_threshold.has_value()) {
-    options.voting = check_voting(op, "voting_threshold", *voting_threshold, voting_weight);
-  }
-  const Tensor label_ids = check_groups("labels", labels, in.count);
-  std::optional<Tensor> video_ids;
-  if (videos.has_value()) {
-    video_ids = check_groups("videos", *videos, in.count);
-  }
+  const NmsRequest request =
+      batched_request(op, {method, iou_threshold, acts_on_threshold, length_eps, sigma, t1, t2,
+                           min_score, max_segments, max_per_class, per_class, voting_threshold,
+                           voting_weight, spare_first, validate});
+  const GroupNumbers numbers = check_groups(op, labels, videos, per_class, in.count);
   const NmsGroups groups =
-      split_into_problems(video_ids.has_value() ? const_data<int64_t>(*video_ids) : nullptr,
-                          per_class ? const_data<int64_t>(label_ids) : nullptr, in.count);
-  return solve(op, in, scores.scalar_type(), groups, options, {true, true});
+      split_into_problems(numbers.video_data(), numbers.label_data(), in.count);
+  return solve(op, in, scores.scalar_type(), groups, request, {true, true});
+}
+
+// ---- outputs of a fixed size
+// ---------------------------------------------------------------------
+
+// Copies the first dimension of `from` into rows [begin, begin + K) of `to`.
+void copy_rows(const Tensor& from, Tensor& to, int64_t begin) {
+  Tensor rows = torch::stable::narrow(to, 0, begin, from.size(0));
+  torch::stable::copy_(rows, from);
+}
+
+std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& segments, const Tensor& scores,
+                                          double iou_threshold, int64_t max_segments,
+                                          bool acts_on_threshold, double length_eps,
+                                          bool validate) {
+  const char* op = "nms_padded";
+  const Detections in = check_detections(op, segments, scores);
+  const NmsRequest request =
+      hard_request(op, iou_threshold, acts_on_threshold, length_eps, max_segments, validate);
+  const auto [indices, unused_scores, unused_segments] =
+      solve(op, in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count), request,
+            {false, false});
+  Tensor padded = torch::stable::new_empty(segments, {max_segments}, ScalarType::Long);
+  torch::stable::fill_(padded, -1.0);
+  copy_rows(indices, padded, 0);
+  Tensor count = torch::stable::new_empty(segments, {}, ScalarType::Long);
+  *mutable_data<int64_t>(count) = indices.size(0);
+  return {padded, count};
+}
+
+std::tuple<Tensor, Tensor, Tensor> soft_nms_padded_cpu(const Tensor& segments, const Tensor& scores,
+                                                       int64_t method, double sigma,
+                                                       double iou_threshold, double min_score,
+                                                       int64_t max_segments, bool acts_on_threshold,
+                                                       double length_eps, double t1, double t2,
+                                                       bool spare_first, bool validate) {
+  const char* op = "soft_nms_padded";
+  const Detections in = check_detections(op, segments, scores);
+  const NmsRequest request =
+      soft_request(op, method, sigma, iou_threshold, min_score, max_segments, acts_on_threshold,
+                   length_eps, t1, t2, spare_first, validate);
+  const auto [indices, kept_scores, unused] =
+      solve(op, in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count), request,
+            {true, false});
+  Tensor padded = torch::stable::new_empty(segments, {max_segments}, ScalarType::Long);
+  torch::stable::fill_(padded, -1.0);
+  copy_rows(indices, padded, 0);
+  Tensor padded_scores = torch::stable::new_zeros(scores, {max_segments});
+  copy_rows(kept_scores, padded_scores, 0);
+  Tensor count = torch::stable::new_empty(segments, {}, ScalarType::Long);
+  *mutable_data<int64_t>(count) = indices.size(0);
+  return {padded, padded_scores, count};
+}
+
+void check_video_numbers(const char* op, const int64_t* videos, int64_t n, int64_t num_videos) {
+  for (int64_t i = 0; videos != nullptr && i < n; ++i) {
+    TAL_FAST_CHECK(videos[i] >= 0 && videos[i] < num_videos, op,
+                   ": expected videos in [0, num_videos) = [0, ", num_videos, "), got ", videos[i],
+                   " in row ", i);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> batched_nms_padded_cpu(
+    const Tensor& segments, const Tensor& scores, const Tensor& labels,
+    std::optional<Tensor> videos, int64_t num_videos, int64_t max_segments, int64_t method,
+    double iou_threshold, bool acts_on_threshold, double length_eps, double sigma, double t1,
+    double t2, double min_score, std::optional<int64_t> max_per_class, bool per_class,
+    std::optional<double> voting_threshold, int64_t voting_weight, bool spare_first,
+    bool validate) {
+  const char* op = "batched_nms_padded";
+  const Detections in = check_detections(op, segments, scores);
+  check_num_videos(op, num_videos);
+  const NmsRequest request =
+      batched_request(op, {method, iou_threshold, acts_on_threshold, length_eps, sigma, t1, t2,
+                           min_score, max_segments, max_per_class, per_class, voting_threshold,
+                           voting_weight, spare_first, validate});
+  const GroupNumbers numbers = check_groups(op, labels, videos, per_class, in.count);
+  check_video_numbers(op, numbers.video_data(), in.count, num_videos);
+  const auto [indices, kept_scores, refined] =
+      solve(op, in, scores.scalar_type(),
+            split_into_problems(numbers.video_data(), numbers.label_data(), in.count), request,
+            {true, true});
+  const bool voting = request.voting.has_value();
+  Tensor padded = torch::stable::new_empty(segments, {num_videos, max_segments}, ScalarType::Long);
+  torch::stable::fill_(padded, -1.0);
+  Tensor padded_scores = torch::stable::new_zeros(scores, {num_videos, max_segments});
+  Tensor padded_segments = torch::stable::new_zeros(segments, {num_videos, max_segments, 2});
+  Tensor counts = torch::stable::new_zeros(segments, {num_videos}, ScalarType::Long);
+  auto* out_rows = mutable_data<int64_t>(padded);
+  auto* out_counts = mutable_data<int64_t>(counts);
+  const auto* rows = const_data<int64_t>(indices);
+  const int64_t* video = numbers.video_data();
+  // Segments and scores are moved as they are, whatever their type.
+  const Tensor plain = torch::stable::contiguous(segments);
+  const auto score_bytes = static_cast<size_t>(scores.element_size());
+  const auto* score_from = static_cast<const std::byte*>(kept_scores.const_data_ptr());
+  const auto* segment_from =
+      static_cast<const std::byte*>((voting ? refined : plain).const_data_ptr());
+  auto* score_to = static_cast<std::byte*>(padded_scores.mutable_data_ptr());
+  auto* segment_to = static_cast<std::byte*>(padded_segments.mutable_data_ptr());
+  for (int64_t k = 0; k < indices.size(0); ++k) {
+    const int64_t v = video == nullptr ? 0 : video[rows[k]];
+    const auto to = static_cast<size_t>(v * max_segments + out_counts[v]++);
+    out_rows[to] = rows[k];
+    std::memcpy(score_to + to * score_bytes, score_from + static_cast<size_t>(k) * score_bytes,
+                score_bytes);
+    std::memcpy(segment_to + to * 2 * score_bytes,
+                segment_from + static_cast<size_t>(voting ? k : rows[k]) * 2 * score_bytes,
+                2 * score_bytes);
+  }
+  return {padded, padded_scores, padded_segments, counts};
 }
 
 }  // namespace
@@ -185,12 +214,31 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tal_fast, m) {
       "float t2, float min_score, int? max_segments, int? max_per_class, bool per_class, "
       "float? voting_threshold, int voting_weight, bool spare_first, bool validate) -> "
       "(Tensor, Tensor, Tensor)");
+  // The same with outputs whose size the arguments tell, for a GPU that nobody waits for.
+  m.def(
+      "nms_padded(Tensor segments, Tensor scores, float iou_threshold, int max_segments, "
+      "bool acts_on_threshold=False, float length_eps=0.0, bool validate=True) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "soft_nms_padded(Tensor segments, Tensor scores, int method, float sigma, "
+      "float iou_threshold, float min_score, int max_segments, bool acts_on_threshold=False, "
+      "float length_eps=0.0, float t1=0.0, float t2=0.0, bool spare_first=False, "
+      "bool validate=True) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "batched_nms_padded(Tensor segments, Tensor scores, Tensor labels, Tensor? videos, "
+      "int num_videos, int max_segments, int method, float iou_threshold, bool acts_on_threshold, "
+      "float length_eps, float sigma, float t1, float t2, float min_score, int? max_per_class, "
+      "bool per_class, float? voting_threshold, int voting_weight, bool spare_first, "
+      "bool validate) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tal_fast, CPU, m) {
   m.impl("nms", TORCH_BOX(&nms_cpu));
   m.impl("soft_nms", TORCH_BOX(&soft_nms_cpu));
   m.impl("batched_nms", TORCH_BOX(&batched_nms_cpu));
+  m.impl("nms_padded", TORCH_BOX(&nms_padded_cpu));
+  m.impl("soft_nms_padded", TORCH_BOX(&soft_nms_padded_cpu));
+  m.impl("batched_nms_padded", TORCH_BOX(&batched_nms_padded_cpu));
 }
 
 }  // namespace tal_fast

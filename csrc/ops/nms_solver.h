@@ -14,6 +14,7 @@
 #include "cpu/scratch.h"
 #include "cpu/segment_voting.h"
 #include "ops/detections.h"
+#include "ops/nms.h"
 
 namespace tal_fast {
 
@@ -22,15 +23,6 @@ constexpr int64_t kNmsSegmentsPerTask = 4096;
 
 // From this many segments on, the two halves of one problem's work go to two threads.
 constexpr int64_t kNmsRunBothFrom = 16384;
-
-constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
-
-struct NmsRequest {
-  NmsOptions nms;
-  std::optional<VotingOptions> voting;
-  int64_t max_segments = kNoLimit;  // of a video
-  bool validate = true;
-};
 
 inline void run_both(const std::function<void(int)>& step) {
   torch::stable::parallel_for(0, 2, 1, [&step](int64_t begin, int64_t end) {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// segment_voting: schema and CPU implementation. The checks that all devices share are in
+// ops/detections.h, the CUDA implementation in cuda/segment_voting.cu.
 #include "cpu/segment_voting.h"
 
 #include <torch/csrc/stable/library.h>
@@ -35,13 +37,9 @@ Tensor segment_voting_cpu(const Tensor& kept_segments, const Tensor& segments, c
                           double iou_threshold, int64_t weight) {
   const char* op = "segment_voting";
   const Detections in = check_detections(op, segments, scores);
-  check_segments(op, "kept_segments", kept_segments);
   const ScalarType type = segments.scalar_type();
-  TAL_FAST_CHECK(kept_segments.scalar_type() == type, op, ": expected kept_segments of dtype ",
-                 dtype_string(type), " like segments, got ",
-                 dtype_string(kept_segments.scalar_type()));
+  const Tensor kept = check_kept(op, kept_segments, segments);
   const VotingOptions options = check_voting(op, "iou_threshold", iou_threshold, weight);
-  const Tensor kept = to_compute_type(kept_segments);
   Tensor out = kept.scalar_type() == ScalarType::Double ? vote<double>(in, kept, options)
                                                         : vote<float>(in, kept, options);
   return out.scalar_type() == type ? out : torch::stable::to(out, type);

@@ -45,6 +45,12 @@ from tal_fast.ops.dropout import dropout
 from tal_fast.ops.linear_assignment import LinearAssignment, linear_assignment
 from tal_fast.ops.matching_cost import matching_cost
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
+from tal_fast.ops.nms_padded import (
+    PaddedNMSResult,
+    batched_nms_padded,
+    nms_padded,
+    soft_nms_padded,
+)
 from tal_fast.ops.segment_iou import segment_iou
 from tal_fast.ops.segment_losses import diou_loss, giou_loss, iou_loss
 from tal_fast.ops.segment_roi_align import segment_roi_align
@@ -54,7 +60,9 @@ from tal_fast.ops.window_fusion import fuse_windows
 __all__ = [
     "BatchedNMSResult",
     "LinearAssignment",
+    "PaddedNMSResult",
     "batched_nms",
+    "batched_nms_padded",
     "boundary_max_pool",
     "deform_attn",
     "deform_attn_fused",
@@ -66,8 +74,10 @@ __all__ = [
     "linear_assignment",
     "matching_cost",
     "nms",
+    "nms_padded",
     "segment_iou",
     "segment_roi_align",
     "segment_voting",
     "soft_nms",
+    "soft_nms_padded",
 ]

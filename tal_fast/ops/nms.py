@@ -9,9 +9,11 @@ One set of rules holds for all three functions:
 * Whether an IoU exactly on the threshold acts is said by ``iou_comparison``: "gt" (it does not, the
   default everywhere) or "ge" (it does).
 * All is computed in float64 for float64 input and in float32 for float32, float16 and bfloat16,
-  thresholds included, without fused multiply-add: hard results are the same on every machine, and
-  soft ones differ at most by the exp of the C library.
+  thresholds included, without fused multiply-add and with an exp of its own: results, soft scores
+  included, have the same bits on every machine, CPU or GPU.
 * Detections are ordered by higher score, then by lower index.
+* On a GPU the host waits once per call, for the size of the result and for whether values are
+  wrong; ``tal_fast.ops.nms_padded`` has the functions that wait for nothing.
 * Nothing here is differentiable: the returned scores carry no gradient, the returned indices select
   from differentiable tensors.
 

@@ -25,8 +25,8 @@ def segment_voting(
 
     IoU has no epsilon; segments of length zero have no vote and get none. IoU and weights are
     computed in float64 for float64 input and in float32 otherwise, sums in float64, in an order
-    that depends on neither the number of threads nor the instruction set. Takes O((N + K) log N)
-    time plus the votes cast, and O(N) memory.
+    that depends on neither the number of threads nor the instruction set nor the device. Takes
+    O((N + K) log N) time plus the votes cast, and O(N) memory.
 
     Args:
         kept_segments: Tensor[K, 2] of float64, float32, float16 or bfloat16: start and end, in
@@ -44,6 +44,7 @@ def segment_voting(
         ValueError: if ``weight`` is none of the two.
         RuntimeError: on wrong shapes, dtypes or devices, a threshold out of range, a score that is
             not finite, or a segment that is not finite or ends before it starts (the row is named).
+            On a GPU values are not checked, as the host would have to wait for them.
 
     Example:
         >>> segments = torch.tensor([[0.0, 10.0], [2.0, 10.0], [40.0, 50.0]])

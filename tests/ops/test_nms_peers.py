@@ -40,9 +40,9 @@ def cases():
 def same_scores(ours, theirs) -> None:
     assert ours.dtype == theirs.dtype == torch.float32
     assert ours.shape == theirs.shape
-    # The same decays in the same order with the same exp give the same bits here; 4 units in the
-    # last place leave room for another exp.
-    np.testing.assert_array_max_ulp(ours.numpy(), theirs.numpy(), 4)
+    # The same decays in the same order, but theirs use the exp of the C library, which rounds about
+    # one value in 1300 otherwise: 7 units in the last place after the hundreds of decays here.
+    np.testing.assert_array_max_ulp(ours.numpy(), theirs.numpy(), 16)
 
 
 def same_detections(result, labels, theirs, *, voted=False) -> None:

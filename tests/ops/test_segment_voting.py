@@ -187,6 +187,12 @@ def test_errors():
         ops.segment_voting(kept, segments, scores, 0.5, "x")
     with pytest.raises(RuntimeError, match=r"expected voting weight 0 or 1, got 2"):
         torch.ops.tal_fast.segment_voting(kept, segments, scores, 0.5, 2)
+
+
+@pytest.mark.cpu_only
+def test_errors_of_values():
+    segments, scores = make(6)
+    kept = segments[:2]
     for bad in (math.nan, math.inf):
         broken = scores.clone()
         broken[4] = bad

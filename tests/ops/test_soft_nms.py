@@ -15,7 +15,7 @@ from tal_fast import ops
 from tal_fast.ops.nms import METHODS
 from tal_fast.reference import nms as twin
 
-# The native Gaussian uses the C library's exp and the twin torch's: one unit apart per decay.
+# The native Gaussian uses an exp of its own and the twin torch's: one unit apart per decay.
 SCORE_TOLERANCE = {
     torch.float64: 1e-13,
     torch.float32: 1e-5,

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels of hard non-maximum suppression. Candidates come in rank order, a tile of them at a time
+// in shared memory. What earlier tiles kept suppresses all of a tile at once; inside a tile, the 32
+// candidates of a word settle among themselves with a matrix of bits, and what they keep suppresses
+// the words behind. So every pair that the plain loop looks at is looked at with its formula.
+#pragma once
+
+#include "cuda/nms.cuh"
+
+namespace tal_fast {
+
+template <typename T>
+struct HardRule {
+  T threshold;
+  T eps;
+  T min_score;
+  bool acts_on_threshold;
+  int64_t max_kept;
+
+  // Segments that do not overlap have the IoU 0, -0 or NaN, which acts nowhere but here.
+  TAL_FAST_DEVICE bool zero_acts() const { return acts_on_threshold && threshold == T(0); }
+};
+
+template <typename T>
+struct TimedSegment {
+  T start, end, length;  // the length with the epsilon
+};
+
+template <typename T>
+TAL_FAST_DEVICE bool suppresses(const HardRule<T>& rule, const TimedSegment<T>& kept,
+                                const TimedSegment<T>& other) {
+  const T left = kept.start < other.start ? other.start : kept.start;
+  const T right = other.end < kept.end ? other.end : kept.end;
+  if (!(T(0) < right - left) && !rule.zero_acts()) {  // spares most pairs the division
+    return false;
+  }
+  const T iou = nms_iou(kept.start, kept.end, kept.length, other.start, other.end, other.length);
+  return rule.acts_on_threshold ? iou >= rule.threshold : iou > rule.threshold;
+}
+
+// The shared memory of a block and what its threads do with it together.
+template <typename T>
+struct HardTile {
+  static constexpr int kThreads = 256;
+  static constexpr int kSize = 1024;  // candidates
+  static constexpr int kWords = kSize / kWarp;
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kPart = kThreads;  // kept segments that are staged at once
+
+  struct Segments {
+    Shared<T> start, end, length;
+
+    TAL_FAST_DEVICE TimedSegment<T> load(int i) const {
+      return {start.load(i), end.load(i), length.load(i)};
+    }
+    TAL_FAST_DEVICE void store(int i, T s, T e, T eps) const {
+      start.store(i, s);
+      end.store(i, e);
+      length.store(i, (e - s) + eps);
+    }
+  };
+
+  HardRule<T> rule;
+  Segments candidates;      // [kSize]
+  Segments part;            // [kPart]
+  Shared<uint32_t> dead;    // [kWords]: a bit per candidate that is out
+  Shared<uint32_t> matrix;  // [32]: whom a candidate of the current word suppresses in it
+
+  static size_t shared_bytes() {
+    SharedSize size;
+    for (const int64_t count : {kSize, kPart}) {
+      size.take<T>(count).template take<T>(count).template take<T>(count);
+    }
+    return size.take<uint32_t>(kWords).template take<uint32_t>(kWarp).bytes();
+  }
+
+  TAL_FAST_DEVICE explicit HardTile(const HardRule<T>& its_rule) : rule(its_rule) {
+    SharedMemory memory;
+    for (Segments* segments : {&candidates, &part}) {
+      const int count = segments == &candidates ? kSize : kPart;
+      segments->start = memory.take<T>(count);
+      segments->end = memory.take<T>(count);
+      segments->length = memory.take<T>(count);
+    }
+    dead = memory.take<uint32_t>(kWords);
+    matrix = memory.take<uint32_t>(kWarp);
+  }
+
+  // Takes `count` candidates in; those with too low a score are out. Returns how many are not.
+  TAL_FAST_DEVICE int load(const T* segments,  // [count, 2]
+                           const T* scores,    // [count]
+                           int64_t count) const {
+    int live = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < kSize; i += kThreads) {
+      bool alive = false;
+      if (i < count) {
+        candidates.store(i, segments[2 * i], segments[2 * i + 1], rule.eps);
+        alive = scores[i] >= rule.min_score;
+      }
+      const unsigned out = __ballot_sync(kAllLanes, !alive);
+      if (lane_index() == 0) {
+        dead.store(i / kWarp, out);
+      }
+      live += __syncthreads_count(alive);
+    }
+    return live;
+  }
+
+  // Suppresses candidates by `count` kept segments. Barriers before and after are the caller's.
+  TAL_FAST_DEVICE void suppress_by(const T* kept,  // [count, 2]
+                                   int64_t count) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int64_t first = 0; first < count; first += kPart) {
+      const int size = count - first < kPart ? static_cast<int>(count - first) : kPart;
+      if (thread < size) {
+        part.store(thread, kept[2 * (first + thread)], kept[2 * (first + thread) + 1], rule.eps);
+      }
+      __syncthreads();
+      for (int word = warp_index(); word < kWords; word += kWarps) {
+        suppress_word(word, part, size, kAllLanes);
+      }
+      __syncthreads();
+    }
+  }
+
+  // Suppresses the candidates of a word by those of 32 segments whose bits are set, or, with all
+  // bits, by `size` segments. The whole warp must call it; it owns the word.
+  TAL_FAST_DEVICE void suppress_word(int word, const Segments& by, int size, unsigned bits) const {
+    const unsigned before = dead.load(word);
+    if (before == kAllLanes) {
+      return;
+    }
+    const bool was_dead = ((before >> lane_index()) & 1u) != 0;
+    bool is_dead = was_dead;
+    if (!was_dead) {
+      const TimedSegment<T> own = candidates.load(word * kWarp + lane_index());
+      for (int j = 0; j < size && !is_dead; ++j) {
+        if (bits == kAllLanes || ((bits >> j) & 1u) != 0) {
+          is_dead = suppresses(rule, by.load(j), own);
+        }
+      }
+    }
+    const unsigned after = __ballot_sync(kAllLanes, is_dead);
+    if (lane_index() == 0) {
+      dead.store(word, after);
+    }
+  }
+
+  // Goes through the candidates and appends those that stay to the list, which has `num_kept` of
+  // this problem already. Returns how many it has then. Begins and ends with a barrier.
+  TAL_FAST_DEVICE int64_t settle(const KeptList<T>& list, int64_t list_begin, int64_t num_kept,
+                                 const int64_t* order,  // [count] rows of the candidates
+                                 const T* scores,       // [count]
+                                 int64_t count) const {
+    const int lane = lane_index();
+    const int words = static_cast<int>((count + kWarp - 1) / kWarp);
+    __syncthreads();
+    for (int word = 0; word < words && num_kept < rule.max_kept; ++word) {
+      unsigned alive = ~dead.load(word);
+      if (alive == 0) {  // for all threads alike
+        continue;
+      }
+      const int first = word * kWarp;
+      for (int row = warp_index(); row < kWarp; row += kWarps) {
+        const bool asks = ((alive >> row) & 1u) != 0 && lane > row && ((alive >> lane) & 1u) != 0;
+        const bool acts =
+            asks && suppresses(rule, candidates.load(first + row), candidates.load(first + lane));
+        const unsigned suppressed = __ballot_sync(kAllLanes, acts);
+        if (lane == 0) {
+          matrix.store(row, suppressed);
+        }
+      }
+      __syncthreads();
+      for (int row = 0; row < kWarp; row += 4) {
+        const Pack<uint32_t, 4> suppressed = matrix.template load_pack<4>(row);
+        for (int i = 0; i < 4; ++i) {
+          alive &= ((alive >> (row + i)) & 1u) != 0 ? ~suppressed[i] : kAllLanes;
+        }
+      }
+      while (num_kept + __popc(alive) > rule.max_kept) {
+        alive &= ~(0x80000000u >> __clz(static_cast<int>(alive)));  // the last one is too many
+      }
+      if (warp_index() == 0 && ((alive >> lane) & 1u) != 0) {
+        const int64_t to = list_begin + num_kept + __popc(alive & ((1u << lane) - 1u));
+        list.rows[to] = order[first + lane];
+        list.scores[to] = scores[first + lane];
+        list.segments[2 * to] = candidates.start.load(first + lane);
+        list.segments[2 * to + 1] = candidates.end.load(first + lane);
+      }
+      num_kept += __popc(alive);
+      const Segments by = {candidates.start + first, candidates.end + first,
+                           candidates.length + first};
+      for (int other = word + 1 + warp_index(); other < words; other += kWarps) {
+        suppress_word(other, by, kWarp, alive);
+      }
+      __syncthreads();
+    }
+    __syncthreads();
+    return num_kept;
+  }
+};
+
+// Where nothing has the least score and the first segment is to be spared: keeps the first place.
+template <typename T>
+TAL_FAST_DEVICE int64_t spare_first_place(const KeptList<T>& list, int64_t begin,
+                                          const int64_t* order, const T* scores) {
+  list.rows[begin] = order[begin];
+  list.scores[begin] = scores[begin];
+  return 1;
+}
+
+// One block per problem, one problem after the other.
+template <typename T>
+struct NmsHard {
+  static constexpr const char* kName = "nms hard, a block per problem";
+  static constexpr int kThreads = HardTile<T>::kThreads;
+  static constexpr int kBlocks = 4;
+
+  HardRule<T> rule;
+  bool spare_first;
+  const int64_t* starts;  // [problems + 1]
+  const int64_t* order;   // [N]
+  const T* segments;      // [N, 2] in rank order
+  const T* scores;        // [N] in rank order
+  KeptList<T> list;
+  NmsFacts* facts;
+
+  TAL_FAST_DEVICE void operator()() const {
+    const HardTile<T> tile(rule);
+    const int32_t problems = facts->problems;
+    for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
+      const int64_t begin = starts[p];
+      const int64_t end = starts[p + 1];
+      int64_t num_kept = 0;
+      for (int64_t at = begin; at < end && num_kept < rule.max_kept; at += HardTile<T>::kSize) {
+        const int64_t count = end - at < HardTile<T>::kSize ? end - at : HardTile<T>::kSize;
+        if (tile.load(segments + 2 * at, scores + at, count) == 0) {
+          break;
+        }
+        tile.suppress_by(list.segments + 2 * begin, num_kept);
+        num_kept = tile.settle(list, begin, num_kept, order + at, scores + at, count);
+      }
+      if (threadIdx.x == 0) {
+        if (num_kept == 0 && spare_first) {
+          num_kept = spare_first_place(list, begin, order, scores);
+        }
+        list.counts[p] = num_kept;
+        atomicAdd(&facts->solved, static_cast<int32_t>(num_kept));
+      }
+    }
+  }
+};
+
+// One large problem by many blocks: launch `step` suppresses in all tiles from `step` on by what
+// tile step - 1 kept, and then settles tile `step`. The blocks of a launch need nothing of each
+// other.
+template <typename T>
+struct NmsHardStep {
+  static constexpr const char* kName = "nms hard, tile by tile";
+  static constexpr int kThreads = HardTile<T>::kThreads;
+  static constexpr int kBlocks = 4;
+
+  HardRule<T> rule;
+  bool spare_first;
+  int64_t step;
+  int64_t n;
+  const int64_t* order;  // [N]
+  const T* segments;     // [N, 2] in rank order
+  const T* scores;       // [N] in rank order
+  uint32_t* dead;        // [tiles, kWords] in, out
+  int64_t* ends;         // [tiles]: how many are kept after each tile; in, out
+  KeptList<T> list;
+  NmsFacts* facts;
+
+  TAL_FAST_DEVICE void operator()() const {
+    using Tile = HardTile<T>;
+    const Tile tile(rule);
+    const int thread = static_cast<int>(threadIdx.x);
+    const int64_t number = step + blockIdx.x;
+    const int64_t at = number * Tile::kSize;
+    const int64_t count = n - at < Tile::kSize ? n - at : Tile::kSize;
+    const int64_t kept_before = step >= 1 ? ends[step - 1] : 0;
+    const int64_t fresh_from = step >= 2 ? ends[step - 2] : 0;
+    int64_t num_kept = kept_before;
+    if (kept_before < rule.max_kept) {
+      tile.load(segments + 2 * at, scores + at, count);
+      if (step > 0) {
+        __syncthreads();
+        if (thread < Tile::kWords) {
+          tile.dead.store(thread, dead[number * Tile::kWords + thread]);
+        }
+      }
+      __syncthreads();
+      tile.suppress_by(list.segments + 2 * fresh_from, kept_before - fresh_from);
+      if (blockIdx.x == 0) {
+        num_kept = tile.settle(list, 0, kept_before, order + at, scores + at, count);
+      } else if (thread < Tile::kWords) {
+        dead[number * Tile::kWords + thread] = tile.dead.load(thread);
+      }
+    }
+    if (blockIdx.x == 0 && thread == 0) {
+      ends[step] = num_kept;
+      if (at + count == n) {
+        if (num_kept == 0 && spare_first) {
+          num_kept = spare_first_place(list, 0, order, scores);
+        }
+        list.counts[0] = num_kept;
+        facts->solved = static_cast<int32_t>(num_kept);
+      }
+    }
+  }
+};
+
+}  // namespace tal_fast
