@@ -1,49 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/dropout.h"
 
+#include "math/dropout.h"
+
 namespace tal_fast {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
-
-// Elements that share a key: the index within a block stays a 32-bit lane.
-constexpr int64_t kBlock = int64_t{1} << 20;
-
-struct Key {
-  uint32_t first;
-  uint32_t second;
-};
-
-// splitmix64 (Steele, Lea, Flood 2014): turns (seed, block) into 64 well-mixed bits.
-inline Key block_key(uint64_t seed, int64_t block) {
-  uint64_t z = seed + (static_cast<uint64_t>(block) + 1) * 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
-}
-
-// Two keyed rounds of the 32-bit MurmurHash3 finaliser (Appleby): integer arithmetic only, so it
-// vectorises and gives the same bits under every instruction set.
-inline uint32_t mix(uint32_t h) {
-  h ^= h >> 16;
-  h *= 0x85ebca6bu;
-  h ^= h >> 13;
-  h *= 0xc2b2ae35u;
-  return h ^ (h >> 16);
-}
-
-inline uint32_t random_bits(Key key, uint32_t index) {
-  return mix(mix(index ^ key.first) + key.second);
-}
 
 // Calls body(key, element, index in its block) over a range, block by block.
 template <typename Body>
 inline void for_each_block(uint64_t seed, int64_t begin, int64_t end, Body&& body) {
   while (begin < end) {
-    const int64_t block = begin / kBlock;
-    const int64_t next = (block + 1) * kBlock;
+    const int64_t block = begin / kDropoutBlock;
+    const int64_t next = (block + 1) * kDropoutBlock;
     const int64_t stop = end < next ? end : next;
-    body(block_key(seed, block), block * kBlock, begin, stop);
+    body(dropout_key(seed, block), block * kDropoutBlock, begin, stop);
     begin = stop;
   }
 }
@@ -53,9 +24,9 @@ void forward(const T* __restrict__ x, const T* __restrict__ residual, uint64_t s
              uint32_t threshold, ComputeType<T> scale, int64_t begin, int64_t end,
              T* __restrict__ out) {
   using C = ComputeType<T>;
-  for_each_block(seed, begin, end, [&](Key key, int64_t base, int64_t from, int64_t to) {
+  for_each_block(seed, begin, end, [&](DropoutKey key, int64_t base, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
-      const bool keep = random_bits(key, static_cast<uint32_t>(i - base)) >= threshold;
+      const bool keep = dropout_bits(key, static_cast<uint32_t>(i - base)) >= threshold;
       C value = widen(x[i]);
       if constexpr (relu) {
         value = value < C(0) ? C(0) : value;
@@ -112,9 +83,9 @@ void dropout_backward(const T* __restrict__ grad, const T* __restrict__ out, uin
     return;
   }
   const auto bits = static_cast<uint32_t>(threshold);
-  for_each_block(seed, begin, end, [&](Key key, int64_t base, int64_t from, int64_t to) {
+  for_each_block(seed, begin, end, [&](DropoutKey key, int64_t base, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
-      const bool keep = random_bits(key, static_cast<uint32_t>(i - base)) >= bits;
+      const bool keep = dropout_bits(key, static_cast<uint32_t>(i - base)) >= bits;
       grad_x[i] = narrow<T>(keep ? widen(grad[i]) * scale : C(0));
     }
   });

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -22,10 +23,13 @@ def dropout(
 ) -> Tensor:
     """Zeroes elements with probability ``p`` and scales the others by 1 / (1 - p).
 
-    Srivastava et al., JMLR 2014. On a CPU the mask is a function of one seed, drawn from torch's
-    generator, and of the element's index: it is drawn again in the backward instead of stored, by
-    all threads, with the same result for any number of them. Elsewhere, and under
-    ``torch.compile``, it is composed of torch's own ops.
+    Srivastava et al., JMLR 2014. The mask is a function of one seed and of the element's index: it
+    is drawn again in the backward instead of stored, and is the same on a CPU, for any number of
+    threads, and on a GPU. The seed is drawn from torch's CPU generator, which costs a GPU no
+    synchronisation. While a CUDA graph is captured it is drawn from the generator of the GPU
+    instead, into a tensor that the kernels read, so that every replay draws a new mask (a number
+    would be frozen into the graph). On other devices, on a GPU for which the library has no kernels
+    and under ``torch.compile`` dropout is composed of torch's own ops.
 
     Args:
         x: ``Tensor[...]`` float64, float32, float16 or bfloat16.
@@ -51,10 +55,10 @@ def dropout(
     """
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
-    native = training and p > 0 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x.device.type)
     if native and (residual is None or residual.dtype == x.dtype):
-        seed = int(torch.randint(2**63 - 1, ()))
-        return torch.ops.tal_fast.dropout.default(x, p, seed, relu, residual)
+        seed, device_seed = _draw_seed(x.device)
+        return torch.ops.tal_fast.dropout.default(x, p, seed, relu, residual, device_seed)
     if native and residual is not None:
         return residual + dropout(x, p)
     if relu:
@@ -64,32 +68,56 @@ def dropout(
     return x if residual is None else residual + x
 
 
+@functools.cache
+def _has_kernel(device: str) -> bool:
+    return device in ("cpu", "cuda") and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "tal_fast::dropout", device.upper()
+    )
+
+
+def _draw_seed(device: torch.device) -> tuple[int, Tensor | None]:
+    """Returns the two parts of a seed: a number, and a tensor for what runs again and again."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return 0, torch.randint(2**63 - 1, (), device=device)
+    return int(torch.randint(2**63 - 1, ())), None
+
+
 @torch.library.register_fake("tal_fast::dropout")
-def _(x: Tensor, p: float, seed: int, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+def _forward_fake(
+    x: Tensor,
+    p: float,
+    seed: int,
+    relu: bool = False,
+    residual: Tensor | None = None,
+    device_seed: Tensor | None = None,
+) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("tal_fast::dropout_backward")
-def _(grad: Tensor, out: Tensor | None, p: float, seed: int) -> Tensor:
+def _backward_fake(
+    grad: Tensor, out: Tensor | None, p: float, seed: int, device_seed: Tensor | None = None
+) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.p, ctx.seed, relu, residual = inputs
-    ctx.relu = relu
+    _, ctx.p, ctx.seed, relu, residual, device_seed = inputs
     ctx.has_residual = residual is not None
-    if relu and ctx.needs_input_grad[0]:
-        ctx.save_for_backward(output)
+    if ctx.needs_input_grad[0]:
+        ctx.save_for_backward(output if relu else None, device_seed)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = None
     if ctx.needs_input_grad[0]:
-        out = ctx.saved_tensors[0] if ctx.relu else None
-        grad_x = torch.ops.tal_fast.dropout_backward.default(grad, out, ctx.p, ctx.seed)
+        out, device_seed = ctx.saved_tensors
+        grad_x = torch.ops.tal_fast.dropout_backward.default(
+            grad, out, ctx.p, ctx.seed, device_seed
+        )
     # The residual's gradient is the incoming one, as it is.
     grad_residual = grad if ctx.has_residual and ctx.needs_input_grad[4] else None
-    return grad_x, None, None, None, grad_residual
+    return grad_x, None, None, None, grad_residual, None
 
 
 torch.library.register_autograd("tal_fast::dropout", _backward, setup_context=_setup_context)

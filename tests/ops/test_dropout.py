@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import emulated as emulator
 import pytest
 import torch
 
@@ -71,6 +72,74 @@ def test_same_for_any_number_of_threads_and_layout(thread_counts):
     assert all(torch.equal(results[0], other) for other in results[1:])
     transposed = x.t().contiguous().t()
     assert torch.equal(OP(transposed, 0.1, 3, False, None), results[0])
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["plain", "relu", "residual"])
+@pytest.mark.parametrize("first", [0, 1], ids=["aligned", "unaligned"])
+def test_cuda_has_the_bits_of_the_cpu(dtype, kind, first):
+    """Sizes around those of a pack, a turn and a block of threads; several blocks of threads."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 8200, generator=generator).to(dtype)
+    values[0, 3::50] = -0.0
+    values[0, 5::50] = torch.nan
+
+    def both(size: int, p: float) -> tuple[torch.Tensor, torch.Tensor]:
+        x, grad, residual = values[:, first : first + size]
+        relu = kind == "relu"
+        out = OP(x, p, 77, relu, residual if kind == "residual" else None)
+        return out, BACKWARD(grad, out if relu else None, p, 77)
+
+    for size in (1, 3, 7, 8, 9, 255, 257, 1024, 1025, 2047, 2049, 4097, 8192, 8199):
+        for p in (0.3, 1.0) if size < 1000 else (0.3,):
+            expected = both(size, p)
+            for actual in emulator.cuda_results(lambda size=size, p=p: both(size, p)):
+                torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.cuda_only
+def test_unaligned_tensors_take_the_general_kernels():
+    emulator.launches()
+    x = torch.ones(9)
+    BACKWARD(OP(x, 0.5, 1), None, 0.5, 1)
+    BACKWARD(OP(x[1:], 0.5, 1), None, 0.5, 1)
+    OP(x[:8], 0.5, 1, False, x[1:])
+    if emulator.LIBRARY.exists():
+        assert emulator.launches() in (
+            [],  # on a GPU
+            [
+                "dropout forward",
+                "dropout backward",
+                "dropout forward, general",
+                "dropout backward",
+                "dropout forward, general",
+            ],
+        )
+
+
+def test_seed_on_the_device_is_added():
+    """What a captured CUDA graph draws anew in every replay."""
+    x, grad = torch.ones(3000), torch.rand(3000)
+    for seed, more in ((5, 0), (7, 2**62), (2**63 - 1, 2**63 - 1), (3, -4)):
+        device_seed = torch.tensor(more)
+        whole = (seed + more + 2**63) % 2**64 - 2**63
+        out = OP(x, 0.5, seed, False, None, device_seed)
+        assert torch.equal(out, OP(x, 0.5, whole))
+        assert torch.equal(
+            BACKWARD(grad, None, 0.5, seed, device_seed), BACKWARD(grad, None, 0.5, whole)
+        )
+        assert torch.equal(out != 0, BACKWARD(grad, None, 0.5, seed, device_seed) != 0)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_seed_on_the_device_under_autograd(relu):
+    x = torch.rand(100, requires_grad=True)
+    arguments = (x, 0.5, 3, relu, None, torch.tensor(9))
+    out = OP(*arguments)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad != 0, out != 0)
+    torch.library.opcheck(OP, arguments)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.37, 1.0])
@@ -152,11 +221,19 @@ def test_compile_falls_back_to_torchs_ops():
             r"expected residual of shape \[3\] and dtype float32, got \[4\] and float32",
         ),
         ((torch.ones(3), 0.5, 0, True, torch.ones(3)), "expected relu or residual, got both"),
+        (
+            (torch.ones(3), 0.5, 0, False, None, torch.ones(2, dtype=torch.int64)),
+            r"expected device_seed to be one int64, got \[2\] int64",
+        ),
+        (
+            (torch.ones(3), 0.5, 0, False, None, torch.ones(())),
+            r"expected device_seed to be one int64, got \[\] float32",
+        ),
     ],
 )
 def test_errors(arguments, message):
     with pytest.raises(RuntimeError, match=message):
         OP(*arguments)
-    if len(arguments) == 5 and arguments[3]:
+    if len(arguments) > 3 and arguments[3]:
         with pytest.raises(RuntimeError, match=message):
             ops.dropout(arguments[0], residual=arguments[4], relu=True)
