@@ -119,6 +119,21 @@ def on_gpu() -> Iterator[None]:
         yield
 
 
+def cuda_results(function: Callable[[], Any]) -> list[Any]:
+    """Calls ``function`` with emulated CUDA kernels and, where there is a GPU, with real ones.
+
+    For tests of the device ``cpu`` that compare the CPU's bits with those of CUDA.
+    """
+    results = []
+    if LIBRARY.exists():
+        with emulated():
+            results.append(function())
+    if torch.cuda.is_available():
+        with on_gpu():
+            results.append(function())
+    return results
+
+
 @contextmanager
 def shared_memory(limit: int) -> Iterator[None]:
     """Lets the launchers see an emulated device whose blocks get ``limit`` bytes at most."""
