@@ -42,6 +42,7 @@ from tal_fast.ops.boundary_max_pool import boundary_max_pool
 from tal_fast.ops.deform_attn import deform_attn
 from tal_fast.ops.deform_attn_fused import deform_attn_fused
 from tal_fast.ops.dropout import dropout
+from tal_fast.ops.gather_windows import gather_windows
 from tal_fast.ops.linear_assignment import LinearAssignment, linear_assignment
 from tal_fast.ops.matching_cost import matching_cost
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
@@ -69,6 +70,7 @@ __all__ = [
     "diou_loss",
     "dropout",
     "fuse_windows",
+    "gather_windows",
     "giou_loss",
     "iou_loss",
     "linear_assignment",
