@@ -3,7 +3,7 @@
 
 import itertools
 import pickle
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from tal_fast.data import device_copies
 from tal_fast.data.clip_dataset import ClipDataset
 from tal_fast.data.clips import CropSet, VideoSet
 from tal_fast.data.dataset import open_dataset
+from tal_fast.data.extents import Extent, beside
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.order import batches_of_like_length, shard
 from tal_fast.data.resident import gather_windows
@@ -144,13 +145,7 @@ def test_streams_side_by_side(tiny, tmp_path):
         right = np.random.default_rng(1).integers(0, 99, (3, extent.rows)).astype(np.float16)
         path = tmp_path / f"{name}.bin"
         path.write_bytes(b"x" * 6 + right.tobytes())
-        second = SimpleNamespace(
-            path=str(path), offset=6, rows=extent.rows, columns=3, dtype="float16", layout="CT",
-            num_bytes=right.nbytes,
-        )  # fmt: skip
-        extents[name] = SimpleNamespace(
-            path=extent.path, rows=extent.rows, parts=(extent, second), columns=4
-        )
+        extents[name] = beside([extent, Extent(str(path), 6, extent.rows, 3, "float16", "CT")])
         values[name] = np.concatenate([tiny.features[name], right.T.astype(np.float32)], axis=1)
     data.features.update(extents)
     for name in SETS:
@@ -462,6 +457,6 @@ def test_bad_epoch(data):
 
 
 def test_videos_of_unlike_channels(data):
-    data.features["b"] = SimpleNamespace(**{**vars(data.features["b"]), "columns": 3})
+    data.features["b"] = replace(data.features["b"], columns=3)
     with pytest.raises(DataError, match="expected 4 channels as in video 'a', got 3 in video 'b'"):
         FeatureLoader(SETS["videos"](data), 2)
