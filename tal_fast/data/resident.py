@@ -9,32 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tal_fast import ops
 from tal_fast.data.reading import SLOT_DTYPES, FeatureReader, Request
 
-__all__ = ["ResidentStore", "gather_windows"]
+__all__ = ["ResidentStore"]
 
 # Rows that are read at once while the store is filled.
 _CHUNK_BYTES = 16 * 2**20
-
-
-def gather_windows(
-    store: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies runs of rows into the slots of a batch.
-
-    Args:
-        store: Tensor[R, C].
-        first: int64 Tensor[B], row at which each window begins.
-        lengths: int64 Tensor[B], its rows, at most ``length``.
-        length: rows of a slot, L.
-
-    Returns:
-        Tensor[B, L, C], zero after the end of a window, and a bool Tensor[B, L] that is True there.
-    """
-    step = torch.arange(length, device=store.device)
-    padding = step >= lengths[:, None]
-    rows = (first[:, None] + step).masked_fill(padding, 0)
-    return store[rows].masked_fill_(padding[..., None], 0), padding
 
 
 class ResidentStore:
@@ -82,5 +63,10 @@ class ResidentStore:
         first = torch.from_numpy(self._first[windows[:, 0]] + windows[:, 1])
         lengths = torch.from_numpy(windows[:, 2] - windows[:, 1])
         device = self._store.device
-        features, mask = gather_windows(self._store, first.to(device), lengths.to(device), length)
-        return (features.transpose(1, 2).contiguous() if channels_first else features), mask
+        return ops.gather_windows(
+            self._store,
+            first.to(device),
+            lengths.to(device),
+            length,
+            channels_first=channels_first,
+        )

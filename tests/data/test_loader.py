@@ -16,7 +16,6 @@ from tal_fast.data.dataset import open_dataset
 from tal_fast.data.extents import Extent, beside
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.order import batches_of_like_length, shard
-from tal_fast.data.resident import gather_windows
 from tal_fast.data.windows import WindowSet
 from tal_fast.errors import ConfigError, DataError
 
@@ -356,16 +355,6 @@ def test_resident_batches_are_the_same(data, name, layout, tiny):
         for video in clips.videos:
             tiny.file(video).unlink(missing_ok=True)
         assert same_batches([content(b) for b in loader], expected)  # nothing is read again
-
-
-def test_gather_windows():
-    store = torch.arange(20.0).reshape(10, 2)
-    features, mask = gather_windows(store, torch.tensor([8, 0]), torch.tensor([2, 3]), 4)
-    assert features.tolist() == [
-        [[16, 17], [18, 19], [0, 0], [0, 0]],
-        [[0, 1], [2, 3], [4, 5], [0, 0]],
-    ]
-    assert mask.tolist() == [[False, False, True, True], [False, False, False, True]]
 
 
 # ---- copies to a device, with a stand-in ---------------------------------------------------------
