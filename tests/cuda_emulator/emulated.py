@@ -134,6 +134,17 @@ def cuda_results(function: Callable[[], Any]) -> list[Any]:
     return results
 
 
+def assert_same_bits(function: Callable[[], Any]) -> None:
+    """Calls ``function`` once with the kernels of every device and compares with those of the CPU.
+
+    For tests marked ``cpu_only``: where ops are redirected already, the CPU's kernels are out of
+    reach. A NaN equals a NaN: which of them comes out is up to the hardware.
+    """
+    expected = function()
+    for result in cuda_results(function):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @contextmanager
 def shared_memory(limit: int) -> Iterator[None]:
     """Lets the launchers see an emulated device whose blocks get ``limit`` bytes at most."""
