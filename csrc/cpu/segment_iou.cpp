@@ -31,10 +31,8 @@ void aligned(const T* __restrict__ a, const T* __restrict__ b, ComputeType<T> ep
   }
 }
 
-// Sums over columns run in so many lanes whatever the vectors of the instruction set hold, so that
-// the order of additions, and with it every bit, is the same on all of them.
 template <typename C>
-constexpr int kSumLanes = kSegmentIouPadding<C>;
+constexpr int kSumLanes = kOverlapLanes<C>;
 
 template <typename C>
 inline C sum_of_lanes(C* lanes) {  // [kSumLanes], overwritten

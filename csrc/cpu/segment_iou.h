@@ -12,7 +12,7 @@ namespace tal_fast {
 
 // The pairwise backward reads b, and writes its gradient, in whole groups of so many segments.
 template <typename C>
-constexpr int kSegmentIouPadding = 64 / static_cast<int>(sizeof(C));
+constexpr int kSegmentIouPadding = kOverlapLanes<C>;
 
 // Each function works on a range of rows, so that the caller decides about threads. A segment is
 // (start, end). T is the stored type, ComputeType<T> what is computed in.
@@ -46,7 +46,7 @@ void segment_iou_aligned(IouKind kind,
 
 // Gradients for a, for b or for both in one pass; a null pointer asks for none. b and its gradient
 // are padded to a multiple of kSegmentIouPadding; the padding of b must be readable, its values do
-// not matter. The gradient for b is added to what is there, so that the caller can give every range
+// not matter. The gradient for b is added to what is there, so that the caller can give every tile
 // of rows its own and join them in a fixed order; `grad_a` is written.
 template <typename T>
 void segment_iou_pairwise_backward(IouKind kind,

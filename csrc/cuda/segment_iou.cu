@@ -3,6 +3,7 @@
 #include "cuda/segment_iou.cuh"
 
 #include <algorithm>
+#include <tuple>
 
 #include "cuda/launch.h"
 #include "ops/segment_iou.h"
@@ -74,10 +75,76 @@ Tensor segment_iou_cuda(const Tensor& a_in,  // [N, 2]
   return out;
 }
 
+template <IouKind kind, typename T>
+void launch_pairwise_backward(const DeviceScope& scope, const Tensor& grad, const Tensor& a,
+                              const Tensor& b, double eps, T* grad_a, T* grad_b) {
+  using C = ComputeType<T>;
+  using Kernel = SegmentIouPairwiseBackward<kind, T>;
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  const int64_t num_tiles = ceil_div(n, kOverlapTile);
+  const Tensor tiles =
+      allocate(a, {grad_b != nullptr ? num_tiles : 0, 2, m}, compute_type(a.scalar_type()));
+  C* tiles_data = grad_b != nullptr ? mutable_data<C>(tiles) : nullptr;
+  launch(scope, dim3(static_cast<unsigned>(num_tiles)), Kernel::kThreads, Kernel::shared_bytes(),
+         Kernel{const_data<T>(grad), grad.stride(0), grad.stride(1), const_data<T>(a),
+                const_data<T>(b), n, m, static_cast<C>(eps), grad_a, tiles_data});
+  if (grad_b == nullptr) {
+    return;
+  }
+  const auto [rows, num_parts] = overlap_parts(n, m);
+  launch(scope, dim3(static_cast<unsigned>(ceil_div(2 * m, kWarp))),
+         kWarp * static_cast<int>(num_parts), SegmentIouJoin<T>::shared_bytes(),
+         SegmentIouJoin<T>{tiles_data, num_tiles, rows / kOverlapTile, static_cast<int>(num_parts),
+                           m, grad_b});
+}
+
+std::tuple<Tensor, Tensor> segment_iou_backward_cuda(
+    const Tensor& grad,  // [N, M], or [N] when aligned; any strides
+    const Tensor& a_in,  // [N, 2]
+    const Tensor& b_in,  // [M, 2]
+    int64_t kind_number, bool aligned, double eps, bool for_a, bool for_b) {
+  check_segment_iou(a_in, b_in, aligned, eps);
+  const IouKind kind = parse_iou_kind(kind_number);
+  const DeviceScope scope(a_in);
+  const Tensor a = torch::stable::contiguous(a_in);
+  const Tensor b = torch::stable::contiguous(b_in);
+  const int64_t n = a.size(0);
+  const int64_t m = b.size(0);
+  check_segment_iou_gradient(grad, a, b, aligned);
+  const int64_t rows_a = for_a ? n : 0;
+  const int64_t rows_b = for_b ? m : 0;
+  if (n == 0 || m == 0) {
+    return {torch::stable::new_zeros(a, {rows_a, 2}), torch::stable::new_zeros(b, {rows_b, 2})};
+  }
+  const Tensor grad_a = allocate(a, {rows_a, 2});
+  const Tensor grad_b = allocate(b, {rows_b, 2});
+  if (!for_a && !for_b) {
+    return {grad_a, grad_b};
+  }
+  dispatch_float(a.scalar_type(), "segment_iou_backward", "a", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* a_out = for_a ? mutable_data<T>(grad_a) : nullptr;
+    T* b_out = for_b ? mutable_data<T>(grad_b) : nullptr;
+    dispatch_kind(kind, [&](auto kind_tag) {
+      constexpr IouKind k = decltype(kind_tag)::value;
+      if (!aligned) {
+        return launch_pairwise_backward<k, T>(scope, grad, a, b, eps, a_out, b_out);
+      }
+      using Kernel = SegmentIouAlignedBackward<k, T>;
+      launch(scope, dim3(static_cast<unsigned>(ceil_div(n, Kernel::kThreads))), Kernel::kThreads, 0,
+             Kernel{const_data<T>(grad), grad.stride(0), const_data<T>(a), const_data<T>(b), n,
+                    static_cast<ComputeType<T>>(eps), a_out, b_out});
+    });
+  });
+  return {grad_a, grad_b};
+}
+
 }  // namespace
 
 TAL_FAST_CUDA_IMPL(m) {
   m.impl("segment_iou", TORCH_BOX(&segment_iou_cuda));
+  m.impl("segment_iou_backward", TORCH_BOX(&segment_iou_backward_cuda));
 }
 
 }  // namespace tal_fast

@@ -11,6 +11,13 @@ namespace tal_fast {
 
 enum class IouKind { kIou = 0, kGiou = 1, kDiou = 2, kIoa = 3 };
 
+// The pairwise backward adds in this order on every device, whatever its vectors and threads, so
+// that every bit is the same on all of them. For a: in so many lanes over the columns, halved at
+// the end. For b: the rows of a tile, the tiles of a part (ops/segment_iou.h), the parts.
+template <typename C>
+constexpr int kOverlapLanes = 64 / static_cast<int>(sizeof(C));
+constexpr int kOverlapTile = 16;
+
 namespace {
 
 // V is C itself or a vector of C. The comparisons are written so that they become one min or max

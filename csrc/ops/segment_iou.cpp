@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
 #include <tuple>
 #include <vector>
 
@@ -17,13 +18,6 @@
 
 namespace tal_fast {
 namespace {
-
-// Pairs per task: about 20 us of work, well above the cost of handing a range to a thread.
-constexpr int64_t kPairsPerTask = 32768;
-
-// The pairwise backward sums the gradient for b over at most so many ranges of rows. The ranges
-// depend on the shapes alone, hence the same sums for any number of threads.
-constexpr int64_t kMaxParts = 32;
 
 // b widened to the compute type, starts in row 0 and ends in row 1, with room for `padded`
 // segments.
@@ -60,7 +54,7 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
     T* out_data = mutable_data<T>(out);
     if (aligned) {
       const T* b_data = const_data<T>(b);
-      torch::stable::parallel_for(0, n, kPairsPerTask, [&](int64_t begin, int64_t end) {
+      torch::stable::parallel_for(0, n, kOverlapPairsPerTask, [&](int64_t begin, int64_t end) {
         TAL_FAST_ISA_CALL(segment_iou_aligned<T>)(kind, a_data, b_data, c_eps, begin, end,
                                                   out_data);
       });
@@ -69,7 +63,7 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
     advise_huge_pages(out_data, out.numel() * static_cast<int64_t>(sizeof(T)));
     const Tensor split = split_starts_and_ends<T>(b, m);
     const auto* starts = const_data<ComputeType<T>>(split);
-    const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
+    const int64_t grain = std::max<int64_t>(1, kOverlapPairsPerTask / m);
     torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
       TAL_FAST_ISA_CALL(segment_iou_pairwise<T>)(kind, a_data, starts, starts + m, m, c_eps, begin,
                                                  end, out_data);
@@ -95,18 +89,24 @@ void pairwise_backward(IouKind kind, const Tensor& grad, const Tensor& a, const 
         kind, grad_data, grad.stride(0), grad.stride(1), a_data, starts, starts + padded, m,
         static_cast<C>(eps), begin, end, grad_a, part, part == nullptr ? nullptr : part + padded);
   };
-  const int64_t grain = std::max<int64_t>(1, kPairsPerTask / m);
+  const int64_t grain = std::max<int64_t>(1, kOverlapPairsPerTask / m);
   if (grad_b == nullptr) {
     torch::stable::parallel_for(0, n, grain,
                                 [&](int64_t begin, int64_t end) { run(begin, end, nullptr); });
     return;
   }
-  const int64_t rows = std::max(grain, (n + kMaxParts - 1) / kMaxParts);
-  const int64_t num_parts = (n + rows - 1) / rows;
+  const auto [rows, num_parts] = overlap_parts(n, m);
   std::vector<C> parts(static_cast<size_t>(num_parts * 2 * padded), C(0));
   torch::stable::parallel_for(0, num_parts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<C> tile(static_cast<size_t>(2 * padded));
     for (int64_t p = begin; p < end; ++p) {
-      run(p * rows, std::min(n, (p + 1) * rows), parts.data() + p * 2 * padded);
+      C* part = parts.data() + p * 2 * padded;
+      const int64_t last = std::min(n, (p + 1) * rows);
+      for (int64_t first = p * rows; first < last; first += kOverlapTile) {
+        std::fill(tile.begin(), tile.end(), C(0));
+        run(first, std::min(last, first + kOverlapTile), tile.data());
+        std::transform(tile.begin(), tile.end(), part, part, std::plus<C>());
+      }
     }
   });
   TAL_FAST_ISA_CALL(segment_iou_join<T>)(parts.data(), num_parts, m, padded, grad_b);
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> segment_iou_backward_cpu(
     const T* grad_data = const_data<T>(grad);
     const T* a_data = const_data<T>(a);
     const T* b_data = const_data<T>(b);
-    torch::stable::parallel_for(0, n, kPairsPerTask, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, n, kOverlapPairsPerTask, [&](int64_t begin, int64_t end) {
       TAL_FAST_ISA_CALL(segment_iou_aligned_backward<T>)(kind, grad_data, grad.stride(0), a_data,
                                                          b_data, static_cast<ComputeType<T>>(eps),
                                                          begin, end, a_out, b_out);

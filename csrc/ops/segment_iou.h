@@ -2,6 +2,8 @@
 // What segment_iou checks on every device.
 #pragma once
 
+#include <algorithm>
+
 #include "math/segment_overlap.h"
 #include "ops/tensor_checks.h"
 
@@ -36,6 +38,27 @@ inline void check_segment_iou_gradient(const Tensor& grad,  // [N, M], or [N] wh
   TAL_FAST_CHECK(shape_fits && grad.scalar_type() == a.scalar_type(),
                  "segment_iou_backward: expected grad of the shape and dtype of the output, got ",
                  shape_string(grad), " ", dtype_string(grad.scalar_type()));
+}
+
+// Pairs per task of a thread pool: about 20 us of work, well above the cost of handing it over.
+constexpr int64_t kOverlapPairsPerTask = 32768;
+
+// The pairwise backward sums the gradient for b over parts: ranges of rows that are worked on apart
+// and joined in their order. They depend on the shapes alone, as do the sums.
+struct OverlapParts {
+  static constexpr int64_t kMost = 32;
+  int64_t rows;   // of a part, whole tiles; the last one may have fewer
+  int64_t count;  // at most kMost
+};
+
+inline OverlapParts overlap_parts(int64_t n, int64_t m) {
+  const auto round_up = [](int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+  };
+  const int64_t least = std::max<int64_t>(1, kOverlapPairsPerTask / m);
+  const int64_t rows = round_up(
+      std::max(least, round_up(n, OverlapParts::kMost) / OverlapParts::kMost), kOverlapTile);
+  return {rows, (n + rows - 1) / rows};
 }
 
 }  // namespace tal_fast

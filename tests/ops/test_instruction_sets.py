@@ -11,6 +11,8 @@ import pytest
 
 from tal_fast import info
 
+pytestmark = pytest.mark.cpu_only
+
 PROGRAM = r"""
 import hashlib
 import torch

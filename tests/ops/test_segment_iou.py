@@ -6,6 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
+import emulated as emulator
 import pytest
 import torch
 from torch import Tensor
@@ -135,6 +136,67 @@ def test_gradient_has_the_same_bits_on_every_instruction_set(dtype: torch.dtype)
     for half in (8, 4, 2, 1):
         lanes = lanes[:half] + lanes[half:]
     assert torch.equal(grad[0], torch.cat((lanes, -lanes)).to(dtype))
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_on_every_device(kind: str, dtype: torch.dtype) -> None:
+    # Around tiles of 16 rows, lanes, turns of 64 or 128 columns; one part and several.
+    backward = torch.ops.tal_fast.segment_iou_backward
+    for n, m in ((1, 1), (15, 63), (16, 64), (17, 129), (33, 16), (2, 300), (300, 2), (70, 1000)):
+        a, b = make(n, dtype), make(m, dtype, seed=1)
+        b[0], a[-1, 0] = a[0], torch.nan  # a tie, and what no sum may lose
+        weight = torch.randn(n, m, generator=torch.Generator().manual_seed(2)).to(dtype)
+        rows = min(n, m)
+        for aligned, grad, s, t in (
+            (False, weight, a, b),
+            (True, weight.flatten()[:rows], a[:rows], b[:rows]),
+        ):
+            given = (KINDS.index(kind), aligned, 1e-3)
+            emulator.assert_same_bits(
+                lambda grad=grad, s=s, t=t, given=given: (
+                    torch.ops.tal_fast.segment_iou(s, t, *given),
+                    *backward(grad, s, t, *given, True, True),
+                    backward(grad, s, t, *given, True, False)[0],
+                    backward(grad, s, t, *given, False, True)[1],
+                )
+            )
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gradient_of_any_strides(aligned: bool) -> None:
+    a, b = make(19), make(19, seed=1)
+    shape = (19,) if aligned else (19, 19)
+    generator = torch.Generator().manual_seed(2)
+    for weight in (
+        torch.randn(2 * shape[0], *shape[1:], generator=generator)[::2],
+        torch.randn(*shape, 3, generator=generator)[..., 1],
+        torch.randn(shape, generator=generator).t(),
+        torch.randn(shape[-1:], generator=generator).expand(shape),
+        torch.randn((), generator=generator).expand(shape),
+    ):
+        strided, plain = (
+            torch.ops.tal_fast.segment_iou_backward(w, a, b, 1, aligned, 1e-3, True, True)
+            for w in (weight, weight.contiguous())
+        )
+        assert all(torch.equal(x, y) for x, y in zip(strided, plain, strict=True))
+
+
+@pytest.mark.cuda_only
+def test_kernels_of_the_gradient(device: str) -> None:
+    if device != "cuda-emulated":
+        pytest.skip("about the emulator")
+    arguments = (make(3), make(3, seed=1), 0)
+    emulator.launches()
+    for aligned, grad, launched in (
+        (False, torch.ones(3, 3), ["pairwise", "join"]),
+        (True, torch.ones(3), ["aligned"]),
+    ):
+        torch.ops.tal_fast.segment_iou_backward(grad, *arguments, aligned, 0.0, True, True)
+        assert emulator.launches() == [f"segment_iou_backward {name}" for name in launched]
+    torch.ops.tal_fast.segment_iou_backward(torch.ones(3, 3), *arguments, False, 0.0, True, False)
+    assert emulator.launches() == ["segment_iou_backward pairwise"]
 
 
 def test_large_result() -> None:
