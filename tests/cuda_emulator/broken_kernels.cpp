@@ -258,6 +258,41 @@ struct BlockSum : Fault {
   }
 };
 
+// All lanes read before a warp operation, one of them reads again and writes after it.
+struct ReadsAgainThenWrites : Fault {
+  TAL_FAST_DEVICE void operator()() const {
+    SharedMemory memory;
+    const Shared<int> totals = memory.take<int>(4);
+    if (lane_index() == 0) {
+      totals.store(warp_index(), 1);
+    }
+    __syncwarp();
+    const int before = totals.load(warp_index());
+    __syncwarp();
+    if (lane_index() == 0) {
+      totals.add(warp_index(), 1);
+    }
+    __syncwarp();
+    out[threadIdx.x] = before + totals.load(warp_index());
+  }
+};
+
+// The same without an operation between.
+struct RaceOfReadAgain : Fault {
+  TAL_FAST_DEVICE void operator()() const {
+    SharedMemory memory;
+    const Shared<int> totals = memory.take<int>(4);
+    if (lane_index() == 0) {
+      totals.store(warp_index(), 1);
+    }
+    __syncwarp();
+    out[threadIdx.x] = totals.load(warp_index());
+    if (lane_index() == 0) {
+      totals.add(warp_index(), 1);
+    }
+  }
+};
+
 struct EveryOperation : Fault {
   TAL_FAST_DEVICE void operator()() const {
     SharedMemory memory;
@@ -332,6 +367,8 @@ extern "C" __attribute__((visibility("default"))) const char* tal_fast_emulator_
     TAL_FAST_RUN(UnboundedStack)
     TAL_FAST_RUN(GlobalOutOfBounds)
     TAL_FAST_RUN(BlockSum)
+    TAL_FAST_RUN(ReadsAgainThenWrites)
+    TAL_FAST_RUN(RaceOfReadAgain)
     TAL_FAST_RUN(EveryOperation)
 #undef TAL_FAST_RUN
     error = std::string("no kernel ") + name;

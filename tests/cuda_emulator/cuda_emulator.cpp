@@ -248,7 +248,11 @@ void touch_cell(Cell* cell, Access access, Site site) {
   }
   const bool read_now = cell->read_barrier == block->barrier && cell->block_serial == block->serial;
   if (access == Access::kRead) {
-    const bool first = !read_now || cell->reader == -1;
+    // What this warp read before its last operation is forgotten: a write of its own comes after
+    // that, and a write of another warp must wait for this read as well.
+    const bool first =
+        !read_now || cell->reader == -1 ||
+        ordered(cell->reader, cell->reader_warp, cell->read_barrier, cell->read_warp_time);
     const bool same_thread = !first && cell->reader == block->current;
     const bool same_warp = first || cell->reader_warp == warp;
     cell->reader = first || same_thread ? block->current : kSeveral;

@@ -34,6 +34,7 @@ def _emulated_alone(device: str) -> None:
         ("RaceWithinWarp", "race: "),
         ("RaceOfWarpOrderAcrossWarps", "race: "),
         ("RaceAtomicAndPlain", "race: "),
+        ("RaceOfReadAgain", "race: "),
         ("DivergentBarrier", "divergent barrier|no thread can go on"),
         ("TwoBarriers", "divergent barrier: another thread waits at another one"),
         ("DivergentShuffle", "divergent warp operation|no thread can go on"),
@@ -71,6 +72,7 @@ def test_sound_kernels_pass(blocks: int) -> None:
     total = sum(range(128)) + 128 * (blocks - 1)
     assert emulator.run_kernel("BlockSum", blocks=blocks) == [total] * 128
     assert emulator.run_kernel("EveryOperation", blocks=1) == [1] * 128
+    assert emulator.run_kernel("ReadsAgainThenWrites", blocks=blocks) == [3] * 128
 
 
 def test_goes_on_after_a_fault() -> None:
