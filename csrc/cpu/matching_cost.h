@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
+#include "math/matching_cost.h"
 
 namespace tal_fast {
 
@@ -15,13 +16,6 @@ constexpr int64_t kMatchingGroup = 16;
 inline int64_t matching_padded(int64_t count) {
   return (count + kMatchingGroup - 1) / kMatchingGroup * kMatchingGroup;
 }
-
-template <typename T>
-struct MatchingWeights {
-  T classification, l1, iou;
-  T alpha, gamma;  // of the focal loss
-  T eps;           // added to the union
-};
 
 // The instances of one video, each property apart so that the loop over them loads whole vectors;
 // the padding holds any valid values. P = matching_padded(count).
@@ -41,8 +35,7 @@ struct MatchingTargets {
 // clang-format off
 TAL_FAST_FOR_EACH_ISA(
 
-// Starts and ends of segments given as centre and width, in the order of operations of
-// tal_fast/models/segments.py.
+// Starts and ends of segments given as centre and width.
 template <typename T>
 void matching_cost_split(const T* targets,    // [M, 2] (centre, width)
                          int64_t m,

@@ -61,13 +61,17 @@ def matching_cost(
         ``targets`` must all be), else float32: 16-bit inputs are widened, and may be mixed with
         float32. Carries no gradient. NaN in gives NaN out.
 
-    The results are the same bit for bit on every instruction set and for any number of threads. In
-    float32, exp and log are within 1 ulp, and 1 - p is computed without cancellation: for large
-    logits the result is nearer to the formula than the same formula in float32 torch ops.
+    The results are the same bit for bit on every instruction set and for any number of threads; on
+    CUDA too but for float64 and for ``gamma`` other than 2, which use functions of each device's
+    own library (within a few ulp). In float32, exp and log are within 1 ulp, and 1 - p is computed
+    without cancellation: for large logits the result is nearer to the formula than the same formula
+    in float32 torch ops.
 
     Raises:
         RuntimeError: on wrong shapes, dtypes or devices, labels outside [0, C), counts that are
-            negative or do not sum to M, ``alpha``, ``gamma`` or ``eps`` out of range.
+            negative or do not sum to M, ``alpha``, ``gamma`` or ``eps`` out of range. On CUDA, where
+            reading labels would wait for the GPU, an instance whose label is outside [0, C) costs
+            NaN instead.
 
     Example:
         >>> import torch
