@@ -8,19 +8,13 @@
 #include <tuple>
 #include <vector>
 
-#include "ops/tensor_checks.h"
+#include "ops/linear_assignment.h"
 
 namespace tal_fast {
 namespace {
 
 // Matrix entries times rows per task: about 50 us of work.
 constexpr int64_t kStepsPerTask = 65536;
-
-struct Problem {
-  int64_t rows, columns;
-  int64_t first_cost;   // where its costs begin
-  int64_t first_match;  // where its matches begin
-};
 
 // What went wrong, for the message; problems are solved in parallel and none of them may throw.
 struct Failure {
@@ -65,42 +59,11 @@ class WorkspaceMemory {
   std::vector<int64_t> longs_;
 };
 
-std::vector<Problem> check_inputs(const Tensor& costs, const std::vector<int64_t>& row_counts,
-                                  const std::vector<int64_t>& column_counts) {
-  TAL_FAST_CHECK(costs.dim() == 1,
-                 "linear_assignment: expected costs of shape [sum of rows * columns], got ",
-                 shape_string(costs));
-  const ScalarType type = costs.scalar_type();
-  TAL_FAST_CHECK(type == ScalarType::Double || type == ScalarType::Float,
-                 "linear_assignment: expected costs of dtype float64 or float32, got ",
-                 dtype_string(type));
-  TAL_FAST_CHECK(row_counts.size() == 1 || row_counts.size() == column_counts.size(),
-                 "linear_assignment: expected one row count for all problems or as many as "
-                 "column_counts, got ",
-                 row_counts.size(), " and ", column_counts.size());
-  std::vector<Problem> problems;
-  problems.reserve(column_counts.size());
-  int64_t num_costs = 0;
-  int64_t num_matches = 0;
-  for (size_t p = 0; p < column_counts.size(); ++p) {
-    const int64_t rows = row_counts[row_counts.size() == 1 ? 0 : p];
-    const int64_t columns = column_counts[p];
-    TAL_FAST_CHECK(rows >= 0 && columns >= 0,
-                   "linear_assignment: expected counts >= 0, got problem ", p, " of [", rows, ", ",
-                   columns, "]");
-    problems.push_back({rows, columns, num_costs, num_matches});
-    num_costs += rows * columns;
-    num_matches += std::min(rows, columns);
-  }
-  TAL_FAST_CHECK(costs.size(0) == num_costs, "linear_assignment: expected ", num_costs,
-                 " costs, the sum of rows * columns, got ", costs.size(0));
-  return problems;
-}
-
 // Solves one problem and writes its matches, rows ascending.
 template <typename T>
-Failure solve(int64_t p, const Problem& problem, const T* costs, const AssignmentWorkspace& work,
-              int64_t* out_problem, int64_t* out_row, int64_t* out_column) {
+Failure solve(int64_t p, const AssignmentProblem& problem, const T* costs,
+              const AssignmentWorkspace& work, int64_t* out_problem, int64_t* out_row,
+              int64_t* out_column) {
   const auto [r, c, first_cost, first_match] = problem;
   const int64_t invalid = TAL_FAST_ISA_CALL(assignment_load<T>)(costs + first_cost, r, c, work);
   if (invalid >= 0) {
@@ -124,12 +87,12 @@ Failure solve(int64_t p, const Problem& problem, const T* costs, const Assignmen
 }
 
 template <typename T>
-void solve_all(const T* costs, const std::vector<Problem>& problems, int64_t* out_problem,
+void solve_all(const T* costs, const std::vector<AssignmentProblem>& problems, int64_t* out_problem,
                int64_t* out_row, int64_t* out_column) {
   const auto num_problems = static_cast<int64_t>(problems.size());
   std::vector<Failure> failures(problems.size());
   int64_t steps = 0;
-  for (const Problem& problem : problems) {
+  for (const AssignmentProblem& problem : problems) {
     steps += problem.rows * problem.columns * (1 + std::min(problem.rows, problem.columns) / 8);
   }
   const int64_t grain = std::max<int64_t>(
@@ -164,15 +127,13 @@ std::tuple<Tensor, Tensor, Tensor> linear_assignment_cpu(
     const std::vector<int64_t>& row_counts,     // [P], or [1] for all
     const std::vector<int64_t>& column_counts)  // [P]
 {
-  const std::vector<Problem> problems = check_inputs(costs_in, row_counts, column_counts);
+  const std::vector<AssignmentProblem> problems =
+      check_linear_assignment(costs_in, row_counts, column_counts);
   const Tensor costs = torch::stable::contiguous(costs_in);
-  int64_t num_matches = 0;
-  for (const Problem& problem : problems) {
-    num_matches += std::min(problem.rows, problem.columns);
-  }
+  const int64_t matches = num_matches(problems);
   Tensor out[3];
   for (Tensor& tensor : out) {
-    tensor = torch::stable::new_empty(costs, {num_matches}, ScalarType::Long);
+    tensor = torch::stable::new_empty(costs, {matches}, ScalarType::Long);
   }
   const auto run = [&](auto tag) {
     using T = typename decltype(tag)::type;

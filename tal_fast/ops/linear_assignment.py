@@ -57,12 +57,15 @@ def linear_assignment(
             to a caller as to ``torch.compile``.
 
     Returns:
-        :class:`LinearAssignment` on the device of ``costs``; no gradient.
+        :class:`LinearAssignment` on the device of ``costs``; no gradient. The same on every device.
+        On CUDA nothing waits for the GPU, so that the call can be captured in a graph; problems of
+        up to 128 rows and columns are solved by a warp each, larger ones by a block.
 
     Raises:
         RuntimeError: on a wrong shape or dtype, counts that are negative or do not fit ``costs``, a
             cost that is NaN or -inf (problem and place are named), or a problem without an
-            assignment of finite cost (named).
+            assignment of finite cost (named). The last two depend on data, which a GPU does not
+            wait to show: on CUDA the matches of such a problem have row and column -1 instead.
 
     Example:
         >>> import torch

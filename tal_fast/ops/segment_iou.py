@@ -53,12 +53,12 @@ def segment_iou(
         Tensor[N, M], or Tensor[N] when ``aligned``, in the dtype of ``a``. 16-bit inputs are
         computed in float32 and rounded once; under autocast the op computes and returns float32.
         float32 results equal those of the formulas above evaluated in this order, bit for bit,
-        whatever the instruction set and the number of threads. A NaN in a segment gives NaN.
+        whatever the device, instruction set and number of threads. A NaN in a segment gives NaN.
 
     The gradient is defined everywhere: where two starts or two ends are equal each segment gets one
     half, and segments that just touch count as overlapping (the rules of ``torch.maximum`` and
-    ``torch.clamp``). Both are found in one pass and summed in a fixed order, so they too are equal
-    bit for bit. There is no second derivative.
+    ``torch.clamp``). Both are found in one pass and summed in one fixed order, so they too are equal
+    bit for bit, on a GPU as well. There is no second derivative.
 
     Raises:
         RuntimeError: for a shape other than [N, 2], differing or unsupported dtypes, differing

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import emulated as emulator
 import numpy as np
 import pytest
 import torch
@@ -256,20 +257,6 @@ def test_autocast_widens() -> None:
         (torch.ones(6), [2], [2, 1], "as many row_counts as column_counts, got 1 and 2"),
         (torch.ones(6), [1, -2], [0, 3], r"counts >= 0, got problem 1 of \[-2, 3\]"),
         (torch.ones(6), [2, 1], [3, 1], "expected 7 costs, .* got 6"),
-        (
-            torch.tensor([1.0, 2, 3, 4, torch.nan, 6]),
-            [1, 2],
-            [2, 2],
-            "NaN or -inf, got nan in problem 1 at row 1, column 0",
-        ),
-        (
-            torch.tensor([1.0, 2, 3, 4, 5, -INF]),
-            [3],
-            [2],
-            "NaN or -inf, got -inf in problem 0 at row 2, column 1",
-        ),
-        (torch.tensor([0.0, INF, INF]), [1, 1], [1, 2], "problem 1 is infeasible"),
-        (torch.tensor([1.0, INF, 2.0, INF]), [2], [2], "problem 0 is infeasible"),
         (torch.ones(6), None, None, "expected row_counts and column_counts, got None"),
         (torch.ones(6), torch.tensor([2]), [3], "row_counts as host integers, got a tensor"),
         (torch.ones(6), [2], torch.tensor([3]), "column_counts as host integers, got a tensor"),
@@ -280,6 +267,118 @@ def test_autocast_widens() -> None:
 def test_errors(costs: Any, rows: Any, columns: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=f"linear_assignment: .*{message}"):
         linear_assignment(costs, rows, columns)
+
+
+# Costs without an answer: how the CPU says so, and the matches on a GPU.
+UNSOLVABLE = [
+    (
+        torch.tensor([1.0, 2, 3, 4, torch.nan, 6]),
+        [1, 2],
+        [2, 2],
+        "NaN or -inf, got nan in problem 1 at row 1, column 0",
+        ([0, 1, 1], [0, -1, -1], [0, -1, -1]),
+    ),
+    (
+        torch.tensor([1.0, 2, 3, 4, 5, -INF]),
+        [3],
+        [2],
+        "NaN or -inf, got -inf in problem 0 at row 2, column 1",
+        ([0, 0], [-1, -1], [-1, -1]),
+    ),
+    (
+        torch.tensor([0.0, INF, INF]),
+        [1, 1],
+        [1, 2],
+        "problem 1 is infeasible",
+        ([0, 1], [0, -1], [0, -1]),
+    ),
+    (
+        torch.tensor([1.0, INF, 2.0, INF]),
+        [2],
+        [2],
+        "problem 0 is infeasible",
+        ([0, 0], [-1, -1], [-1, -1]),
+    ),
+]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(("costs", "rows", "columns", "message", "matches"), UNSOLVABLE)
+def test_costs_without_an_answer_raise(
+    costs: Tensor, rows: list[int], columns: list[int], message: str, matches: Any
+) -> None:
+    with pytest.raises(RuntimeError, match=f"linear_assignment: .*{message}"):
+        linear_assignment(costs, rows, columns)
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("limit", [10**6, 16])
+@pytest.mark.parametrize(("costs", "rows", "columns", "message", "matches"), UNSOLVABLE)
+def test_costs_without_an_answer_give_minus_one_on_a_gpu(
+    costs: Tensor, rows: list[int], columns: list[int], message: str, matches: Any, limit: int
+) -> None:
+    with emulator.shared_memory(limit):
+        got = linear_assignment(costs, rows, columns)
+    assert tuple(field.tolist() for field in got) == matches
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("limit", [10**6, 16])  # of shared memory, in bytes: both kernels
+def test_same_matches_on_every_device(limit: int, dtype: torch.dtype) -> None:
+    # Around warps, slots of a lane and the larger side that a warp takes; few values: many ties.
+    sizes = (1, 5, 31, 32, 33, 63, 64, 65) if limit > 16 else (1, 6, 33, 65)
+    shapes = [*itertools.product(sizes, sizes), (127, 9), (9, 128), (129, 9), (9, 130)]
+    generator = torch.Generator().manual_seed(0)
+    size = sum(r * c for r, c in shapes)
+    rows, columns = [r for r, _ in shapes], [c for _, c in shapes]
+    for costs in (
+        torch.randint(4, (size,), generator=generator),
+        torch.randn(size, generator=generator, dtype=torch.float64),
+        torch.where(torch.rand(size, generator=generator) < 0.02, INF, torch.arange(size) % 7),
+    ):
+        flat = costs.to(dtype)
+        with emulator.shared_memory(limit):
+            emulator.assert_same_bits(lambda flat=flat: linear_assignment(flat, rows, columns))
+
+
+@pytest.mark.cpu_only
+def test_same_matches_of_large_problems_on_every_device() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 511), (512, 4), (4, 513), (1100, 3)]  # a block has 512 threads
+    for parts in (
+        [torch.randint(3, shape, generator=generator).float() for shape in shapes],
+        [torch.randn(shape, generator=generator) for shape in shapes],
+    ):
+        emulator.assert_same_bits(lambda parts=parts: linear_assignment(parts))
+
+
+@pytest.mark.cuda_only
+def test_kernel_by_size(device: str) -> None:
+    if device != "cuda-emulated":
+        pytest.skip("about the emulator")
+
+    def launches(*shapes: tuple[int, int]) -> list[str]:
+        emulator.launches()
+        linear_assignment(*make(list(shapes)))
+        return [name.removeprefix("linear_assignment, ") for name in emulator.launches()]
+
+    assert launches() == launches((0, 3), (3, 0)) == []
+    assert launches((128, 128)) == launches((3, 128), (5, 0), (64, 2)) == ["warp"]
+    assert launches((129, 2)) == launches((2, 129)) == ["block"]
+    assert launches((129, 2), (2, 2), (2, 129)) == ["warp", "block"]
+    assert launches(*[(3, 2)] * 240) == ["warp"]
+    assert launches(*[(3, 2)] * 241) == ["warp", "warp"]
+    assert launches(*[(129, 1)] * 65) == ["block", "block"]
+    with emulator.shared_memory(8 * 41 * 4 + 64):  # costs, potentials and matches of 4 x 40
+        assert launches((40, 4), (40, 5)) == ["warp", "block"]
+
+
+@pytest.mark.cuda_only
+def test_more_problems_than_a_launch_takes() -> None:
+    rows, columns = [3] * 500, [1 + i % 4 for i in range(500)]
+    costs = torch.randn(3 * sum(columns), generator=torch.Generator().manual_seed(0))
+    check_equal(linear_assignment(costs, rows, columns), by_scipy(costs, rows, columns))
 
 
 def test_the_op_itself_checks_the_number_of_counts() -> None:
