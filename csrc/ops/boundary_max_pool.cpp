@@ -1,35 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// boundary_max_pool: schema, checks and the CPU implementation. The forward also says where each
+// boundary_max_pool: schema and the CPU implementation. The forward also says where each
 // maximum lies, so that the backward reads neither features nor segments again.
-#include "cpu/boundary_max_pool.h"
+#include "ops/boundary_max_pool.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <tuple>
 #include <vector>
 
-#include "ops/tensor_checks.h"
+#include "cpu/boundary_max_pool.h"
+#include "math/boundary_max_pool.h"
 
 namespace tal_fast {
 namespace {
 
 // Comparisons, or gradients and rows, per task: some 20 us of work.
 constexpr int64_t kElementsPerTask = 32768;
-
-// Truncated toward zero, then clamped to [0, rows - 1].
-template <typename Position>
-int32_t row_of(Position position, int64_t rows) {
-  // Compared before the conversion: a position need not fit into an integer.
-  if (!(position > Position(0))) {
-    return 0;
-  }
-  return static_cast<int32_t>(
-      position >= static_cast<Position>(rows - 1) ? rows - 1 : static_cast<int64_t>(position));
-}
 
 template <typename Position>
 void find_ranges(const Position* segments, int64_t batch, int64_t count, int64_t rows,
@@ -39,9 +28,9 @@ void find_ranges(const Position* segments, int64_t batch, int64_t count, int64_t
       TAL_FAST_CHECK(segments[j] == segments[j] && segments[j + 1] == segments[j + 1],
                      "boundary_max_pool: expected segments without NaN, got [", segments[j], ", ",
                      segments[j + 1], "] in segment ", i % count, " of item ", i / count);
-      ranges[j] = row_of(segments[j], rows);
+      ranges[j] = pooled_row(segments[j], rows);
       // A range that ends before it starts is its start alone.
-      ranges[j + 1] = std::max(ranges[j], row_of(segments[j + 1], rows));
+      ranges[j + 1] = std::max(ranges[j], pooled_row(segments[j + 1], rows));
     }
   }
 }
@@ -66,11 +55,7 @@ std::vector<int32_t> ranges_of(const Tensor& segments_in, int64_t rows) {
       find_ranges(const_data<int32_t>(segments), batch, count, rows, ranges.data());
       break;
     default:
-      // A 16-bit position is off by whole rows.
-      TAL_FAST_CHECK(false,
-                     "boundary_max_pool: expected segments of dtype float32, float64, int32 "
-                     "or int64, got ",
-                     dtype_string(segments.scalar_type()));
+      break;  // refused before
   }
   return ranges;
 }
@@ -103,29 +88,17 @@ void pool(const Stored* features, int64_t batch_stride, BoundaryPoolStrides stri
 std::tuple<Tensor, Tensor> boundary_max_pool_cpu(const Tensor& features,  // [B, C, T]
                                                  const Tensor& segments,  // [B, K, 4]
                                                  bool with_argmax, bool afsd) {
-  constexpr const char* kOp = "boundary_max_pool";
-  TAL_FAST_CHECK(features.dim() == 3 && features.size(1) % 2 == 0, kOp,
-                 ": expected features of shape [B, C, T] with an even C, got ",
-                 shape_string(features));
-  TAL_FAST_CHECK(
-      segments.dim() == 3 && segments.size(0) == features.size(0) && segments.size(2) == 4, kOp,
-      ": expected segments of shape [", features.size(0), ", K, 4], got ", shape_string(segments));
+  check_boundary_max_pool(features, segments, afsd);
   const int64_t batch = features.size(0);
   const int64_t channels = features.size(1);
   const int64_t rows = features.size(2);
   const int64_t count = segments.size(1);
-  TAL_FAST_CHECK(rows <= std::numeric_limits<int32_t>::max(), kOp,
-                 ": expected features with at most 2^31 - 1 rows, got ", shape_string(features));
-  TAL_FAST_CHECK(!afsd || count <= rows, kOp, ": expected at most T = ", rows,
-                 " segments with compat='afsd', got ", count);
-  TAL_FAST_CHECK(rows >= 1 || batch * channels * count == 0, kOp,
-                 ": expected features with at least one row, got ", shape_string(features));
   const std::vector<int32_t> ranges = ranges_of(segments, rows);
   Tensor out = torch::stable::new_empty(features, {batch, channels, count});
   Tensor argmax =
       with_argmax ? torch::stable::new_empty(features, {batch, channels, count}, ScalarType::Int)
                   : torch::stable::new_empty(features, {0}, ScalarType::Int);
-  dispatch_float(features.scalar_type(), kOp, "features", [&](auto tag) {
+  dispatch_float(features.scalar_type(), "boundary_max_pool", "features", [&](auto tag) {
     using Stored = typename decltype(tag)::type;
     if (out.numel() == 0) {
       return;
@@ -149,20 +122,10 @@ Tensor boundary_max_pool_backward_cpu(const Tensor& grad_in,    // [B, C, K]
                                       const Tensor& argmax_in,  // [B, C, K]
                                       int64_t rows, bool afsd) {
   constexpr const char* kOp = "boundary_max_pool_backward";
-  bool same = grad_in.dim() == 3 && argmax_in.dim() == 3;
-  for (int64_t i = 0; same && i < 3; ++i) {
-    same = grad_in.size(i) == argmax_in.size(i);
-  }
-  TAL_FAST_CHECK(same && argmax_in.scalar_type() == ScalarType::Int, kOp,
-                 ": expected grad and argmax of one shape [B, C, K], the latter int32, got ",
-                 shape_string(grad_in), " and ", shape_string(argmax_in), " ",
-                 dtype_string(argmax_in.scalar_type()));
+  const int64_t stride = check_boundary_max_pool_gradient(grad_in, argmax_in, rows, afsd);
   const int64_t batch = grad_in.size(0);
   const int64_t channels = grad_in.size(1);
   const int64_t count = grad_in.size(2);
-  const int64_t stride = afsd ? count : rows;
-  TAL_FAST_CHECK(stride <= rows, kOp, ": expected at most T = ", rows,
-                 " segments with compat='afsd', got ", count);
   const Tensor grad = torch::stable::contiguous(grad_in);
   const Tensor argmax = torch::stable::contiguous(argmax_in);
   const int32_t* where = const_data<int32_t>(argmax);

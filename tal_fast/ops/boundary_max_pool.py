@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boundary max pooling: the strongest response around either end of a segment (AFSD).
 
-Schema and checks are in ``csrc/ops/boundary_max_pool.cpp``, the kernels in
-``csrc/cpu/boundary_max_pool.cpp``.
+The schema is in ``csrc/ops/boundary_max_pool.cpp``, the kernels are in
+``csrc/cpu/boundary_max_pool.cpp`` and ``csrc/cuda/boundary_max_pool.cuh``.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ def boundary_max_pool(
 
     The gradient goes to the row of the maximum: to the first of equal maxima, or to the first NaN.
     It is summed in float32 (float64 for float64) in the order of the segments, the same bit for bit
-    in every run and for any number of threads. Differentiable for ``features`` any number of
-    times; no gradient goes to ``segments``.
+    in every run, for any number of threads and on a GPU. Differentiable for ``features`` any number
+    of times; no gradient goes to ``segments``.
 
     Raises:
         RuntimeError: for a wrong shape, dtype or device, an odd C, a NaN in ``segments`` (which is
-            named), an unknown ``compat``, or more segments than rows with ``compat="afsd"``.
+            named), an unknown ``compat``, or more segments than rows with ``compat="afsd"``. A GPU
+            cannot report a NaN in ``segments`` without waiting for it: there the maxima of that
+            range are NaN.
 
     Example:
         >>> import torch

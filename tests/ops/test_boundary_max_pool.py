@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import emulated as emulator
 import pytest
 import torch
 from torch import Tensor
@@ -210,6 +211,99 @@ def test_afsd_gradient_by_hand():
     assert right.tolist() == [[[0.0, 0.0, 10.0, 1.0], [1000.0, 0.0, 100.0, 0.0]]]
 
 
+# ---- what only CUDA kernels have -----------------------------------------------------------------
+
+
+def both_ways(features: Tensor, segments: Tensor, afsd: bool = False) -> tuple[Tensor, ...]:
+    native = torch.ops.tal_fast
+    out, argmax = native.boundary_max_pool(features, segments, True, afsd)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    rows = features.shape[2]
+    return out, argmax, native.boundary_max_pool_backward(grad, argmax, rows, afsd)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("layout", ["BCT", "BTC", "sliced"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_has_the_bits_of_the_cpu(dtype, layout):
+    """Sizes around packs, groups of channels, chunks of segments and slices of rows."""
+    for batch, channels, rows, count in (
+        (2, 18, 8, 63),
+        (1, 16, 31, 64),
+        (1, 130, 32, 65),
+        (1, 62, 72, 3),
+        (1, 4, 400, 129),
+    ):
+        features = make_features(batch, channels, rows, dtype, layout=layout)
+        segments = make_segments(batch, count, rows)
+        expected = both_ways(features, segments)
+        for results in emulator.cuda_results(lambda f=features, s=segments: both_ways(f, s)):
+            for ours, theirs in zip(results, expected, strict=True):
+                assert torch.equal(ours, theirs)
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("layout", ["BCT", "BTC"])
+def test_paths(device, layout):
+    """The same maxima however much shared memory there is, and however many channels."""
+    if device != "cuda-emulated":
+        pytest.skip("chooses the kernel by the emulated device's memory")
+    few, segments = make_features(1, 40, 400, layout=layout), make_segments(1, 70, 400)
+    emulator.launches()
+    expected = both_ways(few, segments)
+    names = emulator.launches()
+    assert names == ["boundary_max_pool forward, narrow", "boundary_max_pool backward"]
+    with emulator.shared_memory(18 * 1024):
+        # Little memory: no staging, and the backward in slices of 8 rows.
+        results = both_ways(few, segments)
+        assert emulator.launches()[0] == "boundary_max_pool forward, general"
+    for ours, theirs in zip(results, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    many, segments = make_features(66, 70, 8, layout=layout), make_segments(66, 3, 8)
+    wide = both_ways(many, segments)
+    assert emulator.launches()[0] == "boundary_max_pool forward, wide"
+    for b in (0, 41, 65):
+        one = both_ways(many[b : b + 1], segments[b : b + 1])
+        assert torch.equal(wide[0][b], one[0][0])
+        assert torch.equal(wide[1][b], one[1][0])
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_begin_anywhere(dtype):
+    flat = make_features(1, 1, 2 * 6 * 16 + 1, dtype).view(-1)
+    aligned, shifted = flat[:-1].view(2, 6, 16), flat[1:].view(2, 6, 16)
+    segments = make_segments(2, 9, 16)
+    for features in (aligned, shifted):
+        expected = both_ways(features.clone(), segments)
+        assert torch.equal(both_ways(features, segments)[0], expected[0])
+        assert torch.equal(both_ways(features, segments)[1], expected[1])
+
+
+@pytest.mark.cuda_only
+def test_the_same_bits_in_every_run():
+    features, segments = make_features(2, 70, 40), make_segments(2, 90, 40)
+    first = both_ways(features, segments)
+    for _ in range(3):
+        for again, before in zip(both_ways(features, segments), first, strict=True):
+            assert torch.equal(again, before)
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_cpu_refuses_gives_nan(dtype):
+    features, segments = make_features(2, 6, 9, dtype), with_nan()
+    out, argmax = torch.ops.tal_fast.boundary_max_pool(features, segments, True)
+    expected = torch.zeros(2, 6, 3, dtype=torch.bool)
+    expected[1, 3:, 2] = True  # the half that reads the segment's second range
+    assert torch.equal(out.isnan(), expected)
+    argmax[0, 1, 2], argmax[1, 4, 0] = 9, -1
+    grad = torch.ops.tal_fast.boundary_max_pool_backward(torch.ones_like(out), argmax, 9)
+    expected = torch.zeros(2, 6, 9, dtype=torch.bool)
+    expected[0, 1] = expected[1, 4] = True  # the channel whose sum is not known
+    assert torch.equal(grad.isnan(), expected)
+
+
 # ---- torch ---------------------------------------------------------------------------------------
 
 
@@ -315,6 +409,7 @@ print(digest.hexdigest())
 
 
 @pytest.mark.slow
+@pytest.mark.cpu_only
 def test_same_bits_for_all_instruction_sets():
     digests = {
         subprocess.run(
@@ -381,7 +476,6 @@ def with_nan() -> Tensor:
         ((FEATURES, SEGMENTS[:1]), r"expected segments of shape \[2, K, 4\], got \[1, 3, 4\]"),
         ((FEATURES, SEGMENTS[..., :2]), r"expected segments of shape \[2, K, 4\], got \[2, 3, 2\]"),
         ((FEATURES, SEGMENTS.half()), "segments of dtype float32, float64, .* got float16"),
-        ((FEATURES, with_nan()), r"without NaN, got \[0, -?nan\] in segment 2 of item 1"),
         ((FEATURES[..., :0], SEGMENTS), r"features with at least one row, got \[2, 6, 0\]"),
         ((FEATURES[..., :2], SEGMENTS, "afsd"), "at most T = 2 segments with compat='afsd', got 3"),
         ((FEATURES, SEGMENTS, "AFSD"), "expected compat None or 'afsd', got 'AFSD'"),
@@ -393,6 +487,16 @@ def test_errors(arguments, message):
         ops.boundary_max_pool(*arguments)
 
 
+@pytest.mark.cpu_only
+def test_errors_in_values():
+    with pytest.raises(RuntimeError, match=r"without NaN, got \[0, -?nan\] in segment 2 of item 1"):
+        ops.boundary_max_pool(FEATURES, with_nan())
+    backward = torch.ops.tal_fast.boundary_max_pool_backward
+    grad, argmax = torch.zeros(2, 6, 3), torch.zeros(2, 6, 3, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"backward: expected argmax in \[0, 9\)"):
+        backward(grad, argmax + 9, 9)
+
+
 def test_errors_of_backward():
     backward = torch.ops.tal_fast.boundary_max_pool_backward
     grad, argmax = torch.zeros(2, 6, 3), torch.zeros(2, 6, 3, dtype=torch.int32)
@@ -400,8 +504,6 @@ def test_errors_of_backward():
         backward(grad, argmax[:1], 9)
     with pytest.raises(RuntimeError, match=r"the latter int32, got .* int64"):
         backward(grad, argmax.long(), 9)
-    with pytest.raises(RuntimeError, match=r"backward: expected argmax in \[0, 9\)"):
-        backward(grad, argmax + 9, 9)
     with pytest.raises(RuntimeError, match="backward: expected at most T = 2 segments"):
         backward(grad, argmax, 2, True)
     with pytest.raises(RuntimeError, match=r"backward: expected grad of dtype .* got int32"):
