@@ -69,8 +69,8 @@ def matching_cost(
 
     Raises:
         RuntimeError: on wrong shapes, dtypes or devices, labels outside [0, C), counts that are
-            negative or do not sum to M, ``alpha``, ``gamma`` or ``eps`` out of range. On CUDA, where
-            reading labels would wait for the GPU, an instance whose label is outside [0, C) costs
+            negative or do not sum to M, ``alpha``, ``gamma`` or ``eps`` out of range. On CUDA,
+            where reading labels would wait for the GPU, an instance of a label outside [0, C) costs
             NaN instead.
 
     Example:

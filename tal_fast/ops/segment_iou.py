@@ -57,8 +57,8 @@ def segment_iou(
 
     The gradient is defined everywhere: where two starts or two ends are equal each segment gets one
     half, and segments that just touch count as overlapping (the rules of ``torch.maximum`` and
-    ``torch.clamp``). Both are found in one pass and summed in one fixed order, so they too are equal
-    bit for bit, on a GPU as well. There is no second derivative.
+    ``torch.clamp``). Both are found in one pass and summed in one fixed order, so they too are
+    equal bit for bit, on a GPU as well. There is no second derivative.
 
     Raises:
         RuntimeError: for a shape other than [N, 2], differing or unsupported dtypes, differing
