@@ -51,10 +51,10 @@ struct SampleGradients {
   TAL_FAST_DEVICE void run(const Problem& problem, int block) const {
     constexpr int N = kPackSize<T>;
     const DeformAttnSizes& sizes = problem.sizes;
-    const int64_t pair = block / query_blocks;
-    const int64_t b = pair / sizes.heads;
-    const int64_t h = pair % sizes.heads;
-    const T* head = value + (b * sizes.rows * sizes.heads + h) * sizes.channels;
+    const int pair = block / query_blocks;
+    const int b = pair / static_cast<int>(sizes.heads);
+    const int h = pair % static_cast<int>(sizes.heads);
+    const T* head = value + (int64_t{b} * sizes.rows * sizes.heads + h) * sizes.channels;
     const int64_t stride = sizes.heads * sizes.channels;
     const bool* padded = problem.padding == nullptr ? nullptr : problem.padding + b * sizes.rows;
     if constexpr (kStaged) {
@@ -74,34 +74,39 @@ struct SampleGradients {
 
  private:
   template <typename Rows>
-  TAL_FAST_DEVICE void walk(const Problem& problem, const Rows& rows, int query_block, int64_t b,
-                            int64_t h) const {
+  TAL_FAST_DEVICE void walk(const Problem& problem, const Rows& rows, int query_block, int b,
+                            int h) const {
     constexpr int N = kPackSize<T>;
     const DeformAttnSizes& sizes = problem.sizes;
     const Source& source = problem.source;
     const Lanes lanes(lanes_log2);
     const int64_t first = int64_t{query_block} * queries_per_block;
-    const int64_t last =
-        first + queries_per_block < sizes.queries ? first + queries_per_block : sizes.queries;
-    for (int64_t base = first; base < last; base += lanes.groups) {
+    const int count = first + queries_per_block < sizes.queries
+                          ? queries_per_block
+                          : static_cast<int>(sizes.queries - first);
+    for (int base = 0; base < count; base += lanes.groups) {
       // Lanes without a query repeat the last one and write nothing: shuffles need the whole warp.
-      const bool writes = base + lanes.group < last && lanes.side == 0;
-      const int64_t q = base + lanes.group < last ? base + lanes.group : last - 1;
+      const bool writes = base + lanes.group < count && lanes.side == 0;
+      const int64_t q = first + (base + lanes.group < count ? base + lanes.group : count - 1);
       const int64_t unit = sizes.unit(b, q, h);
       const T* grad_row = problem.grad + unit * sizes.channels;
       const Pack<T, N> grad_pack = load_channels(grad_row + lanes.index * N,
                                                  sizes.channels - lanes.index * N, problem.aligned);
-      QuerySamples<C> query = source.query(sizes, b, q, h);
-      source.softmax(sizes, query, lanes.index, lanes.count);
+      const QuerySamples query = source.query(sizes, b, q, h);
+      auto fetched = fetch_sample(sizes, problem.levels, source, query, lanes.index);
+      const Softmax<C> softmax =
+          source.softmax(sizes, query, fetched.raw, lanes.index, lanes.count);
       C weighted = C(0);  // the lane's part of the sum of weight * gradient
       C own_weight = C(0);
       C own_gradient = C(0);
       for (int k = 0; k < sizes.samples; k += lanes.count) {
-        const auto sample =
-            prepare_sample<C>(sizes, problem.levels, source, rows, lanes, query, k + lanes.index);
-        const int count = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
+        if (k > 0) {
+          fetched = fetch_sample(sizes, problem.levels, source, query, k + lanes.index);
+        }
+        const auto sample = prepare_sample<C>(source, rows, lanes, fetched, softmax);
+        const int round = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
         C mine = C(0);
-        for (int j = 0; j < count; j += kDotsInFlight) {
+        for (int j = 0; j < round; j += kDotsInFlight) {
           add_dots(problem, rows, lanes, sample.row, j, grad_row, grad_pack, &mine);
         }
         const C other = __shfl_xor_sync(kAllLanes, mine, lanes.count);
@@ -110,16 +115,15 @@ struct SampleGradients {
         // The slope right of the sample: at a row itself, the one towards the next row.
         const C step = right - left;
         const C gradient = left + sample.fraction * step;
-        const bool exists = k + lanes.index < sizes.samples;
         const int64_t i = unit * sizes.samples + k + lanes.index;
-        if (exists && writes) {
+        if (fetched.exists && writes) {
           const C location = sample.length * sample.weight * step;
           if (by_location != nullptr) {
             by_location[i] = location;
           }
           if constexpr (Source::kFused) {
             if (by_position.data != nullptr) {
-              by_position.store(i, location * source.scale(query, sample.level, sample.length));
+              by_position.store(i, location * sample.scale);
             }
             if (weight_memory != nullptr) {
               weight_memory[i] = gradient;
@@ -130,7 +134,7 @@ struct SampleGradients {
           }
         }
         if constexpr (Source::kFused) {
-          weighted += exists ? sample.weight * gradient : C(0);
+          weighted += fetched.exists ? sample.weight * gradient : C(0);
           own_weight = sample.weight;
           own_gradient = gradient;
         }
@@ -149,8 +153,8 @@ struct SampleGradients {
         }
         // Every lane reads what it wrote itself.
         for (int k = lanes.index; k < sizes.samples; k += lanes.count) {
-          by_weight.store(i + k,
-                          source.weight(query, k, lanes.count) * (weight_memory[i + k] - sum));
+          const C weight = source.weight(source.logits.load(query.logits + k), softmax);
+          by_weight.store(i + k, weight * (weight_memory[i + k] - sum));
         }
       }
     }
@@ -247,7 +251,7 @@ struct DeformAttnReferenceGradient {
     C by_width = C(0);
     for (int64_t h = 0; h < sizes.heads; ++h) {
       const C* locations = by_location + sizes.unit(b, q, h) * sizes.samples;
-      const QuerySamples<C> query = source.query(sizes, b, q, h);
+      const QuerySamples query = source.query(sizes, b, q, h);
       C head_centre = C(0);
       C head_width = C(0);
       for (int64_t k = l * sizes.points; k < (l + 1) * sizes.points; ++k) {

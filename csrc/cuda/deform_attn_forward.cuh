@@ -77,33 +77,34 @@ struct DeformAttnForward {
     constexpr int N = kPackSize<T>;
     const Lanes lanes(lanes_log2);
     const int64_t first = int64_t{query_block} * queries_per_block;
-    const int64_t last =
-        first + queries_per_block < sizes.queries ? first + queries_per_block : sizes.queries;
+    const int count = first + queries_per_block < sizes.queries
+                          ? queries_per_block
+                          : static_cast<int>(sizes.queries - first);
     const int column = lanes.index * N;
 
     // Lanes without a query repeat the last one and write nothing: shuffles need the whole warp.
-    const auto query_at = [&](int64_t base) {
-      const int64_t q = base + lanes.group < last ? base + lanes.group : last - 1;
-      return source.query(sizes, b, q, h);
+    const auto query_at = [&](int base) {
+      const int in_block = base + lanes.group < count ? base + lanes.group : count - 1;
+      return source.query(sizes, b, first + in_block, h);
     };
-    const auto begin_query = [&](int64_t base, Softmax<C>* softmax) {
-      QuerySamples<C> query = query_at(base);
-      source.softmax(sizes, query, lanes.index, lanes.count);
-      *softmax = query.softmax;
-      return prepare_sample<C>(sizes, levels, source, rows, lanes, query, lanes.index);
+    const auto begin_query = [&](int base, Softmax<C>* softmax) {
+      const QuerySamples query = query_at(base);
+      const auto fetched = fetch_sample(sizes, levels, source, query, lanes.index);
+      *softmax = source.softmax(sizes, query, fetched.raw, lanes.index, lanes.count);
+      return prepare_sample<C>(source, rows, lanes, fetched, *softmax);
     };
     // One query ahead, so that its samples arrive during the work on the one before; the first ones
     // arrive during the staging.
     Softmax<C> softmax;
-    auto sample = begin_query(first, &softmax);
+    auto sample = begin_query(0, &softmax);
     if constexpr (kStaged) {
       wait_for_copies();
       __syncthreads();
     }
-    for (int64_t base = first; base < last; base += lanes.groups) {
+    for (int base = 0; base < count; base += lanes.groups) {
       Softmax<C> next_softmax = softmax;
       auto next_sample = sample;
-      if (base + lanes.groups < last) {
+      if (base + lanes.groups < count) {
         next_sample = begin_query(base + lanes.groups, &next_softmax);
       }
       C sums[N];
@@ -112,12 +113,11 @@ struct DeformAttnForward {
       }
       for (int k = 0; k < sizes.samples; k += lanes.count) {
         if (k > 0) {
-          QuerySamples<C> query = query_at(base);
-          query.softmax = softmax;
-          sample = prepare_sample<C>(sizes, levels, source, rows, lanes, query, k + lanes.index);
+          const auto fetched = fetch_sample(sizes, levels, source, query_at(base), k + lanes.index);
+          sample = prepare_sample<C>(source, rows, lanes, fetched, softmax);
         }
-        const int count = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
-        for (int j = 0; j < count; j += kSamplesInFlight) {
+        const int round = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
+        for (int j = 0; j < round; j += kSamplesInFlight) {
           add_samples(rows, lanes, sample, j, column, sums);
         }
       }
@@ -125,8 +125,8 @@ struct DeformAttnForward {
       for (int i = 0; i < N; ++i) {
         result[i] = narrow<T>(sums[i] + __shfl_xor_sync(kAllLanes, sums[i], lanes.count));
       }
-      const int64_t q = base + lanes.group;
-      if (q < last && lanes.side == 0) {
+      if (base + lanes.group < count && lanes.side == 0) {
+        const int64_t q = first + base + lanes.group;
         const int64_t channel = first_channel + column;
         store_channels(out + sizes.unit(b, q, h) * sizes.channels + channel, result,
                        sizes.channels - channel, aligned);

@@ -63,11 +63,11 @@ struct RowGradients {
     const DeformAttnSizes& sizes = problem.sizes;
     const int slice = block % slices;
     int range = block / slices % ranges;
-    const int64_t pair = block / slices / ranges;
+    const int pair = block / slices / ranges;
     Range here{};
-    here.b = pair / sizes.heads;
-    here.h = pair % sizes.heads;
-    here.first_channel = int64_t{slice} * (N << lanes_log2);
+    here.b = pair / static_cast<int>(sizes.heads);
+    here.h = pair % static_cast<int>(sizes.heads);
+    here.first_channel = slice * (N << lanes_log2);
     here.level_index = 0;
     here.level = problem.levels.get(0);
     for (;;) {
@@ -112,8 +112,8 @@ struct RowGradients {
 
  private:
   struct Range {
-    int64_t b, h;
-    int64_t first_channel;
+    int b, h;
+    int first_channel;
     int level_index;
     Level level;
     int first, count;  // rows, from the level's first one on
@@ -143,22 +143,35 @@ struct RowGradients {
     const int row_of_counts = rows_per_block + 1;
     const int bins = here.count + 1;
     const int64_t first_query = first / sizes.points;
-    const int first_point = static_cast<int>(first % sizes.points);
+    const int first_point = static_cast<int>(first - first_query * sizes.points);
+    const int count = static_cast<int>(end - first);
+    // A warp has kSamplesPerThread * 32 samples in a row, of which each lane takes every 32nd.
+    // They are on their way while the counts are cleared and the softmax is found.
+    typename Source::Raw raw[kSamplesPerThread];
+    for (int s = 0; s < kSamplesPerThread; ++s) {
+      const int i = (warp * kSamplesPerThread + s) * kWarp + lane;
+      raw[s] = {};
+      if (i < count) {
+        const int q = (first_point + i) / sizes.points;
+        const int k = here.level_index * sizes.points + first_point + i - q * sizes.points;
+        raw[s] = problem.source.fetch(problem.source.query(sizes, here.b, first_query + q, here.h),
+                                      k, here.level_index);
+      }
+    }
     for (int i = thread(); i < warps * row_of_counts; i += threads()) {
       memory.counts.store(i, 0);
     }
     if constexpr (Source::kFused) {
-      const int queries = static_cast<int>((end - 1) / sizes.points - first_query) + 1;
+      const int queries = (first_point + count - 1) / sizes.points + 1;
       for (int i = thread(); i < queries; i += threads()) {
-        QuerySamples<C> query = problem.source.query(sizes, here.b, first_query + i, here.h);
-        serial_softmax(problem, query);
-        memory.softmax.store(2 * i, query.softmax.highest);
-        memory.softmax.store(2 * i + 1, query.softmax.sum);
+        const Softmax<C> softmax = problem.source.serial_softmax(
+            sizes, problem.source.query(sizes, here.b, first_query + i, here.h));
+        memory.softmax.store(2 * i, softmax.highest);
+        memory.softmax.store(2 * i + 1, softmax.sum);
       }
     }
     __syncthreads();
 
-    // A warp has kSamplesPerThread * 32 samples in a row, of which each lane takes every 32nd.
     int place[kSamplesPerThread];  // bin and rank within warp and bin; -1: none of ours
     C left[kSamplesPerThread];
     C right[kSamplesPerThread];
@@ -167,20 +180,17 @@ struct RowGradients {
       int bin = -1;
       left[s] = C(0);
       right[s] = C(0);
-      if (first + i < end) {
-        const int q = (first_point + i) / sizes.points;
-        const int k = here.level_index * sizes.points + first_point + i - q * sizes.points;
-        QuerySamples<C> query = problem.source.query(sizes, here.b, first_query + q, here.h);
-        if constexpr (Source::kFused) {
-          query.softmax.highest = memory.softmax.load(2 * q);
-          query.softmax.sum = memory.softmax.load(2 * q + 1);
-        }
+      if (i < count) {
         const C length = static_cast<C>(here.level.length);
-        const Position<C> position =
-            locate(problem.source.location(query, k, here.level_index, length), length);
+        const Position<C> position = locate(problem.source.location(raw[s], length), length);
         const int offset = position.tap - (here.first - 1);
         if (offset >= 0 && offset < bins) {
-          const C weight = problem.source.weight(query, k, 0);
+          Softmax<C> softmax{};
+          if constexpr (Source::kFused) {
+            const int q = (first_point + i) / sizes.points;
+            softmax = {memory.softmax.load(2 * q), memory.softmax.load(2 * q + 1)};
+          }
+          const C weight = problem.source.weight(raw[s], softmax);
           bin = offset;
           right[s] = weight * position.fraction;
           left[s] = weight - right[s];
@@ -204,27 +214,30 @@ struct RowGradients {
       int total = 0;
       for (int w = 0; w < warps; ++w) {
         const int slot = w * row_of_counts + t;
-        const int count = memory.counts.load(slot);
+        const int counted = memory.counts.load(slot);
         memory.counts.store(slot, total);
-        total += count;
+        total += counted;
       }
       memory.begins.store(t, total);
     }
     __syncthreads();
     if (warp == 0) {
-      int before = 0;
-      for (int base = 0; base <= bins; base += kWarp) {
-        const int t = base + lane;
-        const int count = t < bins ? memory.begins.load(t) : 0;
-        int upto = count;
-        for (int offset = 1; offset < kWarp; offset *= 2) {
-          const int other = __shfl_up_sync(kAllLanes, upto, static_cast<unsigned>(offset));
-          upto += lane >= offset ? other : 0;
-        }
-        if (t <= bins) {
-          memory.begins.store(t, before + upto - count);
-        }
-        before += __shfl_sync(kAllLanes, upto, kWarp - 1);
+      // Each lane has some bins in a row; one after the last says where all samples end.
+      const int each = (bins + kWarp) / kWarp;
+      int own = 0;
+      for (int t = lane * each; t < (lane + 1) * each && t < bins; ++t) {
+        own += memory.begins.load(t);
+      }
+      int upto = own;
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, upto, static_cast<unsigned>(offset));
+        upto += lane >= offset ? other : 0;
+      }
+      int before = upto - own;
+      for (int t = lane * each; t < (lane + 1) * each && t <= bins; ++t) {
+        const int counted = t < bins ? memory.begins.load(t) : 0;
+        memory.begins.store(t, before);
+        before += counted;
       }
     }
     __syncthreads();
@@ -241,10 +254,6 @@ struct RowGradients {
       }
     }
     __syncthreads();
-  }
-
-  TAL_FAST_DEVICE static void serial_softmax(const Problem& problem, QuerySamples<C>& query) {
-    problem.source.softmax(problem.sizes, query, 0, 1);
   }
 
   // Adds the sorted window to the sums.

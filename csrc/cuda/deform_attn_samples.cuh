@@ -140,14 +140,11 @@ struct Softmax {
   C sum;  // of exp(logit - highest)
 };
 
-// What the samples of one query and head have in common.
-template <typename C>
+// Where the samples of one query and head lie.
 struct QuerySamples {
   int64_t offsets;    // of its first sample; of locations as well
   int64_t logits;     // of weights as well
   int64_t reference;  // of its first level
-  Softmax<C> softmax;
-  C own;  // the logit of the lane's first sample
 };
 
 // Locations and weights.
@@ -158,18 +155,28 @@ struct GivenSamples {
   AnyInput<C> locations;  // [B, Q, H, L, P]
   AnyInput<C> weights;    // [B, Q, H, L, P]
 
-  TAL_FAST_DEVICE QuerySamples<C> query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
-                                        int64_t h) const {
+  // What is read for a sample. A source first reads, all at once, and then computes: the latencies
+  // of global memory do not add up.
+  struct Raw {
+    C location;
+    C weight;
+  };
+
+  TAL_FAST_DEVICE QuerySamples query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
+                                     int64_t h) const {
     const int64_t first = sizes.unit(b, q, h) * sizes.samples;
-    return {first, first, 0, {C(0), C(0)}, C(0)};
+    return {first, first, 0};
   }
-  TAL_FAST_DEVICE void softmax(const DeformAttnSizes&, QuerySamples<C>&, int, int) const {}
-  TAL_FAST_DEVICE C location(const QuerySamples<C>& query, int k, int, C) const {
-    return locations.load(query.offsets + k);
+  TAL_FAST_DEVICE Raw fetch(const QuerySamples& query, int k, int) const {
+    return {locations.load(query.offsets + k), weights.load(query.logits + k)};
   }
-  TAL_FAST_DEVICE C weight(const QuerySamples<C>& query, int k, int) const {
-    return weights.load(query.logits + k);
+  TAL_FAST_DEVICE Softmax<C> softmax(const DeformAttnSizes&, const QuerySamples&, const Raw&, int,
+                                     int) const {
+    return {};
   }
+  TAL_FAST_DEVICE C location(const Raw& raw, C) const { return raw.location; }
+  TAL_FAST_DEVICE C scale(const Raw&, C) const { return C(1); }
+  TAL_FAST_DEVICE C weight(const Raw& raw, const Softmax<C>&) const { return raw.weight; }
 };
 
 // Offsets, logits and reference points. Strides are in elements; the dimensions after the query are
@@ -187,23 +194,32 @@ struct ProjectedSamples {
   int components;  // 1: centre; 2: centre and width
   C part;          // 0.5 / P
 
-  TAL_FAST_DEVICE QuerySamples<C> query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
-                                        int64_t h) const {
+  struct Raw {
+    C offset;
+    C centre;
+    C width;
+    C logit;
+  };
+
+  TAL_FAST_DEVICE QuerySamples query(const DeformAttnSizes& sizes, int64_t b, int64_t q,
+                                     int64_t h) const {
     const int64_t head = h * sizes.samples;
     return {b * offsets_batch_stride + q * offsets_query_stride + head,
             b * logits_batch_stride + q * logits_query_stride + head,
-            b * reference_batch_stride + q * reference_query_stride,
-            {C(0), C(0)},
-            C(0)};
+            b * reference_batch_stride + q * reference_query_stride};
   }
 
-  // Fills in what the weights need; `lanes` neighbours (a power of two) share the work, every lane
-  // of the warp takes part, and the order of the sum depends on `lanes` alone.
-  TAL_FAST_DEVICE void softmax(const DeformAttnSizes& sizes, QuerySamples<C>& query, int lane,
-                               int lanes) const {
-    const C nothing = -static_cast<C>(INFINITY);
-    query.own = lane < sizes.samples ? logits.load(query.logits + lane) : nothing;
-    C highest = query.own;
+  TAL_FAST_DEVICE Raw fetch(const QuerySamples& query, int k, int l) const {
+    const int64_t at = query.reference + int64_t{components} * l;
+    return {offsets.load(query.offsets + k), reference.load(at),
+            components == 2 ? reference.load(at + 1) : C(0), logits.load(query.logits + k)};
+  }
+
+  // `lanes` neighbours (a power of two) share the work; each has fetched the sample of its number.
+  // Every lane of the warp takes part, and the order of the sum depends on `lanes` alone.
+  TAL_FAST_DEVICE Softmax<C> softmax(const DeformAttnSizes& sizes, const QuerySamples& query,
+                                     const Raw& own, int lane, int lanes) const {
+    C highest = lane < sizes.samples ? own.logit : -static_cast<C>(INFINITY);
     for (int k = lane + lanes; k < sizes.samples; k += lanes) {
       const C x = logits.load(query.logits + k);
       // A NaN may get lost here: it comes back with the sum.
@@ -213,32 +229,59 @@ struct ProjectedSamples {
       const C other = __shfl_xor_sync(kAllLanes, highest, offset);
       highest = other > highest ? other : highest;
     }
-    C sum = lane < sizes.samples ? softmax_exp(query.own - highest) : C(0);
+    C sum = lane < sizes.samples ? softmax_exp(own.logit - highest) : C(0);
     for (int k = lane + lanes; k < sizes.samples; k += lanes) {
       sum += softmax_exp(logits.load(query.logits + k) - highest);
     }
     for (int offset = lanes / 2; offset > 0; offset /= 2) {
       sum += __shfl_xor_sync(kAllLanes, sum, offset);
     }
-    query.softmax = {highest, sum};
+    return {highest, sum};
   }
 
-  TAL_FAST_DEVICE C location(const QuerySamples<C>& query, int k, int l, C length) const {
-    const C offset = offsets.load(query.offsets + k);
-    const C centre = reference.load(query.reference + int64_t{components} * l);
-    return components == 1 ? centre + offset / length : centre + offset * scale(query, l, length);
+  // By one thread.
+  TAL_FAST_DEVICE Softmax<C> serial_softmax(const DeformAttnSizes& sizes,
+                                            const QuerySamples& query) const {
+    constexpr int kAhead = 4;  // loads in flight
+    const C nothing = -static_cast<C>(INFINITY);
+    C highest = nothing;
+    C sum = C(0);
+    C x[kAhead];
+    const auto read = [&](int first) {
+      for (int j = 0; j < kAhead; ++j) {
+        x[j] = first + j < sizes.samples ? logits.load(query.logits + first + j) : nothing;
+      }
+    };
+    for (int k = 0; k < sizes.samples; k += kAhead) {
+      read(k);
+      for (int j = 0; j < kAhead; ++j) {
+        highest = x[j] > highest ? x[j] : highest;
+      }
+    }
+    for (int k = 0; k < sizes.samples; k += kAhead) {
+      read(k);
+      for (int j = 0; j < kAhead; ++j) {
+        sum += k + j < sizes.samples ? softmax_exp(x[j] - highest) : C(0);
+      }
+    }
+    return {highest, sum};
+  }
+
+  TAL_FAST_DEVICE C location(const Raw& raw, C length) const {
+    return components == 1 ? raw.centre + raw.offset / length
+                           : raw.centre + raw.offset * (raw.width * part);
   }
 
   // d location / d offset
-  TAL_FAST_DEVICE C scale(const QuerySamples<C>& query, int l, C length) const {
-    return components == 1 ? C(1) / length
-                           : reference.load(query.reference + int64_t{2} * l + 1) * part;
+  TAL_FAST_DEVICE C scale(const Raw& raw, C length) const {
+    return components == 1 ? C(1) / length : raw.width * part;
   }
 
-  // `lanes`: samples before it are the lanes' own ones of softmax(). 0: none are.
-  TAL_FAST_DEVICE C weight(const QuerySamples<C>& query, int k, int lanes) const {
-    const C logit = k < lanes ? query.own : logits.load(query.logits + k);
-    return softmax_exp(logit - query.softmax.highest) / query.softmax.sum;
+  TAL_FAST_DEVICE C weight(C logit, const Softmax<C>& softmax) const {
+    return softmax_exp(logit - softmax.highest) / softmax.sum;
+  }
+  TAL_FAST_DEVICE C weight(const Raw& raw, const Softmax<C>& softmax) const {
+    return weight(raw.logit, softmax);
   }
 };
 
@@ -378,36 +421,54 @@ struct Lanes {
   }
 };
 
-// One sample, prepared by the lane that has its number for the side that the lane is on.
-template <typename C, typename Row>
+// A sample as read.
+template <typename Source>
+struct FetchedSample {
+  bool exists;
+  Level level;
+  typename Source::Raw raw;
+};
+
+template <typename Source>
+TAL_FAST_DEVICE FetchedSample<Source> fetch_sample(const DeformAttnSizes& sizes,
+                                                   const Levels& levels, const Source& source,
+                                                   const QuerySamples& query, int k) {
+  if (k >= sizes.samples) {
+    return {};
+  }
+  const int l = k / sizes.points;
+  return {true, levels.get(l), source.fetch(query, k, l)};
+}
+
+// The same, prepared for the side that its lane is on.
+template <typename C, typename Rows>
 struct PreparedSample {
-  Row row;  // of the side's tap
-  C share;  // the side's part of the weight
+  typename Rows::Row row;  // of the side's tap
+  C share;                 // the side's part of the weight
   C weight;
   C fraction;
   C length;  // of its level
-  int level;
+  C scale;   // d location / d offset
 };
 
 template <typename C, typename Source, typename Rows>
-TAL_FAST_DEVICE PreparedSample<C, typename Rows::Row> prepare_sample(
-    const DeformAttnSizes& sizes, const Levels& levels, const Source& source, const Rows& rows,
-    const Lanes& lanes, const QuerySamples<C>& query, int k) {
-  if (k >= sizes.samples) {
-    return {Rows::kNone, C(0), C(0), C(0), C(0), 0};
+TAL_FAST_DEVICE PreparedSample<C, Rows> prepare_sample(const Source& source, const Rows& rows,
+                                                       const Lanes& lanes,
+                                                       const FetchedSample<Source>& fetched,
+                                                       const Softmax<C>& softmax) {
+  if (!fetched.exists) {
+    return {Rows::kNone, C(0), C(0), C(0), C(0), C(0)};
   }
-  const int l = k / sizes.points;
-  const Level level = levels.get(l);
-  const C length = static_cast<C>(level.length);
-  const Position<C> position = locate(source.location(query, k, l, length), length);
-  const C weight = source.weight(query, k, lanes.count);
+  const C length = static_cast<C>(fetched.level.length);
+  const Position<C> position = locate(source.location(fetched.raw, length), length);
+  const C weight = source.weight(fetched.raw, softmax);
   const C right = weight * position.fraction;
-  return {rows.find(level, position.tap + lanes.side),
+  return {rows.find(fetched.level, position.tap + lanes.side),
           lanes.side == 0 ? weight - right : right,
           weight,
           position.fraction,
           length,
-          l};
+          source.scale(fetched.raw, length)};
 }
 
 }  // namespace tal_fast
