@@ -221,9 +221,9 @@ class CudaNms {
                                static_cast<T>(nms.min_score)};
     const Tensor current = values({n_});
     using Kernel = NmsSoft<kMethod, T>;
-    const auto threads =
-        static_cast<int>(std::min<int64_t>(ceil_div(n_, kWarp) * kWarp, int64_t{Kernel::kThreads}));
-    launch(scope_, blocks_of_problems(Kernel::kBlocks), threads, Kernel::shared_bytes(),
+    // One problem for a warp needs no more than that.
+    const int threads = !grouped() && n_ <= Kernel::kMostOfWarp ? kWarp : Kernel::kThreads;
+    launch(scope_, blocks_of_problems(Kernel::kBlocks), threads, BlockTeam<T>::shared_bytes(),
            Kernel{decay, nms.acts_on_threshold, static_cast<T>(nms.length_eps), nms.spare_first,
                   nms.max_segments, const_data<int64_t>(starts_), const_data<int64_t>(order_),
                   const_data<T>(in_.segments), const_data<T>(ranked_segments_),

@@ -255,6 +255,15 @@ struct KeptList {
   int64_t* counts;  // [N] by problem
 };
 
+// Where nothing has the least score and the first segment is to be spared: keeps the first place.
+template <typename T>
+TAL_FAST_DEVICE int64_t spare_first_place(const KeptList<T>& list, int64_t begin,
+                                          const int64_t* order, const T* scores) {
+  list.rows[begin] = order[begin];
+  list.scores[begin] = scores[begin];
+  return 1;
+}
+
 // Which rows are kept, and their keys in the merge of a video's problems.
 template <typename T>
 struct MergeKeys {

@@ -200,15 +200,6 @@ struct HardTile {
   }
 };
 
-// Where nothing has the least score and the first segment is to be spared: keeps the first place.
-template <typename T>
-TAL_FAST_DEVICE int64_t spare_first_place(const KeptList<T>& list, int64_t begin,
-                                          const int64_t* order, const T* scores) {
-  list.rows[begin] = order[begin];
-  list.scores[begin] = scores[begin];
-  return 1;
-}
-
 // One block per problem, one problem after the other.
 template <typename T>
 struct NmsHard {

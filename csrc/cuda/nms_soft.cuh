@@ -1,29 +1,93 @@
 // SPDX-License-Identifier: Apache-2.0
-// Soft non-maximum suppression: one block per problem repeats the definition, which is to find the
-// highest score and to lower all others. Scores only fall, so those behind a frontier in rank order
-// are not touched before the highest one of them may be the next pick; a candidate that joins late
-// catches up with the decays of all picks in their order. So every score goes through the
-// multiplications of the definition and has its bits.
+// Soft non-maximum suppression: a team of threads per problem, a warp or a block, repeats the
+// definition, which is to find the highest score and to lower all others. Scores only fall, so
+// those behind a frontier in rank order are not touched before the highest one of them may be the
+// next pick; a candidate that joins late catches up with the decays of all picks in their order. So
+// every score goes through the multiplications of the definition and has its bits.
 #pragma once
 
 #include "cuda/nms.cuh"
 
 namespace tal_fast {
 
-template <NmsMethod kMethod, typename T>
-struct NmsSoft {
-  static constexpr const char* kName = "nms soft, a block per problem";
-  static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 4;
-  static constexpr int kWarps = kThreads / kWarp;
+// A score and its row. The bits of a score are not 0; with 0: none.
+template <typename T>
+struct SoftCandidate {
+  decltype(ordered_bits(T(0))) bits;
+  int64_t row;
 
+  TAL_FAST_DEVICE bool better_than(const SoftCandidate& other) const {
+    return bits != other.bits ? bits > other.bits : row < other.row;
+  }
+};
+
+template <typename T>
+TAL_FAST_DEVICE SoftCandidate<T> best_of_warp(SoftCandidate<T> own) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const SoftCandidate<T> other = {__shfl_xor_sync(kAllLanes, own.bits, offset),
+                                    __shfl_xor_sync(kAllLanes, own.row, offset)};
+    own = other.better_than(own) ? other : own;
+  }
+  return own;
+}
+
+// Teams: best() is the best candidate of all members, who have also seen by then what each other
+// wrote to global memory before.
+template <typename T>
+struct WarpTeam {
+  TAL_FAST_DEVICE int size() const { return kWarp; }
+  TAL_FAST_DEVICE int rank() const { return lane_index(); }
+  TAL_FAST_DEVICE SoftCandidate<T> best(SoftCandidate<T> own) {
+    __syncwarp();
+    return best_of_warp(own);
+  }
+};
+
+template <typename T>
+struct BlockTeam {
+  static constexpr int kMostWarps = 8;
   using Bits = decltype(ordered_bits(T(0)));
 
-  // The bits of a score, which are not 0, and its row; with 0: none.
-  struct Candidate {
-    Bits bits;
-    int64_t row;
-  };
+  Shared<Bits> bits;     // [2, kMostWarps]
+  Shared<int64_t> rows;  // [2, kMostWarps]
+  int turn = 0;          // 0 and 1: so one barrier per call is enough
+
+  static size_t shared_bytes() {
+    return SharedSize().take<Bits>(2 * kMostWarps).template take<int64_t>(2 * kMostWarps).bytes();
+  }
+  TAL_FAST_DEVICE BlockTeam() {
+    SharedMemory memory;
+    bits = memory.take<Bits>(2 * kMostWarps);
+    rows = memory.take<int64_t>(2 * kMostWarps);
+  }
+  TAL_FAST_DEVICE int size() const { return static_cast<int>(blockDim.x); }
+  TAL_FAST_DEVICE int rank() const { return static_cast<int>(threadIdx.x); }
+  TAL_FAST_DEVICE SoftCandidate<T> best(SoftCandidate<T> own) {
+    own = best_of_warp(own);
+    if (lane_index() == 0) {
+      bits.store(turn * kMostWarps + warp_index(), own.bits);
+      rows.store(turn * kMostWarps + warp_index(), own.row);
+    }
+    __syncthreads();
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    for (int warp = 0; warp < warps; ++warp) {
+      const SoftCandidate<T> other = {bits.load(turn * kMostWarps + warp),
+                                      rows.load(turn * kMostWarps + warp)};
+      own = other.better_than(own) ? other : own;
+    }
+    turn ^= 1;
+    return own;
+  }
+};
+
+template <NmsMethod kMethod, typename T>
+struct NmsSoft {
+  static constexpr const char* kName = "nms soft, a team per problem";
+  static constexpr int kThreads = 256;
+  static constexpr int kBlocks = sizeof(T) == 8 ? 3 : 4;
+  static constexpr int64_t kMostOfWarp = 256;  // candidates of a problem that one warp solves
+
+  using Candidate = SoftCandidate<T>;
 
   NmsDecay<T> decay;
   bool acts_on_threshold;
@@ -39,37 +103,6 @@ struct NmsSoft {
   KeptList<T> list;
   NmsFacts* facts;
 
-  static size_t shared_bytes() {
-    return SharedSize().take<Bits>(2 * kWarps).template take<int64_t>(2 * kWarps).bytes();
-  }
-
-  static TAL_FAST_DEVICE bool better(const Candidate& a, const Candidate& b) {
-    return a.bits != b.bits ? a.bits > b.bits : a.row < b.row;
-  }
-
-  // The best candidate of the block. `turn` is 0 and 1 by turns: so one barrier is enough.
-  TAL_FAST_DEVICE Candidate best_of_block(const Shared<Bits>& all_bits,
-                                          const Shared<int64_t>& all_rows, Candidate own,
-                                          int turn) const {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      const Candidate other = {__shfl_xor_sync(kAllLanes, own.bits, offset),
-                               __shfl_xor_sync(kAllLanes, own.row, offset)};
-      own = better(other, own) ? other : own;
-    }
-    if (lane_index() == 0) {
-      all_bits.store(turn * kWarps + warp_index(), own.bits);
-      all_rows.store(turn * kWarps + warp_index(), own.row);
-    }
-    __syncthreads();
-    const int warps = static_cast<int>(blockDim.x) / kWarp;
-    for (int warp = 0; warp < warps; ++warp) {
-      const Candidate other = {all_bits.load(turn * kWarps + warp),
-                               all_rows.load(turn * kWarps + warp)};
-      own = better(other, own) ? other : own;
-    }
-    return own;
-  }
-
   // The score of the segment [s, e] after the pick [pick_start, pick_end].
   TAL_FAST_DEVICE T after(T score, T pick_start, T pick_end, T s, T e) const {
     if (!(pick_start < pick_end) || !(s < e) || !(pick_start < e) || !(pick_end > s)) {
@@ -80,46 +113,50 @@ struct NmsSoft {
   }
 
   TAL_FAST_DEVICE void operator()() const {
-    SharedMemory memory;
-    const Shared<Bits> all_bits = memory.take<Bits>(2 * kWarps);
-    const Shared<int64_t> all_rows = memory.take<int64_t>(2 * kWarps);
-    const int32_t problems = facts->problems;
-    int turn = 0;
+    const int64_t problems = facts->problems;
+    const int64_t warps_per_block = blockDim.x / kWarp;
+    WarpTeam<T> warp;
+    for (int64_t p = blockIdx.x * warps_per_block + warp_index(); p < problems;
+         p += gridDim.x * warps_per_block) {
+      if (starts[p + 1] - starts[p] <= kMostOfWarp) {
+        solve(warp, p);
+      }
+    }
+    BlockTeam<T> block;
     for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
-      const int64_t num_kept = solve(all_bits, all_rows, starts[p], starts[p + 1], &turn);
-      if (threadIdx.x == 0) {
-        list.counts[p] = num_kept;
-        atomicAdd(&facts->solved, static_cast<int32_t>(num_kept));
+      if (starts[p + 1] - starts[p] > kMostOfWarp) {
+        solve(block, p);
       }
     }
   }
 
-  // Solves the problem at places [begin, end). A thread owns every blockDim.x-th place.
-  TAL_FAST_DEVICE int64_t solve(const Shared<Bits>& all_bits, const Shared<int64_t>& all_rows,
-                                int64_t begin, int64_t end, int* turn) const {
-    const int64_t first_own = begin + threadIdx.x;
-    Candidate own = {0, kNoGroup};  // the best of this thread's
+  // A member of the team owns every size()-th place of the problem.
+  template <typename Team>
+  TAL_FAST_DEVICE void solve(Team& team, int64_t problem) const {
+    const int64_t begin = starts[problem];
+    const int64_t end = starts[problem + 1];
+    const int64_t first_own = begin + team.rank();
+    Candidate own = {0, kNoGroup};  // the best of this member's
     int64_t own_place = -1;
     int64_t frontier = begin;  // places before it have joined
     int64_t picks = 0;
     while (picks < max_kept) {
-      const Candidate best = best_of_block(all_bits, all_rows, own, *turn);
-      *turn ^= 1;
+      const Candidate best = team.best(own);
       if (frontier < end) {
         const T score = scores[frontier];
         const Candidate fresh = {ordered_bits(score), order[frontier]};
-        if (score >= decay.min_score && better(fresh, best)) {
-          const int64_t place = frontier + threadIdx.x;
+        if (score >= decay.min_score && fresh.better_than(best)) {
+          const int64_t place = frontier + team.rank();
           if (place < end) {
             const T caught_up = catch_up(place, list.segments + 2 * begin, picks);
             current[place] = caught_up;
             const Candidate joined = {ordered_bits(caught_up), order[place]};
-            if (caught_up != T(kNmsDropped) && better(joined, own)) {
+            if (caught_up != T(kNmsDropped) && joined.better_than(own)) {
               own = joined;
               own_place = place;
             }
           }
-          frontier += blockDim.x;
+          frontier += team.size();
           continue;
         }
       }
@@ -140,7 +177,7 @@ struct NmsSoft {
       }
       own = {0, kNoGroup};
       const int64_t joined_end = frontier < end ? frontier : end;
-      for (int64_t place = first_own; place < joined_end; place += blockDim.x) {
+      for (int64_t place = first_own; place < joined_end; place += team.size()) {
         const T before = current[place];
         if (before == T(kNmsDropped)) {
           continue;
@@ -149,20 +186,19 @@ struct NmsSoft {
             after(before, pick_start, pick_end, segments[2 * place], segments[2 * place + 1]);
         current[place] = score;
         const Candidate candidate = {ordered_bits(score), order[place]};
-        if (score != T(kNmsDropped) && better(candidate, own)) {
+        if (score != T(kNmsDropped) && candidate.better_than(own)) {
           own = candidate;
           own_place = place;
         }
       }
     }
-    if (picks == 0 && spare_first) {
-      if (threadIdx.x == 0) {
-        list.rows[begin] = order[begin];
-        list.scores[begin] = scores[begin];
+    if (team.rank() == 0) {
+      if (picks == 0 && spare_first) {
+        picks = spare_first_place(list, begin, order, scores);
       }
-      picks = 1;
+      list.counts[problem] = picks;
+      atomicAdd(&facts->solved, static_cast<int32_t>(picks));
     }
-    return picks;
   }
 
   // The score of a place after the decays of all picks so far, in their order.

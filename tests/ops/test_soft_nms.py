@@ -89,7 +89,8 @@ def eager(segments: Tensor, scores: Tensor, min_score: float, threshold: float):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("clustered", [False, True])
 @pytest.mark.parametrize("n", [127, 128, 300, 1500])
-def test_bits_of_the_eager_procedure(n, clustered, dtype):
+def test_bits_of_the_eager_procedure(n, clustered, dtype, device):
+    n = min(n, 600) if device == "cuda-emulated" else n
     segments, scores = (x.to(dtype) for x in spread(n, clustered=clustered))
     for threshold, min_score in ((0.0, 0.01), (0.25, 0.0)):
         expected, expected_scores = eager(segments, scores, min_score, threshold)
@@ -133,6 +134,29 @@ def test_values_by_hand():
     assert second("length_gaussian", t2=0.06) == 0.8
     assert second("length_gaussian", t2=0.04, length_eps=5.0) == 0.8
     assert len(ops.soft_nms(segments, scores, "hard", iou_threshold=0.4)[0]) == 1
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.05, 0.005])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exp_is_exact_to_the_last_bit(dtype, sigma):
+    # Pairs far from each other: the second of each has the score exp(-IoU² / sigma).
+    n = 1000
+    start = 1000.0 * torch.arange(n, dtype=dtype)
+    length = 100.0 * torch.arange(1, n + 1, dtype=dtype) / n
+    best = torch.stack((start, start + 100), dim=1)
+    second = torch.stack((start, start + length), dim=1)
+    segments = torch.cat((best, second))
+    scores = torch.cat((torch.full((n,), 2.0, dtype=dtype), torch.ones(n, dtype=dtype)))
+    iou = ops.segment_iou(second, best, aligned=True)
+    exponent = -(iou * iou) / torch.tensor(sigma, dtype=dtype)
+    indices, found = ops.soft_nms(segments, scores, sigma=sigma, min_score=0.0, max_segments=None)
+    by_row = torch.empty_like(found)
+    by_row[indices] = found
+    expected = torch.exp(exponent.double())
+    if dtype == torch.float32:  # rounded once, also where it is subnormal
+        assert torch.equal(by_row[n:], expected.float())
+    else:
+        torch.testing.assert_close(by_row[n:], expected, rtol=2.0**-52, atol=0)
 
 
 def test_ties_go_to_the_lower_index():
