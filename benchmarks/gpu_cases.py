@@ -138,6 +138,12 @@ def _matching(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...
     return call
 
 
+@_case("ragged_index")
+def _ragged(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    like = torch.empty(0, device=device)
+    return lambda: tuple(ops.ragged_index([3, 0, 300, 1], like))
+
+
 @_case("linear_assignment of 300 rows")
 def _assignment(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
     costs = torch.rand(300 * 45 + 130 * 200, generator=_generator(seed)).to(device)

@@ -52,6 +52,7 @@ from tal_fast.ops.nms_padded import (
     nms_padded,
     soft_nms_padded,
 )
+from tal_fast.ops.ragged_index import RaggedIndex, ragged_index
 from tal_fast.ops.segment_iou import segment_iou
 from tal_fast.ops.segment_losses import diou_loss, giou_loss, iou_loss
 from tal_fast.ops.segment_roi_align import segment_roi_align
@@ -62,6 +63,7 @@ __all__ = [
     "BatchedNMSResult",
     "LinearAssignment",
     "PaddedNMSResult",
+    "RaggedIndex",
     "batched_nms",
     "batched_nms_padded",
     "boundary_max_pool",
@@ -77,6 +79,7 @@ __all__ = [
     "matching_cost",
     "nms",
     "nms_padded",
+    "ragged_index",
     "segment_iou",
     "segment_roi_align",
     "segment_voting",
