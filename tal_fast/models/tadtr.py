@@ -291,9 +291,10 @@ class TadTR(nn.Module):
     def _actionness(self, memory: Tensor, segments: Tensor) -> Tensor:
         batch, num_rows, width = memory.shape
         config = self.config
-        scale = segments.new_tensor([1.0, config.roi_scale])
         # No gradient to the segments: the head rates them, the decoder moves them.
-        rows = center_width_to_start_end(segments.detach() * scale) * num_rows
+        center, width_of_segment = segments.detach().unbind(-1)
+        wider = torch.stack((center, width_of_segment * config.roi_scale), dim=-1)
+        rows = center_width_to_start_end(wider) * num_rows
         rows = rows.clamp(0.0, float(num_rows))
         index = torch.arange(batch, device=memory.device, dtype=rows.dtype)
         index = index[:, None, None].expand(-1, config.num_queries, 1)

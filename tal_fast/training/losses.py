@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,8 +61,8 @@ def tadtr_loss(
     """
     logits, predicted = output.logits, output.segments
     counts = [len(item) for item in labels]
-    all_labels = torch.cat(list(labels)).to(logits.device)
-    all_targets = torch.cat(list(segments)).to(predicted)
+    all_labels = _to_device(torch.cat(list(labels)), logits)
+    all_targets = _to_device(torch.cat(list(segments)), predicted).to(predicted.dtype)
     instances = max(sum(counts), 1)
 
     with nvtx_range("tal_fast.matching"):
@@ -71,6 +72,8 @@ def tadtr_loss(
     is_class[pairs.layer, pairs.window, pairs.query, all_labels[pairs.target]] = 1.0
     focal = focal_loss(logits, is_class, config.focal_alpha, config.focal_gamma)
     matched = predicted[pairs.layer, pairs.window, pairs.query]
+    # Without an assignment there is no loss: NaN, which ends the training.
+    matched = matched.masked_fill((pairs.query < 0)[:, None], math.nan)
     wanted = all_targets[pairs.target]
     missed = ops.iou_loss(
         center_width_to_start_end(matched), center_width_to_start_end(wanted), "sum", eps=_EPS
@@ -93,6 +96,13 @@ def tadtr_loss(
     return losses
 
 
+def _to_device(tensor: Tensor, like: Tensor) -> Tensor:
+    """Copies to the device of ``like``; from pinned memory to a GPU, so that nothing waits."""
+    if like.is_cuda and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(like.device, non_blocking=True)
+
+
 def _best_iou(segments: Tensor, targets: Tensor, counts: list[int], scope: str) -> Tensor:
     """Returns ``Tensor[B, Q]``: the IoU of each segment with the instance it covers best."""
     batch, queries = segments.shape[:2]
@@ -104,7 +114,7 @@ def _best_iou(segments: Tensor, targets: Tensor, counts: list[int], scope: str) 
         eps=_EPS,
     ).view(batch, queries, -1)
     if scope == "video":
-        owner = torch.repeat_interleave(torch.arange(batch), torch.tensor(counts))
-        own = owner.to(overlap.device) == torch.arange(batch, device=overlap.device)[:, None]
+        owner = ops.ragged_index(counts, overlap).group
+        own = owner == torch.arange(batch, device=overlap.device)[:, None]
         overlap = overlap * own[:, None]
     return overlap.amax(-1)
