@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/segment_roi_align.h"
 
-#include <cmath>
-
 #include "cpu/buffer.h"
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
@@ -18,30 +16,6 @@ struct Tap {
   T weight;
 };
 
-// Reads a segment: where its bins lie and how they are sampled. Positions in the type of the rois
-// and in the order of operations of the original Align1D, which torchvision shares.
-template <typename Roi>
-struct Sampling {
-  Roi start;
-  Roi bin_length;
-  int64_t samples;  // per bin
-
-  Sampling(const Roi* roi, const RoiAlignShape& shape) {
-    const Roi shift = shape.aligned ? Roi(0.5) : Roi(0);
-    start = roi[1] - shift;
-    const Roi extent = (roi[2] - shift) - start;
-    const Roi length = shape.aligned || extent > Roi(1) ? extent : Roi(1);
-    bin_length = length / static_cast<Roi>(shape.bins);
-    samples = shape.sampling_ratio > 0 ? shape.sampling_ratio
-                                       : static_cast<int64_t>(std::ceil(bin_length));
-  }
-
-  Roi base(int64_t bin) const { return start + static_cast<Roi>(bin) * bin_length; }
-  Roi offset(int64_t i) const {
-    return (static_cast<Roi>(i) + Roi(0.5)) * bin_length / static_cast<Roi>(samples);
-  }
-};
-
 // The rows that each bin of a segment reads, rising within a bin, with their weights.
 template <typename T>
 class RoiTaps {
@@ -54,7 +28,7 @@ class RoiTaps {
 
   template <typename Roi>
   void compute(const Roi* roi) {
-    const Sampling<Roi> sampling(roi, shape_);
+    const RoiSampling<Roi> sampling(roi, shape_);
     const int64_t samples = sampling.samples;
     // A sample's offset within its bin is the same in all bins.
     Roi offsets[kTabled];
@@ -78,7 +52,7 @@ class RoiTaps {
           place(base + offsets[i], share);
         }
       } else {
-        const auto [from, to] = visible(base, sampling);
+        const auto [from, to] = sampling.visible(base, shape_.rows);
         for (int64_t i = from; i < to; ++i) {
           place(base + sampling.offset(i), share);
         }
@@ -90,45 +64,9 @@ class RoiTaps {
  private:
   static constexpr int64_t kTabled = 64;
 
-  struct Range {
-    int64_t from;
-    int64_t to;
-  };
-
-  // Only samples within [-1, rows] count. A long segment may reach far beyond them, so skip to
-  // where they can be, with a margin for rounding; each sample is still tested.
-  template <typename Roi>
-  Range visible(Roi base, const Sampling<Roi>& sampling) const {
-    const double all = static_cast<double>(sampling.samples);
-    const double step = static_cast<double>(sampling.bin_length) / all;
-    const double rows = static_cast<double>(shape_.rows);
-    if (!(step > 0.0)) {  // a point: all samples lie on it
-      return {0, base >= Roi(-1) && base <= static_cast<Roi>(shape_.rows) ? sampling.samples : 0};
-    }
-    const double margin = 2.0 + 1e-6 * (std::abs(static_cast<double>(base)) + rows) / step;
-    const double first = std::floor((-1.0 - base) / step - margin);
-    const double last = std::ceil((rows - base) / step + margin);
-    // Compared before the conversion: a double need not fit into an int64.
-    const auto clamp = [&](double index) {
-      return index >= all ? sampling.samples : (index > 0.0 ? static_cast<int64_t>(index) : 0);
-    };
-    return {clamp(first), clamp(last)};
-  }
-
   template <typename Roi>
   void place(Roi position, T share) {
-    if (!(position >= Roi(-1) && position <= static_cast<Roi>(shape_.rows))) {
-      return;
-    }
-    const Roi inside = position > Roi(0) ? position : Roi(0);
-    const int64_t row = static_cast<int64_t>(inside);
-    if (row >= shape_.rows - 1) {
-      add(shape_.rows - 1, share);
-    } else {
-      const T upper = static_cast<T>(inside - static_cast<Roi>(row));
-      add(row, (T(1) - upper) * share);
-      add(row + 1, upper * share);
-    }
+    place_sample(position, shape_.rows, share, [this](int64_t row, T weight) { add(row, weight); });
   }
 
   void add(int64_t row, T weight) {

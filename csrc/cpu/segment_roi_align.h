@@ -10,16 +10,9 @@
 
 #include "cpu/isa.h"
 #include "math/half.h"
+#include "math/segment_roi_align.h"
 
 namespace tal_fast {
-
-struct RoiAlignShape {
-  int64_t channels;        // C
-  int64_t rows;            // T
-  int64_t bins;            // R
-  int64_t sampling_ratio;  // samples per bin; 0: ceil(length / bins)
-  bool aligned;            // positions shifted by half a row, no least length
-};
 
 // In elements.
 struct RoiAlignStrides {

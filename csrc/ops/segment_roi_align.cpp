@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/segment_roi_align.h"
+// segment_roi_align: schema and the CPU implementation.
+#include "ops/segment_roi_align.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,15 +10,13 @@
 #include <memory>
 #include <vector>
 
-#include "ops/tensor_checks.h"
+#include "cpu/segment_roi_align.h"
 
 namespace tal_fast {
 namespace {
 
 // Output elements per task: some 20 us of work, well above the cost of handing a range to a thread.
 constexpr int64_t kElementsPerTask = 32768;
-// No segment can sensibly reach further, and sample counts computed from it fit into an int64.
-constexpr double kMaxPosition = 2147483648.0;
 
 template <typename Roi>
 void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch, bool aligned) {
@@ -28,7 +27,7 @@ void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch,
                    " in row ", k);
     const Roi start = rois[3 * k + 1];
     const Roi end = rois[3 * k + 2];
-    TAL_FAST_CHECK(std::abs(start) <= kMaxPosition && std::abs(end) <= kMaxPosition, op,
+    TAL_FAST_CHECK(std::abs(start) <= kMaxRoiPosition && std::abs(end) <= kMaxRoiPosition, op,
                    ": expected rois with finite start and end of at most 2^31, got [", start, ", ",
                    end, "] in row ", k);
     TAL_FAST_CHECK(!aligned || end >= start, op,
@@ -37,26 +36,15 @@ void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch,
   }
 }
 
-// Checks the rois and returns them contiguous.
-Tensor check_rois(const char* op, const Tensor& rois, int64_t batch, bool aligned) {
-  TAL_FAST_CHECK(rois.dim() == 2 && rois.size(1) == 3, op,
-                 ": expected rois of shape [K, 3] (batch, start, end), got ", shape_string(rois));
-  const ScalarType type = rois.scalar_type();
-  // A 16-bit position is off by whole rows, and a 16-bit batch index is wrong beyond 256 or 2048.
-  TAL_FAST_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
-                 ": expected rois of dtype float32 or float64, got ", dtype_string(type));
+// Checks the values of the rois and returns them contiguous.
+Tensor checked_rois(const char* op, const Tensor& rois, int64_t batch, bool aligned) {
   Tensor contiguous = torch::stable::contiguous(rois);
-  if (type == ScalarType::Double) {
+  if (rois.scalar_type() == ScalarType::Double) {
     check_values(op, const_data<double>(contiguous), rois.size(0), batch, aligned);
   } else {
     check_values(op, const_data<float>(contiguous), rois.size(0), batch, aligned);
   }
   return contiguous;
-}
-
-void check_sizes(const char* op, int64_t output_size, int64_t sampling_ratio) {
-  TAL_FAST_CHECK(output_size >= 1, op, ": expected output_size >= 1, got ", output_size);
-  TAL_FAST_CHECK(sampling_ratio >= 0, op, ": expected sampling_ratio >= 0, got ", sampling_ratio);
 }
 
 // The same features with the channels of a row next to each other in memory.
@@ -87,28 +75,18 @@ Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
                              const Tensor& rois_in,      // [K, 3]
                              int64_t output_size, int64_t sampling_ratio, bool aligned) {
   constexpr const char* kOp = "segment_roi_align";
-  TAL_FAST_CHECK(features_in.dim() == 3, kOp, ": expected features of shape [B, C, T], got ",
-                 shape_string(features_in));
+  check_segment_roi_align(features_in, rois_in, output_size, sampling_ratio);
   const ScalarType type = features_in.scalar_type();
-  TAL_FAST_CHECK(is_float(type), kOp,
-                 ": expected features of dtype float64, float32, float16 or bfloat16, got ",
-                 dtype_string(type));
-  check_sizes(kOp, output_size, sampling_ratio);
   const int64_t batch = features_in.size(0);
   const int64_t rows = features_in.size(2);
-  const Tensor rois = check_rois(kOp, rois_in, batch, aligned);
+  const Tensor rois = checked_rois(kOp, rois_in, batch, aligned);
   const int64_t count = rois.size(0);
   const RoiAlignShape shape{features_in.size(1), rows, output_size, sampling_ratio, aligned};
   Tensor out = torch::stable::new_empty(features_in, {count, shape.channels, output_size});
   if (out.numel() == 0) {
     return out;
   }
-  TAL_FAST_CHECK(rows >= 1, kOp, ": expected features with at least one row, got ",
-                 shape_string(features_in));
-
-  // Reading a column at a stride per bin costs more than one transposed copy, unless the bins are
-  // few against the rows.
-  const bool copies = features_in.stride(1) != 1 && 2 * count * output_size >= batch * rows;
+  const bool copies = roi_align_copies(features_in, count, output_size);
   const Tensor features = copies ? channels_last(features_in) : features_in;
   const RoiAlignStrides strides{features.stride(0), features.stride(1), features.stride(2)};
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (shape.channels * output_size));
@@ -172,17 +150,11 @@ Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
                                       int64_t batch, int64_t rows, int64_t sampling_ratio,
                                       bool aligned) {
   constexpr const char* kOp = "segment_roi_align_backward";
-  TAL_FAST_CHECK(grad_in.dim() == 3 && rois_in.dim() == 2 && grad_in.size(0) == rois_in.size(0),
-                 kOp, ": expected grad of shape [K, C, R] and rois of shape [K, 3], got ",
-                 shape_string(grad_in), " and ", shape_string(rois_in));
+  check_segment_roi_align_gradient(grad_in, rois_in, sampling_ratio);
   const ScalarType type = grad_in.scalar_type();
-  TAL_FAST_CHECK(is_float(type), kOp,
-                 ": expected grad of dtype float64, float32, float16 or bfloat16, got ",
-                 dtype_string(type));
-  const Tensor rois = check_rois(kOp, rois_in, batch, aligned);
+  const Tensor rois = checked_rois(kOp, rois_in, batch, aligned);
   const int64_t count = rois.size(0);
   const RoiAlignShape shape{grad_in.size(1), rows, grad_in.size(2), sampling_ratio, aligned};
-  check_sizes(kOp, shape.bins, sampling_ratio);
   if (grad_in.numel() == 0 || rows == 0) {
     const Tensor zeros = torch::stable::new_zeros(grad_in, {batch, rows, shape.channels});
     return torch::stable::transpose(zeros, 1, 2);

@@ -57,12 +57,14 @@ def segment_roi_align(
     Returns:
         Tensor[K, C, R], contiguous, in the dtype of ``features``. Differentiable for ``features``,
         any number of times; no gradient goes to ``rois``. Output and gradient are the same, bit for
-        bit, in every run, for any number of threads and on every instruction set.
+        bit, in every run, for any number of threads, on every instruction set and on a GPU.
 
     Raises:
         RuntimeError: on wrong shapes, dtypes or devices, a batch index that is not a whole number
             in [0, B), a start or end that is not finite or beyond 2^31, or, with ``aligned``, an
-            end before its start (the row is named).
+            end before its start (the row is named). A GPU cannot report values of ``rois`` without
+            waiting for it: there a segment with such values gives NaN, and adds nothing to the
+            gradient.
 
     Example:
         >>> import torch

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import emulated as emulator
 import pytest
 import torch
 from torch import Tensor
@@ -298,6 +299,128 @@ def test_nan_features_stay_where_they_are():
     assert out.isnan().flatten().tolist() == [False] * 4 + [True] * 2 + [False] * 2
 
 
+# ---- what only CUDA kernels have -----------------------------------------------------------------
+
+
+def both_ways(features: Tensor, rois: Tensor, bins: int, *options: object) -> tuple[Tensor, Tensor]:
+    out = ops.segment_roi_align(features, rois, bins, *options)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return out, torch.ops.tal_fast.segment_roi_align_backward(
+        grad, rois, features.shape[0], features.shape[2], *(options or (0,))
+    )
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("layout", ["BTC", "BCT", "sliced"])
+@pytest.mark.parametrize("rois_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_has_the_bits_of_the_cpu(dtype, rois_dtype, layout, aligned):
+    """Sizes around packs, chunks of channels and bins, slices of rows, and lists of rois."""
+    for batch, channels, rows, count, bins, ratio in (
+        (2, 8, 13, 12, 4, 0),
+        (1, 132, 40, 7, 33, 0),
+        (3, 7, 30, 300, 1, 3),
+        (1, 66, 9, 5, 32, 40),
+        (1, 264, 300, 3, 2, 0),
+    ):
+        features = make_features(batch, channels, rows, dtype, layout=layout)
+        rois = make_rois(count, batch, rows, rois_dtype)
+        arguments = (features, in_order(rois) if aligned else rois, bins, ratio, aligned)
+        expected = both_ways(*arguments)
+        for results in emulator.cuda_results(lambda arguments=arguments: both_ways(*arguments)):
+            assert torch.equal(results[0], expected[0])
+            assert torch.equal(results[1], expected[1])
+
+
+@pytest.mark.cuda_only
+def test_paths(device):
+    if device != "cuda-emulated":
+        pytest.skip("asks the emulator for names")
+    backward = "segment_roi_align backward"
+    packed, general = "segment_roi_align forward", "segment_roi_align forward, general"
+    for channels, layout, count, names in (
+        (8, "BTC", 20, [packed, backward]),
+        (6, "BTC", 20, [general, backward]),
+        (8, "BCT", 20, ["segment_roi_align transpose", packed, backward]),
+        (6, "BCT", 20, ["segment_roi_align transpose", general, backward]),
+        (8, "BCT", 1, [general, backward]),  # too few bins for a copy
+        (8, "sliced", 1, [general, backward]),
+    ):
+        emulator.launches()
+        both_ways(make_features(2, channels, 30, layout=layout), make_rois(count, 2, 30), 2)
+        assert emulator.launches() == names
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_that_begin_anywhere(dtype):
+    flat = make_features(1, 1, 2 * 9 * 16 + 1, dtype).reshape(-1)
+    rois = make_rois(8, 2, 9)
+    for part in (flat[:-1], flat[1:]):
+        features = part.view(2, 9, 16).transpose(1, 2)
+        expected = twin.segment_roi_align(features, rois, 3)
+        actual = ops.segment_roi_align(features, rois, 3)
+        torch.testing.assert_close(actual, expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.cuda_only
+def test_gradient_does_not_depend_on_the_slices(device):
+    # Little shared memory: 8 rows per block.
+    if device != "cuda-emulated":
+        pytest.skip("chooses the slices by the emulated device's memory")
+    features, rois = make_features(2, 12, 70), make_rois(40, 2, 70)
+    for bins in (3, 40):
+        _, expected = both_ways(features, rois, bins)
+        with emulator.shared_memory(24 * 1024):
+            _, grad = both_ways(features, rois, bins)
+        assert torch.equal(grad, expected)
+
+
+@pytest.mark.cuda_only
+def test_the_same_bits_in_every_run():
+    features, rois = make_features(2, 70, 40), make_rois(60, 2, 40)
+    expected = both_ways(features, rois, 8)
+    for _ in range(3):
+        results = both_ways(features, rois, 8)
+        assert torch.equal(results[0], expected[0])
+        assert torch.equal(results[1], expected[1])
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rois_dtype", [torch.float32, torch.float64])
+def test_what_a_cpu_refuses_gives_nan(dtype, rois_dtype):
+    good = [0.0, 1.0, 6.0]
+    bad = [
+        [2.0, 1.0, 3.0],
+        [-1.0, 1.0, 3.0],
+        [0.5, 1.0, 3.0],
+        [math.nan, 1.0, 3.0],
+        [1e300 if rois_dtype == torch.float64 else 1e38, 1.0, 3.0],
+        [0.0, math.nan, 3.0],
+        [0.0, 1.0, math.inf],
+        [0.0, 1.0, 1e10],
+        [0.0, -1e10, 1.0],
+        [0.0, 5.0, 3.0],
+    ]
+    rois = torch.tensor([good, *bad, good], dtype=rois_dtype)
+    features = make_features(2, 6, 9, dtype)
+    out, grad = both_ways(features, rois, 3, 0, True)
+    assert not out[0].isnan().any()
+    assert torch.equal(out[0], out[-1])
+    assert out[1:-1].isnan().all()
+    # What is good adds to the gradient as if it were alone.
+    assert torch.isfinite(grad).all()
+    values = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    alone = torch.ops.tal_fast.segment_roi_align_backward(
+        values[[0, -1]], rois[[0, -1]], 2, 9, 0, True
+    )
+    assert torch.equal(grad, alone)
+    # Without aligned a reversed segment is one row long.
+    assert not ops.segment_roi_align(features, rois[-2:], 3).isnan().any()
+
+
 # ---- torch ---------------------------------------------------------------------------------------
 
 
@@ -379,6 +502,7 @@ print(hashlib.sha256(raw).hexdigest())
 
 
 @pytest.mark.slow
+@pytest.mark.cpu_only
 def test_same_bits_for_all_instruction_sets():
     digests = {
         subprocess.run(
@@ -460,6 +584,18 @@ ROIS = torch.zeros(1, 3)
         ((FEATURES, ROIS, 0), "expected output_size >= 1, got 0"),
         ((FEATURES, ROIS, 3, -1), "expected sampling_ratio >= 0, got -1"),
         ((FEATURES[:, :, :0], ROIS, 3), "expected features with at least one row"),
+        ((FEATURES, ROIS.to("meta"), 3), "expected rois on cpu like features, got meta"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(RuntimeError, match=f"segment_roi_align: .*{message}"):
+        ops.segment_roi_align(*arguments)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ((FEATURES, with_value(0, 2), 3), r"batch indices in \[0, 2\), got 2 in row 1"),
         ((FEATURES, with_value(0, -1), 3), r"batch indices in \[0, 2\), got -1 in row 1"),
         ((FEATURES, with_value(0, 0.5), 3), r"batch indices in \[0, 2\), got 0.5 in row 1"),
@@ -471,12 +607,17 @@ ROIS = torch.zeros(1, 3)
             (FEATURES, torch.tensor([[0.0, 1.0, 1.0], [1.0, 5.0, 3.0]]), 3, 0, True),
             r"end >= start with aligned=True, got \[5, 3\] in row 1",
         ),
-        ((FEATURES, ROIS.to("meta"), 3), "expected rois on cpu like features, got meta"),
     ],
 )
-def test_errors(arguments, message):
+def test_errors_in_values(arguments, message):
     with pytest.raises(RuntimeError, match=f"segment_roi_align: .*{message}"):
         ops.segment_roi_align(*arguments)
+
+
+@pytest.mark.cpu_only
+def test_errors_in_values_of_backward():
+    with pytest.raises(RuntimeError, match=r"batch indices in \[0, 0\), got 0 in row 0"):
+        torch.ops.tal_fast.segment_roi_align_backward(torch.zeros(1, 5, 3), ROIS, 0, 9, 0)
 
 
 def test_errors_of_backward():
@@ -487,5 +628,3 @@ def test_errors_of_backward():
         backward(torch.zeros(2, 5, 3), ROIS, 2, 9, 0)
     with pytest.raises(RuntimeError, match=r"backward: expected grad of dtype .* got int64"):
         backward(torch.zeros(1, 5, 3).long(), ROIS, 2, 9, 0)
-    with pytest.raises(RuntimeError, match=r"batch indices in \[0, 0\), got 0 in row 0"):
-        backward(torch.zeros(1, 5, 3), ROIS, 0, 9, 0)
