@@ -28,7 +28,7 @@ export MAX_JOBS := $(JOBS)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: help dev build test test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check lint \
-	format demo bench bench-eval clean
+	format demo bench bench-eval bench-loader clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,7 @@ test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native t
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
+	build/asan/fuzz_reader 120
 	$(BIN)/python -m pytest -q
 
 # The op tests once per instruction set of this machine; `test` itself runs the best one, and the
@@ -119,6 +120,11 @@ bench: build  ## Run the benchmarks, print their table, write it into the README
 bench-eval: build  ## Benchmark the evaluator against other projects' and print its table
 	$(BIN)/python -m pytest -q benchmarks/bench_evaluation.py -o filterwarnings=default \
 	  --benchmark-only --benchmark-columns=median,iqr,rounds
+
+bench-loader: build  ## Benchmark the feature loader against other projects' reading code
+	$(BIN)/python -m pytest -q benchmarks/bench_loader.py -o filterwarnings=default \
+	  --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python benchmarks/bench_loader.py
 
 clean:  ## Remove build outputs (.venv stays)
 	rm -rf build tal_fast.egg-info tal_fast/_C*.so tests/cuda_emulator/cuda_emulated.so .mypy_cache .ruff_cache .pytest_cache

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,26 +129,3 @@ def test_native_code_keeps_its_layers() -> None:
             if line.startswith("#include"):
                 found = [name for name in forbidden[part] if name in line]
                 assert not found, f"{path.relative_to(ROOT)}: {line}"
-
-
-_SYNCHRONISING = re.compile(
-    r"cuda(Device|Stream|Event)Synchronize|cudaMemcpy(?!Async)|cudaMalloc|cudaFree|cudaStreamQuery"
-    r"|<<<|cudaStreamDefault|cudaStreamLegacy|cudaStreamPerThread|thrust::|\.item\("
-)
-
-
-def test_no_op_waits_for_the_gpu() -> None:
-    """Launches go through launch.h on the current stream; nothing in a launcher blocks the host.
-
-    The one exception has a name: ``read_back`` in launch.h, for outputs whose size the data decide.
-    """
-    readers = set()
-    for path in sorted((ROOT / "csrc/cuda").iterdir()):
-        text = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
-        if path.name == "launch.h":
-            text, calls = re.subn(r"(?s)read_back\(.*?\n\}", "", text)
-            assert calls <= 2
-        assert not (found := _SYNCHRONISING.search(text)), f"{path.name}: {found}"
-        if path.name != "launch.h" and "read_back(" in text:
-            readers.add(path.stem)
-    assert readers <= {"nms"}

@@ -8,6 +8,7 @@ CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 WAITS = re.compile(
     r"cuda\w*Synchronize|cudaMemcpy\w*(?=\()|cudaMalloc\w*|cudaFree\w*"
     r"|cudaStreamQuery|cudaEventQuery|item_?<|aten::item|_local_scalar_dense|<<<"
+    r"|cudaStreamDefault|cudaStreamLegacy|cudaStreamPerThread|thrust::"
 )
 
 
