@@ -5,7 +5,9 @@
 //
 // sample gradients  A block owns a head of a batch element and some of its queries: products of the
 //                   output's gradient with both rows of every sample, summed over channels by
-//                   shuffles; for the fused op the softmax's backward follows in registers.
+//                   shuffles; for the fused op the softmax's backward follows in registers. Staged:
+//                   all channels of all rows are in shared memory; general: they are read from
+//                   global memory, where they do not fit beside other blocks or samples are few.
 // row gradients     A block owns a range of rows of one level, for a head of a batch element and a
 //                   slice of its channels. It looks at the level's samples, a window of them at a
 //                   time, sorts those that touch its rows by tap (a stable counting sort, so that
@@ -19,7 +21,7 @@
 // once. At B = 16, S = Q = 128, H = 8: 7.3 MB, 1.7 us at 4.3 TB/s, so the launch is the floor and
 // the aim 6 to 10 us; at B = 8, S = Q = 2304: 66 MB, 15 us, the aim 30; at B = 2, S = Q = 4536 on
 // six levels: 56 MB, 13 us, but 2 * 223 MB of rows through the first-level caches, some 15 us more,
-// and every range looks at its level's samples, the aim 80.
+// and every range looks at its level's samples, the aim 80. All of this is computed, not measured.
 #pragma once
 
 #include "cuda/deform_attn_rows.cuh"

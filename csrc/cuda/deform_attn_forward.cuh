@@ -14,6 +14,8 @@
 // general  Rows come from global memory, which caches may serve: for slices of less than 32 bytes
 //          per row (S above some 7000), and where the samples are fewer than the rows, so that
 //          staging would move more. Two rows per sample from L2 at worst.
+//
+// All of this is computed, not measured.
 #pragma once
 
 #include "cuda/deform_attn_samples.cuh"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// deform_attn: schema, checks and CPU implementation; fake and autograd are in
+// deform_attn: schema and CPU implementation; checks are in ops/deform_attn.h, fake and autograd in
 // tal_fast/ops/deform_attn.py.
 #include "ops/deform_attn.h"
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-level 1-D deformable attention.
 
-Schema and checks are in ``csrc/ops/deform_attn.cpp``, the kernels in ``csrc/cpu/deform_attn.cpp``.
+Schema and checks are in ``csrc/ops/deform_attn.cpp`` and ``.h``, the kernels in
+``csrc/cpu/deform_attn.cpp`` and ``csrc/cuda/deform_attn_forward.cuh``.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def deform_attn(
 
     The gradient for a location is the slope to its right (at an integer x, the slope towards the
     next row) and zero for samples that do not contribute. Forward and backward give the same bits
-    on every run and with any number of threads; the instruction set may change the last bits.
-    There is no second derivative.
+    on every run and with any number of threads; the instruction set (and the device) may change the
+    last bits. There is no second derivative.
 
     Raises:
         RuntimeError: for a wrong shape or dtype, or level lengths that do not sum to S.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-level 1-D deformable attention straight from the outputs of its projections.
 
-Schema and checks are in ``csrc/ops/deform_attn_fused.cpp``, the kernels in
+Schema and checks are in ``csrc/ops/deform_attn_fused.cpp`` and ``.h``, the kernels in
 ``csrc/cpu/deform_attn_fused.cpp`` and those of :func:`tal_fast.ops.deform_attn`.
 """
 
@@ -59,7 +59,7 @@ def deform_attn_fused(
     Value, reference points (both components), offsets and logits are differentiable. At an integer
     position the gradient is that of :func:`tal_fast.ops.deform_attn`: the slope to the right.
     Forward and backward give the same bits on every run and with any number of threads; the
-    instruction set may change the last bits. There is no second derivative.
+    instruction set (and the device) may change the last bits. There is no second derivative.
 
     Raises:
         RuntimeError: for a wrong shape or dtype, or level lengths that do not sum to S.
