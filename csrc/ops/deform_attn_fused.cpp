@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// deform_attn_fused: schema and CPU implementation; checks are in ops/deform_attn_fused.h, fake and autograd in
-// tal_fast/ops/deform_attn_fused.py.
+// deform_attn_fused: schema and CPU implementation; checks are in ops/deform_attn_fused.h, fake and
+// autograd in tal_fast/ops/deform_attn_fused.py.
 #include "cpu/deform_attn_fused.h"
 
 #include <torch/csrc/stable/library.h>
