@@ -188,6 +188,45 @@ for _method in ("hard", "gaussian"):
         return call
 
 
+@_case("suppression of fixed size")
+def _padded(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    segments, scores, labels, videos = (x.to(device) for x in _detections(seed, 900))
+
+    def call() -> tuple[Tensor, ...]:
+        return (
+            *ops.nms_padded(segments, scores, 0.5, 150),
+            *ops.soft_nms_padded(segments, scores, "gaussian", max_segments=80),
+            *ops.batched_nms_padded(
+                segments,
+                scores,
+                labels,
+                videos,
+                max_segments=100,
+                num_videos=3,
+                voting_threshold=0.7,
+            ),
+        )
+
+    return call
+
+
+@_case("gather_windows")
+def _windows(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    store = torch.randn(400, 72, generator=_generator(seed)).half().to(device)
+    first = torch.tensor([0, 37, 390]).to(device)
+    rows = torch.tensor([33, 1, 10]).to(device)
+
+    def call() -> tuple[Tensor, ...]:
+        wide = torch.float32
+        plain = ops.gather_windows(store, first, rows, 33, dtype=wide)
+        return (
+            *plain,
+            *ops.gather_windows(store, first, rows, 33, dtype=wide, channels_first=True),
+        )
+
+    return call
+
+
 @_case("nms of 20000")
 def _many(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
     n = 20000 if device.type == "cuda" else 2000
