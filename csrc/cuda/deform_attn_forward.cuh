@@ -32,7 +32,7 @@ struct DeformAttnForward {
           ? (kStaged ? "deform_attn_fused forward, staged" : "deform_attn_fused forward, general")
           : (kStaged ? "deform_attn forward, staged" : "deform_attn forward, general");
   static constexpr int kThreads = kStaged ? 1024 : 256;
-  static constexpr int kBlocks = kStaged ? 1 : sizeof(T) == 4 ? 3 : 2;
+  static constexpr int kBlocks = kStaged ? 1 : sizeof(T) == 4 && !Source::kFused ? 3 : 2;
 
   using C = ComputeType<T>;
 
