@@ -21,7 +21,9 @@ struct SharedOutOfBounds : Fault {
     SharedMemory memory;
     const Shared<int> first = memory.take<int>(32);
     const Shared<int> second = memory.take<int>(32);
-    second.store(static_cast<int>(threadIdx.x) % 32, 0);
+    if (threadIdx.x < 32) {
+      second.store(static_cast<int>(threadIdx.x), 0);
+    }
     if (threadIdx.x == 0) {
       first.store(32, 1);  // the first element of `second`
     }
