@@ -754,6 +754,56 @@ def study_report(
     _print_study(report_study(study))
 
 
+Measured = Annotated[
+    Path, typer.Option("--study", help="Directory of a study, its tables, or a table of a paper.")
+]
+Curve = Annotated[str | None, typer.Option("--curve", help="Which, if there are several.")]
+Families = Annotated[
+    str | None, typer.Option("--families", help="Names with commas: wbl4,mmf4; all by default.")
+]
+Draws = Annotated[int, typer.Option("--draws", min=1, help="Bootstrap draws per family.")]
+FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")]
+Repeated = Annotated[
+    int | None, typer.Option("--repetitions", min=1, help="Of a table that has no column n.")
+]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
+Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
+
+
+def _names(families: str | None) -> list[str] | None:
+    return None if families is None else [name.strip() for name in families.split(",")]
+
+
+@_command(study_app, "fit", "tal-fast study fit --study results/hapt --picture fits.png")
+def study_fit(
+    study: Measured,
+    curve: Curve = None,
+    families: Families = None,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Also the backtest's errors, q by q.")
+    ] = False,
+    json_out: JsonOut = None,
+    picture: Picture = None,
+) -> None:
+    """Fit ten families of curves, and test what each would have predicted."""
+    from tal_fast.study.fit_commands import run_fit
+
+    run_fit(
+        study,
+        curve=curve,
+        families=_names(families),
+        draws=draws,
+        seed=seed,
+        repetitions=repetitions,
+        errors=errors,
+        json_out=json_out,
+        picture=picture,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line.
 

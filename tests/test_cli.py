@@ -33,6 +33,7 @@ COMMANDS = [
     ["study", "run"],
     ["study", "demo"],
     ["study", "report"],
+    ["study", "fit"],
 ]
 
 

@@ -14,37 +14,56 @@ from tal_fast.data.files import write_error
 from tal_fast.errors import MissingExtraError
 from tal_fast.study.curve import CurvePoint
 
-__all__ = ["curve_picture", "figure_svg", "save_pictures", "tiou_picture"]
+__all__ = [
+    "GRID",
+    "INK",
+    "PAPER",
+    "blank_figure",
+    "curve_picture",
+    "figure_svg",
+    "save_pictures",
+    "tiou_picture",
+]
 
 # The figures are drawn in these colours; `figure_svg` turns them into CSS variables, so that the
 # page shows the same drawing in light and dark.
-_INK, _GRID, _PAPER = "#1a1c20", "#d5d8dd", "#fefefe"
+INK, GRID, PAPER = "#1a1c20", "#d5d8dd", "#fefefe"
 _LINE = "#1f5fbf"
 _TIOU_LINES = ("#16307a", "#1f5fbf", "#1f9e9a", "#5aa02c", "#c77d0a", "#b5402a", "#7a3b8f")
-_VARIABLES = {_INK: "--ink", _GRID: "--grid", _PAPER: "--paper"} | {
+_VARIABLES = {INK: "--ink", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--line{index}" for index, colour in enumerate(_TIOU_LINES)
 }
 _SIZE = (5.6, 3.9)  # inches; small, so that the text stays legible on a phone's width
 
 
-def _figure() -> tuple[Any, Any]:
+def blank_figure(panels: int = 1, *, size: tuple[float, float] = _SIZE) -> tuple[Any, list[Any]]:
+    """Returns an empty figure in the style of the studies, and its panels side by side.
+
+    Args:
+        panels: number of panels.
+        size: width and height in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report", "the curve picture") from error
-    figure = Figure(figsize=_SIZE, layout="constrained", facecolor=_PAPER)
+    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_facecolor(_PAPER)
-    axes.grid(True, color=_GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
-    axes.tick_params(colors=_INK, labelsize=11.5)
-    return figure, axes
+    row = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
+    for axes in row:
+        axes.set_facecolor(PAPER)
+        axes.grid(True, color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(INK)
+        axes.tick_params(colors=INK, labelsize=11.5)
+    return figure, row
 
 
 def _finish(axes: Any, points: Sequence[CurvePoint], title: str, model: str) -> None:
@@ -53,16 +72,16 @@ def _finish(axes: Any, points: Sequence[CurvePoint], title: str, model: str) -> 
     axes.set_ylim(bottom=0.0)
     low, high = axes.get_ylim()
     axes.set_ylim(low, max(min(high, 100.0), 5.0))
-    axes.set_xlabel("share of the training videos (%)", color=_INK, fontsize=12)
-    axes.set_ylabel("mAP (points)", color=_INK, fontsize=12)
-    axes.set_title(f"{title}\n{model}" if model else title, color=_INK, fontsize=12, loc="left")
+    axes.set_xlabel("share of the training videos (%)", color=INK, fontsize=12)
+    axes.set_ylabel("mAP (points)", color=INK, fontsize=12)
+    axes.set_title(f"{title}\n{model}" if model else title, color=INK, fontsize=12, loc="left")
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
-            facecolor=_PAPER,
+            facecolor=PAPER,
             edgecolor="none",
             framealpha=0.85,
-            labelcolor=_INK,
+            labelcolor=INK,
             fontsize=10,
             loc="lower right",
         )
@@ -81,7 +100,7 @@ def curve_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, (axes,) = blank_figure()
     x = [100 * point.fraction for point in points]
     mean = [100 * point.mean for point in points]
     spread = [100 * (point.deviation or 0.0) for point in points]
@@ -101,7 +120,7 @@ def curve_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
         marker="o",
         markersize=4,
         alpha=0.65,
-        color=_INK,
+        color=INK,
         markeredgewidth=0,
         label="one trial",
     )
@@ -113,7 +132,7 @@ def curve_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
 
 def tiou_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
     """Draws mAP at each tIoU threshold against p; arguments, result and errors as above."""
-    figure, axes = _figure()
+    figure, (axes,) = blank_figure()
     keys = sorted({key for point in points for key in point.per_tiou}, key=float)
     for index, key in enumerate(keys):
         having = [point for point in points if key in point.per_tiou]
