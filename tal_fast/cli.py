@@ -804,6 +804,136 @@ def study_fit(
     )
 
 
+Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
+Until = Annotated[
+    float | None, typer.Option("--until", help="Largest p to use, as if no more were measured.")
+]
+Deviation = Annotated[
+    float | None,
+    typer.Option("--deviation", help="Standard deviation, in points, where p was run once."),
+]
+
+
+@_command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
+def study_extrapolate(
+    study: Measured,
+    times: Annotated[float, typer.Option(help="Amount of data over the full training set.")],
+    curve: Curve = None,
+    until: Until = None,
+    families: Families = None,
+    confidence: Confidence = 0.9,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    deviation: Deviation = None,
+    json_out: JsonOut = None,
+    picture: Picture = None,
+) -> None:
+    """Say what more data would bring, with an interval that has been tested."""
+    from tal_fast.study.fit_commands import run_extrapolate
+
+    run_extrapolate(
+        study,
+        times,
+        curve=curve,
+        until=until,
+        families=_names(families),
+        confidence=confidence,
+        draws=draws,
+        seed=seed,
+        repetitions=repetitions,
+        deviation=deviation,
+        json_out=json_out,
+        picture=picture,
+    )
+
+
+@_command(study_app, "calibrate", "tal-fast study calibrate --study results/hapt --synthetic 20")
+def study_calibrate(
+    study: Annotated[
+        list[Path] | None, typer.Option(help="A study or table; may be repeated.")
+    ] = None,
+    synthetic: Annotated[int, typer.Option(min=0, help="Curves to make per family.")] = 20,
+    confidence: Confidence = 0.9,
+    draws: Draws = 200,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Count how often the intervals of extrapolate hold what came."""
+    from tal_fast.study.fit_commands import run_calibrate
+
+    with _bar("calibrating") as update:
+        run_calibrate(
+            study or [],
+            synthetic=synthetic,
+            confidence=confidence,
+            draws=draws,
+            seed=seed,
+            repetitions=repetitions,
+            json_out=json_out,
+            progress=update,
+        )
+
+
+@_command(study_app, "plan", "tal-fast study plan --study results/pilot --target 60 --hours 2")
+def study_plan(
+    study: Measured,
+    curve: Curve = None,
+    until: Until = None,
+    target: Annotated[float | None, typer.Option(help="mAP in points to reach.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time for further trials.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Of a trial at p = 1, where the study does not tell.")
+    ] = None,
+    goal: Annotated[
+        float | None,
+        typer.Option(help="Data, over the full set, that trials are to tell about; 1 or 2."),
+    ] = None,
+    candidates: Annotated[
+        str, typer.Option(help="p of further trials: first:last:step, or with commas.")
+    ] = "0.1:1.0:0.1",
+    against: Annotated[
+        Path | None, typer.Option(help="Another model's study: which p tells who is better?")
+    ] = None,
+    against_curve: Annotated[
+        str | None, typer.Option("--against-curve", help="Its curve, or another of --study.")
+    ] = None,
+    families: Families = None,
+    confidence: Confidence = 0.9,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    deviation: Deviation = None,
+    json_out: JsonOut = None,
+    picture: Picture = None,
+) -> None:
+    """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
+    from tal_fast.study.fit_commands import run_plan
+    from tal_fast.study.sampling import parse_shares
+
+    run_plan(
+        study,
+        curve=curve,
+        until=until,
+        target=target,
+        hours=hours,
+        seconds=seconds,
+        goal=goal,
+        candidates=parse_shares("--candidates", candidates),
+        against=against,
+        against_curve=against_curve,
+        families=_names(families),
+        confidence=confidence,
+        draws=draws,
+        seed=seed,
+        repetitions=repetitions,
+        deviation=deviation,
+        json_out=json_out,
+        picture=picture,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line.
 

@@ -34,6 +34,9 @@ COMMANDS = [
     ["study", "demo"],
     ["study", "report"],
     ["study", "fit"],
+    ["study", "extrapolate"],
+    ["study", "calibrate"],
+    ["study", "plan"],
 ]
 
 

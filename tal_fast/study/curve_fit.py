@@ -204,19 +204,10 @@ class Backtest:
         scores = [(name, self.rmse(name)) for name in self.errors]
         return sorted((s for s in scores if not math.isnan(s[1])), key=lambda score: score[1])
 
-    def drift(self, name: str) -> float:
-        """Returns how fast a family goes astray: points of error per unit of ln(p / q).
-
-        The mean square error is taken as sampling error of what came plus a part that grows with
-        the distance, err² = se² + (drift · ln(p / q))². NaN if the family predicted nothing.
-        """
-        errors = self.errors[name]
-        known = ~np.isnan(errors)
-        if not known.any():
-            return math.nan
-        distance = np.log(self.share[None, :] / self.share[self.cuts - 1][:, None])
-        excess = (errors**2 - self.standard_error**2)[known].sum()
-        return math.sqrt(max(0.0, float(excess)) / float((distance[known] ** 2).sum()))
+    @property
+    def distance(self) -> Floats:
+        """How far each level lies beyond each cut, ln(p / q), [C, n]."""
+        return np.log(self.share[None, :] / self.share[self.cuts - 1][:, None])
 
     @property
     def reach(self) -> float:

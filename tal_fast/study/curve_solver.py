@@ -22,7 +22,7 @@ __all__ = ["BatchFit", "solve_batch"]
 Floats = NDArray[np.float64]
 
 _TINY = 1e-300
-_ROWS = 256  # curves per block of the grid search: a block's arrays stay within the cache
+_ROWS = 64  # curves per block of the grid search: a block stays within the cache
 _ITERATIONS = 200
 _STARTS = 3
 

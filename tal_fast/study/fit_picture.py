@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits as a picture: the curve with its families, and what each would have predicted."""
+"""Fits, extrapolations and plans as pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from tal_fast.study.curve_fit import LAST, CurveFit
+from tal_fast.study.extrapolation import Ensemble, Extrapolation
 from tal_fast.study.learning_curve import LearningCurve
-from tal_fast.study.picture import GRID, INK, PAPER, blank_figure
+from tal_fast.study.picture import GRID, INK, LINE, PAPER, blank_figure
+from tal_fast.study.planning import TargetPlan
 
-__all__ = ["COLOURS", "draw_measured", "fit_picture"]
+__all__ = ["COLOURS", "draw_measured", "extrapolation_picture", "fit_picture", "target_picture"]
 
 # One colour per family, the same in every picture, told apart in grey and by colour-blind eyes by
 # the dashes.
@@ -123,4 +125,88 @@ def fit_picture(fit: CurveFit) -> Any:
         _legend(right, loc="best", ncols=2)
     else:
         right.text(50, 1, "too few levels for a backtest", ha="center", color=INK)
+    return figure
+
+
+def extrapolation_picture(ensemble: Ensemble, found: Extrapolation) -> Any:
+    """Draws an extrapolation: bands of the ensemble, families by weight, and how far was tested.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, (axes,) = blank_figure(size=(8.2, 4.2))
+    curve = found.curve
+    x = np.geomspace(curve.share[0], found.share, 200)
+    tail = (1.0 - found.confidence) / 2.0
+    low, quarter, middle, upper, high = ensemble.quantiles(x, (tail, 0.25, 0.5, 0.75, 1.0 - tail))
+    band = f"{found.confidence:.0%}".replace("%", " %")
+    axes.fill_between(x, low, high, color=LINE, alpha=0.14, linewidth=0, label=f"{band} interval")
+    axes.fill_between(x, quarter, upper, color=LINE, alpha=0.22, linewidth=0, label="50 % interval")
+    fits = {fit.family.name: fit for fit in ensemble.fits}
+    for member in found.members:
+        colour, dash = COLOURS[member.family.name]
+        axes.plot(
+            x,
+            np.clip(fits[member.family.name].point(x)[0], 0.0, 100.0),
+            color=colour,
+            linestyle=dash,
+            linewidth=1.1,
+            label=f"{member.family.title} ({member.weight:.2f})",
+        )
+    axes.plot(x, middle, color=LINE, linewidth=2.2, label="median of all")
+    axes.plot(
+        [curve.share[-1], found.share],
+        [found.last] * 2,
+        color=INK,
+        linestyle=(0, (1, 2)),
+        linewidth=1.4,
+        label="last value",
+    )
+    draw_measured(axes, curve)
+    tested = found.reach * curve.share[-1]
+    if found.share > tested * 1.001:
+        axes.axvspan(tested, found.share, color=INK, alpha=0.06, linewidth=0)
+        axes.text(
+            found.share, 1.5, "beyond this curve's own backtest ", ha="right", color=INK, fontsize=9
+        )
+    axes.set_xlim(0, found.share * 1.02)
+    top = max(float(high.max()), float(curve.mean.max()))
+    axes.set_ylim(0, min(100.0, 1.08 * top))
+    axes.set_xlabel("training videos (% of the full set)", color=INK)
+    axes.set_ylabel("mAP (points)", color=INK)
+    title = f"{curve.name}: {found.value:.1f} ({found.interval[0]:.1f} to {found.interval[1]:.1f})"
+    axes.set_title(f"{title} at {found.share:g} % of the data", color=INK, fontsize=11, loc="left")
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8.5,
+    )
+    return figure
+
+
+def target_picture(plan: TargetPlan, name: str) -> Any:
+    """Draws the chance of a target against the amount of data.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, (axes,) = blank_figure()
+    axes.axvspan(plan.share[0], plan.largest, color=INK, alpha=0.06, linewidth=0, label="measured")
+    axes.plot(plan.share, 100.0 * plan.probability, color=LINE, linewidth=2)
+    for chance, share in plan.needed.items():
+        if share is not None:
+            axes.plot([share], [100.0 * chance], "o", color=INK, markersize=5)
+            axes.annotate(
+                f" {share:.0f} %", (share, 100.0 * chance), color=INK, fontsize=10, va="top"
+            )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("training videos (% of the full set)", color=INK)
+    axes.set_ylabel(f"chance of mAP {plan.target:g} (%)", color=INK)
+    axes.set_title(f"{name}: how much data for mAP {plan.target:g}", color=INK, loc="left")
+    _legend(axes, loc="best")
     return figure

@@ -17,6 +17,7 @@ from tal_fast.study.curve import CurvePoint
 __all__ = [
     "GRID",
     "INK",
+    "LINE",
     "PAPER",
     "blank_figure",
     "curve_picture",
@@ -28,7 +29,7 @@ __all__ = [
 # The figures are drawn in these colours; `figure_svg` turns them into CSS variables, so that the
 # page shows the same drawing in light and dark.
 INK, GRID, PAPER = "#1a1c20", "#d5d8dd", "#fefefe"
-_LINE = "#1f5fbf"
+LINE = "#1f5fbf"
 _TIOU_LINES = ("#16307a", "#1f5fbf", "#1f9e9a", "#5aa02c", "#c77d0a", "#b5402a", "#7a3b8f")
 _VARIABLES = {INK: "--ink", GRID: "--grid", PAPER: "--paper"} | {
     colour: f"--line{index}" for index, colour in enumerate(_TIOU_LINES)
@@ -109,9 +110,9 @@ def curve_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
         lower = [max(0.0, m - s) for m, s in zip(mean, spread, strict=True)]
         upper = [m + s for m, s in zip(mean, spread, strict=True)]
         axes.fill_between(
-            x, lower, upper, color=_LINE, alpha=0.18, linewidth=0, label="± 1 standard deviation"
+            x, lower, upper, color=LINE, alpha=0.18, linewidth=0, label="± 1 standard deviation"
         )
-    axes.plot(x, mean, color=_LINE, linewidth=2, label="mean")
+    axes.plot(x, mean, color=LINE, linewidth=2, label="mean")
     dots = [(100 * point.fraction, 100 * value) for point in points for value in point.values]
     axes.plot(
         [dot[0] for dot in dots],
