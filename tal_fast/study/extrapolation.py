@@ -115,7 +115,7 @@ def _filled(values: Floats) -> Floats:
     return np.where(known, values, np.median(values[known])) if known.any() else values
 
 
-def _drift(tests: Backtest, names: Sequence[str], weights: Floats) -> float:
+def _drift(curve: LearningCurve, tests: Backtest, names: Sequence[str], weights: Floats) -> float:
     """Returns the error of all families together that their differences do not explain.
 
     In the backtest the squared error of the weighted mean is taken as sampling error of what came,
@@ -129,8 +129,8 @@ def _drift(tests: Backtest, names: Sequence[str], weights: Floats) -> float:
     counted = total > 1.0 / 3.0
     if not counted.any():
         # Nothing was tested: as wrong as the last value would have been one level before.
-        last = tests.errors[LAST][-1, -1]
-        return float(abs(last) / np.log(tests.share[-1] / tests.share[-2]))
+        rise = abs(float(curve.mean[-1] - curve.mean[-2]))
+        return rise / math.log(curve.share[-1] / curve.share[-2])
     share = share / np.where(counted, total, 1.0)
     errors = np.where(known, errors, 0.0)
     mean = (share * errors).sum(axis=0)
@@ -190,7 +190,7 @@ def join_families(
     weights = 1.0 / np.sqrt(scores**2 + sampling)
     weights /= weights.sum()
     noise = rng.standard_normal((len(fits), len(fits[0].draws.a)))
-    return Ensemble(curve, tuple(fits), tests, weights, _drift(tests, names, weights), noise)
+    return Ensemble(curve, tuple(fits), tests, weights, _drift(curve, tests, names, weights), noise)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning-curve fits: a bootstrap in one batch against a loop over scipy, and whole commands.
+
+The loop starts scipy where the batch found the fit of the mean curve, once per draw: less work than
+a search from several starts, which is what the batch does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import Peer
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from tal_fast.study.curve import build_curve, curve_csv, trials_csv
+from tal_fast.study.curve_families import CEILING, FAMILIES, FITTED
+from tal_fast.study.curve_fit import fit_curve
+from tal_fast.study.curve_solver import solve_batch
+from tal_fast.study.learning_curve import LearningCurve
+from tal_fast.study.trials import Trial, scan_trials
+
+DRAWS = 100
+SHARE = np.concatenate((np.arange(1.0, 5.0), np.arange(5.0, 101.0, 5.0)))  # 24 levels
+
+Floats = NDArray[np.float64]
+
+
+def measured() -> LearningCurve:
+    truth = 58.0 - 85.0 * np.exp(-0.46 * SHARE**0.47)
+    noise = 0.5 * np.random.default_rng(0).standard_normal((len(SHARE), 5))
+    values = np.clip(truth[:, None] + noise, 0.0, CEILING)
+    return LearningCurve(
+        name="synthetic",
+        share=SHARE,
+        mean=values.mean(axis=1),
+        deviation=values.std(axis=1, ddof=1),
+        repetitions=np.full(len(SHARE), 5),
+        values=tuple(tuple(level) for level in values.tolist()),
+    )
+
+
+@pytest.mark.parametrize("name", ["wbl4", "mmf4", "pow4", "hill"])
+def test_bootstrap(compare: Any, name: str) -> None:
+    family, curve = FAMILIES[name], measured()
+    rng = np.random.default_rng(1)
+    y = curve.mean + curve.standard_error * rng.standard_normal((DRAWS, len(curve)))
+    root = 1.0 / curve.standard_error
+    weight = np.broadcast_to(root**2, y.shape)
+    linear = 1 + family.affine
+    middle = solve_batch(family, SHARE, curve.mean[None], weight[:1])
+    start = np.concatenate((middle.a, middle.b[: linear - 1], middle.theta[0]))
+    low = [-np.inf if family.affine else 0.0, *[0.0] * (linear - 1), *(b[0] for b in family.box)]
+    high = [CEILING, *[np.inf] * (linear - 1), *(b[1] for b in family.box)]
+
+    def residuals(v: Floats, draw: Floats) -> Floats:
+        b = v[1:2] if family.affine else np.zeros(1)
+        return root * (family.evaluate(SHARE, v[:1], b, v[None, linear:])[0] - draw)
+
+    def loop() -> list[float]:
+        return [
+            2.0
+            * least_squares(
+                residuals, start, bounds=(low, high), x_scale="jac", args=(draw,)
+            ).cost
+            for draw in y
+        ]  # fmt: skip
+
+    def check(ours: Any, peer: list[float]) -> None:
+        assert (ours.loss <= np.array(peer) * (1 + 1e-6)).all()
+
+    compare(
+        "study fit",
+        f"{name}, {DRAWS} draws of 24 levels",
+        lambda: solve_batch(family, SHARE, y, weight),
+        [Peer("loop over scipy, one start", loop)],
+        check=check,
+        verified="no loss is higher",
+        repetitions=5,
+    )
+
+
+def _nothing(*results: Any) -> None:
+    pass
+
+
+def test_whole_fit(compare: Any) -> None:
+    curve = measured()
+    assert len(fit_curve(curve, replicates=10).families) == len(FITTED)
+    compare(
+        "study fit",
+        "10 families, 1000 draws, 24 levels, backtest",
+        lambda: fit_curve(curve, replicates=1000),
+        [],
+        check=_nothing,
+        verified="every family",
+        repetitions=3,
+    )
+
+
+def test_tables_of_many_trials(compare: Any, tmp_path: Path) -> None:
+    for level in range(50):
+        for repetition in range(100):
+            trial = Trial("tadtr", round(0.02 * (level + 1), 2), repetition, 0)
+            sample = {
+                "videos": [f"video_{i:04}" for i in range(4 * (level + 1))],
+                "instances": 60 * (level + 1),
+                "classes": [f"class {i}" for i in range(20)],
+                "missing_classes": [],
+            }
+            thresholds = ("0.3", "0.4", "0.5", "0.6", "0.7")
+            result = {
+                "average_map": 0.01 * level,
+                "map_per_threshold": dict.fromkeys(thresholds, 0.01 * level),
+                "steps": 100,
+                "windows": 100,
+                "total_seconds": 10.0,
+            }
+            record = {
+                "trial": trial.name,
+                "settings": "s",
+                "fraction": trial.fraction,
+                "repetition": repetition,
+                "seed": 0,
+                "sample": sample,
+                "result": result,
+            }
+            (tmp_path / trial.name).mkdir()
+            (tmp_path / trial.name / "trial.json").write_text(json.dumps(record))
+
+    def tabulate() -> tuple[str, str]:
+        records = list(scan_trials(tmp_path, "s").values())
+        return trials_csv(records), curve_csv(build_curve(records))
+
+    trials, levels = tabulate()
+    assert (trials.count("\n"), levels.count("\n")) == (5001, 51)
+    compare(
+        "study report",
+        "tables of 5000 finished trials",
+        tabulate,
+        [],
+        check=_nothing,
+        verified="rows counted",
+        repetitions=5,
+    )
