@@ -412,7 +412,7 @@ def fit_curve(
         >>> from tal_fast.study.learning_curve import read_curve
         >>> fit = fit_curve(read_curve("docs/results/hapt"))
         >>> fit.families[0].family.name
-        'wbl4'
+        'mmf4'
     """
     rng = np.random.default_rng(seed)
     fits = fit_families(curve, families, replicates=replicates, rng=rng)

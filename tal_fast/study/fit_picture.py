@@ -19,7 +19,7 @@ __all__ = ["COLOURS", "draw_measured", "extrapolation_picture", "fit_picture", "
 # One colour per family, the same in every picture, told apart in grey and by colour-blind eyes by
 # the dashes.
 COLOURS: dict[str, tuple[str, Any]] = {
-    "wbl4": ("#1f5fbf", "-"),
+    "wbl4": ("#00a0c8", "-"),
     "mmf4": ("#1f9e9a", (0, (6, 2))),
     "pow4": ("#5aa02c", (0, (4, 1, 1, 1))),
     "hill": ("#7a3b8f", (0, (2, 1))),
