@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -55,13 +56,16 @@ def _write_json(path: Path | None, content: Any) -> None:
         print(f"numbers: {path}")
 
 
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".png").removesuffix(".svg")
+
+
 def _write_picture(path: Path | None, figure: Any) -> None:
     """Writes ``path`` as PNG and SVG, whatever its suffix."""
     if path is not None:
         from tal_fast.study.picture import save_pictures
 
-        name = path.name.removesuffix(".png").removesuffix(".svg")
-        for file in save_pictures(figure, path.parent, name):
+        for file in save_pictures(figure, path.parent, _stem(path)):
             print(f"picture: {file}")
 
 
@@ -104,9 +108,10 @@ def run_fit(
     if picture is not None:
         from tal_fast.study.fit_picture import fit_picture
 
-        stem = picture.with_suffix("")
         for fit in fits:
-            named = stem if len(fits) == 1 else stem.with_name(f"{stem.name}-{fit.curve.name}")
+            # Names of curves are free text.
+            words = [_stem(picture), *re.findall(r"[\w.]+", fit.curve.name)]
+            named = picture if len(fits) == 1 else picture.with_name("-".join(words))
             _write_picture(named, fit_picture(fit))
 
 

@@ -386,6 +386,19 @@ class TestCommand:
         assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / "fit.svg").is_file()
 
+    def test_a_picture_per_curve(self, tmp_path, capsys):
+        rows = ["model,percent,map_mean,map_std,n"]
+        rows += [f"{m},{p:g},{weibull(p):.3f},1,5" for m in ("A/b", "C") for p in LEVELS]
+        (tmp_path / "table.csv").write_text("\n".join(rows))
+        arguments = ["--study", tmp_path / "table.csv", "--picture", tmp_path / "fits.png"]
+        arguments += ["--draws", 5, "--families", "hill,wbl4"]
+        assert cli.main(["study", "fit", *(str(a) for a in arguments)]) == 0
+        assert "A/b: 10 levels" in capsys.readouterr().out
+        assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+            "fits-A-b.png",
+            "fits-C.png",
+        ]
+
     def test_errors(self, tmp_path, capsys):
         study = str(ROOT / "docs/results/hapt")
         assert cli.main(["study", "fit", "--study", study, "--families", "wbl"]) == 2
