@@ -24,8 +24,8 @@
 // and every range looks at its level's samples, the aim 80. All of this is computed, not measured.
 #pragma once
 
+#include "cuda/deform_attn_lanes.cuh"
 #include "cuda/deform_attn_rows.cuh"
-#include "cuda/deform_attn_samples.cuh"
 
 namespace tal_fast {
 

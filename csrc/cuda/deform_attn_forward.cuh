@@ -18,7 +18,7 @@
 // All of this is computed, not measured.
 #pragma once
 
-#include "cuda/deform_attn_samples.cuh"
+#include "cuda/deform_attn_lanes.cuh"
 
 namespace tal_fast {
 

@@ -2,7 +2,7 @@
 // The gradient of value: the row blocks of deform_attn_backward.cuh.
 #pragma once
 
-#include "cuda/deform_attn_samples.cuh"
+#include "cuda/deform_attn_lanes.cuh"
 
 namespace tal_fast {
 

@@ -41,7 +41,7 @@ struct DeviceLimits {
 
 #if defined(__CUDACC__)
 
-inline void check_cuda(cudaError_t status, const std::string& what) {
+inline void check_cuda(cudaError_t status, const char* what) {
   TAL_FAST_CHECK(status == cudaSuccess, what, ": ", cudaGetErrorString(status));
 }
 
@@ -55,15 +55,22 @@ class DeviceScope {
   }
   cudaStream_t stream() const { return stream_; }
 
-  DeviceLimits limits() const {
-    const auto read = [&](cudaDeviceAttr attribute) {
-      int value = 0;
-      check_cuda(cudaDeviceGetAttribute(&value, attribute, device_), "cudaDeviceGetAttribute");
-      return value;
-    };
-    return {read(cudaDevAttrMultiProcessorCount),
-            static_cast<size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
-            static_cast<size_t>(read(cudaDevAttrMaxSharedMemoryPerMultiprocessor))};
+  // Asked once per device and thread: ops ask in every call.
+  const DeviceLimits& limits() const {
+    thread_local int32_t known_device = -1;
+    thread_local DeviceLimits known = {};
+    if (known_device != device_) {
+      const auto read = [&](cudaDeviceAttr attribute) {
+        int value = 0;
+        check_cuda(cudaDeviceGetAttribute(&value, attribute, device_), "cudaDeviceGetAttribute");
+        return value;
+      };
+      known = {read(cudaDevAttrMultiProcessorCount),
+               static_cast<size_t>(read(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+               static_cast<size_t>(read(cudaDevAttrMaxSharedMemoryPerMultiprocessor))};
+      known_device = device_;
+    }
+    return known;
   }
 
  private:
@@ -84,15 +91,14 @@ void launch(const DeviceScope& scope, dim3 grid, int threads, size_t shared_byte
             const Kernel& kernel) {
   // Without the call a block gets at most 48 KiB.
   constexpr size_t kWithoutAsking = 48 * 1024;
-  const auto failed = [&](cudaError_t status) {
-    check_cuda(status, std::string(Kernel::kName) + ": launch of " + std::to_string(grid.x) +
-                           " x " + std::to_string(grid.y) + " x " + std::to_string(grid.z) +
-                           " blocks of " + std::to_string(threads) + " threads with " +
-                           std::to_string(shared_bytes) + " bytes of shared memory");
+  const auto check = [&](cudaError_t status) {
+    TAL_FAST_CHECK(status == cudaSuccess, Kernel::kName, ": launch of ", grid.x, " x ", grid.y,
+                   " x ", grid.z, " blocks of ", threads, " threads with ", shared_bytes,
+                   " bytes of shared memory: ", cudaGetErrorString(status));
   };
   if (shared_bytes > kWithoutAsking) {
-    failed(cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes)));
+    check(cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)));
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
@@ -102,7 +108,7 @@ void launch(const DeviceScope& scope, dim3 grid, int threads, size_t shared_byte
   nvtxRangePushA(Kernel::kName);
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel_entry<Kernel>, kernel);
   nvtxRangePop();
-  failed(status);
+  check(status);
 }
 
 // Copies from the GPU to the host and waits for it: the only place where the library does. For what

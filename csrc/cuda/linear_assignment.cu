@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/linear_assignment.cuh"
+#include "cuda/linear_assignment_block.cuh"
+#include "cuda/linear_assignment_warp.cuh"
 
 #include <algorithm>
 #include <limits>

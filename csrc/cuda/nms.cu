@@ -1,330 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// nms, soft_nms and batched_nms on a GPU: rank, find the problems, solve each, merge those of a
-// video. The outputs of exact size are the only ones for which the host waits, once.
-#include "cuda/nms.cuh"
-
-#include <algorithm>
+// nms, soft_nms, batched_nms and their forms of fixed size on a GPU.
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "cuda/launch.h"
-#include "cuda/nms_hard.cuh"
-#include "cuda/nms_soft.cuh"
-#include "cuda/row_order.h"
-#include "cuda/segment_voting.h"
-#include "ops/nms.h"
+#include "cuda/nms_solver.h"
 
 namespace tal_fast {
 namespace {
-
-// One problem of more segments than this is solved by many blocks; about 4 tiles.
-constexpr int64_t kManyBlocksFrom = 4096;
-
-dim3 blocks_for(int64_t count, int threads) {
-  return dim3(static_cast<unsigned>(ceil_div(std::max<int64_t>(count, 1), threads)));
-}
-
-size_t scan_bytes() {
-  return SharedSize().take<int64_t>(32).bytes();
-}
-
-// A call from the ranks to the kept lists and what is made of them. N > 0.
-template <typename T>
-class CudaNms {
- public:
-  // `num_videos`: videos have numbers below it, which are kept; without it they may be any.
-  CudaNms(const char* op, const DeviceScope& scope, const Detections& in,
-          const GroupNumbers& numbers, const NmsRequest& request, std::optional<int64_t> num_videos)
-      : op_(op),
-        scope_(scope),
-        in_(in),
-        numbers_(numbers),
-        request_(request),
-        num_videos_(num_videos),
-        n_(in.count) {}
-
-  void solve() {
-    facts_ = torch::stable::new_zeros(in_.segments, {4}, ScalarType::Int);
-    static_assert(sizeof(NmsFacts) == 4 * sizeof(int32_t));
-    rank();
-    find_problems();
-    kept_rows_ = numbers(n_);
-    kept_scores_ = values({n_});
-    kept_segments_ = values({n_, 2});
-    counts_ = numbers(n_);
-    if (request_.nms.method == NmsMethod::kHard) {
-      solve_hard();
-    } else {
-      solve_soft();
-    }
-  }
-
-  // ---- one problem -----------------------------------------------------------------------------
-  // Rows [K] and, if wanted, their scores [K].
-  std::tuple<Tensor, Tensor> exact_one(bool with_scores) const {
-    const int64_t size = read_facts().solved;
-    const Tensor rows = numbers(size);
-    const Tensor scores = with_scores ? values({size}) : in_.scores;
-    write_one(rows, with_scores ? &scores : nullptr, nullptr);
-    return {rows, scores};
-  }
-
-  // Rows [limit], scores [limit] if wanted, count [].
-  std::tuple<Tensor, Tensor, Tensor> padded_one(bool with_scores) const {
-    const int64_t size = request_.max_segments;
-    const Tensor rows = numbers(size);
-    const Tensor scores = with_scores ? values({size}) : in_.scores;
-    const Tensor count = allocate(in_.segments, {}, ScalarType::Long);
-    write_one(rows, with_scores ? &scores : nullptr, &count);
-    return {rows, scores, count};
-  }
-
-  // ---- videos ----------------------------------------------------------------------------------
-  std::tuple<Tensor, Tensor, Tensor> exact() {
-    const OutputFlags flags = merge();
-    const int64_t tiles = ceil_div(n_, kScanTile);
-    const Tensor sums = numbers(tiles);
-    using Count = CountFlags<OutputFlags>;
-    launch(scope_, dim3(static_cast<unsigned>(tiles)), Count::kThreads, scan_bytes(),
-           Count{flags, mutable_data<int64_t>(sums), &facts()->kept});
-    const int64_t size = read_facts().kept;
-    const Tensor rows = numbers(size);
-    const Tensor scores = values({size});
-    if (size > 0) {
-      using Write = WriteOutputs<T>;
-      launch(scope_, dim3(static_cast<unsigned>(tiles)), Write::kThreads, scan_bytes(),
-             Write{flags, const_data<int64_t>(sums), const_data<T>(merged_scores_),
-                   mutable_data<int64_t>(rows), mutable_data<T>(scores)});
-    }
-    const bool voting = request_.voting.has_value();
-    const Tensor segments = values({voting ? size : 0, 2});
-    if (voting) {
-      vote(rows, size, segments);
-    }
-    return {rows, scores, segments};
-  }
-
-  std::tuple<Tensor, Tensor, Tensor, Tensor> padded() {
-    const OutputFlags flags = merge();
-    const int64_t videos = *num_videos_;
-    const Tensor rows = allocate(in_.segments, {videos, flags.limit}, ScalarType::Long);
-    const Tensor scores = values({videos, flags.limit});
-    const Tensor segments = values({videos, flags.limit, 2});
-    const Tensor counts = numbers(videos);
-    using Write = WritePadded<T>;
-    const int64_t slots = videos * flags.limit;
-    launch(scope_,
-           dim3(static_cast<unsigned>(
-               std::min<int64_t>(ceil_div(slots, Write::kThreads), int64_t{1} << 20))),
-           Write::kThreads, 0,
-           Write{flags, const_data<T>(merged_scores_), const_data<T>(in_.segments), facts(), videos,
-                 mutable_data<int64_t>(rows), mutable_data<T>(scores), mutable_data<T>(segments),
-                 mutable_data<int64_t>(counts)});
-    if (request_.voting.has_value()) {
-      vote(rows, slots, segments);
-    }
-    return {rows, scores, segments, counts};
-  }
-
- private:
-  using Key = KeyOf<T>;
-
-  Tensor numbers(int64_t count) const { return allocate(in_.segments, {count}, ScalarType::Long); }
-  Tensor keys() const {
-    return allocate(in_.segments, {n_}, sizeof(Key) == 4 ? ScalarType::Int : ScalarType::Long);
-  }
-  Tensor values(const std::vector<int64_t>& sizes) const { return allocate(in_.segments, sizes); }
-  NmsFacts* facts() const { return static_cast<NmsFacts*>(facts_.mutable_data_ptr()); }
-
-  void rank() {
-    const Tensor rank_keys = keys();
-    using Kernel = RankKeys<T>;
-    launch(scope_, blocks_for(n_, Kernel::kThreads), Kernel::kThreads, 0,
-           Kernel{const_data<T>(in_.segments), const_data<T>(in_.scores), numbers_.video_data(),
-                  num_videos_.value_or(-1), request_.validate, request_.voting.has_value(), n_,
-                  mutable_data<Key>(rank_keys), facts()});
-    order_ = sort_rows(scope_, numbers_.video_data(), numbers_.label_data(), rank_keys);
-  }
-
-  bool grouped() const { return numbers_.videos.has_value() || numbers_.labels.has_value(); }
-
-  void find_problems() {
-    const ProblemFlags flags = {numbers_.video_data(), numbers_.label_data(),
-                                const_data<int64_t>(order_), n_};
-    const int64_t tiles = ceil_div(n_, kScanTile);
-    Tensor sums = order_;
-    if (grouped()) {
-      sums = numbers(tiles);
-      using Count = CountFlags<ProblemFlags>;
-      launch(scope_, dim3(static_cast<unsigned>(tiles)), Count::kThreads, scan_bytes(),
-             Count{flags, mutable_data<int64_t>(sums), nullptr});
-    }
-    starts_ = numbers(n_ + 1);
-    ranked_segments_ = values({n_, 2});
-    ranked_scores_ = values({n_});
-    problems_ = numbers(n_);
-    videos_ = numbers(n_);
-    using Kernel = FindProblems<T>;
-    launch(
-        scope_, dim3(static_cast<unsigned>(tiles)), Kernel::kThreads, scan_bytes(),
-        Kernel{flags, grouped() ? const_data<int64_t>(sums) : nullptr, const_data<T>(in_.segments),
-               const_data<T>(in_.scores), num_videos_.has_value(), mutable_data<int64_t>(starts_),
-               mutable_data<T>(ranked_segments_), mutable_data<T>(ranked_scores_),
-               mutable_data<int64_t>(problems_), mutable_data<int64_t>(videos_), facts()});
-  }
-
-  KeptList<T> kept() const {
-    return {mutable_data<int64_t>(kept_rows_), mutable_data<T>(kept_scores_),
-            mutable_data<T>(kept_segments_), mutable_data<int64_t>(counts_)};
-  }
-
-  // Blocks that go through the problems, of which there are at most n_.
-  dim3 blocks_of_problems(int per_multiprocessor) const {
-    const int64_t most = int64_t{scope_.limits().multiprocessors} * per_multiprocessor;
-    return dim3(static_cast<unsigned>(grouped() ? std::min(n_, most) : 1));
-  }
-
-  void solve_hard() {
-    const NmsOptions& nms = request_.nms;
-    const HardRule<T> rule = {static_cast<T>(nms.iou_threshold), static_cast<T>(nms.length_eps),
-                              static_cast<T>(nms.min_score), nms.acts_on_threshold,
-                              nms.max_segments};
-    using Tile = HardTile<T>;
-    if (grouped() || n_ <= kManyBlocksFrom) {
-      using Kernel = NmsHard<T>;
-      launch(
-          scope_, blocks_of_problems(Kernel::kBlocks), Kernel::kThreads, Tile::shared_bytes(),
-          Kernel{rule, nms.spare_first, const_data<int64_t>(starts_), const_data<int64_t>(order_),
-                 const_data<T>(ranked_segments_), const_data<T>(ranked_scores_), kept(), facts()});
-      return;
-    }
-    const int64_t tiles = ceil_div(n_, Tile::kSize);
-    const Tensor dead = allocate(in_.segments, {tiles * Tile::kWords}, ScalarType::Int);
-    const Tensor ends = numbers(tiles);
-    using Kernel = NmsHardStep<T>;
-    for (int64_t step = 0; step < tiles; ++step) {
-      launch(scope_, dim3(static_cast<unsigned>(tiles - step)), Kernel::kThreads,
-             Tile::shared_bytes(),
-             Kernel{rule, nms.spare_first, step, n_, const_data<int64_t>(order_),
-                    const_data<T>(ranked_segments_), const_data<T>(ranked_scores_),
-                    reinterpret_cast<uint32_t*>(mutable_data<int32_t>(dead)),
-                    mutable_data<int64_t>(ends), kept(), facts()});
-    }
-  }
-
-  template <NmsMethod kMethod>
-  void launch_soft() {
-    const NmsOptions& nms = request_.nms;
-    const NmsDecay<T> decay = {static_cast<T>(nms.iou_threshold), static_cast<T>(nms.sigma),
-                               static_cast<T>(nms.t1), static_cast<T>(nms.t2),
-                               static_cast<T>(nms.min_score)};
-    const Tensor current = values({n_});
-    using Kernel = NmsSoft<kMethod, T>;
-    // One problem for a warp needs no more than that.
-    const int threads = !grouped() && n_ <= Kernel::kMostOfWarp ? kWarp : Kernel::kThreads;
-    launch(scope_, blocks_of_problems(Kernel::kBlocks), threads, BlockTeam<T>::shared_bytes(),
-           Kernel{decay, nms.acts_on_threshold, static_cast<T>(nms.length_eps), nms.spare_first,
-                  nms.max_segments, const_data<int64_t>(starts_), const_data<int64_t>(order_),
-                  const_data<T>(in_.segments), const_data<T>(ranked_segments_),
-                  const_data<T>(ranked_scores_), mutable_data<T>(current), kept(), facts()});
-  }
-
-  void solve_soft() {
-    switch (request_.nms.method) {
-      case NmsMethod::kLinear:
-        return launch_soft<NmsMethod::kLinear>();
-      case NmsMethod::kLengthGaussian:
-        return launch_soft<NmsMethod::kLengthGaussian>();
-      default:
-        return launch_soft<NmsMethod::kGaussian>();
-    }
-  }
-
-  // All kept rows by video, falling score and rising row.
-  OutputFlags merge() {
-    groups_ = numbers(n_);
-    const Tensor merge_keys = keys();
-    merged_scores_ = values({n_});
-    using Clear = ClearMergeKeys<T>;
-    launch(scope_, blocks_for(n_, Clear::kThreads), Clear::kThreads, 0,
-           Clear{n_, mutable_data<int64_t>(groups_), mutable_data<Key>(merge_keys)});
-    using Kernel = MergeKeys<T>;
-    launch(scope_, blocks_for(n_, Kernel::kThreads), Kernel::kThreads, 0,
-           Kernel{const_data<int64_t>(order_), const_data<int64_t>(problems_),
-                  const_data<int64_t>(videos_), const_data<int64_t>(starts_), kept(), n_,
-                  mutable_data<int64_t>(groups_), mutable_data<Key>(merge_keys),
-                  mutable_data<T>(merged_scores_)});
-    merged_ = sort_rows(scope_, const_data<int64_t>(groups_), nullptr, merge_keys);
-    return {const_data<int64_t>(groups_), const_data<int64_t>(merged_), n_, request_.max_segments};
-  }
-
-  void vote(const Tensor& rows, int64_t count, const Tensor& out) const {
-    cast_votes<T>(scope_,
-                  {const_data<T>(in_.segments), const_data<T>(in_.scores), n_,
-                   const_data<int64_t>(problems_), &facts()->problems},
-                  *request_.voting, nullptr, const_data<int64_t>(rows), count, out);
-  }
-
-  void write_one(const Tensor& rows, const Tensor* scores, const Tensor* count) const {
-    const int64_t size = rows.size(0);
-    if (size == 0 && count == nullptr) {
-      return;
-    }
-    using Kernel = WriteOne<T>;
-    launch(scope_, blocks_for(size, Kernel::kThreads), Kernel::kThreads, 0,
-           Kernel{const_data<int64_t>(kept_rows_), const_data<T>(kept_scores_),
-                  const_data<int64_t>(counts_), facts(), size, mutable_data<int64_t>(rows),
-                  scores != nullptr ? mutable_data<T>(*scores) : nullptr,
-                  count != nullptr ? mutable_data<int64_t>(*count) : nullptr});
-  }
-
-  // What was counted. If values were refused, the error that the CPU would have raised.
-  NmsFacts read_facts() const {
-    NmsFacts found;
-    read_back(scope_, op_, facts(), sizeof(found), &found);
-    if (found.refused != 0) {
-      std::vector<T> segments(static_cast<size_t>(2 * n_));
-      std::vector<T> scores(static_cast<size_t>(n_));
-      read_back(scope_, op_, const_data<T>(in_.segments), segments.size() * sizeof(T),
-                segments.data());
-      read_back(scope_, op_, const_data<T>(in_.scores), scores.size() * sizeof(T), scores.data());
-      if (request_.validate) {
-        check_values(op_, "segments", segments.data(), n_);
-      }
-      check_ranks(op_, scores.data(), n_);
-      check_finite_scores(op_, scores.data(), n_);
-    }
-    return found;
-  }
-
-  const char* op_;
-  const DeviceScope& scope_;
-  const Detections& in_;
-  const GroupNumbers& numbers_;
-  const NmsRequest& request_;
-  std::optional<int64_t> num_videos_;
-  int64_t n_;
-  Tensor facts_;            // NmsFacts
-  Tensor order_;            // [N] rows by video, label, rank: the places
-  Tensor starts_;           // [N + 1] places where problems begin
-  Tensor ranked_segments_;  // [N, 2] by place
-  Tensor ranked_scores_;    // [N] by place
-  Tensor problems_;         // [N] by row
-  Tensor videos_;           // [N] by row
-  Tensor kept_rows_, kept_scores_, kept_segments_, counts_;  // a KeptList
-  Tensor groups_, merged_, merged_scores_;                   // of merge()
-};
 
 Tensor to_type(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-// Calls body(TypeTag<T>{}) with the type that is computed in.
-template <typename Body>
-auto in_compute_type(const Detections& in, Body&& body) {
-  return in.segments.scalar_type() == ScalarType::Double ? body(TypeTag<double>{})
-                                                         : body(TypeTag<float>{});
+// Solves in the type that is computed in, and returns what `outputs` makes of it. N > 0.
+template <typename Outputs>
+auto solved(const char* op, const DeviceScope& scope, const Detections& in,
+            const GroupNumbers& numbers, const NmsRequest& request,
+            std::optional<int64_t> num_videos, Outputs&& outputs) {
+  const auto run = [&](auto tag) {
+    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, num_videos);
+    nms.solve();
+    return outputs(nms);
+  };
+  return in.segments.scalar_type() == ScalarType::Double ? run(TypeTag<double>{})
+                                                         : run(TypeTag<float>{});
 }
 
 Tensor filled_numbers(const Tensor& like, const std::vector<int64_t>& sizes, double value) {
@@ -332,8 +32,7 @@ Tensor filled_numbers(const Tensor& like, const std::vector<int64_t>& sizes, dou
   return torch::stable::fill_(tensor, value);
 }
 
-// ---- exact sizes
-// ---------------------------------------------------------------------------------
+// ---- exact sizes --------------------------------------------------------------------------------
 
 Tensor nms_cuda(const Tensor& segments, const Tensor& scores, double iou_threshold,
                 bool acts_on_threshold, double length_eps, std::optional<int64_t> max_segments,
@@ -346,12 +45,8 @@ Tensor nms_cuda(const Tensor& segments, const Tensor& scores, double iou_thresho
   if (in.count == 0) {
     return allocate(segments, {0}, ScalarType::Long);
   }
-  return in_compute_type(in, [&](auto tag) {
-    const GroupNumbers numbers;
-    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, std::nullopt);
-    nms.solve();
-    return std::get<0>(nms.exact_one(false));
-  });
+  return solved(op, scope, in, GroupNumbers(), request, std::nullopt,
+                [](auto& nms) { return std::get<0>(nms.exact_one(false)); });
 }
 
 std::tuple<Tensor, Tensor> soft_nms_cuda(const Tensor& segments, const Tensor& scores,
@@ -368,12 +63,8 @@ std::tuple<Tensor, Tensor> soft_nms_cuda(const Tensor& segments, const Tensor& s
   if (in.count == 0) {
     return {allocate(segments, {0}, ScalarType::Long), allocate(scores, {0})};
   }
-  auto [rows, kept_scores] = in_compute_type(in, [&](auto tag) {
-    const GroupNumbers numbers;
-    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, std::nullopt);
-    nms.solve();
-    return nms.exact_one(true);
-  });
+  auto [rows, kept_scores] = solved(op, scope, in, GroupNumbers(), request, std::nullopt,
+                                    [](auto& nms) { return nms.exact_one(true); });
   return {rows, to_type(kept_scores, scores.scalar_type())};
 }
 
@@ -396,16 +87,12 @@ std::tuple<Tensor, Tensor, Tensor> batched_nms_cuda(
     return {allocate(segments, {0}, ScalarType::Long), allocate(scores, {0}),
             allocate(segments, {0, 2})};
   }
-  auto [rows, kept_scores, refined] = in_compute_type(in, [&](auto tag) {
-    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, std::nullopt);
-    nms.solve();
-    return nms.exact();
-  });
+  auto [rows, kept_scores, refined] =
+      solved(op, scope, in, numbers, request, std::nullopt, [](auto& nms) { return nms.exact(); });
   return {rows, to_type(kept_scores, scores.scalar_type()), to_type(refined, scores.scalar_type())};
 }
 
-// ---- fixed sizes: no wait for the GPU
-// ------------------------------------------------------------
+// ---- fixed sizes: no wait for the GPU -----------------------------------------------------------
 
 std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& segments, const Tensor& scores,
                                            double iou_threshold, int64_t max_segments,
@@ -419,12 +106,8 @@ std::tuple<Tensor, Tensor> nms_padded_cuda(const Tensor& segments, const Tensor&
   if (in.count == 0) {
     return {filled_numbers(segments, {max_segments}, -1.0), filled_numbers(segments, {}, 0.0)};
   }
-  auto [rows, unused, count] = in_compute_type(in, [&](auto tag) {
-    const GroupNumbers numbers;
-    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, std::nullopt);
-    nms.solve();
-    return nms.padded_one(false);
-  });
+  auto [rows, unused, count] = solved(op, scope, in, GroupNumbers(), request, std::nullopt,
+                                      [](auto& nms) { return nms.padded_one(false); });
   return {rows, count};
 }
 
@@ -442,12 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms_padded_cuda(
     return {filled_numbers(segments, {max_segments}, -1.0),
             torch::stable::new_zeros(scores, {max_segments}), filled_numbers(segments, {}, 0.0)};
   }
-  auto [rows, kept_scores, count] = in_compute_type(in, [&](auto tag) {
-    const GroupNumbers numbers;
-    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, std::nullopt);
-    nms.solve();
-    return nms.padded_one(true);
-  });
+  auto [rows, kept_scores, count] = solved(op, scope, in, GroupNumbers(), request, std::nullopt,
+                                           [](auto& nms) { return nms.padded_one(true); });
   return {rows, to_type(kept_scores, scores.scalar_type()), count};
 }
 
@@ -473,11 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batched_nms_padded_cuda(
             torch::stable::new_zeros(segments, {num_videos, max_segments, 2}),
             filled_numbers(segments, {num_videos}, 0.0)};
   }
-  auto [rows, kept_scores, kept_segments, counts] = in_compute_type(in, [&](auto tag) {
-    CudaNms<typename decltype(tag)::type> nms(op, scope, in, numbers, request, num_videos);
-    nms.solve();
-    return nms.padded();
-  });
+  auto [rows, kept_scores, kept_segments, counts] =
+      solved(op, scope, in, numbers, request, num_videos, [](auto& nms) { return nms.padded(); });
   return {rows, to_type(kept_scores, scores.scalar_type()),
           to_type(kept_segments, scores.scalar_type()), counts};
 }

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "cuda/platform.cuh"
+#include "cuda/row_order.cuh"
 #include "math/nms.h"
 #include "math/ordered_bits.h"
 
@@ -131,16 +132,8 @@ struct OutputFlags {
   int64_t n;
   int64_t limit;
 
-  // Number of places with a video below `video`.
-  TAL_FAST_DEVICE int64_t places_below(int64_t video) const {
-    int64_t begin = 0;
-    for (int64_t count = n; count > 0;) {
-      const int64_t half = count / 2;
-      const bool right = groups[order[begin + half]] < video;
-      begin += right ? half + 1 : 0;
-      count = right ? count - half - 1 : half;
-    }
-    return begin;
+  TAL_FAST_DEVICE int64_t first_place(int64_t video) const {
+    return places_below(groups, order, n, video);
   }
 
   TAL_FAST_DEVICE int64_t operator()(int64_t place) const {
@@ -151,7 +144,7 @@ struct OutputFlags {
     if (video == kNoGroup) {
       return 0;
     }
-    return limit >= n || place - places_below(video) < limit ? 1 : 0;
+    return limit >= n || place - first_place(video) < limit ? 1 : 0;
   }
 };
 
@@ -367,8 +360,8 @@ struct WritePadded {
          slot += static_cast<int64_t>(gridDim.x) * blockDim.x) {
       const int64_t video = slot / flags.limit;
       const int64_t rank = slot - video * flags.limit;
-      const int64_t begin = flags.places_below(video);
-      const int64_t count = refused ? 0 : flags.places_below(video + 1) - begin;
+      const int64_t begin = flags.first_place(video);
+      const int64_t count = refused ? 0 : flags.first_place(video + 1) - begin;
       if (rank == 0) {
         out_counts[video] = refused ? -1 : count < flags.limit ? count : flags.limit;
       }

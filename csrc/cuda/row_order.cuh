@@ -6,6 +6,20 @@
 
 namespace tal_fast {
 
+// Number of places of `order` whose rows are of groups below `group`; `order` is sorted by group.
+TAL_FAST_DEVICE int64_t places_below(const int64_t* groups,  // [N] by row
+                                     const int64_t* order,   // [N]
+                                     int64_t n, int64_t group) {
+  int64_t begin = 0;
+  for (int64_t count = n; count > 0;) {
+    const int64_t half = count / 2;
+    const bool right = groups[order[begin + half]] < group;
+    begin += right ? half + 1 : 0;
+    count = right ? count - half - 1 : half;
+  }
+  return begin;
+}
+
 // All rows in one block: a bitonic sort of row numbers, the keys lying in shared memory.
 template <typename Key>
 struct SortRows {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cuda/platform.cuh"
+#include "cuda/row_order.cuh"
 #include "math/ordered_bits.h"
 #include "math/segment_voting.h"
 
@@ -83,25 +84,13 @@ struct FindVoters {
   const int32_t* num_problems;  // [] or null: one
   Voters<T> voters;             // begins, longest: out
 
-  // Number of voters of problems below p.
-  TAL_FAST_DEVICE int64_t voters_below(int64_t p) const {
-    int64_t begin = 0;
-    for (int64_t count = n; count > 0;) {
-      const int64_t half = count / 2;
-      const bool right = groups[order[begin + half]] < p;
-      begin += right ? half + 1 : 0;
-      count = right ? count - half - 1 : half;
-    }
-    return begin;
-  }
-
   TAL_FAST_DEVICE void operator()() const {
     SharedMemory memory;
     const Shared<T> of_warps = memory.take<T>(kThreads / kWarp);
     const int64_t problems = num_problems != nullptr ? *num_problems : 1;
     for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
-      const int64_t begin = voters_below(p);
-      const int64_t end = voters_below(p + 1);
+      const int64_t begin = places_below(groups, order, n, p);
+      const int64_t end = places_below(groups, order, n, p + 1);
       T longest = 0;
       for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
         const T length = voters.ends[i] - voters.starts[i];

@@ -7,7 +7,6 @@ import html
 import math
 import os
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.files import write_text_atomically
-from tal_fast.errors import DataError, MissingExtraError
+from tal_fast.errors import DataError
 from tal_fast.evaluation.error_analysis import ERRORS, ErrorAnalysis, Sensitivity, analyse_errors
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.timeline import COLOURS, choose_videos, least_score, timeline
 from tal_fast.evaluation.uncertainty import bootstrap
+from tal_fast.page import Page
 
 __all__ = ["write_report"]
 
@@ -62,10 +62,7 @@ def write_report(
         DataError: the result has no arrays or a NaN mean.
         ConfigError: a video is unknown.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report", "the page") from error
+    page = Page("tal_fast.evaluation", "the page")
     source = result.source
     if source is None or math.isnan(result.average_map):
         raise DataError("write_report: expected a result with its arrays and a mean, got another")
@@ -77,12 +74,7 @@ def write_report(
     names = choose_videos(result, errors, k, videos)
     least = least_score(result)
     order = [int(c) for c in np.argsort(result.ap.mean(axis=1)) if result.ap[c, 0] >= 0]
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files("tal_fast.evaluation").joinpath("report.html").read_text("utf-8"))
-    from markupsafe import Markup
-
-    page = template.render(
+    text = page.render(
         title=title,
         result=result,
         interval=uncertainty.average_map if uncertainty else None,
@@ -92,19 +84,19 @@ def write_report(
             (
                 result.classes[c],
                 f"{100 * result.ap[c].mean():.1f}",
-                Markup(_curve_svg(result, c)),
+                page.markup(_curve_svg(result, c)),
             )
             for c in order[:_CURVES]
         ],
         hidden_curves=max(0, len(order) - _CURVES),
-        profile_svg=Markup(_profile_svg(errors, k)),
-        headroom_svg=Markup(_headroom_svg(errors)),
+        profile_svg=page.markup(_profile_svg(errors, k)),
+        headroom_svg=page.markup(_headroom_svg(errors)),
         kinds=list(zip(("hit", *ERRORS), COLOURS, _MEANINGS, strict=True)),
         shown=result.tiou_thresholds[k],
         sensitivities=[_sensitivity_rows(s, k) for s in errors.sensitivity],
         normalized=errors.normalized_map.mean(),
         timelines=[
-            {**row, "svg": Markup(row["svg"])}
+            {**row, "svg": page.markup(row["svg"])}
             for row in (timeline(result, errors, k, name, least) for name in names)
         ],
         least_score=f"{least:.3g}",
@@ -112,7 +104,7 @@ def write_report(
     )
     path = Path(directory) / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text_atomically(path, page + "\n")
+    return write_text_atomically(path, text + "\n")
 
 
 def _numbers(result: EvaluationResult) -> list[list[str]]:

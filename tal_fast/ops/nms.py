@@ -399,11 +399,17 @@ def _batched_nms_fake(
 
 
 _library = torch.library.Library("tal_fast", "FRAGMENT")
-for _op in ("nms", "soft_nms", "batched_nms"):
-    # No gradient, said out loud: autograd passes the call on, and the outputs claim none. (A
-    # registered formula would take longer than many a call does.)
-    _library.impl(_op, torch.library.fallthrough_kernel, "Autograd")
-    # Half scores tie far too often, and half seconds are far too coarse.
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"tal_fast::{_op}", _device, torch.float32)
-del _op, _device
+
+
+def _register_without_gradient(*ops: str) -> None:
+    """Says how the ops of suppression meet autograd and autocast."""
+    for op in ops:
+        # No gradient, said out loud: autograd passes the call on, and the outputs claim none. (A
+        # registered formula would take longer than many a call does.)
+        _library.impl(op, torch.library.fallthrough_kernel, "Autograd")
+        # Half scores tie far too often, and half seconds are far too coarse.
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"tal_fast::{op}", device, torch.float32)
+
+
+_register_without_gradient("nms", "soft_nms", "batched_nms")

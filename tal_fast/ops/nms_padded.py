@@ -19,7 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.nms import COMPARISONS, METHODS, WEIGHTS, _check_device, _code
+from tal_fast.ops.nms import (
+    COMPARISONS,
+    METHODS,
+    WEIGHTS,
+    _check_device,
+    _code,
+    _register_without_gradient,
+)
 
 
 class PaddedNMSResult(NamedTuple):
@@ -320,10 +327,4 @@ def _batched_nms_fake(
     )
 
 
-_library = torch.library.Library("tal_fast", "FRAGMENT")
-for _op in ("nms_padded", "soft_nms_padded", "batched_nms_padded"):
-    # As for the ops with exact sizes: no gradient, and no 16-bit scores under autocast.
-    _library.impl(_op, torch.library.fallthrough_kernel, "Autograd")
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"tal_fast::{_op}", _device, torch.float32)
-del _op, _device
+_register_without_gradient("nms_padded", "soft_nms_padded", "batched_nms_padded")

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import yaml
 
-from tal_fast.errors import MissingExtraError
+from tal_fast.page import Page
 from tal_fast.study.curve import CurvePoint
 from tal_fast.study.display import duration
 from tal_fast.study.picture import curve_picture, figure_svg, tiou_picture
@@ -84,25 +83,12 @@ def render_page(
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report", "the HTML page") from error
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = duration
-    source = resources.files("tal_fast.study").joinpath("report.html").read_text("utf-8")
+    page = Page("tal_fast.study", "the HTML page", {"duration": duration})
     fractions = [point.fraction for point in points]
     settings = study["settings"]
     runs = list(study["runs"])
     requested = study["request"]["trials"]
-    return environment.from_string(source).render(
+    return page.render(
         title=f"How much data does {settings['model']} need?",
         subtitle=subtitle,
         points=points,
@@ -110,10 +96,8 @@ def render_page(
         last=points[-1],
         keys=sorted({key for point in points for key in point.per_tiou}, key=float),
         # The drawings are ours: nothing in them comes from outside but escaped text.
-        curve_svg=markupsafe.Markup(
-            figure_svg(curve_picture(points, model=subtitle), "figure-curve")
-        ),
-        tiou_svg=markupsafe.Markup(figure_svg(tiou_picture(points, model=subtitle), "figure-tiou")),
+        curve_svg=page.markup(figure_svg(curve_picture(points, model=subtitle), "figure-curve")),
+        tiou_svg=page.markup(figure_svg(tiou_picture(points, model=subtitle), "figure-tiou")),
         full=next((point for point in points if point.fraction == 1.0), None),
         coverage=coverage_rows(records, fractions),
         trial_seconds=_per_trial_times(records),

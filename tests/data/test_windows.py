@@ -21,16 +21,20 @@ def test_known_windows():
     assert sliding_windows(7, 3, 0.0) == [(0, 3), (3, 6), (4, 7)]
 
 
-def tadtr_training_windows(rows, length, overlap):
-    """TadTR's rule as dialects.md states it."""
+def tadtr_windows(rows, length, overlap, last):
+    """TadTR's rule as dialects.md states it; ``last(count, stride)`` begins the last window."""
     stride = length * (1 - overlap)
     if rows <= length:
         return [(0, rows)]
     count = int((rows / length - 1) / (1 - overlap) + 1)
     found = [(int(i * stride), int(i * stride) + length) for i in range(count)]
     if (count - 1) * stride + length < rows:
-        found.append((max(0, rows - length), rows))
+        found.append((last(count, stride), rows))
     return found
+
+
+def tadtr_training_windows(rows, length, overlap):
+    return tadtr_windows(rows, length, overlap, lambda count, stride: max(0, rows - length))
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
@@ -142,15 +146,7 @@ def test_no_window_left(tiny):
 
 
 def tadtr_test_windows(rows, length, overlap):
-    """TadTR's rule as dialects.md states it."""
-    stride = length * (1 - overlap)
-    if rows <= length:
-        return [(0, rows)]
-    count = int((rows / length - 1) / (1 - overlap) + 1)
-    found = [(int(i * stride), int(i * stride) + length) for i in range(count)]
-    if (count - 1) * stride + length < rows:
-        found.append((int(stride * count), rows))
-    return found
+    return tadtr_windows(rows, length, overlap, lambda count, stride: int(stride * count))
 
 
 def opentad_windows(rows, length, overlap):

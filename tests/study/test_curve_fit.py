@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_curves import LEVELS, curve
 from scipy.optimize import approx_fprime, least_squares
 
 from tal_fast import cli
@@ -20,19 +21,6 @@ from tal_fast.study.curve_solver import solve_batch
 from tal_fast.study.learning_curve import LearningCurve, read_curve
 
 ROOT = Path(__file__).parents[2]
-LEVELS = np.arange(10.0, 101.0, 10.0)
-
-
-def curve(mean, share=LEVELS, deviation=1.0, repetitions=5, name="toy") -> LearningCurve:
-    share = np.asarray(share, dtype=float)
-    return LearningCurve(
-        name=name,
-        share=share,
-        mean=np.asarray(mean, dtype=float),
-        deviation=np.broadcast_to(np.asarray(deviation, dtype=float), share.shape).copy(),
-        repetitions=np.full(len(share), repetitions),
-        values=((),) * len(share),
-    )
 
 
 def weibull(x):

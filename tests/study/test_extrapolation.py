@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_curves import HAPT, LEVELS, curve
 
 from tal_fast import cli
 from tal_fast.errors import ConfigError, DataError
@@ -23,23 +24,9 @@ from tal_fast.study.extrapolation import (
     weighted_quantiles,
 )
 from tal_fast.study.fit_tables import plain
-from tal_fast.study.learning_curve import LearningCurve, read_curve
+from tal_fast.study.learning_curve import read_curve
 
 ROOT = Path(__file__).parents[2]
-HAPT = ROOT / "docs/results/hapt"
-LEVELS = np.arange(10.0, 101.0, 10.0)
-
-
-def curve(mean, share=LEVELS, deviation=1.0, repetitions=5) -> LearningCurve:
-    share = np.asarray(share, dtype=float)
-    return LearningCurve(
-        name="toy",
-        share=share,
-        mean=np.asarray(mean, dtype=float),
-        deviation=np.broadcast_to(np.asarray(deviation, dtype=float), share.shape).copy(),
-        repetitions=np.full(len(share), repetitions),
-        values=((),) * len(share),
-    )
 
 
 def saturating(x):

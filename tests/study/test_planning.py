@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from made_curves import HAPT, LEVELS, curve
 from scipy.stats import norm
 
 from tal_fast import cli
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.study.extrapolation import build_ensemble
-from tal_fast.study.learning_curve import LearningCurve
 from tal_fast.study.planning import (
     TrialCost,
     plan_budget,
@@ -23,23 +22,6 @@ from tal_fast.study.planning import (
     rank_models,
     trial_cost,
 )
-
-ROOT = Path(__file__).parents[2]
-HAPT = ROOT / "docs/results/hapt"
-LEVELS = np.arange(10.0, 101.0, 10.0)
-
-
-def curve(mean, share=LEVELS, deviation=1.0, name="toy", **more) -> LearningCurve:
-    share = np.asarray(share, dtype=float)
-    return LearningCurve(
-        name=name,
-        share=share,
-        mean=np.asarray(mean, dtype=float),
-        deviation=np.broadcast_to(np.asarray(deviation, dtype=float), share.shape).copy(),
-        repetitions=np.full(len(share), 5),
-        values=((),) * len(share),
-        **more,
-    )
 
 
 def saturating(x):

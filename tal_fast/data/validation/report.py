@@ -7,14 +7,13 @@ import html
 import math
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.validation.result import CHECKS, ValidationResult
-from tal_fast.errors import MissingExtraError
+from tal_fast.page import Page
 
 __all__ = ["write_report"]
 
@@ -43,17 +42,7 @@ def write_report(
         MissingExtraError: jinja2 is not installed.
         DataError: the page cannot be written.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "report", "the page") from error
-    from markupsafe import Markup
-
-    template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).from_string(
-        resources.files("tal_fast.data.validation").joinpath("report.html").read_text("utf-8")
-    )
+    page = Page("tal_fast.data.validation", "the page")
     durations = {
         split.name: [v.duration for v in result.videos if v.split == split.name]
         for split in result.splits
@@ -62,7 +51,7 @@ def write_report(
         label: sum(split.per_class[label] for split in result.splits) for label in result.classes
     }
     shown = sorted(per_class, key=lambda label: -per_class[label])[:_CLASSES]
-    page = template.render(
+    text = page.render(
         title=title,
         result=result,
         checks=CHECKS,
@@ -71,15 +60,15 @@ def write_report(
         instances=sum(split.instances for split in result.splits),
         videos=sum(split.videos for split in result.splits),
         rows=sum(v.rows or 0 for v in result.videos),
-        classes_svg=Markup(_classes_svg(result, shown)),
+        classes_svg=page.markup(_classes_svg(result, shown)),
         hidden_classes=len(per_class) - len(shown),
-        lengths_svg=Markup(_histogram_svg(result.lengths, "instance length (s)")),
-        durations_svg=Markup(_histogram_svg(durations, "video duration (s)")),
-        rows_svg=Markup(_rows_svg(result)),
+        lengths_svg=page.markup(_histogram_svg(result.lengths, "instance length (s)")),
+        durations_svg=page.markup(_histogram_svg(durations, "video duration (s)")),
+        rows_svg=page.markup(_rows_svg(result)),
     )
     path = Path(directory) / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_text_atomically(path, page + "\n")
+    return write_text_atomically(path, text + "\n")
 
 
 def _classes_svg(result: ValidationResult, shown: Sequence[str]) -> str:

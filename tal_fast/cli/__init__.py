@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line ``tal-fast``: parses, calls, prints.
+
+Everything heavy is imported inside the commands, so that ``-h`` answers at once.
+
+Exit status: 0 done, 1 bad data or a failure, 2 wrong usage or settings, 130 Ctrl-C.
+"""
+
+from tal_fast.cli.app import app, main
+
+# Imported for the commands that they add to the program, in the order of its help.
+from tal_fast.cli import data, models, studies  # isort: skip
+
+__all__ = ["app", "data", "main", "models", "studies"]

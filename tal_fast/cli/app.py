@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: the program, its groups, common options, errors, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from tal_fast.errors import ConfigError, TalFastError
+
+__all__ = [
+    "Config",
+    "Data",
+    "Jobs",
+    "Model",
+    "Out",
+    "Overwrite",
+    "Settings",
+    "Threads",
+    "app",
+    "bar",
+    "command",
+    "main",
+    "prepare_app",
+    "say",
+    "study_app",
+]
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+_OPTIONS = {
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "rich_markup_mode": None,  # plain help needs no rich, whose import is half of what -h may take
+    "add_completion": False,
+    "no_args_is_help": True,
+}
+
+app = typer.Typer(
+    name="tal-fast",
+    help="Fast temporal action localization, and how much data it needs.",
+    epilog="Example: tal-fast study demo --out results/demo",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+prepare_app = typer.Typer(
+    help="Make a data directory.",
+    epilog="Example: tal-fast prepare synthetic --out data/demo",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+study_app = typer.Typer(
+    help="Train on growing shares of the data and draw the curve.",
+    epilog="Example: tal-fast study run --data data/hapt --out results/hapt",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(study_app, name="study")
+
+Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Model = Annotated[str, typer.Option("--model", help="Preset: tadtr or tadtr-small.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of settings over the preset.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="One setting; may be repeated."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+def say(message: str) -> None:
+    """Prints beside the results: notes and errors."""
+    """Prints beside the results: notes and errors."""
+    typer.echo(message, err=True)
+
+
+def _guarded(function: _Command) -> _Command:
+    """Turns expected errors into one line and an exit status; bugs keep their traceback."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(130) from None
+        except (TalFastError, OSError) as error:
+            if os.environ.get("TAL_FAST_TRACEBACK", "0") not in ("", "0"):
+                raise
+            if isinstance(error, BrokenPipeError):  # `tal-fast ... | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            text = str(error)
+            if not isinstance(error, TalFastError):
+                text = f"{error.filename or 'system'}: {error.strerror or error}"
+            say(f"error: {text}")
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+    return run  # type: ignore[return-value]
+
+
+def command(group: typer.Typer, name: str, example: str) -> Callable[[_Command], _Command]:
+    """Adds a function to a group as a command whose help ends in an example."""
+
+    def register(function: _Command) -> _Command:
+        guarded = _guarded(function)
+        group.command(name, epilog=f"Example: {example}")(guarded)
+        return guarded
+
+    return register
+
+
+@contextlib.contextmanager
+def bar(description: str) -> Iterator[Callable[..., None]]:
+    """Shows progress on a terminal, nothing elsewhere; yields update(done, total, note)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:g}/{task.total:g}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(description, total=1, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            progress.update(task, completed=done, total=max(1, total), note=note)
+
+        yield update
+
+
+@command(app, "info", "tal-fast info")
+def info() -> None:
+    """Show versions, instruction sets, threads, and why CUDA is off if it is."""
+    import yaml
+
+    from tal_fast.info import collect
+
+    typer.echo(yaml.safe_dump(collect(), sort_keys=False).rstrip())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name; those of the process when None.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        app(args=arguments, prog_name="tal-fast")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # while a command was still being imported
+        return 130
+    return 0

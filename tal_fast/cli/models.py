@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about models: train, predict, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tal_fast.cli.app import Config, Data, Model, Out, Settings, Threads, app, bar, command, say
+from tal_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tal_fast.data import TALDataset
+
+
+def _videos(data: TALDataset, which: str, option: str) -> list[str]:
+    """Returns the videos of a split, or all."""
+    from tal_fast.errors import nearest
+
+    if which == "all":
+        return sorted(data.annotations.videos)
+    if which not in data.splits:
+        known = [*data.splits, "all"]
+        raise ConfigError(
+            f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
+        )
+    return list(data.splits[which])
+
+
+@command(app, "train", "tal-fast train --data data/hapt --model tadtr-small --out runs/first")
+def train(
+    data: Data,
+    out: Out,
+    model: Model = "tadtr-small",
+    config: Config = None,
+    settings: Settings = None,
+    videos: Annotated[
+        str, typer.Option(help="Videos to train on: a split of the data (train, ...) or all.")
+    ] = "train",
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
+    ] = True,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there."""
+    from tal_fast.data import open_dataset
+    from tal_fast.training import load_config
+    from tal_fast.training import train as run
+
+    chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
+    resolved = load_config(config, preset=model, overrides=chosen)
+    dataset = open_dataset(data)
+    names = _videos(dataset, videos, "--videos")
+    dataset.require_every_class(names, "training")
+    with bar("training") as update:
+
+        def progress(event: Any) -> None:
+            loss = event.losses.get("total", event.losses.get("loss"))
+            shown = "" if loss is None else f"loss {loss:.3f}, "
+            note = f"epoch {event.epoch}, {shown}{event.windows_per_second:.0f} windows/s"
+            update(event.step, event.total_steps, note)
+
+        summary = run(
+            resolved, dataset, names, out, resume=resume, progress=progress, threads=threads
+        )
+    typer.echo(
+        f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} windows of "
+        f"{len(names)} videos in {summary.seconds:.1f} s\n{summary.checkpoint}"
+    )
+
+
+@command(
+    app,
+    "predict",
+    "tal-fast predict --checkpoint runs/first/checkpoint.pt --data data/hapt --out results.json",
+)
+def predict(
+    checkpoint: Annotated[Path, typer.Option(help="File written by train.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Results JSON (ActivityNet's form) to write.")],
+    split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
+        "test"
+    ),
+    threads: Threads = None,
+) -> None:
+    """Detect actions in videos and write them as results JSON."""
+    from tal_fast.data import open_dataset
+    from tal_fast.training import predict as run
+
+    dataset = open_dataset(data)
+    names = _videos(dataset, split, "--split")
+    with bar("predicting") as update:
+        found = run(checkpoint, dataset, names, out, progress=update, threads=threads)
+    typer.echo(f"{len(found)} detections in {len(names)} videos\n{out}")
+
+
+@command(
+    app,
+    "evaluate",
+    "tal-fast evaluate --annotations data/hapt --predictions results.json --subset validation "
+    "--report report",
+)
+def evaluate(
+    annotations: Annotated[Path, typer.Option(help="Annotation JSON, or a data directory.")],
+    predictions: Annotated[Path, typer.Option(help="Results: JSON or JSON lines, also gzipped.")],
+    subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
+    tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
+        "0.3:0.7:0.1"
+    ),
+    dialect: Annotated[
+        str,
+        typer.Option(
+            help="Whose rules: tal_fast, activitynet, actionformer, tridet, opentad, mmaction2, "
+            "tadtr, epic or thumos."
+        ),
+    ] = "tal_fast",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Follow the mistakes of the dialect too.")
+    ] = False,
+    ties: Annotated[
+        str | None, typer.Option(help="stable or numpy; as the dialect says by default.")
+    ] = None,
+    replicates: Annotated[
+        int, typer.Option("--bootstrap", min=0, help="Draws of videos for intervals; 0: none.")
+    ] = 0,
+    against: Annotated[
+        Path | None, typer.Option(help="Other results: is the difference more than noise?")
+    ] = None,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Also Recall@1x and @5x, AR@AN and its AUC.")
+    ] = False,
+    errors: Annotated[bool, typer.Option("--errors", help="Also analyse the errors.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page (index.html) into this directory.")
+    ] = None,
+    video: Annotated[
+        list[str] | None, typer.Option(help="Show its timeline on the page; may be repeated.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read ActionFormer's eval_results.pkl.")
+    ] = False,
+) -> None:
+    """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
+    import json
+    import warnings
+
+    from tal_fast import evaluation
+    from tal_fast.data import open_dataset
+    from tal_fast.data.files import write_text_atomically
+    from tal_fast.study.sampling import parse_shares
+
+    thresholds = parse_shares("--tiou", tiou)
+    # A data directory knows its classes, also those that no annotation shows.
+    truth = open_dataset(annotations).annotations if annotations.is_dir() else annotations
+
+    def run(results: Path) -> evaluation.EvaluationResult:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", evaluation.EvaluationWarning)  # printed as notes
+            return evaluation.evaluate(
+                truth,
+                results,
+                thresholds,
+                subset,
+                dialect=dialect,
+                strict=strict,
+                ties=ties,
+                allow_pickle=allow_pickle,
+            )
+
+    result = run(predictions)
+    typer.echo(result.table())
+    content = result.to_dict()
+    if replicates:
+        found = evaluation.bootstrap(result, replicates=replicates)
+        content["bootstrap"] = found.to_dict()
+        typer.echo(
+            f"\naverage mAP {found.average_map}, {found.confidence:.0%} interval over videos"
+        )
+    if against is not None:
+        difference = evaluation.compare(run(against), result, replicates=replicates or 1000)
+        content["against"] = difference.to_dict()
+        typer.echo(f"\nagainst {against}: {difference}")
+    if recall:
+        at_kx = evaluation.recall_at_kx(result, (1, 5))
+        proposals = evaluation.average_recall(result).to_dict()
+        content["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
+        content["average_recall"] = proposals
+        for k, values in content["recall_at_kx"].items():
+            each = "  ".join(f"{x:.4f}" for x in [*values, sum(values) / len(values)])
+            typer.echo(f"Recall@{k}  {each}")
+        typer.echo("  ".join(f"{name} {value:.4f}" for name, value in proposals.items()))
+    analysis = evaluation.analyse_errors(result) if errors or report is not None else None
+    if analysis is not None:
+        content["errors"] = analysis.to_dict()
+        if errors:
+            typer.echo(f"\n{analysis.table()}")
+    for note in result.notes:
+        say(f"note: {note}")
+    if report is not None:
+        page = evaluation.write_report(
+            report,
+            result,
+            videos=video,
+            title=f"Detections of {predictions.name}",
+            errors=analysis,
+            replicates=replicates or 1000,
+        )
+        typer.echo(f"\npage: {page}")
+    if json_out is not None:
+        write_text_atomically(json_out, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-contained HTML pages: a template of the package, with the look that all pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+from tal_fast.errors import MissingExtraError
+
+__all__ = ["Page"]
+
+
+class Page:
+    """``report.html`` of a package, ready to be filled.
+
+    The template writes ``{{ style }}`` where the shared style sheet (``page.css``) belongs, before
+    its own rules. What it names and does not get is an error.
+
+    Args:
+        package: dotted name of the package, as in ``"tal_fast.study"``.
+        purpose: what the page is, for the error.
+        filters: further filters of the template, by name.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+
+    def __init__(
+        self, package: str, purpose: str, filters: dict[str, Callable[..., Any]] | None = None
+    ) -> None:
+        try:
+            import jinja2
+            import markupsafe
+        except ImportError as error:
+            raise MissingExtraError("jinja2", "report", purpose) from error
+        environment = jinja2.Environment(
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters.update(filters or {})
+        #: Marks text that is HTML or SVG already; all else is escaped.
+        self.markup: Callable[[str], Any] = markupsafe.Markup
+        self._template = environment.from_string(
+            resources.files(package).joinpath("report.html").read_text("utf-8")
+        )
+
+    def render(self, **values: Any) -> str:
+        """Returns the page with these values."""
+        style = resources.files("tal_fast").joinpath("page.css").read_text("utf-8")
+        return self._template.render(style=self.markup(style), **values)
