@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,190 +30,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from gpu_harness import Bench, Call, close
 from peers import PeerMissingError, gpu_attention, stand_ins
 
 from tal_fast import ops
 
-__all__ = ["Bench", "GpuRow", "main"]
-
-Call = Callable[[], Any]
-
-
-@dataclass
-class GpuRow:
-    """One contender of one case; times in microseconds, medians."""
-
-    op: str
-    case: str
-    name: str
-    event_us: float | None = None
-    graph_us: float | None = None
-    floor_us: float | None = None
-    bytes: int | None = None
-    cache: str = "warm"
-    error: str | None = None
-    ratio_event: float | None = None  # peer over ours
-    ratio_graph: float | None = None
-
-    def share_of_floor(self) -> float | None:
-        """Floor over graph time: 1 is as fast as a copy of the same bytes."""
-        if self.graph_us is None or not self.floor_us:
-            return None
-        return self.floor_us / self.graph_us
-
-
-@dataclass
-class Bench:
-    """Times calls on one device and keeps the rows."""
-
-    device: torch.device
-    rounds: int = 20
-    copy_gbs: float = 0.0
-    rows: list[GpuRow] = field(default_factory=list)
-    seconds_left: Callable[[], float] = lambda: 1e9
-
-    def __post_init__(self) -> None:
-        self.real = self.device.type == "cuda"
-        size = (1 << 28) if self.real else (1 << 20)
-        self._flush = torch.empty(1 << 26 if self.real else 1, device=self.device)
-        source = torch.empty(size, device=self.device, dtype=torch.uint8).random_()
-        target = torch.empty_like(source)
-        copy_us = self._median(lambda: target.copy_(source), 5)
-        self.copy_gbs = 2 * size / copy_us / 1e3
-
-    # ---- clocks --------------------------------------------------------------------------------
-    def _time(self, call: Call, number: int) -> float:
-        """Microseconds per call of one sample."""
-        if not self.real:
-            began = time.perf_counter()
-            for _ in range(number):
-                call()
-            return (time.perf_counter() - began) / number * 1e6
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(number):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / number * 1e3
-
-    def _median(self, call: Call, rounds: int) -> float:
-        call()
-        return statistics.median(self._time(call, 4) for _ in range(rounds))
-
-    def _graph(self, call: Call) -> Call | None:
-        """A replay of the call, or None where it cannot be captured."""
-        if not self.real:
-            return None
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph.replay
-
-    # ---- a case --------------------------------------------------------------------------------
-    def compare(
-        self,
-        op: str,
-        case: str,
-        ours: Call,
-        peers: dict[str, Call],
-        *,
-        num_bytes: int | None = None,
-        check: Callable[[Any, Any], None] | None = None,
-        graph: bool = True,
-        large: bool = False,
-    ) -> None:
-        """Times ours against the peers and keeps one row each."""
-        calls: dict[str, Call] = {"tal_fast": ours, **peers}
-        cache = "flushed" if large else "warm"
-        rows = {name: GpuRow(op, case, name, cache=cache) for name in calls}
-        expected: Any = None
-        for name, call in list(calls.items()):
-            try:
-                result = call()
-                if name == "tal_fast":
-                    expected = result
-                elif check is not None:
-                    check(expected, result)
-            except Exception as error:  # a row says what went wrong, the others go on
-                rows[name].error = f"{type(error).__name__}: {error}"[:300]
-                del calls[name]
-        if self.real:
-            torch.cuda.synchronize()
-        replays: dict[str, Call] = {}
-        for name, call in calls.items() if graph else ():
-            try:
-                replay = self._graph(call)
-            except Exception as error:
-                rows[name].error = f"no graph: {type(error).__name__}: {error}"[:300]
-                if self.real:
-                    torch.cuda.synchronize()
-            else:
-                if replay is not None:
-                    replays[name] = replay
-        for kind, contenders in (("event_us", calls), ("graph_us", replays)):
-            samples = self._interleaved(contenders, large)
-            for name, values in samples.items():
-                setattr(rows[name], kind, statistics.median(values))
-        base = rows["tal_fast"]
-        if num_bytes is not None:
-            base.bytes = num_bytes
-            base.floor_us = num_bytes / self.copy_gbs / 1e3
-        for name, row in rows.items():
-            if name != "tal_fast":
-                row.ratio_event = _ratio(row.event_us, base.event_us)
-                row.ratio_graph = _ratio(row.graph_us, base.graph_us)
-            self.rows.append(row)
-            print(_line(row), flush=True)
-
-    def _interleaved(self, calls: dict[str, Call], large: bool) -> dict[str, list[float]]:
-        number = {}
-        for name, call in calls.items():
-            once = self._time(call, 1)
-            number[name] = 1 if large else max(1, min(50, int(300 / max(once, 0.1))))
-        samples: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(self.rounds):
-            for name, call in calls.items():
-                if large:
-                    self._flush.zero_()
-                samples[name].append(self._time(call, number[name]))
-        return samples
-
-
-def _ratio(peer: float | None, ours: float | None) -> float | None:
-    return None if peer is None or not ours else peer / ours
-
-
-def _line(row: GpuRow) -> str:
-    def show(value: float | None, unit: str = "") -> str:
-        return "-" if value is None else f"{value:.3g}{unit}"
-
-    share = row.share_of_floor()
-    return (
-        f"{row.op:18} {row.case:32} {row.name:26} event {show(row.event_us, ' us'):>9}"
-        f"  graph {show(row.graph_us, ' us'):>9}  floor {show(row.floor_us, ' us'):>9}"
-        f"  of floor {'-' if share is None else f'{share:.0%}':>5}"
-        f"  ratio {show(row.ratio_event, 'x'):>7} {show(row.ratio_graph, 'x'):>7}"
-        f"{'' if row.error is None else '  ' + row.error}"
-    )
-
-
-def _close(bound: float) -> Callable[[Any, Any], None]:
-    def check(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-        for part, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            a, b = a.double().flatten(), b.double().flatten()
-            error = float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
-            if not error <= bound:
-                raise AssertionError(f"result {part} is off by {error:.1e}, allowed {bound:.1e}")
-
-    return check
-
+__all__ = ["PARTS", "main"]
 
 # ---- the cases ---------------------------------------------------------------------------------
 
@@ -230,175 +50,153 @@ ATTENTION = {
 TINY = dict.fromkeys(ATTENTION, (1, 6, 2, 8, 2, (8,)))
 
 
+#: Peers without 16-bit kernels.
+_FLOAT32_ALONE = ("DiGIT", "Deformable-DETR, H = 1")
 _COMPILED_CORE = {("A", "float32"), ("W", "float32")}
 _COMPILED_GATHER = {(name, "float32") for name in "ABWP"} | {("A", "bfloat16"), ("P", "bfloat16")}
 
 
 def attention(bench: Bench) -> None:
     """deform_attn and its fused form, fp32 and bf16, forward and forward + backward."""
-    compiled = {
-        "compiled grid_sample core": torch.compile(stand_ins.deform_attn_grid_sample, dynamic=False)
-        if bench.real
-        else stand_ins.deform_attn_grid_sample,
-        "compiled gather": torch.compile(stand_ins.deform_attn_gather, dynamic=False)
-        if bench.real
-        else stand_ins.deform_attn_gather,
-    }
-    for dtype, (name, shape) in (
-        (dtype, item)
-        for dtype in (torch.float32, torch.bfloat16)
-        for item in (ATTENTION if bench.real else TINY).items()
-    ):
-        batch, queries, heads, channels, points, lengths = shape
+
+    def compiled(function: Any) -> Any:
+        return torch.compile(function, dynamic=False) if bench.real else function
+
+    core = compiled(stand_ins.deform_attn_grid_sample)
+    gather = compiled(stand_ins.deform_attn_gather)
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, shape in (ATTENTION if bench.real else TINY).items():
+            case = AttentionCase(name, shape, dtype, bench.device)
+            _plain_attention(bench, case, core, gather)
+            _fused_attention(bench, case)
+
+
+class AttentionCase:
+    """Random inputs of one shape and dtype, and the bytes that its op must move."""
+
+    def __init__(self, name: str, shape: Any, dtype: torch.dtype, device: torch.device) -> None:
+        batch, queries, heads, channels, self.points, self.lengths = shape
+        self.name, self.dtype, self.label = name, dtype, str(dtype).removeprefix("torch.")
+        levels = len(self.lengths)
+        self.samples = (batch, queries, heads, levels, self.points)
         generator = torch.Generator().manual_seed(0)
-        samples = (batch, queries, heads, len(lengths), points)
-        rows = sum(lengths)
-        sizes = torch.tensor(lengths).view(1, 1, 1, -1, 1)
-        cell = torch.floor(torch.rand(samples, generator=generator) * (sizes + 2)) - 1
-        fraction = 0.1 + 0.8 * torch.rand(samples, generator=generator)
-        points_at = ((cell + fraction + 0.5) / sizes).to(bench.device)
-        logits = torch.randn(samples, generator=generator)
-        weights = logits.flatten(3).softmax(-1).view(samples).to(bench.device, dtype)
-        value = torch.randn(batch, rows, heads, channels, generator=generator)
-        value = value.to(bench.device, dtype)
-        grad = torch.randn(batch, queries, heads * channels, generator=generator)
-        grad = grad.to(bench.device, dtype)
-        item = value.element_size()
-        sample_count = points_at.numel()
-        unique = value.numel() * item + grad.numel() * item + sample_count * (4 + item)
-        large = unique > 20e6
-        short = str(dtype).removeprefix("torch.")
-        bound = max(1e-5, 16 * rows * 2.0**-24) if dtype == torch.float32 else 5e-2
 
-        def forward(
-            function: Any, at: Tensor, value: Tensor = value, weights: Tensor = weights
-        ) -> Call:
-            def call() -> tuple[Tensor, ...]:
-                with torch.no_grad():
-                    return (function(value, at, weights),)
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator)
 
-            return call
-
-        def both(
-            function: Any,
-            at: Tensor,
-            value: Tensor = value,
-            weights: Tensor = weights,
-            grad: Tensor = grad,
-        ) -> Call:
-            leaves = [x.detach().clone().requires_grad_() for x in (value, at, weights)]
-
-            def call() -> tuple[Tensor, ...]:
-                out = function(*leaves)
-                grads = torch.autograd.grad(out, leaves, grad.to(out.dtype))
-                # Peers with two coordinates have a gradient for the second: not compared.
-                by_location = grads[1] if grads[1].dim() == 5 else grads[1][..., 0]
-                return (out.detach(), grads[0], by_location, grads[2])
-
-            return call
-
-        bound_op = lambda v, x, w, lengths=lengths: ops.deform_attn(v, lengths, x, w)  # noqa: E731
-        cores: dict[str, tuple[Any, Tensor]] = {
-            "grid_sample core": (
-                lambda v, x, w, lengths=lengths: stand_ins.deform_attn_grid_sample(
-                    v, lengths, x, w
-                ),
-                points_at if dtype == torch.float32 else points_at.to(dtype),
-            )
-        }
-        for peer, function in compiled.items():
-            # Compiling takes seconds each: the shapes and types that the targets speak of.
-            gathers = "gather" in peer
-            if (name, short) in (_COMPILED_GATHER if gathers else _COMPILED_CORE):
-                cores[peer] = (
-                    lambda v, x, w, f=function, lengths=lengths: f(v, lengths, x, w),
-                    points_at if gathers or dtype == torch.float32 else points_at.to(dtype),
-                )
-        for peer, (adapter, shape_locations) in gpu_attention.PEERS.items():
-            try:
-                prepared = adapter(lengths, bench.device)
-            except PeerMissingError:
-                continue
-            at = shape_locations(points_at)
-            takes_float = peer in ("DiGIT", "Deformable-DETR, H = 1")
-            if takes_float and dtype != torch.float32:
-                continue
-            cores[peer] = (prepared, at.contiguous())
-        for what, make in (("fwd", forward), ("fwd+bwd", both)):
-            moved = (
-                unique
-                if what == "fwd"
-                else unique
-                + 2 * value.numel() * item
-                + 2 * (sample_count * (4 + item))
-                + grad.numel() * item
-            )
-            # 16-bit locations misplace samples, so the 16-bit cores are compared loosely or not.
-            checked = _close(bound) if dtype == torch.float32 else None
-            bench.compare(
-                "deform_attn",
-                f"{name} {what} {short}",
-                make(bound_op, points_at),
-                {peer: make(function, at) for peer, (function, at) in cores.items()},
-                num_bytes=moved,
-                check=checked,
-                large=large,
-            )
-        centre = torch.rand(batch, queries, len(lengths), 2, generator=generator).to(bench.device)
-        projected = torch.randn(
-            batch, queries, 2 * heads * len(lengths) * points, generator=generator
-        ).to(bench.device, dtype)
-        half = heads * len(lengths) * points
-
-        def fused(
-            value: Tensor,
-            projected: Tensor,
-            half: int = half,
-            samples: Any = samples,
-            lengths: Any = lengths,
-            centre: Tensor = centre,
-        ) -> Tensor:
-            offsets, raw = projected.split(half, -1)
-            return ops.deform_attn_fused(
-                value, lengths, centre, offsets.view(samples), raw.view(samples)
-            )
-
-        def composed(
-            value: Tensor,
-            projected: Tensor,
-            half: int = half,
-            samples: Any = samples,
-            lengths: Any = lengths,
-            centre: Tensor = centre,
-            points: int = points,
-        ) -> Tensor:
-            offsets, raw = projected.split(half, -1)
-            share = raw.float().reshape(*samples[:3], -1).softmax(-1).view(samples)
-            middle, width = centre[:, :, None, :, None, 0], centre[:, :, None, :, None, 1]
-            at = middle + offsets.reshape(samples).float() * width * 0.5 / points
-            return ops.deform_attn(value, lengths, at, share.to(value.dtype))
-
-        def run(
-            function: Any, value: Tensor = value, projected: Tensor = projected, grad: Tensor = grad
-        ) -> Call:
-            leaves = [x.detach().clone().requires_grad_() for x in (value, projected)]
-
-            def call() -> tuple[Tensor, ...]:
-                out = function(*leaves)
-                return (out.detach(), *torch.autograd.grad(out, leaves, grad))
-
-            return call
-
-        moved = 3 * value.numel() * item + 2 * grad.numel() * item + 4 * projected.numel() * item
-        bench.compare(
-            "deform_attn_fused",
-            f"{name} fwd+bwd {short}",
-            run(fused),
-            {"deform_attn + eager softmax": run(composed)},
-            num_bytes=moved,
-            check=_close(1e-3) if dtype == torch.float32 else None,
-            large=large,
+        # A tenth of a row from integer positions, where the gradient jumps.
+        sizes = torch.tensor(self.lengths).view(1, 1, 1, -1, 1)
+        cell = torch.floor(torch.rand(self.samples, generator=generator) * (sizes + 2)) - 1
+        inside = 0.1 + 0.8 * torch.rand(self.samples, generator=generator)
+        self.locations = ((cell + inside + 0.5) / sizes).to(device)
+        weights = normal(*self.samples).flatten(3).softmax(-1).view(self.samples)
+        self.weights = weights.to(device, dtype)
+        self.value = normal(batch, sum(self.lengths), heads, channels).to(device, dtype)
+        self.grad = normal(batch, queries, heads * channels).to(device, dtype)
+        self.centre = torch.rand(batch, queries, levels, 2, generator=generator).to(device)
+        self.half = heads * levels * self.points
+        self.projected = normal(batch, queries, 2 * self.half).to(device, dtype)
+        item = self.value.element_size()
+        by_sample = self.locations.numel() * (4 + item)
+        self.forward_bytes = (self.value.numel() + self.grad.numel()) * item + by_sample
+        self.backward_bytes = (2 * self.value.numel() + self.grad.numel()) * item + 2 * by_sample
+        self.fused_bytes = item * (
+            3 * self.value.numel() + 2 * self.grad.numel() + 4 * self.projected.numel()
         )
+        self.large = self.forward_bytes > 20e6
+        # What any float32 implementation can reach; 16 bits round results once.
+        exact = dtype == torch.float32
+        self.bound = max(1e-5, 16 * sum(self.lengths) * 2.0**-24) if exact else 5e-2
+
+    def differentiated(self, function: Any, *inputs: Tensor) -> Call:
+        """Returns a call that gives the output of the function and all gradients."""
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+
+        def call() -> tuple[Tensor, ...]:
+            out = function(*leaves)
+            grads = torch.autograd.grad(out, leaves, self.grad.to(out.dtype))
+            # Peers with two coordinates have a gradient for the second: not compared.
+            return (out.detach(), *(g[..., 0] if g.dim() == 6 else g for g in grads))
+
+        return call
+
+
+def _plain_attention(bench: Bench, case: AttentionCase, core: Any, gather: Any) -> None:
+    # The eager form samples with locations of value's dtype.
+    own_dtype = case.locations.to(case.dtype)
+    contenders: dict[str, tuple[Any, Tensor]] = {
+        "grid_sample core": (_with(stand_ins.deform_attn_grid_sample, case), own_dtype)
+    }
+    # Compiling takes seconds each: the shapes and types that the targets speak of.
+    if (case.name, case.label) in _COMPILED_CORE:
+        contenders["compiled grid_sample core"] = (_with(core, case), own_dtype)
+    if (case.name, case.label) in _COMPILED_GATHER:
+        contenders["compiled gather"] = (_with(gather, case), case.locations)
+    for peer, (adapter, shape_locations) in gpu_attention.PEERS.items():
+        if case.dtype != torch.float32 and peer in _FLOAT32_ALONE:
+            continue
+        try:
+            prepared = adapter(case.lengths, bench.device)
+        except PeerMissingError:
+            continue
+        contenders[peer] = (prepared, shape_locations(case.locations).contiguous())
+
+    def forward(function: Any, locations: Tensor) -> Call:
+        def call() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (function(case.value, locations, case.weights),)
+
+        return call
+
+    def both(function: Any, locations: Tensor) -> Call:
+        return case.differentiated(function, case.value, locations, case.weights)
+
+    for what, make, num_bytes in (
+        ("fwd", forward, case.forward_bytes),
+        ("fwd+bwd", both, case.forward_bytes + case.backward_bytes),
+    ):
+        bench.compare(
+            "deform_attn",
+            f"{case.name} {what} {case.label}",
+            make(_with(ops.deform_attn, case), case.locations),
+            {peer: make(function, at) for peer, (function, at) in contenders.items()},
+            num_bytes=num_bytes,
+            check=close(case.bound),
+            # 16-bit locations misplace samples by up to several rows.
+            unchecked=[p for p, (_, at) in contenders.items() if at.dtype != torch.float32],
+            large=case.large,
+        )
+
+
+def _with(function: Any, case: AttentionCase) -> Any:
+    return lambda value, locations, weights: function(value, case.lengths, locations, weights)
+
+
+def _fused_attention(bench: Bench, case: AttentionCase) -> None:
+    def fused(value: Tensor, projected: Tensor) -> Tensor:
+        offsets, raw = projected.split(case.half, -1)
+        shape = case.samples
+        return ops.deform_attn_fused(
+            value, case.lengths, case.centre, offsets.view(shape), raw.view(shape)
+        )
+
+    def composed(value: Tensor, projected: Tensor) -> Tensor:
+        offsets, raw = projected.split(case.half, -1)
+        share = raw.float().reshape(*case.samples[:3], -1).softmax(-1).view(case.samples)
+        middle, width = case.centre[:, :, None, :, None].unbind(-1)
+        at = middle + offsets.reshape(case.samples).float() * width * 0.5 / case.points
+        return ops.deform_attn(value, case.lengths, at, share.to(value.dtype))
+
+    exact = case.dtype == torch.float32
+    bench.compare(
+        "deform_attn_fused",
+        f"{case.name} fwd+bwd {case.label}",
+        case.differentiated(fused, case.value, case.projected),
+        {"deform_attn + eager softmax": case.differentiated(composed, case.value, case.projected)},
+        num_bytes=case.fused_bytes,
+        check=close(1e-3) if exact else None,  # offsets of 16 bits lie on integer positions
+        large=case.large,
+    )
 
 
 def _random_segments(n: int, scale: float, device: torch.device, seed: int = 0) -> Tensor:
@@ -425,7 +223,7 @@ def overlaps(bench: Bench) -> None:
             lambda kind=kind, eps=eps: (ops.segment_iou(a, b, kind, eps=eps),),
             peers,
             num_bytes=n * n * 4,
-            check=_close(1e-5),
+            check=close(1e-5),
             large=True,
         )
     generator = torch.Generator().manual_seed(0)
@@ -556,7 +354,7 @@ def pooling(bench: Bench) -> None:
         run(lambda x: ops.segment_roi_align(x, rois, 16)),
         {"compiled gather": run(_roi_gather(bench, rois))} if bench.real else {},
         num_bytes=2 * features.numel() * 4 + 2 * grad.numel() * 4,
-        check=_close(1e-3),
+        check=close(1e-3),
     )
     x = torch.randn(16, 128, 2048, generator=generator).to(bench.device).requires_grad_()
 
@@ -609,7 +407,7 @@ def gather(bench: Bench) -> None:
             ),
             {"eager indexing": indexed},
             num_bytes=batch * length * channels * (store.element_size() + 4),
-            check=_close(0),
+            check=close(0),
         )
         del store
 

@@ -140,7 +140,8 @@ class ValidationResult:
         """Says in a line whether training may start."""
         if self.ok:
             rest = len(self.findings)
-            return f"training may start ({rest} warnings)" if rest else "training may start"
+            warnings = f" ({rest} warning{'s' if rest > 1 else ''})" if rest else ""
+            return f"training may start{warnings}"
         names = ", ".join(dict.fromkeys(finding.check for finding in self.errors))
         return f"training may not start: {names}"
 
