@@ -119,6 +119,7 @@ void wait() {
 }
 
 void thread_main() {
+  self().fiber->begin();
   try {
     (*block->kernel)();
     if (!self().copies.empty()) {

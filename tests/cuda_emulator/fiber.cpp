@@ -5,6 +5,10 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 #include <cstdint>
 #include <new>
@@ -69,6 +73,10 @@ Fiber::~Fiber() {
 }
 
 void Fiber::prepare(void (*entry)()) {
+#if defined(__SANITIZE_ADDRESS__)
+  // A block that failed left its frames behind.
+  __asan_unpoison_memory_region(stack_, bytes_);
+#endif
   for (size_t i = 0; i < kCanaryBytes; i += kCanaryStep) {
     *reinterpret_cast<uint64_t*>(static_cast<std::byte*>(stack_) + i) = kCanary;
   }
@@ -93,20 +101,40 @@ void Fiber::prepare(void (*entry)()) {
 }
 
 void Fiber::resume() {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, stack_, bytes_);
+#endif
 #if defined(__x86_64__)
   tal_fast_switch_context(&outside_.stack_pointer, inside_.stack_pointer);
 #else
   swapcontext(static_cast<ucontext_t*>(outside_.portable),
               static_cast<ucontext_t*>(inside_.portable));
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+void Fiber::begin() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &outer_stack_, &outer_bytes_);
+#endif
 }
 
 void Fiber::pause() {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, outer_stack_, outer_bytes_);
+#endif
 #if defined(__x86_64__)
   tal_fast_switch_context(&inside_.stack_pointer, outside_.stack_pointer);
 #else
   swapcontext(static_cast<ucontext_t*>(inside_.portable),
               static_cast<ucontext_t*>(outside_.portable));
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, &outer_stack_, &outer_bytes_);
 #endif
 }
 

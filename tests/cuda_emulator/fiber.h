@@ -25,6 +25,8 @@ class Fiber {
   void prepare(void (*entry)());
   // Runs the fiber until it calls pause().
   void resume();
+  // Called on the fiber, before all else.
+  void begin();
   // Called on the fiber: back to where resume() was called.
   void pause();
   bool overflowed() const;  // whether the lowest bytes of the stack were written
@@ -34,6 +36,9 @@ class Fiber {
   size_t bytes_;
   Context inside_;
   Context outside_;
+  // The stack that resume() was called on, which AddressSanitizer has to know.
+  const void* outer_stack_ = nullptr;
+  size_t outer_bytes_ = 0;
 };
 
 }  // namespace tal_fast::emulator
