@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from tal_fast.errors import ConfigError
@@ -38,6 +38,25 @@ _STRICT = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Above = Annotated[float, Field(gt=0.0)]
+
+
+def _modes(given: Any) -> Any:
+    """Reads ``off,plain`` and single words; ``off`` alone is what YAML calls false."""
+    items = given.split(",") if isinstance(given, str) else given
+    items = [items] if isinstance(items, bool) else items
+    if not isinstance(items, (list, tuple)):
+        return items
+    modes = ["off" if item is False else item for item in items]
+    modes = [item.strip() if isinstance(item, str) else item for item in modes]
+    if not modes or len(set(map(str, modes))) != len(modes):
+        raise ValueError("expected one or more modes, each once")
+    return tuple(modes)
+
+
+EmaModes = Annotated[
+    tuple[Literal["off", "plain", "warmup", "corrected"], ...], BeforeValidator(_modes)
+]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -94,28 +113,46 @@ class TrainingConfig:
     """The optimisation.
 
     Attributes:
-        epochs: passes over the training windows.
+        budget: what ends the training: ``epochs``, ``steps``, ``wall-clock`` or ``convergence`` of
+            the score of held-out videos (:mod:`tal_fast.training.budget`).
+        epochs: passes over the training windows, of the budget ``epochs``.
+        steps: optimiser steps, of the budget ``steps``.
+        seconds: time, of the budget ``wall-clock``.
+        patience: ratings of held-out videos without a gain before the learning rate falls and, at
+            its last, before the training ends, of the budget ``convergence``.
+        max_steps: end of a training that does not converge.
         batch_size: windows per step; the last, smaller batch of an epoch is dropped.
         learning_rate: of AdamW.
         sampling_lr_scale: factor on the learning rate of reference points and sampling offsets.
         weight_decay: of AdamW, on every parameter.
         clip_norm: largest gradient norm; 0 turns clipping off.
-        lr_drops: when the learning rate falls, as shares of the epochs (0.875 of 16 is epoch 14).
+        lr_drops: when the learning rate falls, as shares of the budget (0.875 of 16 epochs is
+            epoch 14); ``convergence`` takes only their number.
         lr_drop_factor: what it falls by.
         seed: of weights, dropout and batch order.
         amp: precision of matrix products; ``auto`` takes bfloat16 where the hardware multiplies it
             natively, ``float16`` needs CUDA. Weights, normalisation, locations and losses stay
             float32.
-        ema_decay: decay of an exponential moving average of the weights; 0 turns it off.
-        ema: ``corrected`` takes the initial weights' share out of the average, ``plain`` keeps it.
-        holdout: share of the *training* videos kept back to pick the best epoch; 0 keeps the last.
+        ema: weights to test: ``off`` those of the training, ``plain``, ``warmup`` or ``corrected``
+            an exponential moving average of them (:mod:`tal_fast.training.ema`). Several, with
+            commas, are tested after one training; ``checkpoint.pt`` holds the first.
+        ema_decay: decay of the average.
+        holdout: share of the *training* videos kept back to pick the best weights; 0 keeps the
+            last.
+        check_every: steps between two ratings of the held-out videos; None rates after each epoch,
+            or every 50 steps where no number of epochs is set.
         device: ``auto`` takes CUDA where there is one.
         tensorboard: ``auto`` writes events where TensorBoard is installed.
     """
 
+    budget: Literal["epochs", "steps", "wall-clock", "convergence"] = "epochs"
     epochs: Positive = 16
+    steps: Positive | None = None
+    seconds: Above | None = None
+    patience: Positive = 5
+    max_steps: Positive = 20_000
     batch_size: Positive = 16
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-4
+    learning_rate: Above = 2e-4
     sampling_lr_scale: NonNegative = 0.1
     weight_decay: NonNegative = 1e-4
     clip_norm: NonNegative = 0.1
@@ -123,9 +160,10 @@ class TrainingConfig:
     lr_drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     seed: Annotated[int, Field(ge=0)] = 42
     amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    ema_decay: Share = 0.0
-    ema: Literal["corrected", "plain"] = "corrected"
+    ema: EmaModes = ("off",)
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
     holdout: Share = 0.0
+    check_every: Positive | None = None
     device: str = "auto"
     tensorboard: Literal["auto", "never"] = "auto"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exponential moving average of weights."""
+"""Exponential moving averages of weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ __all__ = ["WeightAverage"]
 class WeightAverage:
     """Averages a model's weights over its training.
 
-    A plain average still holds the share decay^t of the *initial* weights after t steps: 70 % after
-    350 steps at 0.999. The corrected one takes that share out, as Adam does for its moments,
-    (average - decay^t · initial) / (1 - decay^t), written as a recursion so that it costs the same.
+    A ``plain`` average still holds the share decay^t of the *initial* weights after t steps: 70 %
+    after 350 steps at 0.999. Two remedies: ``corrected`` takes that share out, as Adam does for its
+    moments, (average - decay^t · initial) / (1 - decay^t), written as a recursion so that it costs
+    the same; ``warmup`` starts with a shorter memory, of decay min(decay, (1 + t) / (10 + t)).
 
     Args:
         model: whose weights are averaged.
         decay: in (0, 1).
-        corrected: whether to take the initial weights out.
+        mode: ``plain``, ``corrected`` or ``warmup``.
     """
 
-    def __init__(self, model: nn.Module, decay: float, corrected: bool = True) -> None:
+    def __init__(self, model: nn.Module, decay: float, mode: str = "corrected") -> None:
+        if mode not in ("plain", "corrected", "warmup"):
+            raise ValueError(f"mode: expected plain, corrected or warmup, got {mode!r}")
         self.decay = decay
-        self.corrected = corrected
+        self.mode = mode
         self.steps = 0
         self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
@@ -35,8 +38,10 @@ class WeightAverage:
         """Takes in the weights after an optimiser step."""
         self.steps += 1
         new = 1.0 - self.decay
-        if self.corrected:
+        if self.mode == "corrected":
             new /= 1.0 - self.decay**self.steps
+        elif self.mode == "warmup":
+            new = 1.0 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         for key, value in model.state_dict().items():
             average = self.weights[key]
             if average.is_floating_point():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tal_fast.data.dataset import TALDataset
-from tal_fast.errors import DataError, TrainingError
+from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.evaluation import evaluate
 from tal_fast.models import TadTR
 from tal_fast.training.config import ExperimentConfig, save_config
@@ -25,9 +25,22 @@ from tal_fast.training.environment import describe_environment
 from tal_fast.training.inference import detect, predict
 from tal_fast.training.trainer import ProgressEvent, Trainer, TrainingSummary
 
-__all__ = ["ExperimentResult", "run_experiment", "train"]
+__all__ = ["ExperimentResult", "Scores", "run_experiment", "train"]
 
 Progress = Callable[[ProgressEvent], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well some weights detect in the test videos.
+
+    Attributes:
+        average_map: mean over thresholds of mAP, 0..1.
+        map_per_threshold: mAP by tIoU threshold (``"0.3"``).
+    """
+
+    average_map: float
+    map_per_threshold: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,9 @@ class ExperimentResult:
     """What an experiment gave and took.
 
     Attributes:
-        average_map: mean over thresholds of mAP, 0..1.
-        map_per_threshold: mAP by tIoU threshold (``"0.3"``).
+        average_map: mean over thresholds of mAP, 0..1, of the first mode of averaging.
+        map_per_threshold: mAP by tIoU threshold (``"0.3"``), of the same.
+        ema: the scores of every mode of averaging (``training.ema``), by name.
         epochs: passes over the training windows.
         steps: optimiser steps.
         windows: training windows.
@@ -48,6 +62,7 @@ class ExperimentResult:
 
     average_map: float
     map_per_threshold: dict[str, float]
+    ema: dict[str, Scores]
     epochs: int
     steps: int
     windows: int
@@ -67,28 +82,38 @@ def train(
     videos: Sequence[str],
     out: str | Path,
     *,
+    positions: Sequence[int] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> TrainingSummary:
     """Trains a model and writes config.yaml, environment.json, log.csv and checkpoint.pt.
 
-    With ``training.holdout`` > 0 that share of ``videos`` is kept back and picks the epoch; no
-    other video is ever looked at.
+    With ``training.holdout`` > 0 that share of ``videos`` is kept back and picks the weights; no
+    other video is ever looked at. Where ``training.ema`` names several modes of averaging, each
+    further one has its own checkpoint, ``checkpoint_plain.pt``.
 
     Args:
         config: all settings.
         data: the data set.
         videos: names of the training videos.
         out: directory, made when missing.
+        positions: of the windows to train on, among all training windows of ``videos`` (a
+            :class:`~tal_fast.data.WindowSet` that drops empty ones); all of them when None.
         resume: whether to go on with an interrupted training in ``out``.
         progress: called after every step.
         threads: torch threads; as they are when None.
 
     Raises:
+        ConfigError: the budget lacks a setting, or windows are chosen under a hold-out.
         DataError: the videos hold nothing to train on.
         TrainingError: the training cannot go on, or ``out`` cannot be written.
     """
+    if positions is not None and config.training.holdout > 0.0:
+        raise ConfigError(
+            "training.holdout keeps back whole videos: a sample of windows has none to keep back; "
+            f"expected 0 with chosen windows, got {config.training.holdout:g}"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     out = Path(out)
@@ -108,7 +133,10 @@ def train(
             found = detect(model, data, held, config)
             return evaluate(data.annotations.select(held), found).average_map
 
-    return Trainer(config, data, kept, out, progress=progress, validate=validate).run(resume)
+    trainer = Trainer(
+        config, data, kept, out, positions=positions, progress=progress, validate=validate
+    )
+    return trainer.run(resume)
 
 
 def run_experiment(
@@ -118,13 +146,15 @@ def run_experiment(
     train_videos: Sequence[str],
     test_videos: Sequence[str],
     out: str | Path,
+    positions: Sequence[int] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> ExperimentResult:
     """Trains, detects in the test videos and scores; the test videos decide nothing.
 
-    Besides what :func:`train` writes, ``out`` gets predictions.json and metrics.json.
+    Besides what :func:`train` writes, ``out`` gets metrics.json, and predictions.json for each
+    checkpoint, with the same ending to its name.
 
     Args:
         config: all settings.
@@ -132,11 +162,13 @@ def run_experiment(
         train_videos: names of the training videos.
         test_videos: names of the test videos; none may be among the training ones.
         out: directory, made when missing.
+        positions: of the windows to train on, as in :func:`train`.
         resume: whether to go on with an interrupted experiment in ``out``.
         progress: called after every step.
         threads: torch threads; as they are when None.
 
     Raises:
+        ConfigError: as :func:`train`.
         DataError: a video is in both lists, or the training videos hold nothing to train on.
         TrainingError: the training cannot go on, or ``out`` cannot be written.
     """
@@ -148,25 +180,39 @@ def run_experiment(
     began = time.perf_counter()
     out = Path(out)
     summary = train(
-        config, data, train_videos, out, resume=resume, progress=progress, threads=threads
+        config,
+        data,
+        train_videos,
+        out,
+        positions=positions,
+        resume=resume,
+        progress=progress,
+        threads=threads,
     )
+    scores, evaluations = {}, {}
+    for number, (mode, checkpoint) in enumerate(summary.checkpoints.items()):
 
-    def predicting(done: int, total: int) -> None:
+        def predicting(done: int, total: int, before: int = number) -> None:
+            if progress is not None:
+                modes = len(summary.checkpoints)
+                progress(ProgressEvent("predict", before * total + done, modes * total))
+
+        name = checkpoint.with_suffix(".json").name.replace("checkpoint", "predictions")
+        found = predict(checkpoint, data, test_videos, out / name, progress=predicting)
         if progress is not None:
-            progress(ProgressEvent("predict", done, total))
-
-    found = predict(
-        summary.checkpoint, data, test_videos, out / "predictions.json", progress=predicting
-    )
-    if progress is not None:
-        progress(ProgressEvent("evaluate", 0, 1))
-    score = evaluate(data.annotations.select(test_videos), found)
+            progress(ProgressEvent("evaluate", number, len(summary.checkpoints)))
+        score = evaluate(data.annotations.select(test_videos), found)
+        evaluations[mode] = score.to_dict()
+        per_threshold = zip(score.tiou_thresholds, score.map_per_threshold, strict=True)
+        scores[mode] = Scores(
+            average_map=float(score.average_map),
+            map_per_threshold={f"{at:g}": float(value) for at, value in per_threshold},
+        )
+    first = next(iter(scores))
     result = ExperimentResult(
-        average_map=float(score.average_map),
-        map_per_threshold={
-            f"{threshold:g}": float(value)
-            for threshold, value in zip(score.tiou_thresholds, score.map_per_threshold, strict=True)
-        },
+        average_map=scores[first].average_map,
+        map_per_threshold=scores[first].map_per_threshold,
+        ema=scores,
         epochs=summary.epochs,
         steps=summary.steps,
         windows=summary.windows,
@@ -176,7 +222,7 @@ def run_experiment(
         peak_memory_mib=_peak_memory_mib(),
     )
     try:
-        metrics = json.dumps({**result.to_dict(), "evaluation": score.to_dict()}, indent=2)
+        metrics = json.dumps({**result.to_dict(), "evaluation": evaluations[first]}, indent=2)
         (out / "metrics.json").write_text(metrics + "\n", "utf-8")
     except OSError as error:
         raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error

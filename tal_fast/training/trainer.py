@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,16 +21,20 @@ from tal_fast.data.windows import WindowSet
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
 from tal_fast.ranges import nvtx_range
+from tal_fast.training.budget import make_budget
 from tal_fast.training.checkpoint import read_checkpoint, save_model, write_checkpoint
 from tal_fast.training.config import ExperimentConfig, TrainingConfig, config_to_dict
 from tal_fast.training.device import autocast, resolve_device
-from tal_fast.training.ema import WeightAverage
 from tal_fast.training.events import EventWriter
 from tal_fast.training.interrupts import deferred_interrupt
+from tal_fast.training.kept_weights import KeptWeights
 from tal_fast.training.losses import tadtr_loss
 
-__all__ = ["ProgressEvent", "Trainer", "TrainingSummary", "learning_rate", "parameter_groups"]
+__all__ = ["ProgressEvent", "Trainer", "TrainingSummary", "parameter_groups"]
 
+# After an epoch the state is saved, unless the epochs are so short that saving would take more than
+# about this share of the time.
+_SAVING_SHARE = 0.02
 _EXPLODED = 1e12  # products of larger weights leave float32
 _LOSSES = ("total", "classification", "l1", "iou", "actionness")
 _LOG_COLUMNS = (
@@ -54,7 +59,7 @@ class ProgressEvent:
         step: steps (windows in ``predict``) done.
         total_steps: of how many.
         epoch: current epoch, from 1.
-        epochs: of how many.
+        epochs: of how many, as far as can be told.
         losses: of the last step.
         windows_per_second: of this run so far.
         seconds_left: of this stage.
@@ -75,8 +80,9 @@ class TrainingSummary:
     """What a training took.
 
     Attributes:
-        checkpoint: file of the final (or best) weights.
-        epochs: passes over the windows.
+        checkpoint: file of the final (or best) weights, of the first mode of averaging.
+        checkpoints: the files of all modes.
+        epochs: passes over the windows, the last perhaps in part.
         steps: optimiser steps.
         windows: training windows.
         seconds: wall-clock time of the training, earlier interrupted parts included.
@@ -84,6 +90,7 @@ class TrainingSummary:
     """
 
     checkpoint: Path
+    checkpoints: dict[str, Path]
     epochs: int
     steps: int
     windows: int
@@ -108,12 +115,6 @@ def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dic
     ]
 
 
-def learning_rate(config: TrainingConfig, epoch: int) -> float:
-    """Returns the learning rate of an epoch (from 0): a fall at each share of the epochs."""
-    falls = sum(epoch >= round(share * config.epochs) for share in config.lr_drops)
-    return config.learning_rate * config.lr_drop_factor**falls
-
-
 class Trainer:
     """Trains a model on the windows of given videos.
 
@@ -122,9 +123,10 @@ class Trainer:
         data: the data set.
         videos: names of the training videos.
         out: directory for ``checkpoint.pt``, ``log.csv`` and, while it runs, ``resume.pt``.
+        positions: of the windows to train on, among all training windows of these videos; all of
+            them when None.
         progress: called after every step.
-        validate: called with the model after each epoch when ``holdout`` > 0 (returns the score
-            that picks the best epoch).
+        validate: scores a model by held-out videos, and so picks the weights to keep.
     """
 
     def __init__(
@@ -134,6 +136,7 @@ class Trainer:
         videos: Sequence[str],
         out: Path,
         *,
+        positions: Sequence[int] | None = None,
         progress: Callable[[ProgressEvent], None] | None = None,
         validate: Callable[[TadTR], float] | None = None,
     ) -> None:
@@ -141,6 +144,7 @@ class Trainer:
         self.data = data
         self.videos = list(videos)
         self.out = out
+        self.positions = None if positions is None else list(positions)
         self.progress = progress
         self.validate = validate
 
@@ -155,8 +159,6 @@ class Trainer:
             KeyboardInterrupt: after the state was written.
         """
         self._start()
-        if resume and (self.out / "resume.pt").exists():
-            self._restore(read_checkpoint(self.out / "resume.pt"))
         with (
             BatchLoader(
                 self.windows,
@@ -169,19 +171,29 @@ class Trainer:
             EventWriter(self.out, self.config.training.tensorboard) as events,
             deferred_interrupt() as interrupted,
         ):
-            self._began = time.perf_counter() - self.seconds
             self._steps_per_epoch = len(loader)
-            for epoch in range(self.epoch, self.config.training.epochs):
+            self.budget = make_budget(self.config.training, self._steps_per_epoch)
+            if resume and (self.out / "resume.pt").exists():
+                self._restore(read_checkpoint(self.out / "resume.pt"))
+            self._began = time.perf_counter() - self.seconds
+            for epoch in itertools.count(self.epoch):
+                if self.budget.done(self.step, self.seconds):
+                    break
                 self._epoch(epoch, loader, events, interrupted)
-        self._keep(final=True)
+        if not self.kept.rates:
+            self.kept.keep_last()
         (self.out / "resume.pt").unlink(missing_ok=True)
+        files = self.kept.files
+        epochs = math.ceil(self.step / self._steps_per_epoch)
+        first = self.kept.modes[0]
         return TrainingSummary(
-            checkpoint=self.out / "checkpoint.pt",
-            epochs=self.config.training.epochs,
+            checkpoint=files[first],
+            checkpoints=files,
+            epochs=epochs,
             steps=self.step,
             windows=len(self.windows),
             seconds=self.seconds,
-            best_epoch=self.best[1] if self.validate else self.config.training.epochs,
+            best_epoch=self.kept.best[first][1] if self.kept.rates else epochs,
         )
 
     # The state of a training: everything below is written by _save and read by _restore.
@@ -196,6 +208,8 @@ class Trainer:
             min_inside=config.data.min_inside,
             drop_empty=True,
         )
+        if self.positions is not None:
+            self.windows = self.windows.subset(self.positions)
         self.out.mkdir(parents=True, exist_ok=True)
         self.device = resolve_device(config.training.device)
         torch.manual_seed(config.training.seed)
@@ -210,39 +224,61 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=config.training.amp == "float16"
         )
-        self.average = (
-            WeightAverage(self.model, config.training.ema_decay, config.training.ema == "corrected")
-            if config.training.ema_decay > 0
-            else None
+        self.kept = KeptWeights(
+            self.model,
+            config.training.ema,
+            config.training.ema_decay,
+            self.out,
+            self._write_model,
+            self.validate,
         )
         self.epoch = 0  # the epoch to go on with, and how many of its batches are done
         self.batches_done = 0
         self.step = 0
         self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
-        self.best: tuple[float, int] = (-math.inf, 0)
         self.sums: dict[str, float] = {}  # of the losses of the epoch so far
         self._windows_seen = 0
+        self._ratings: dict[str, float] = {}  # of the held-out videos, the epoch's last
+        self._checked = 0  # step of the last rating of the held-out videos
+        self._saving = (0.0, -math.inf)  # seconds that the last save took, and when it was
 
     def _identity(self) -> dict[str, Any]:
-        return {"config": config_to_dict(self.config), "videos": self.videos}
+        return {
+            "config": config_to_dict(self.config),
+            "videos": self.videos,
+            "positions": self.positions,
+        }
+
+    def _write_model(self, path: Path, weights: dict[str, Tensor]) -> None:
+        classes = self.data.annotations.classes
+        save_model(path, weights, self.config, classes, self.data.channels)
+
+    def _save_sometimes(self) -> None:
+        took, when = self._saving
+        if time.perf_counter() - when >= took / _SAVING_SHARE:
+            self._save()
 
     def _save(self) -> None:
+        began = time.perf_counter()
         content = {
             "identity": self._identity(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "kept": self.kept.state_dict(),
+            "budget": self.budget.state_dict(),
+            "checked": self._checked,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             "progress": [self.epoch, self.batches_done, self.step],
             "seconds": self.seconds,
             "log": self.log,
             "sums": self.sums,
-            "best": list(self.best),
         }
         write_checkpoint(self.out / "resume.pt", content)
+        ended = time.perf_counter()
+        self._saving = (ended - began, ended)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["identity"] != self._identity():
@@ -253,8 +289,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
+        self.kept.load_state_dict(state["kept"])
+        self.budget.load_state_dict(state["budget"])
+        self._checked = state["checked"]
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"])
@@ -262,8 +299,6 @@ class Trainer:
         self.seconds = state["seconds"]
         self.log = state["log"]
         self.sums = state["sums"]
-        score, epoch = state["best"]
-        self.best = (score, epoch)
 
     def _epoch(
         self,
@@ -272,17 +307,17 @@ class Trainer:
         events: EventWriter,
         interrupted: Callable[[], bool],
     ) -> None:
-        rate = learning_rate(self.config.training, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
         first = self.batches_done
         loader.resume(epoch, first)
         if first == 0:
             self.sums = dict.fromkeys((*_LOSSES, "gradient_norm"), 0.0)
+        self._ratings.clear()
         began = time.perf_counter()
         waited = 0.0
+        rate = self._set_learning_rate()
         batches = iter(loader)
-        while True:
+        while not self.budget.done(self.step, self.seconds):
+            rate = self._set_learning_rate()
             asked = time.perf_counter()
             with nvtx_range("tal_fast.data"):
                 batch = next(batches, None)
@@ -294,6 +329,9 @@ class Trainer:
                 self.sums[key] += value
             self.batches_done += 1
             self._report(epoch, losses, len(batch.windows))
+            every = self.budget.check_every
+            if every is not None and self.step % every == 0:
+                self._rate(epoch + 1)
             if interrupted():
                 self._save()
                 raise KeyboardInterrupt
@@ -309,14 +347,32 @@ class Trainer:
             "seconds": elapsed,
             "data_wait_seconds": waited,
         }
+        if self.budget.check_every is None or self.budget.done(self.step, self.seconds):
+            self._rate(epoch + 1)
+        row.update(self._ratings)
         self.epoch, self.batches_done = epoch + 1, 0
-        if self.validate is not None:
-            row["holdout_map"] = self._validate(epoch + 1)
         self.log.append(row)
         events.write(self.step, row)
         self._write_log()
-        if self.epoch < self.config.training.epochs:
-            self._save()
+        if not self.budget.done(self.step, self.seconds):
+            self._save_sometimes()
+
+    def _set_learning_rate(self) -> float:
+        config = self.config.training
+        falls = self.budget.falls(self.step, self.seconds)
+        rate = config.learning_rate * config.lr_drop_factor**falls
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        return rate
+
+    def _rate(self, epoch: int) -> None:
+        """Rates the weights by the held-out videos, unless that was done after this very step."""
+        if self._checked == self.step or not self.kept.rates:
+            return
+        scores, improved = self.kept.rate(epoch, self.step)
+        self._checked = self.step
+        self._ratings["holdout_map"] = scores[self.kept.modes[0]]
+        self.budget.rated(improved)
 
     def _step(self, batch: Batch) -> dict[str, float]:
         with nvtx_range("tal_fast.transfer"):
@@ -359,8 +415,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(self.model)
+        self.kept.update()
         return norm
 
     def _report(self, epoch: int, losses: dict[str, float], windows: int) -> None:
@@ -368,43 +423,18 @@ class Trainer:
         self.seconds = time.perf_counter() - self._began
         if self.progress is None:
             return
-        total = self._steps_per_epoch * self.config.training.epochs
+        total = self.budget.expected_steps(self.step, self.seconds)
         self.progress(
             ProgressEvent(
                 stage="train",
                 step=self.step,
                 total_steps=total,
                 epoch=epoch + 1,
-                epochs=self.config.training.epochs,
+                epochs=math.ceil(total / self._steps_per_epoch),
                 losses={key: losses[key] for key in _LOSSES if key in losses},
                 windows_per_second=self._windows_seen / max(self.seconds, 1e-9),
                 seconds_left=(total - self.step) * self.seconds / self.step,
             )
-        )
-
-    def _weights(self) -> dict[str, Tensor]:
-        return self.average.weights if self.average else self.model.state_dict()
-
-    def _validate(self, epoch: int) -> float:
-        assert self.validate is not None
-        model = TadTR(self.data.channels, self.data.num_classes, self.config.model)
-        model.load_state_dict(self._weights())
-        score = self.validate(model.to(self.device))
-        if score > self.best[0]:
-            self.best = (score, epoch)
-            self._keep()
-        return score
-
-    def _keep(self, final: bool = False) -> None:
-        """Writes the weights to keep; with a hold-out only when they are the best so far."""
-        if final and self.validate is not None:
-            return
-        save_model(
-            self.out / "checkpoint.pt",
-            self._weights(),
-            self.config,
-            self.data.annotations.classes,
-            self.data.channels,
         )
 
     def _write_log(self) -> None:
