@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +127,7 @@ class WindowSet:
         dataset: where features and annotations come from.
         length: rows of a window.
         windows: all windows, by video in the given order, then by start.
-        dropped: windows left out for want of an instance.
+        dropped: windows left out for want of an instance when the videos were cut.
         videos: names of the videos that have a window.
         grid_rows: int64, rows of each of them.
         lengths: int64, rows of each window.
@@ -175,6 +176,7 @@ class WindowSet:
         self._jitter = int(jitter)
         self._labels: list[npt.NDArray[np.int64]] = []
         self._edges: list[npt.NDArray[np.float64]] = []
+        self._instances: list[npt.NDArray[np.int64]] = []
         names = known_videos(dataset, videos, "WindowSet")
         for name in names:
             spans = sliding_windows(dataset.features[name].rows, self.length, overlap, cover)
@@ -184,9 +186,12 @@ class WindowSet:
                 f"WindowSet: none of the {self.dropped} windows of {len(names)} videos holds "
                 f"{min_inside:.0%} of an instance (length {self.length})"
             )
+        self._summarise()
+
+    def _summarise(self) -> None:
         self.videos = list(dict.fromkeys(window.video for window in self.windows))
         self.grid_rows: npt.NDArray[np.int64] = np.array(
-            [dataset.features[name].rows for name in self.videos], dtype=np.int64
+            [self.dataset.features[name].rows for name in self.videos], dtype=np.int64
         )
         self.lengths: npt.NDArray[np.int64] = np.array(
             [window.stop - window.start for window in self.windows], dtype=np.int64
@@ -207,12 +212,68 @@ class WindowSet:
                 self.dropped += 1
                 continue
             self.windows.append(Window(name, start, stop))
+            self._instances.append(mine)
             self._labels.append(video.labels[mine])
             self._edges.append(np.stack([starts[w, mine] - start, ends[w, mine] - start], axis=1))
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.windows)
+
+    def subset(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> WindowSet:
+        """Returns the same set with only some of its windows.
+
+        Nothing is read or cut anew: targets are shared, and settings such as the jitter are kept.
+        Its random numbers go by the position in the new set, so a window that stays moves
+        differently there unless all stay. :attr:`dropped` stays that of the whole set.
+
+        Args:
+            positions: of the windows in :attr:`windows`, in any order; they are kept in rising
+                order, that is, by video and start as here.
+
+        Raises:
+            ConfigError: if a position is no whole number, out of range or given twice, or if none
+                is given.
+        """
+        given = np.asarray(positions)
+        if given.ndim != 1 or not given.size:
+            raise ConfigError(
+                "WindowSet.subset: expected a sequence of at least one position, "
+                f"got {'none' if not given.size else f'shape {given.shape}'}"
+            )
+        if not np.issubdtype(given.dtype, np.integer):
+            raise ConfigError(f"WindowSet.subset: expected whole numbers, got {given.dtype}")
+        chosen = np.sort(given)
+        for position in (chosen[0], chosen[-1]):
+            if not 0 <= position < len(self):
+                raise ConfigError(
+                    f"WindowSet.subset: expected positions in [0, {len(self)}), got {position}"
+                )
+        twice = chosen[1:][chosen[1:] == chosen[:-1]]
+        if len(twice):
+            raise ConfigError(
+                f"WindowSet.subset: expected each position once, got {twice[0]} more than once"
+            )
+        part = copy.copy(self)
+        kept = chosen.tolist()
+        part.windows = [self.windows[i] for i in kept]
+        part._labels = [self._labels[i] for i in kept]
+        part._edges = [self._edges[i] for i in kept]
+        part._instances = [self._instances[i] for i in kept]
+        part._summarise()
+        return part
+
+    def instances(self, index: int) -> npt.NDArray[np.int64]:
+        """Returns which instances of its video are targets of a window, before any jitter.
+
+        Args:
+            index: position in :attr:`windows`.
+
+        Returns:
+            int64 [n], rising: rows of the video's ``segments`` and ``labels``, in the order of
+            :meth:`targets`.
+        """
+        return self._instances[index]
 
     def slot_length(self, rows: int) -> int:
         """Returns :attr:`length`, however long the windows of a batch are."""
