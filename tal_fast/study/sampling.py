@@ -3,27 +3,39 @@
 
     D_train, D_test <- split(D, 0.2);  D_s <- sample(D_train, p)
 
-Both choices order the videos by a hash of (purpose, seed, ..., video name) and take the first ones.
-That is a uniform draw without replacement which depends on nothing else: not on the order of a
-dictionary, not on the version of a random generator, not on the machine. A sample can therefore be
-recomputed from its trial's settings for as long as SHA-256 exists.
+Both choices order names by a hash (:mod:`tal_fast.study.hash_order`) and take the first ones. A
+sample can therefore be recomputed from its trial's settings for as long as SHA-256 exists.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.data.windows import WindowSet
+from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.study.hash_order import digest, hash_order
+from tal_fast.study.shares import (
+    fractions_of_videos,
+    parse_fractions,
+    parse_shares,
+    rounded,
+    sample_size,
+)
+from tal_fast.study.stratified import stratified_order
+from tal_fast.study.window_draw import draw_windows, instances_of_windows
 
 __all__ = [
+    "SAMPLINGS",
     "Sample",
     "Split",
     "data_split",
+    "draw_sample",
+    "fractions_of_videos",
     "parse_fractions",
+    "parse_samplings",
     "parse_shares",
     "random_split",
     "sample_size",
@@ -31,10 +43,15 @@ __all__ = [
     "trial_seed",
 ]
 
-# Fractions are compared and hashed after rounding to this many digits, so that 0.1 + 0.2 and 0.3
-# name the same trial.
-_DIGITS = 6
-_MAX_NUMBERS = 1000
+#: The ways of drawing a sample; :func:`draw_sample` says what they are.
+SAMPLINGS = (
+    "video",
+    "stratified",
+    "window",
+    "nested-video",
+    "nested-stratified",
+    "nested-window",
+)
 
 
 @dataclass(frozen=True)
@@ -54,15 +71,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Sample:
-    """A drawn part of the training videos and what it covers.
+    """A drawn part of the training data and what it covers.
 
     Attributes:
         fraction: the share p that was asked for, in (0, 1].
         repetition: which draw of this share, counted from 0.
-        videos: names of the drawn videos, sorted.
-        instances: annotated instances in them.
-        classes: names of the classes that occur in them, in the order of the class list.
+        videos: names of the drawn videos, or of those that drawn windows are of, sorted.
+        instances: annotated instances in them, or those that are targets of a drawn window, each
+            counted once.
+        classes: names of the classes that occur among the instances, in the order of the class
+            list.
         missing_classes: names of the classes that do not.
+        sampling: how it was drawn, among :data:`SAMPLINGS`.
+        windows: the drawn windows, as rising positions in the windows of all training videos; None
+            unless windows were drawn.
     """
 
     fraction: float
@@ -71,82 +93,12 @@ class Sample:
     instances: int
     classes: tuple[str, ...]
     missing_classes: tuple[str, ...]
+    sampling: str = "video"
+    windows: tuple[int, ...] | None = None
 
 
-def _hash(*parts: object) -> bytes:
-    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-
-
-def _draw(videos: Iterable[str], count: int, *key: object) -> tuple[str, ...]:
-    return tuple(sorted(sorted(videos, key=lambda video: _hash(*key, video))[:count]))
-
-
-def _number(what: str, text: str, whole: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ConfigError(f"{what}: expected numbers, got {text!r} in {whole!r}") from None
-    if not math.isfinite(value):
-        raise ConfigError(f"{what}: expected finite numbers, got {text!r} in {whole!r}")
-    return value
-
-
-def _range(what: str, text: str) -> list[float]:
-    parts = text.split(":")
-    if len(parts) not in (2, 3):
-        raise ConfigError(f"{what}: expected first:last or first:last:step, got {text!r}")
-    first, last = _number(what, parts[0], text), _number(what, parts[1], text)
-    step = _number(what, parts[2], text) if len(parts) == 3 else 0.1
-    if step <= 0:
-        raise ConfigError(f"{what}: expected a step above 0, got {parts[2]!r} in {text!r}")
-    if last < first:
-        raise ConfigError(f"{what}: expected first <= last, got {text!r}")
-    # The small allowance keeps `last` although 0.1 has no exact binary form.
-    count = math.floor((last - first) / step + 1e-6) + 1
-    if count > _MAX_NUMBERS:
-        raise ConfigError(f"{what}: expected at most {_MAX_NUMBERS} numbers, got {count}")
-    return [first + index * step for index in range(count)]
-
-
-def parse_shares(what: str, given: str | float | Sequence[float]) -> tuple[float, ...]:
-    """Reads numbers in (0, 1], such as data fractions or tIoU thresholds.
-
-    Args:
-        what: what they are, for the errors.
-        given: ``"0.1:1.0:0.1"`` (first:last:step, last included; the step is 0.1 when left out),
-            ``"0.1,0.5,1"``, a mix of both separated by commas, a number, or a sequence of numbers.
-
-    Returns:
-        The numbers in rising order, each rounded to six digits.
-
-    Raises:
-        ConfigError: nothing is given, a part is not a number, a number is not in (0, 1], or one is
-            given twice.
-    """
-    if isinstance(given, str):
-        values: list[float] = []
-        for part in given.split(","):
-            if not part.strip():
-                raise ConfigError(f"{what}: expected numbers between the commas, got {given!r}")
-            values.extend(_range(what, part) if ":" in part else [_number(what, part, given)])
-    else:
-        items = list(given) if isinstance(given, Sequence) else [given]
-        values = [_number(what, str(item), str(given)) for item in items]
-    if not values:
-        raise ConfigError(f"{what}: expected at least one, got none")
-    rounded = [round(value, _DIGITS) for value in values]
-    for value, kept in zip(values, rounded, strict=True):
-        if not 0.0 < kept <= 1.0:
-            raise ConfigError(f"{what}: expected values in (0, 1], got {value:g}")
-    if len(set(rounded)) != len(rounded):
-        twice = sorted({value for value in rounded if rounded.count(value) > 1})
-        raise ConfigError(f"{what}: expected each once, got {twice[0]:g} more than once")
-    return tuple(sorted(rounded))
-
-
-def parse_fractions(given: str | float | Sequence[float]) -> tuple[float, ...]:
-    """Reads the data fractions of a study; see :func:`parse_shares`."""
-    return parse_shares("fractions", given)
+def _draw(names: Sequence[str], count: int, *key: object) -> tuple[str, ...]:
+    return tuple(sorted(names[position] for position in hash_order(names, *key)[:count]))
 
 
 def data_split(splits: Mapping[str, Sequence[str]]) -> Split:
@@ -189,13 +141,142 @@ def random_split(videos: Sequence[str], *, seed: int, test_share: float = 0.2) -
     if len(names) < 2:
         raise DataError(f"split: expected at least 2 videos, got {len(names)}")
     count = min(max(1, round(test_share * len(names))), len(names) - 1)
-    test = _draw(names, count, "split", seed)
+    test = _draw(sorted(names), count, "split", seed)
     return Split(tuple(sorted(names.difference(test))), test, "random")
 
 
-def sample_size(fraction: float, videos: int) -> int:
-    """Returns how many of ``videos`` a fraction draws: ``max(1, round(p * N))``."""
-    return max(1, round(round(fraction, _DIGITS) * videos))
+def parse_samplings(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Reads which ways of sampling a study compares.
+
+    Args:
+        given: ``"video,window"``, or a sequence of names, among :data:`SAMPLINGS`.
+
+    Returns:
+        The names in the order given.
+
+    Raises:
+        ConfigError: nothing is given, a name is unknown, or one is given twice.
+    """
+    items = given.split(",") if isinstance(given, str) else list(given)
+    names = tuple(str(item).strip() for item in items)
+    if not names:
+        raise ConfigError("sampling: expected at least one, got none")
+    for position, name in enumerate(names):
+        _check_sampling(name)
+        if name in names[:position]:
+            raise ConfigError(f"sampling: expected each once, got {name!r} more than once")
+    return names
+
+
+def _check_sampling(name: str) -> None:
+    if name not in SAMPLINGS:
+        raise ConfigError(
+            f"sampling: expected one of {', '.join(SAMPLINGS)}, got {name!r}"
+            f"{nearest(name, SAMPLINGS)}"
+        )
+
+
+def _training_videos(train: Sequence[str], videos: Mapping[str, Any]) -> list[str]:
+    names = sorted(train)
+    if not names:
+        raise DataError("sampling: expected at least one training video, got none")
+    for before, name in itertools.pairwise(names):
+        if before == name:
+            raise DataError(f"sampling: training video {name!r} is given twice")
+    for name in names:
+        if name not in videos:
+            raise DataError(
+                f"sampling: no annotated video {name!r} among {len(videos)}{nearest(name, videos)}"
+            )
+    return names
+
+
+def draw_sample(
+    sampling: str,
+    train: Sequence[str],
+    videos: Mapping[str, Any],
+    classes: Sequence[str],
+    *,
+    fraction: float,
+    repetition: int,
+    seed: int,
+    windows: WindowSet | None = None,
+) -> Sample:
+    """Draws the part of the training data that a trial sees.
+
+    The ways of sampling (:data:`SAMPLINGS`):
+
+    - ``"video"``: ``max(1, round(p * N))`` of the N videos, uniformly without replacement,
+      independently for every (seed, repetition, p).
+    - ``"stratified"``: as many videos, so that they cover the classes as evenly as they can; the
+      rule and its bias are those of :func:`~tal_fast.study.stratified.stratified_order`.
+    - ``"window"``: ``max(1, round(p * W))`` of the W training windows, uniformly. A small share of
+      the windows touches nearly every video and class, where the same share of the videos does not:
+      curves over the two are not comparable.
+    - ``"nested-video"``, ``"nested-stratified"``, ``"nested-window"``: the same, but one order per
+      (seed, repetition) of which every p takes the first ones. A smaller sample is a part of every
+      larger one of its repetition.
+
+    Args:
+        sampling: the way.
+        train: names of the N training videos, in any order.
+        videos: name -> video with ``labels``, an integer array over ``classes``.
+        classes: all class names.
+        fraction: the share p in (0, 1].
+        repetition: which draw, counted from 0.
+        seed: the study's seed.
+        windows: the windows of all training videos, cut as for the training; needed to draw
+            windows, ignored otherwise.
+
+    Returns:
+        The sample with what it covers. At p = 1 every repetition is the whole training set.
+
+    Raises:
+        ConfigError: ``sampling`` is unknown, ``fraction`` is not in (0, 1], or windows are to be
+            drawn and not given.
+        DataError: a training video is given twice or not annotated, there is none, or a window is
+            of another video.
+    """
+    _check_sampling(sampling)
+    share = rounded(fraction)
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"sampling: expected a fraction in (0, 1], got {fraction:g}")
+    names = _training_videos(train, videos)
+    # "sample" alone is what random videos have always been hashed with.
+    purpose = "sample" if sampling == "video" else f"sample-{sampling}"
+    nested = sampling.startswith("nested-")
+    key = (purpose, seed, repetition) if nested else (purpose, seed, repetition, share)
+    count = sample_size(share, len(names))
+    positions = None
+    if sampling.endswith("window"):
+        if windows is None:
+            raise ConfigError(f"sampling: {sampling!r} needs the windows of the training videos")
+        stray = set(windows.videos).difference(names)
+        if stray:
+            raise DataError(f"sampling: windows of {min(stray)!r}, which is no training video")
+        positions = draw_windows(windows, sample_size(share, len(windows)), *key)
+        labels = {
+            name: videos[name].labels[sorted(rows)]
+            for name, rows in instances_of_windows(windows, positions).items()
+        }
+    elif sampling.endswith("stratified"):
+        mixed = [names[position] for position in hash_order(names, *key)]
+        held = [set(videos[name].labels.tolist()) for name in mixed]
+        drawn = [mixed[position] for position in stratified_order(held, count)]
+        labels = {name: videos[name].labels for name in drawn}
+    else:
+        labels = {name: videos[name].labels for name in _draw(names, count, *key)}
+    present = {label for some in labels.values() for label in some.tolist()}
+    return Sample(
+        fraction=share,
+        repetition=repetition,
+        videos=tuple(sorted(labels)),
+        instances=sum(len(some) for some in labels.values()),
+        classes=tuple(name for label, name in enumerate(classes) if label in present),
+        missing_classes=tuple(name for label, name in enumerate(classes) if label not in present),
+        sampling=sampling,
+        windows=positions,
+    )
 
 
 def sample_videos(
@@ -207,33 +288,13 @@ def sample_videos(
     repetition: int,
     seed: int,
 ) -> Sample:
-    """Draws ``max(1, round(p * N))`` training videos uniformly without replacement.
-
-    Args:
-        train: names of the N training videos, in any order.
-        videos: name -> video with ``labels``, an integer array over ``classes``.
-        classes: all class names.
-        fraction: the share p in (0, 1].
-        repetition: which draw, counted from 0.
-        seed: the study's seed; (seed, repetition, p) decide the draw.
-
-    Returns:
-        The sample with what it covers. At p = 1 every repetition is the whole training set.
-    """
-    fraction = round(fraction, _DIGITS)
-    drawn = _draw(train, sample_size(fraction, len(train)), "sample", seed, repetition, fraction)
-    present: set[int] = set()
-    instances = 0
-    for name in drawn:
-        labels = [int(label) for label in videos[name].labels]
-        present.update(labels)
-        instances += len(labels)
-    covered = tuple(name for index, name in enumerate(classes) if index in present)
-    missing = tuple(name for index, name in enumerate(classes) if index not in present)
-    return Sample(fraction, repetition, drawn, instances, covered, missing)
+    """Draws videos uniformly: :func:`draw_sample` with ``"video"``."""
+    return draw_sample(
+        "video", train, videos, classes, fraction=fraction, repetition=repetition, seed=seed
+    )
 
 
 def trial_seed(seed: int, repetition: int, fraction: float) -> int:
     """Returns the training seed of a trial, in [0, 2**31), from (study seed, repetition, p)."""
-    digest = _hash("train", seed, repetition, round(fraction, _DIGITS))
-    return int.from_bytes(digest[:4], "big") >> 1
+    start = digest("train", seed, repetition, rounded(fraction))[:4]
+    return int.from_bytes(start, "big") >> 1
