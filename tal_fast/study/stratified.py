@@ -28,8 +28,8 @@ def stratified_order(held: Sequence[Set[int]], count: int) -> list[int]:
     and fewer of the common ones. Drawing at random again until all classes occur (published with
     some curves) is another bias: of samples hardly larger than the number of classes it keeps
     almost only such as hold one video per class, and samples below the fewest videos that hold all
-    classes it cannot draw at all. Here those are drawn too and cover at least as many classes as
-    they have videos.
+    classes it cannot draw at all. Here those are drawn too, and each of their videos brings a new
+    class.
 
     Args:
         held: for each video, in the order that breaks ties, the classes that occur in it.

@@ -234,3 +234,88 @@ def test_jitter_keeps_a_window_that_would_lose_its_instance(tiny):
 def test_negative_jitter(tiny):
     with pytest.raises(ConfigError, match="WindowSet: expected jitter >= 0, got -1"):
         WindowSet(open_dataset(tiny.write()), ["a"], jitter=-1)
+
+
+# ---- parts of a set ------------------------------------------------------------------------------
+
+
+def test_instances_are_the_rows_of_the_targets(tiny):
+    annotate(tiny, "b", (3.0, 3.0 + 1.0 / 0.75), (3.2, 5.0), (8.0, 9.0))
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["a", "b"], length=40, overlap=0.5)
+    video = data.annotations.videos
+    for index, window in enumerate(windows.windows):
+        rows = windows.instances(index)
+        assert rows.dtype == np.int64
+        assert windows.targets(index)[0].tolist() == video[window.video].labels[rows].tolist()
+    found = {
+        (w.video, w.start): windows.instances(i).tolist() for i, w in enumerate(windows.windows)
+    }
+    assert found == {
+        ("a", 0): [0, 1],
+        ("b", 0): [0, 3],
+        ("b", 20): [0, 1],
+        ("b", 60): [2],
+    }
+
+
+def test_subset_is_the_set_with_some_windows(tiny):
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["c", "a", "b"], length=64, drop_empty=False, jitter=3)
+    chosen = [len(windows) - 1, 2, 5]
+    part = windows.subset(chosen)
+    assert part.windows == [windows.windows[i] for i in sorted(chosen)]
+    assert part.videos == ["c", "b"]
+    assert part.grid_rows.tolist() == [333, 100]
+    assert part.lengths.tolist() == [64, 64, 64]
+    assert (len(part), part.length, part.slot_length(1)) == (3, 64, 64)
+    for index, position in enumerate(sorted(chosen)):
+        for one, other in zip(part.targets(index), windows.targets(position), strict=True):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(part.instances(index), windows.instances(position))
+    starts = {part.clip(0, 0, epoch).start - part.windows[0].start for epoch in range(40)}
+    assert starts == set(range(-3, 4))
+    # The set itself stays whole.
+    assert windows.videos == ["c", "a", "b"]
+    assert len(windows.lengths) == len(windows.windows) == len(windows)
+
+
+def test_subset_of_all_is_the_same_set(tiny):
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["b", "c"], length=48, overlap=0.5, cover="tadtr-test", jitter=2)
+    part = windows.subset(np.arange(len(windows)))
+    assert (part.windows, part.videos, part.dropped) == (
+        windows.windows,
+        windows.videos,
+        windows.dropped,
+    )
+    assert part.lengths.tolist() == windows.lengths.tolist()
+    for index in range(len(windows)):
+        one, other = part.clip(index, 7, 3), windows.clip(index, 7, 3)
+        assert one[:4] == other[:4]
+        np.testing.assert_array_equal(one.edges, other.edges)
+
+
+def test_subset_of_a_subset(tiny):
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["c"], length=64, drop_empty=False)
+    part = windows.subset([1, 3, 5]).subset([0, 2])
+    assert part.windows == [windows.windows[1], windows.windows[5]]
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([], "at least one position, got none"),
+        ([[0, 1]], r"a sequence of at least one position, got shape \(1, 2\)"),
+        ([0.0, 1.0], "whole numbers, got float64"),
+        ([True, False], "whole numbers, got bool"),
+        ([0, 99], r"positions in \[0, 5\), got 99"),
+        ([-1], r"positions in \[0, 5\), got -1"),
+        ([3, 0, 3], "each position once, got 3 more than once"),
+    ],
+)
+def test_faulty_subsets(tiny, positions, message):
+    windows = WindowSet(open_dataset(tiny.write()), ["b"], length=20, overlap=0.0, drop_empty=False)
+    with pytest.raises(ConfigError, match="WindowSet.subset: expected .*" + message):
+        windows.subset(positions)
