@@ -17,7 +17,7 @@ from harness import Peer
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tal_fast.study.curve import build_curve, curve_csv, trials_csv
+from tal_fast.study.curve import build_curves, curve_csv, trials_csv
 from tal_fast.study.curve_families import CEILING, FAMILIES, FITTED
 from tal_fast.study.curve_fit import fit_curve
 from tal_fast.study.curve_solver import solve_batch
@@ -134,7 +134,7 @@ def test_tables_of_many_trials(compare: Any, tmp_path: Path) -> None:
 
     def tabulate() -> tuple[str, str]:
         records = list(scan_trials(tmp_path, "s").values())
-        return trials_csv(records), curve_csv(build_curve(records))
+        return trials_csv(records), curve_csv(build_curves(records))
 
     trials, levels = tabulate()
     assert (trials.count("\n"), levels.count("\n")) == (5001, 51)

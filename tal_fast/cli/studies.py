@@ -22,13 +22,33 @@ def _print_study(result: StudyResult) -> None:
 
     # A fixed width keeps the table whole in a pipe or a log.
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(curve_table(result.points))
+    for curve in result.curves:
+        console.print(curve_table(curve, result.curves))
     if result.ran == 0:
         typer.echo(f"all {result.reused} trials were there already, nothing was trained")
     for name, path in result.files.items():
         typer.echo(f"{name + ':':8} {path}")
     for note in result.notes:
         say(f"note: {note}")
+
+
+def _words(given: str | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(word.strip() for word in given.split(","))
+
+
+def _fractions(
+    data: Path, fractions: str | None, videos: str | None, *, split: str, seed: int
+) -> tuple[float, ...]:
+    from tal_fast.data import open_dataset
+    from tal_fast.errors import ConfigError
+    from tal_fast.study.sampling import fractions_of_videos, parse_fractions, split_videos
+
+    if videos is None:
+        return parse_fractions("0.1:1.0:0.1" if fractions is None else fractions)
+    if fractions is not None:
+        raise ConfigError("--videos: expected either --fractions or --videos, got both")
+    total = len(split_videos(open_dataset(data), split, seed).train)
+    return fractions_of_videos(videos, total)
 
 
 @command(
@@ -42,9 +62,42 @@ def study_run(
     out: Out,
     model: Model = "tadtr-small",
     fractions: Annotated[
-        str, typer.Option(help="Shares of the training videos: first:last:step, or with commas.")
-    ] = "0.1:1.0:0.1",
+        str | None,
+        typer.Option(
+            help="Shares of the training data: first:last:step, or with commas; default "
+            "0.1:1.0:0.1."
+        ),
+    ] = None,
+    videos: Annotated[
+        str | None,
+        typer.Option(help="Instead of shares: numbers of training videos, with commas."),
+    ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Draws per share.")] = 5,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="Trainings per draw: their spread is told from that of draws."),
+    ] = 1,
+    sampling: Annotated[
+        str,
+        typer.Option(
+            help="What is drawn: video, stratified (classes evenly covered), window; nested-video "
+            "and so on: small samples are parts of large ones. Several with commas."
+        ),
+    ] = "video",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What ends a training: epochs, steps, wall-clock, convergence; several with "
+            "commas. Default: training.budget."
+        ),
+    ] = None,
+    ema: Annotated[
+        str | None,
+        typer.Option(
+            help="Averages of the weights to test, all after one training: off, plain, warmup, "
+            "corrected; several with commas. Default: training.ema."
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="data: the data's own split; random: 80/20 by video.")
     ] = "data",
@@ -57,14 +110,19 @@ def study_run(
     ] = None,
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
-    from tal_fast.study import StudySpec, parse_fractions, run_study
+    from tal_fast.study import StudySpec, run_study
+    from tal_fast.study.sampling import parse_samplings
 
     spec = StudySpec(
         data=data,
         out=out,
         model=model,
-        fractions=parse_fractions(fractions),
+        fractions=_fractions(data, fractions, videos, split=split, seed=seed),
         repetitions=repetitions,
+        seeds=seeds,
+        samplings=parse_samplings(sampling),
+        budgets=_words(budget),
+        ema=_words(ema),
         split=split,
         seed=seed,
         config=config,

@@ -1,38 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From trials to the curve: ``trials.csv`` and ``curve.csv``."""
+"""From trials to curves: ``trials.csv`` and ``curve.csv``."""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CurvePoint", "build_curve", "curve_csv", "mean_and_deviation", "trials_csv"]
+from tal_fast.study.sampling import SAMPLINGS
+
+__all__ = [
+    "Curve",
+    "CurvePoint",
+    "build_curve",
+    "build_curves",
+    "curve_csv",
+    "mean_and_deviation",
+    "modes_of",
+    "trials_csv",
+]
 
 
 @dataclass(frozen=True)
 class CurvePoint:
     """The trials of one fraction, summed up.
 
+    Several trainings on one draw are averaged first: mean and deviation are over the draws.
+
     Attributes:
-        fraction: share p of the training videos.
-        n: number of trials.
+        fraction: share p of the training data.
+        n: number of draws.
+        trials: number of trainings on them.
         videos: training videos, mean over the trials.
         instances: annotated instances in them, mean.
         classes: classes that occur in them, mean.
         windows: training windows, mean; None when the trials do not tell.
         steps: optimiser steps, mean; None when the trials do not tell.
         mean: mean of average mAP, 0..1.
-        deviation: its sample standard deviation (n - 1); None for one trial.
+        deviation: its sample standard deviation (n - 1); None for one draw.
+        seed_deviation: standard deviation of trainings on the same draw, pooled; None where no
+            draw has two.
+        draw_deviation: standard deviation that the choice of the sample alone brings, the rest of
+            ``deviation`` when that of the trainings is taken out (one-way analysis of variance, 0
+            where nothing is left); None where either is unknown.
         per_tiou: tIoU threshold -> (mean, deviation) of mAP at it.
-        values: average mAP of each trial, in order of repetition.
+        values: average mAP of each trial, in order of repetition and training.
     """
 
     fraction: float
     n: int
+    trials: int
     videos: float
     instances: float
     classes: float
@@ -40,8 +61,27 @@ class CurvePoint:
     steps: float | None
     mean: float
     deviation: float | None
+    seed_deviation: float | None
+    draw_deviation: float | None
     per_tiou: dict[str, tuple[float, float | None]]
     values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The trials of a study that differ in nothing but the data.
+
+    Attributes:
+        sampling: how the samples were drawn.
+        budget: what ended the trainings.
+        ema: mode of weight averaging that was tested.
+        points: one per fraction, rising.
+    """
+
+    sampling: str
+    budget: str
+    ema: str
+    points: tuple[CurvePoint, ...]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -49,8 +89,16 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _thresholds(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    found = {key for record in records for key in record["result"]["map_per_threshold"]}
+def modes_of(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the scores of a trial by mode of averaging.
+
+    A result that does not tell its modes is that of plain weights, ``off``.
+    """
+    return record["result"].get("ema") or {"off": record["result"]}
+
+
+def _thresholds(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    found = {key for score in scores for key in score["map_per_threshold"]}
     return sorted(found, key=float)
 
 
@@ -61,45 +109,101 @@ def _mean_of(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return statistics.fmean(float(value) for value in values)
 
 
-def build_curve(records: Iterable[Mapping[str, Any]]) -> list[CurvePoint]:
-    """Groups trial records by fraction.
+def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """Returns the standard deviations of trainings on a draw, and of draws alone."""
+    repeated = [values for values in draws if len(values) > 1]
+    if not repeated:
+        return None, None
+    freedom = sum(len(values) - 1 for values in repeated)
+    within = sum(statistics.variance(values) * (len(values) - 1) for values in repeated) / freedom
+    if len(draws) < 2:
+        return math.sqrt(within), None
+    between = statistics.variance([statistics.fmean(values) for values in draws])
+    own = within / statistics.harmonic_mean([len(values) for values in draws])
+    return math.sqrt(within), math.sqrt(max(0.0, between - own))
+
+
+def build_curve(records: Iterable[Mapping[str, Any]], ema: str | None = None) -> list[CurvePoint]:
+    """Groups trial records of one sampling and budget by fraction.
 
     Args:
         records: contents of the trials' ``trial.json``.
+        ema: the mode of averaging to take; the first of each record when None.
 
     Returns:
         One point per fraction, rising.
     """
     groups: dict[float, list[Mapping[str, Any]]] = {}
-    for record in sorted(records, key=lambda r: (r["fraction"], r["repetition"])):
+    for record in sorted(records, key=_order):
         groups.setdefault(record["fraction"], []).append(record)
-    points = []
-    for fraction, group in groups.items():
-        values = tuple(float(record["result"]["average_map"]) for record in group)
-        mean, deviation = mean_and_deviation(values)
-        per_tiou = {
-            key: mean_and_deviation(
-                [float(record["result"]["map_per_threshold"][key]) for record in group]
-            )
-            for key in _thresholds(group)
-        }
-        samples = [record["sample"] for record in group]
-        points.append(
-            CurvePoint(
-                fraction=fraction,
-                n=len(group),
-                videos=statistics.fmean(len(sample["videos"]) for sample in samples),
-                instances=statistics.fmean(sample["instances"] for sample in samples),
-                classes=statistics.fmean(len(sample["classes"]) for sample in samples),
-                windows=_mean_of(group, "windows"),
-                steps=_mean_of(group, "steps"),
-                mean=mean,
-                deviation=deviation,
-                per_tiou=per_tiou,
-                values=values,
-            )
-        )
-    return points
+    return [_point(fraction, group, ema) for fraction, group in groups.items()]
+
+
+def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["fraction"], record["repetition"], record.get("training", 0)
+
+
+def _point(fraction: float, group: Sequence[Mapping[str, Any]], ema: str | None) -> CurvePoint:
+    scores = [modes[next(iter(modes)) if ema is None else ema] for modes in map(modes_of, group)]
+
+    def draws(values: Iterable[float]) -> list[list[float]]:
+        found: dict[int, list[float]] = {}
+        for record, value in zip(group, values, strict=True):
+            found.setdefault(record["repetition"], []).append(float(value))
+        return list(found.values())
+
+    def summed(values: Iterable[float]) -> tuple[float, float | None]:
+        return mean_and_deviation([statistics.fmean(draw) for draw in draws(values)])
+
+    values = [float(score["average_map"]) for score in scores]
+    mean, deviation = summed(values)
+    seed_deviation, draw_deviation = _components(draws(values))
+    samples = [record["sample"] for record in group]
+    return CurvePoint(
+        fraction=fraction,
+        n=len(draws(values)),
+        trials=len(group),
+        videos=statistics.fmean(len(sample["videos"]) for sample in samples),
+        instances=statistics.fmean(sample["instances"] for sample in samples),
+        classes=statistics.fmean(len(sample["classes"]) for sample in samples),
+        windows=_mean_of(group, "windows"),
+        steps=_mean_of(group, "steps"),
+        mean=mean,
+        deviation=deviation,
+        seed_deviation=seed_deviation,
+        draw_deviation=draw_deviation,
+        per_tiou={
+            key: summed(score["map_per_threshold"][key] for score in scores)
+            for key in _thresholds(scores)
+        },
+        values=tuple(values),
+    )
+
+
+def build_curves(records: Iterable[Mapping[str, Any]]) -> list[Curve]:
+    """Groups trial records by sampling, budget and mode of averaging, then by fraction.
+
+    Args:
+        records: contents of the trials' ``trial.json``.
+
+    Returns:
+        The curves, those of one sampling and budget side by side.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        key = record.get("sampling", "video"), record.get("budget", "epochs")
+        groups.setdefault(key, []).append(record)
+    return [
+        Curve(sampling, budget, mode, tuple(build_curve(group, mode)))
+        for (sampling, budget), group in sorted(groups.items(), key=lambda item: _rank(*item[0]))
+        for mode in modes_of(group[0])
+    ]
+
+
+def _rank(sampling: str, budget: str) -> tuple[int, int]:
+    order = {name: index for index, name in enumerate(SAMPLINGS)}
+    budgets = {"epochs": 0, "steps": 1, "wall-clock": 2, "convergence": 3}
+    return order.get(sampling, len(order)), budgets.get(budget, len(budgets))
 
 
 def _text(rows: list[list[object]]) -> str:
@@ -116,41 +220,56 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
-def curve_csv(points: Sequence[CurvePoint]) -> str:
-    """Returns ``curve.csv``: a row per fraction, mAP in 0..1, an empty deviation for one trial."""
-    keys = sorted({key for point in points for key in point.per_tiou}, key=float)
-    header: list[object] = ["p", "videos", "instances", "classes", "windows", "steps"]
-    header += ["n", "mean", "sd"]
+def curve_csv(curves: Sequence[Curve]) -> str:
+    """Returns ``curve.csv``: a row per curve and fraction, mAP in 0..1.
+
+    A deviation is empty where there is none: one draw, or one training per draw.
+    """
+    keys = sorted(
+        {key for curve in curves for point in curve.points for key in point.per_tiou}, key=float
+    )
+    header: list[object] = ["sampling", "budget", "ema"]
+    header += ["p", "videos", "instances", "classes", "windows", "steps"]
+    header += ["n", "trials", "mean", "sd", "sd_seeds", "sd_draws"]
     for key in keys:
         header += [f"mean_{key}", f"sd_{key}"]
     rows = [header]
-    for point in points:
-        counts = (point.videos, point.instances, point.classes, point.windows, point.steps)
-        row: list[object] = [f"{point.fraction:g}", *map(_plain, counts), point.n]
-        row += [_cell(point.mean), _cell(point.deviation)]
-        for key in keys:
-            row += [_cell(value) for value in point.per_tiou.get(key, (None, None))]
-        rows.append(row)
+    for curve in curves:
+        for point in curve.points:
+            counts = (point.videos, point.instances, point.classes, point.windows, point.steps)
+            row: list[object] = [curve.sampling, curve.budget, curve.ema, f"{point.fraction:g}"]
+            row += [*map(_plain, counts), point.n, point.trials]
+            row += [_cell(point.mean), _cell(point.deviation)]
+            row += [_cell(point.seed_deviation), _cell(point.draw_deviation)]
+            for key in keys:
+                row += [_cell(value) for value in point.per_tiou.get(key, (None, None))]
+            rows.append(row)
     return _text(rows)
 
 
 def trials_csv(records: Iterable[Mapping[str, Any]]) -> str:
-    """Returns ``trials.csv``: a row per trial with its sample, scores and cost."""
-    ordered = sorted(records, key=lambda r: (r["fraction"], r["repetition"], r["trial"]))
-    keys = _thresholds(ordered)
+    """Returns ``trials.csv``: a row per trial and mode of averaging: sample, scores and cost."""
+    ordered = sorted(records, key=lambda r: (*_order(r), r["trial"]))
+    scores = [score for record in ordered for score in modes_of(record).values()]
+    keys = _thresholds(scores)
     costs = ("epochs", "steps", "windows", "train_seconds", "total_seconds", "peak_memory_mib")
-    header: list[object] = ["trial", "model", "p", "repetition", "seed", "videos", "instances"]
-    header += ["classes", "missing_classes", "average_map", *(f"map_{key}" for key in keys)]
+    header: list[object] = ["trial", "model", "sampling", "budget", "ema", "p", "repetition"]
+    header += ["training", "seed", "videos", "instances", "classes", "missing_classes"]
+    header += ["average_map", *(f"map_{key}" for key in keys)]
     header += [*costs, "threads", "started"]
     rows = [header]
     for record in ordered:
         sample, result = record["sample"], record["result"]
-        row: list[object] = [record["trial"], record.get("model", "")]
-        row += [f"{record['fraction']:g}", record["repetition"], record["seed"]]
-        row += [len(sample["videos"]), sample["instances"], len(sample["classes"])]
-        row += [" ".join(sample["missing_classes"]), _cell(float(result["average_map"]))]
-        row += [_cell(result["map_per_threshold"].get(key)) for key in keys]
-        row += [_plain(None if result.get(key) is None else float(result[key])) for key in costs]
-        row += [record.get("threads", ""), record.get("started", "")]
-        rows.append(row)
+        for mode, score in modes_of(record).items():
+            row: list[object] = [record["trial"], record.get("model", "")]
+            row += [record.get("sampling", "video"), record.get("budget", "epochs"), mode]
+            row += [f"{record['fraction']:g}", record["repetition"], record.get("training", 0)]
+            row += [record["seed"], len(sample["videos"]), sample["instances"]]
+            row += [len(sample["classes"]), " ".join(sample["missing_classes"])]
+            row += [_cell(float(score["average_map"]))]
+            row += [_cell(score["map_per_threshold"].get(key)) for key in keys]
+            found = (result.get(key) for key in costs)
+            row += [_plain(None if value is None else float(value)) for value in found]
+            row += [record.get("threads", ""), record.get("started", "")]
+            rows.append(row)
     return _text(rows)

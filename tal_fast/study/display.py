@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from tal_fast.study.curve import CurvePoint
+from tal_fast.study.curve import Curve
 from tal_fast.study.executors import Outcome
-from tal_fast.study.trials import TrialTask
+from tal_fast.study.trials import Trial, TrialTask
 
-__all__ = ["StudyDisplay", "curve_table", "duration"]
+__all__ = ["StudyDisplay", "curve_name", "curve_table", "duration", "trial_cost"]
 
 # Predicting the test videos and evaluating costs about this share of a trial at p = 1.
 _TEST_SHARE = 0.1
@@ -29,6 +29,22 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def trial_cost(trial: Trial) -> float:
+    """Returns about what a trial costs, in units of one on all data: under epochs its share."""
+    return (trial.fraction if trial.budget == "epochs" else 1.0) + _TEST_SHARE
+
+
+def curve_name(curve: Curve, curves: Sequence[Curve]) -> str:
+    """Returns what tells a curve from the others: ``window, steps, plain``; empty for one alone."""
+    words = []
+    for attribute in ("sampling", "budget", "ema"):
+        values = {getattr(other, attribute) for other in curves}
+        if len(values) > 1:
+            value = getattr(curve, attribute)
+            words.append(f"EMA {value}" if attribute == "ema" else value)
+    return ", ".join(words)
 
 
 class StudyDisplay:
@@ -46,10 +62,7 @@ class StudyDisplay:
         self._console = console
         self._already = already
         self._all = already + len(tasks)
-        largest = max((len(task.train_videos) for task in tasks), default=1)
-        self._cost = {
-            task.trial.name: len(task.train_videos) + _TEST_SHARE * largest for task in tasks
-        }
+        self._cost = {task.trial.name: trial_cost(task.trial) for task in tasks}
         self._shares: dict[str, float] = {}
         self._done: set[str] = set()
         self._started = time.monotonic()
@@ -127,10 +140,18 @@ class StudyDisplay:
         self._console.print(f"{line}  ({left})" if left else line, markup=False, highlight=False)
 
 
-def curve_table(points: Sequence[CurvePoint]) -> Table:
-    """Returns the curve as a table for a terminal, mAP in points."""
+def curve_table(curve: Curve, curves: Sequence[Curve] = ()) -> Table:
+    """Returns a curve as a table for a terminal, mAP in points.
+
+    Args:
+        curve: what to show.
+        curves: all curves of the study, for the title.
+    """
+    points = curve.points
     keys = sorted({key for point in points for key in point.per_tiou}, key=float)
-    table = Table(title="mAP in points, ± standard deviation over trials", title_justify="left")
+    name = curve_name(curve, curves or (curve,))
+    title = "mAP in points, ± standard deviation over draws"
+    table = Table(title=f"{name}: {title}" if name else title, title_justify="left")
     for name in ("p", "videos", "instances", "classes", "n", "average mAP"):
         table.add_column(name, justify="right", no_wrap=True)
     for key in keys:

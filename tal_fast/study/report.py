@@ -108,6 +108,7 @@ def render_page(
         runs=runs,
         machines=_machines(runs),
         settings=settings,
+        study=study,
         config=yaml.safe_dump(settings["config"], sort_keys=False).strip(),
         command=study.get("command", ""),
         hash=study["hash"],

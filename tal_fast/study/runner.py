@@ -8,24 +8,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
 from tal_fast.data.files import write_error, write_text_atomically
-from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
-from tal_fast.study.curve import CurvePoint, build_curve, curve_csv, trials_csv
-from tal_fast.study.display import StudyDisplay
+from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, nearest
+from tal_fast.study.curve import Curve, build_curves, curve_csv, trials_csv
+from tal_fast.study.display import StudyDisplay, trial_cost
 from tal_fast.study.executors import Executor, InProcess, LocalPool, Outcome, threads_per_job
 from tal_fast.study.failures import is_environment_error
 from tal_fast.study.locks import check_writable, locked_directory
 from tal_fast.study.sampling import (
     Split,
-    data_split,
+    draw_sample,
     parse_fractions,
-    random_split,
-    sample_videos,
+    parse_samplings,
+    split_videos,
     trial_seed,
 )
 from tal_fast.study.settings import (
@@ -44,10 +44,17 @@ from tal_fast.study.trials import (
     scan_trials,
 )
 
+if TYPE_CHECKING:
+    from tal_fast.data import WindowSet
+    from tal_fast.training import ExperimentConfig
+
 __all__ = ["StudyResult", "report_study", "run_study"]
 
 _CONFIG = "config.yaml"
 _TRIALS = "trials"
+_BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
+# Convergence needs held-out videos; where the settings keep none back, its trials keep this share.
+_HOLDOUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,14 @@ class StudyResult:
     """What a study gave.
 
     Attributes:
-        points: the curve.
+        curves: one per sampling, budget and mode of averaging.
         ran: trials that this call ran.
         reused: trials that were there already.
         files: the files written: curve.csv, trials.csv, and the pictures and page if possible.
         notes: what could not be made, and how to get it.
     """
 
-    points: list[CurvePoint]
+    curves: list[Curve]
     ran: int
     reused: int
     files: dict[str, Path]
@@ -76,6 +83,9 @@ class _Plan:
     spec: StudySpec
     dataset: Any
     split: Split
+    windows: WindowSet
+    budgets: tuple[str, ...]
+    holdout: float
     settings: dict[str, Any]
     config_text: str
     door: str
@@ -86,6 +96,38 @@ class _Plan:
     def hash(self) -> str:
         return hash_settings(self.settings)
 
+    def trials(self) -> list[Trial]:
+        """Returns all trials asked for, in the order in which to run them.
+
+        Repetition by repetition, so that whole curves are there early, and long trials before short
+        ones, so that at the end no process waits long for the last one.
+        """
+        spec = self.spec
+        found = []
+        for repetition in range(spec.repetitions):
+            for training in range(spec.seeds):
+                some = [
+                    Trial(
+                        model=spec.model,
+                        fraction=fraction,
+                        repetition=repetition,
+                        seed=trial_seed(spec.seed, repetition, fraction, training),
+                        sampling=sampling,
+                        budget=budget,
+                        training=training,
+                        options=self._options(budget),
+                    )
+                    for fraction in spec.fractions
+                    for sampling in spec.samplings
+                    for budget in self.budgets
+                ]
+                found += sorted(some, key=trial_cost, reverse=True)
+        return found
+
+    def _options(self, budget: str) -> dict[str, Any]:
+        missing = budget == "convergence" and self.holdout == 0.0
+        return {"training.holdout": _HOLDOUT} if missing else {}
+
 
 def _door(experiment: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]]:
     if isinstance(experiment, str):
@@ -95,10 +137,13 @@ def _door(experiment: str | Callable[..., Any]) -> tuple[str, Callable[..., Any]
 
 def _plan(spec: StudySpec, experiment: str | Callable[..., Any]) -> _Plan:
     """Checks the whole request before anything is written or trained."""
-    from tal_fast.data import open_dataset
+    from tal_fast.data import WindowSet, open_dataset
     from tal_fast.training import config_to_dict, load_config
 
     parse_fractions(spec.fractions)
+    parse_samplings(spec.samplings)
+    if spec.seeds < 1:
+        raise ConfigError(f"seeds: expected at least 1, got {spec.seeds}")
     if spec.repetitions < 1:
         raise ConfigError(f"repetitions: expected at least 1, got {spec.repetitions}")
     if spec.seed < 0:
@@ -113,22 +158,38 @@ def _plan(spec: StudySpec, experiment: str | Callable[..., Any]) -> _Plan:
             raise ConfigError(
                 "training.seed: a study gives every trial its own seed; use --seed for the study's"
             )
-    config = load_config(spec.config, preset=spec.model, overrides=spec.overrides)
+    overrides = spec.overrides
+    if spec.ema is not None:
+        overrides = (*overrides, f"training.ema={','.join(spec.ema)}")
+    config = load_config(spec.config, preset=spec.model, overrides=overrides)
+    budgets = _budgets(spec, config)
     door, function = _door(experiment)
     dataset = open_dataset(spec.data)
-    if spec.split == "data":
-        split = data_split(dataset.splits)
-    else:
-        split = random_split(list(dataset.annotations.videos), seed=spec.seed)
+    split = split_videos(dataset, spec.split, spec.seed)
     if spec.split == "data":
         # Samples and random splits may miss classes, which is recorded; the data's own may not.
         dataset.require_every_class(split.train, "training")
+    windows = WindowSet(
+        dataset,
+        split.train,
+        length=config.data.window,
+        overlap=config.data.train_overlap,
+        min_inside=config.data.min_inside,
+        drop_empty=True,
+    )
     resolved = config_to_dict(config)
+    # Always written out, so that a study of epochs can be extended by one of steps.
+    resolved["training"]["steps"] = config.training.steps or config.training.epochs * max(
+        1, len(windows) // config.training.batch_size
+    )
     settings = study_settings(spec, resolved, dataset, train=len(split.train), test=len(split.test))
     return _Plan(
         spec=spec,
         dataset=dataset,
         split=split,
+        windows=windows,
+        budgets=budgets,
+        holdout=config.training.holdout,
         settings=settings,
         config_text=yaml.safe_dump(resolved, sort_keys=False),
         door=door,
@@ -137,43 +198,66 @@ def _plan(spec: StudySpec, experiment: str | Callable[..., Any]) -> _Plan:
     )
 
 
-def _tasks(plan: _Plan) -> list[TrialTask]:
-    """Returns all trials asked for.
+def _budgets(spec: StudySpec, config: ExperimentConfig) -> tuple[str, ...]:
+    """Returns the budgets to cross, which must make sense with settings and samplings."""
+    budgets = (config.training.budget,) if spec.budgets is None else tuple(spec.budgets)
+    if not budgets:
+        raise ConfigError("budget: expected at least one, got none")
+    for position, budget in enumerate(budgets):
+        if budget not in _BUDGETS:
+            raise ConfigError(
+                f"budget: expected one of {', '.join(_BUDGETS)}, got {budget!r}"
+                f"{nearest(budget, _BUDGETS)}"
+            )
+        if budget in budgets[:position]:
+            raise ConfigError(f"budget: expected each once, got {budget!r} more than once")
+    if "wall-clock" in budgets and config.training.seconds is None:
+        raise ConfigError(
+            "budget wall-clock: expected the time of a training; give it with "
+            "--set training.seconds=SECONDS"
+        )
+    windows = [sampling for sampling in spec.samplings if sampling.endswith("window")]
+    if windows and ("convergence" in budgets or config.training.holdout > 0.0):
+        raise ConfigError(
+            f"sampling {windows[0]}: cannot be crossed with held-out videos (training.holdout, "
+            "budget convergence): a sample of windows has no whole video to keep back"
+        )
+    return budgets
 
-    Repetition by repetition, so that a whole curve is there early, and from large to small samples,
-    so that at the end no process waits long for the last one.
-    """
-    spec, tasks = plan.spec, []
-    for repetition in range(spec.repetitions):
-        for fraction in sorted(spec.fractions, reverse=True):
-            sample = sample_videos(
-                plan.split.train,
-                plan.dataset.annotations.videos,
-                plan.dataset.annotations.classes,
-                fraction=fraction,
-                repetition=repetition,
-                seed=spec.seed,
-            )
-            seed = trial_seed(spec.seed, repetition, fraction)
-            tasks.append(
-                TrialTask(
-                    trial=Trial(spec.model, sample.fraction, repetition, seed),
-                    root=str(spec.out / _TRIALS),
-                    settings=plan.hash,
-                    data=str(spec.data),
-                    config=str(spec.out / _CONFIG),
-                    train_videos=sample.videos,
-                    test_videos=plan.split.test,
-                    coverage={
-                        "instances": sample.instances,
-                        "classes": list(sample.classes),
-                        "missing_classes": list(sample.missing_classes),
-                    },
-                    threads=plan.threads,
-                    experiment=plan.door,
-                )
-            )
-    return tasks
+
+def _task(plan: _Plan, trial: Trial) -> TrialTask:
+    spec = plan.spec
+    sample = draw_sample(
+        trial.sampling,
+        plan.split.train,
+        plan.dataset.annotations.videos,
+        plan.dataset.annotations.classes,
+        fraction=trial.fraction,
+        repetition=trial.repetition,
+        seed=spec.seed,
+        windows=plan.windows,
+    )
+    coverage: dict[str, Any] = {
+        "videos": list(sample.videos),
+        "instances": sample.instances,
+        "classes": list(sample.classes),
+        "missing_classes": list(sample.missing_classes),
+    }
+    if sample.windows is not None:
+        coverage["windows"] = len(sample.windows)
+    return TrialTask(
+        trial=trial,
+        root=str(spec.out / _TRIALS),
+        settings=plan.hash,
+        data=str(spec.data),
+        config=str(spec.out / _CONFIG),
+        train_videos=sample.videos if sample.windows is None else plan.split.train,
+        test_videos=plan.split.test,
+        coverage=coverage,
+        threads=plan.threads,
+        experiment=plan.door,
+        positions=sample.windows,
+    )
 
 
 def _executor(plan: _Plan) -> Executor:
@@ -266,10 +350,15 @@ def run_study(
             check_same_settings(out, study["settings"], plan.settings)
         records = scan_trials(out / _TRIALS, plan.hash)
         runs = [] if study is None else list(study["runs"])
-        write_study(out, plan.settings, spec, runs)
+        wanted = plan.trials()
+        asked = len(wanted)
+
+        def note_runs() -> None:
+            write_study(out, plan.settings, spec, runs, budgets=plan.budgets, trials=asked)
+
+        note_runs()
         write_text_atomically(out / _CONFIG, plan.config_text)
-        tasks = [task for task in _tasks(plan) if task.trial.name not in records]
-        asked = len(spec.fractions) * spec.repetitions
+        tasks = [_task(plan, trial) for trial in wanted if trial.name not in records]
         failed: list[Outcome] = []
         if tasks:
             console.print(
@@ -300,29 +389,27 @@ def run_study(
                 if run["trials"]:
                     runs.append(run)
                     with contextlib.suppress(TalFastError):
-                        write_study(out, plan.settings, spec, runs)
+                        note_runs()
         if failed:
             # What did work is summed up all the same: a trial may fail whenever it is tried.
             with contextlib.suppress(TalFastError):
                 _sum_up(out)
             _raise_failures(plan, failed)
-        files, notes, points = _sum_up(out)
-        return StudyResult(points, len(tasks), asked - len(tasks), files, notes)
+        files, notes, curves = _sum_up(out)
+        return StudyResult(curves, len(tasks), asked - len(tasks), files, notes)
 
 
-def _sum_up(
-    out: Path, *, pictures: bool = False
-) -> tuple[dict[str, Path], list[str], list[CurvePoint]]:
+def _sum_up(out: Path, *, pictures: bool = False) -> tuple[dict[str, Path], list[str], list[Curve]]:
     study = read_study(out)
     if study is None:
         raise DataError(f"{out}: no study here (study.yaml is missing)")
     records = list(scan_trials(out / _TRIALS, study["hash"]).values())
     if not records:
         raise DataError(f"{out}: no trial is complete yet, nothing to report")
-    points = build_curve(records)
+    curves = build_curves(records)
     files = {
         "trials": write_text_atomically(out / "trials.csv", trials_csv(records)),
-        "curve": write_text_atomically(out / "curve.csv", curve_csv(points)),
+        "curve": write_text_atomically(out / "curve.csv", curve_csv(curves)),
     }
     settings = study["settings"]
     subtitle = f"{settings['model']} on {settings['data']['name']}"
@@ -331,9 +418,9 @@ def _sum_up(
         from tal_fast.study.picture import curve_picture, save_pictures
         from tal_fast.study.report import render_page
 
-        for path in save_pictures(curve_picture(points, model=subtitle), out, "curve"):
+        for path in save_pictures(curve_picture(curves[0].points, model=subtitle), out, "curve"):
             files[path.suffix[1:]] = path
-        page = render_page(study, points, records, subtitle=subtitle)
+        page = render_page(study, curves[0].points, records, subtitle=subtitle)
         files["page"] = write_text_atomically(out / "report.html", page)
     except MissingExtraError as error:
         # After hours of training the tables are worth having without the pictures.
@@ -342,7 +429,7 @@ def _sum_up(
         notes.append(str(error))
     except OSError as error:
         raise write_error(out, error) from error
-    return files, notes, points
+    return files, notes, curves
 
 
 def report_study(out: Path) -> StudyResult:
@@ -356,5 +443,8 @@ def report_study(out: Path) -> StudyResult:
         ConfigError: it holds a trial of other settings.
         MissingExtraError: matplotlib or jinja2 is not installed; the tables are written then.
     """
-    files, notes, points = _sum_up(Path(out), pictures=True)
-    return StudyResult(points, 0, sum(point.n for point in points), files, notes)
+    files, notes, curves = _sum_up(Path(out), pictures=True)
+    # Modes of averaging are of the same trials.
+    first = [curve for curve in curves if curve.ema == curves[0].ema]
+    trials = sum(point.trials for curve in first for point in curve.points)
+    return StudyResult(curves, 0, trials, files, notes)

@@ -39,7 +39,7 @@ __all__ = [
     "parse_shares",
     "random_split",
     "sample_size",
-    "sample_videos",
+    "split_videos",
     "trial_seed",
 ]
 
@@ -143,6 +143,25 @@ def random_split(videos: Sequence[str], *, seed: int, test_share: float = 0.2) -
     count = min(max(1, round(test_share * len(names))), len(names) - 1)
     test = _draw(sorted(names), count, "split", seed)
     return Split(tuple(sorted(names.difference(test))), test, "random")
+
+
+def split_videos(dataset: Any, kind: str, seed: int) -> Split:
+    """Returns the split of a study.
+
+    Args:
+        dataset: an opened data set.
+        kind: ``"data"`` or ``"random"``.
+        seed: the study's seed.
+
+    Raises:
+        ConfigError: ``kind`` is neither.
+        DataError: the data set has no such split.
+    """
+    if kind == "data":
+        return data_split(dataset.splits)
+    if kind == "random":
+        return random_split(list(dataset.annotations.videos), seed=seed)
+    raise ConfigError(f"split: expected 'data' or 'random', got {kind!r}")
 
 
 def parse_samplings(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -279,22 +298,12 @@ def draw_sample(
     )
 
 
-def sample_videos(
-    train: Sequence[str],
-    videos: Mapping[str, Any],
-    classes: Sequence[str],
-    *,
-    fraction: float,
-    repetition: int,
-    seed: int,
-) -> Sample:
-    """Draws videos uniformly: :func:`draw_sample` with ``"video"``."""
-    return draw_sample(
-        "video", train, videos, classes, fraction=fraction, repetition=repetition, seed=seed
-    )
+def trial_seed(seed: int, repetition: int, fraction: float, training: int = 0) -> int:
+    """Returns the training seed of a trial, in [0, 2**31).
 
-
-def trial_seed(seed: int, repetition: int, fraction: float) -> int:
-    """Returns the training seed of a trial, in [0, 2**31), from (study seed, repetition, p)."""
-    start = digest("train", seed, repetition, rounded(fraction))[:4]
+    It depends on the study's seed, the draw and the number of the training on this draw, but not on
+    sampling or budget: trials that differ in these alone start from the same weights.
+    """
+    further = (training,) if training else ()
+    start = digest("train", seed, repetition, rounded(fraction), *further)[:4]
     return int.from_bytes(start, "big") >> 1

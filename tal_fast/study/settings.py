@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a study is asked to do, and ``study.yaml``, which keeps results of different settings apart.
 
-Only what decides a trial's outcome enters the hash of the settings. Fractions and repetitions do
-not: a study may be extended by either. Nor do jobs, threads or where the data lies.
+Only what decides a trial's outcome enters the hash of the settings. Fractions, repetitions,
+trainings per draw, samplings and budgets do not: a study may be extended by any of them, and every
+trial names its own. Nor do jobs, threads or where the data lies. The modes of weight averaging do,
+since one training is tested under all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,15 @@ __all__ = [
 ]
 
 STUDY_FILE = "study.yaml"
-_FORMAT = 1
+_FORMAT = 2
 _SHOWN = 5
 # Settings that a trial sets itself, or that change its speed and not its outcome.
-_NOT_THE_STUDYS = (("training", "seed"), ("training", "tensorboard"), ("data", "threads"))
+_NOT_THE_STUDYS = (
+    ("training", "seed"),
+    ("training", "budget"),
+    ("training", "tensorboard"),
+    ("data", "threads"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,13 @@ class StudySpec:
         data: prepared data directory.
         out: directory of the study.
         model: name of the preset.
-        fractions: shares p of the training videos, in (0, 1], rising.
+        fractions: shares p of the training data, in (0, 1], rising.
         repetitions: draws per share.
+        seeds: trainings per draw, which tell the spread of trainings from that of draws.
+        samplings: how the samples are drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).
+        budgets: what ends the trainings; None takes ``training.budget``.
+        ema: modes of weight averaging to test, all after one training; None takes
+            ``training.ema``.
         split: ``"data"`` for the data's own split, ``"random"`` for the 80/20 draw of Algorithm 1.
         seed: decides the random split, the samples and the trials' seeds.
         config: YAML file of settings, or None.
@@ -61,6 +73,10 @@ class StudySpec:
     model: str = "tadtr-small"
     fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     repetitions: int = 5
+    seeds: int = 1
+    samplings: tuple[str, ...] = ("video",)
+    budgets: tuple[str, ...] | None = None
+    ema: tuple[str, ...] | None = None
     split: str = "data"
     seed: int = 0
     config: Path | None = None
@@ -72,7 +88,16 @@ class StudySpec:
         """Returns the command line that asks for this study."""
         words = ["tal-fast", "study", "run", "--data", str(self.data), "--model", self.model]
         words += ["--fractions", ",".join(f"{fraction:g}" for fraction in self.fractions)]
-        words += ["--repetitions", str(self.repetitions), "--split", self.split]
+        words += ["--repetitions", str(self.repetitions)]
+        if self.seeds != 1:
+            words += ["--seeds", str(self.seeds)]
+        if self.samplings != ("video",):
+            words += ["--sampling", ",".join(self.samplings)]
+        if self.budgets is not None:
+            words += ["--budget", ",".join(self.budgets)]
+        if self.ema is not None:
+            words += ["--ema", ",".join(self.ema)]
+        words += ["--split", self.split]
         words += ["--seed", str(self.seed)]
         if self.config is not None:
             words += ["--config", str(self.config)]
@@ -130,7 +155,6 @@ def study_settings(
             "test_videos": test,
         },
         "split": spec.split,
-        "sampling": "videos, uniform without replacement",
         "seed": spec.seed,
         "config": resolved,
     }
@@ -194,7 +218,13 @@ def read_study(out: Path) -> dict[str, Any] | None:
 
 
 def write_study(
-    out: Path, settings: Mapping[str, Any], spec: StudySpec, runs: list[dict[str, Any]]
+    out: Path,
+    settings: Mapping[str, Any],
+    spec: StudySpec,
+    runs: list[dict[str, Any]],
+    *,
+    budgets: Sequence[str],
+    trials: int,
 ) -> None:
     """Writes ``study.yaml``.
 
@@ -202,6 +232,8 @@ def write_study(
         out: directory of the study.
         settings: what decides the outcomes.
         spec: the latest request.
+        budgets: those of the request.
+        trials: how many trials it asks for.
         runs: for each call that ran trials: when, how long, how many, on which machine.
     """
     study = {
@@ -211,7 +243,10 @@ def write_study(
         "request": {
             "fractions": list(spec.fractions),
             "repetitions": spec.repetitions,
-            "trials": len(spec.fractions) * spec.repetitions,
+            "seeds": spec.seeds,
+            "samplings": list(spec.samplings),
+            "budgets": list(budgets),
+            "trials": trials,
         },
         "settings": dict(settings),
         "runs": runs,

@@ -52,24 +52,37 @@ class Trial:
 
     Attributes:
         model: name of the model preset.
-        fraction: share p of the training videos, in (0, 1].
+        fraction: share p of the training data, in (0, 1].
         repetition: which draw of this share, counted from 0.
         seed: training seed.
-        options: further settings in which trials of one study may differ.
+        sampling: how the sample is drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).
+        budget: what ends the training (``training.budget``).
+        training: which training on this draw, counted from 0.
+        options: settings of the training besides the study's, ``section.field`` -> value.
     """
 
     model: str
     fraction: float
     repetition: int
     seed: int
+    sampling: str = "video"
+    budget: str = "epochs"
+    training: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Name of the trial's directory: ``p010_r0`` is p = 10 %, repetition 0."""
+        """Name of the trial's directory.
+
+        ``p010_r0`` is p = 10 %, repetition 0, of videos, under a number of epochs. What differs
+        from that is named: ``window.steps.p010_r0_s1`` is the second training of that draw.
+        """
+        words = [self.sampling] if self.sampling != "video" else []
+        words += [self.budget] if self.budget != "epochs" else []
         percent = f"{self.fraction * 100:.4f}".rstrip("0").rstrip(".")
         whole, dot, rest = percent.partition(".")
-        return f"p{whole:0>3}{dot}{rest}_r{self.repetition}"
+        last = f"p{whole:0>3}{dot}{rest}_r{self.repetition}"
+        return ".".join([*words, last + (f"_s{self.training}" if self.training else "")])
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,13 @@ class TrialTask:
         settings: hash of the study's settings.
         data: the prepared data directory.
         config: YAML file of the resolved configuration.
-        train_videos: the drawn training videos.
+        train_videos: the drawn training videos; all of them where windows are drawn.
         test_videos: the test videos.
-        coverage: what the sample covers (instances, classes, missing_classes), recorded as is.
+        coverage: what the sample covers (videos, instances, classes, missing_classes, and windows
+            where those are drawn), recorded as is.
         threads: torch threads for this trial.
         experiment: ``"module:function"`` with the interface of ``run_experiment``.
+        positions: the drawn windows among those of ``train_videos``; None where videos are drawn.
     """
 
     trial: Trial
@@ -99,6 +114,7 @@ class TrialTask:
     coverage: Mapping[str, Any]
     threads: int
     experiment: str = EXPERIMENT
+    positions: tuple[int, ...] | None = None
 
     def to_json(self) -> str:
         """Returns the task as one line of JSON."""
@@ -111,6 +127,8 @@ class TrialTask:
         fields["trial"] = Trial(**fields["trial"])
         fields["train_videos"] = tuple(fields["train_videos"])
         fields["test_videos"] = tuple(fields["test_videos"])
+        if fields["positions"] is not None:
+            fields["positions"] = tuple(fields["positions"])
         return cls(**fields)
 
 
@@ -155,10 +173,16 @@ def load_trial(directory: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: expected JSON, got {error}; remove {directory.name} to run the trial again"
         ) from error
-    needed = ("trial", "settings", "fraction", "repetition", "seed", "sample", "result")
+    needed = (
+        *("trial", "settings", "fraction", "repetition", "seed", "sampling", "budget", "training"),
+        *("sample", "result"),
+    )
     missing = [key for key in needed if not isinstance(record, dict) or key not in record]
     if missing:
-        raise DataError(f"{path}: expected the fields of a trial, {missing[0]!r} is missing")
+        raise DataError(
+            f"{path}: expected the fields of a trial, {missing[0]!r} is missing; "
+            f"remove {directory.name} to run the trial again"
+        )
     for key in ("average_map", "map_per_threshold"):
         if key not in record["result"]:
             raise DataError(f"{path}: expected result.{key}, found none")
@@ -217,10 +241,12 @@ def _take_over(partial: Path, header: dict[str, Any]) -> bool:
     return False
 
 
-def _seeded_config(task: TrialTask) -> Any:
+def _trial_config(task: TrialTask) -> Any:
     from tal_fast.training.config import load_config
 
-    return load_config(task.config, overrides=(f"training.seed={task.trial.seed}",))
+    own = {"training.seed": task.trial.seed, "training.budget": task.trial.budget}
+    overrides = [f"{key}={value}" for key, value in (own | dict(task.trial.options)).items()]
+    return load_config(task.config, overrides=overrides)
 
 
 def execute_trial(
@@ -267,7 +293,8 @@ def execute_trial(
             partial.rmdir()
             return load_trial(final)
         continued = _take_over(partial, header)
-        config = _seeded_config(task)
+        config = _trial_config(task)
+        chosen = {} if task.positions is None else {"positions": list(task.positions)}
         started, clock = time.time(), time.perf_counter()
 
         def attempt() -> Any:
@@ -280,6 +307,7 @@ def execute_trial(
                 resume=True,
                 progress=forward,
                 threads=task.threads,
+                **chosen,
             )
 
         try:
@@ -296,7 +324,7 @@ def execute_trial(
             "trial": name,
             **dataclasses.asdict(task.trial),
             "settings": task.settings,
-            "sample": {"videos": list(task.train_videos), **task.coverage},
+            "sample": dict(task.coverage),
             "test_videos": len(task.test_videos),
             "tal_fast": tal_fast.__version__,
             "threads": task.threads,

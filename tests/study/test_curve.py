@@ -10,7 +10,13 @@ from html.parser import HTMLParser
 import pytest
 
 from tal_fast.errors import DataError
-from tal_fast.study.curve import build_curve, curve_csv, mean_and_deviation, trials_csv
+from tal_fast.study.curve import (
+    build_curve,
+    build_curves,
+    curve_csv,
+    mean_and_deviation,
+    trials_csv,
+)
 from tal_fast.study.display import curve_table, duration
 from tal_fast.study.picture import curve_picture, figure_svg, save_pictures, tiou_picture
 from tal_fast.study.report import coverage_rows, render_page
@@ -56,7 +62,6 @@ SETTINGS = {
     "model": "tadtr-small",
     "data": {"name": "toys", "classes": 3, "train_videos": 20, "test_videos": 5},
     "split": "data",
-    "sampling": "videos, uniform without replacement",
     "seed": 0,
     "config": {"training": {"epochs": 16}},
 }
@@ -75,7 +80,7 @@ def study(**changes):
         "settings": SETTINGS,
         "hash": hash_settings(SETTINGS),
         "command": "tal-fast study run --data toys --out here",
-        "request": {"trials": 4},
+        "request": {"trials": 4, "samplings": ["video"], "budgets": ["epochs"]},
         "runs": [run],
         **changes,
     }
@@ -99,10 +104,12 @@ class TestCurve:
         assert mean_and_deviation([0.5, 0.5]) == (0.5, 0.0)
 
     def test_curve_csv(self):
-        assert curve_csv(build_curve(RECORDS)) == (
-            "p,videos,instances,classes,windows,steps,n,mean,sd,mean_0.3,sd_0.3,mean_0.5,sd_0.5\n"
-            "0.1,2,11,2,64,8,3,0.300000,0.264575,0.400000,0.264575,0.300000,0.264575\n"
-            "1,20,100,3,64,8,1,0.800000,,0.900000,,0.800000,\n"
+        assert curve_csv(build_curves(RECORDS)) == (
+            "sampling,budget,ema,p,videos,instances,classes,windows,steps,n,trials,"
+            "mean,sd,sd_seeds,sd_draws,mean_0.3,sd_0.3,mean_0.5,sd_0.5\n"
+            "video,epochs,off,0.1,2,11,2,64,8,3,3,"
+            "0.300000,0.264575,,,0.400000,0.264575,0.300000,0.264575\n"
+            "video,epochs,off,1,20,100,3,64,8,1,1,0.800000,,,,0.900000,,0.800000,\n"
         )
 
     def test_trials_csv(self):
@@ -120,12 +127,13 @@ class TestCurve:
         assert (row["videos"], row["steps"], row["epochs"]) == ("2", "8", "")
 
     def test_results_without_steps(self):
-        points = build_curve([trial(0.5, 0, 0.1, windows=None), trial(0.5, 1, 0.1)])
-        assert points[0].windows is None
-        assert ",,8,2," in curve_csv(points)
+        (curve,) = build_curves([trial(0.5, 0, 0.1, windows=None), trial(0.5, 1, 0.1)])
+        assert curve.points[0].windows is None
+        assert ",,8,2," in curve_csv([curve])
 
     def test_table(self):
-        table = curve_table(build_curve(RECORDS))
+        (curve,) = build_curves(RECORDS)
+        table = curve_table(curve)
         assert list(table.columns[5].cells) == ["30.00 ± 26.46", "80.00"]
 
     @pytest.mark.parametrize(
@@ -227,7 +235,10 @@ class TestPage:
 
     def test_unfinished_study_says_so(self):
         page = render_page(
-            study(request={"trials": 9}, runs=[]), build_curve(RECORDS), RECORDS, subtitle="x"
+            study(request={**study()["request"], "trials": 9}, runs=[]),
+            build_curve(RECORDS),
+            RECORDS,
+            subtitle="x",
         )
         assert "4 of the 9 trials asked for are complete" in page
         assert "time of all trials" in page

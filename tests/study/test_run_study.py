@@ -99,7 +99,7 @@ class TestRun:
         assert set(ran(spec)) == set(names(spec))
         assert len(ran(spec)) == 11
         # The curve is over all finished trials of these settings.
-        assert [(p.fraction, p.n) for p in result.points] == [
+        assert [(p.fraction, p.n) for p in result.curves[0].points] == [
             (0.1, 3),
             (0.125, 3),
             (0.5, 2),
@@ -354,8 +354,8 @@ class TestSumUp:
         [
             ("a: [", "cannot be read"),
             ("a: 1", "expected a study's settings"),
-            ("{format: 9, settings: {}, hash: x, request: {}, runs: []}", "expected format 1"),
-            ("{format: 1, settings: {}, hash: x, request: {}, runs: []}", "edited by hand"),
+            ("{format: 9, settings: {}, hash: x, request: {}, runs: []}", "expected format 2"),
+            ("{format: 2, settings: {}, hash: x, request: {}, runs: []}", "edited by hand"),
         ],
     )
     def test_damaged_study_file(self, spec, quiet, content, message):
@@ -367,7 +367,14 @@ class TestSumUp:
     def test_study_file(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
         study = yaml.safe_load((spec.out / "study.yaml").read_text())
-        assert study["request"] == {"fractions": [0.1, 0.5, 1.0], "repetitions": 2, "trials": 6}
+        assert study["request"] == {
+            "fractions": [0.1, 0.5, 1.0],
+            "repetitions": 2,
+            "seeds": 1,
+            "samplings": ["video"],
+            "budgets": ["epochs"],
+            "trials": 6,
+        }
         assert study["settings"]["data"]["train_videos"] == 20
         assert study["command"].startswith("tal-fast study run --data ")
         (run,) = study["runs"]
