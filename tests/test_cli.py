@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tal_fast import cli
+from tal_fast.data import open_dataset
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.study import StudyResult
 
@@ -275,6 +276,27 @@ class TestCommands:
         assert "all 4 trials were there already, nothing was trained" in out
         assert str(tmp_path / "curve.csv") in out
         assert "note: no picture" in err
+
+    def test_study_run_crosses(self, capsys, monkeypatch, data, tmp_path):
+        asked = []
+        monkeypatch.setattr(
+            "tal_fast.study.run_study",
+            lambda spec: asked.append(spec) or StudyResult([], 1, 0, {}),
+        )
+        arguments = ["study", "run", "--data", data, "--out", tmp_path / "o", "--videos", "1,3"]
+        arguments += ["--sampling", "video,nested-window", "--budget", "epochs, steps"]
+        arguments += ["--ema", "off,plain", "--seeds", "2"]
+        assert run(capsys, *arguments)[0] == 0
+        (spec,) = asked
+        total = len(open_dataset(data).splits["train"])
+        assert spec.fractions == (round(1 / total, 6), round(3 / total, 6))
+        assert spec.samplings == ("video", "nested-window")
+        assert (spec.budgets, spec.ema, spec.seeds) == (("epochs", "steps"), ("off", "plain"), 2)
+        for option in ("--sampling video,nested-window", "--budget epochs,steps", "--seeds 2"):
+            assert option in spec.command()
+        status, _, err = run(capsys, *arguments, "--fractions", "0.5")
+        assert status == 2
+        assert "expected either --fractions or --videos, got both" in err
 
     def test_study_demo(self, capsys, monkeypatch, tmp_path):
         asked, made = [], []

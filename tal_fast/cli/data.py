@@ -177,7 +177,7 @@ def prepare_activitynet13(
 @command(prepare_app, "synthetic", "tal-fast prepare synthetic --size demo --out data/demo")
 def prepare_synthetic(
     out: Out,
-    size: Annotated[str, typer.Option(help="demo, small or thumos14.")] = "demo",
+    size: Annotated[str, typer.Option(help="demo, demo-hard, small or thumos14.")] = "demo",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> None:

@@ -134,6 +134,9 @@ SIZES = {
     # One or two windows of 128 rows per video: a training takes seconds on a CPU.
     "demo": SyntheticSize(112, 48, 64, log_seconds=2.85, log_seconds_spread=0.12,
                           min_seconds=13.0, max_seconds=24.0, signal=8.0, nuisance=0.6),
+    # As short, but what a video adds of its own is as strong as in the large ones.
+    "demo-hard": SyntheticSize(112, 48, 64, log_seconds=2.85, log_seconds_spread=0.12,
+                               min_seconds=13.0, max_seconds=24.0),
     "small": SyntheticSize(200, 213, 256, min_seconds=17.6, max_seconds=120.0, empty_test_videos=1),
     # THUMOS14 with the two-stream I3D features at one row per 8 frames that TadTR uses: about 3 GB.
     "thumos14": SyntheticSize(200, 213, 2048, stride=8, empty_test_videos=1),
@@ -155,8 +158,9 @@ def make_synthetic(
 
     Args:
         out_dir: directory to make; it appears when it is complete.
-        size: ``"demo"`` (160 videos, 64 channels), ``"small"`` (413, 256) or ``"thumos14"`` (413 of
-            real length, 2048 channels), or one of your own.
+        size: ``"demo"`` (160 videos, 64 channels), ``"demo-hard"`` (the same instances with weaker
+            patterns and as much of a video's own as the larger ones have), ``"small"`` (413, 256)
+            or ``"thumos14"`` (413 of real length, 2048 channels), or one of your own.
         seed: same seed and arguments, same bytes (with one version of NumPy).
         train_videos: overrides that of ``size``.
         test_videos: overrides that of ``size``.

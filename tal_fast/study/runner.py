@@ -373,6 +373,7 @@ def run_study(
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "seconds": 0.0,
                 "trials": 0,
+                "command": spec.command(),
                 "jobs": spec.jobs,
                 "threads": plan.threads,
                 "machine": describe_environment(),

@@ -234,7 +234,8 @@ def write_study(
         spec: the latest request.
         budgets: those of the request.
         trials: how many trials it asks for.
-        runs: for each call that ran trials: when, how long, how many, on which machine.
+        runs: for each call that ran trials: when, how long, how many, on which machine, and what
+            it asked for.
     """
     study = {
         "format": _FORMAT,

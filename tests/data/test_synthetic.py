@@ -40,6 +40,15 @@ def test_same_seed_same_bytes(demo, tmp_path):
     assert not filecmp.cmp(demo.path / one, other / one, shallow=False)
 
 
+def test_hard_demo_has_the_same_instances_under_other_features(demo, tmp_path):
+    hard = make_synthetic(tmp_path / "hard", size="demo-hard")
+    assert (hard / "annotations.json").read_bytes() == (demo.path / "annotations.json").read_bytes()
+    name = f"{demo.splits['train'][0]}.npy"
+    easy_rows, hard_rows = (np.load(folder / "features" / name) for folder in (demo.path, hard))
+    assert easy_rows.shape == hard_rows.shape
+    assert not np.allclose(easy_rows, hard_rows)
+
+
 def test_features_are_finite_and_vary_with_the_class(demo):
     """A nearest-mean classifier on training rows finds the class of most test rows."""
     rows, labels = {}, {}
@@ -130,7 +139,7 @@ def test_half_precision_and_other_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": "dmo"}, "size among demo, small, thumos14, got 'dmo'; did you mean 'demo'"),
+        ({"size": "dmo"}, "size among demo, .*, thumos14, got 'dmo'; did you mean 'demo'"),
         ({"train_videos": 0}, "expected train_videos >= 1, got 0"),
         ({"channels": 4}, "expected channels >= 8, got 4"),
         ({"dtype": "int8"}, "expected dtype float32 or float16, got 'int8'"),

@@ -69,6 +69,31 @@ def learn(config, data, *, train_videos, test_videos, out, resume, progress, thr
     return _finish(config, train_videos, out)
 
 
+def learn_under_averages(config, data, *, train_videos, out, positions=None, progress, **rest):
+    """Learns at once, tells what it was given, and scores every mode of averaging."""
+    _log(
+        out,
+        seed=config.training.seed,
+        budget=config.training.budget,
+        steps=config.training.steps,
+        holdout=config.training.holdout,
+        videos=len(train_videos),
+        positions=positions,
+        first=0,
+    )
+    result = _finish(config, train_videos, out)
+    result.ema = {
+        mode: {
+            "average_map": result.average_map - 0.01 * index,
+            "map_per_threshold": {
+                key: value - 0.01 * index for key, value in result.map_per_threshold.items()
+            },
+        }
+        for index, mode in enumerate(config.training.ema)
+    }
+    return result
+
+
 def learn_slowly(config, data, *, train_videos, test_videos, out, resume, progress, threads):
     """Learns in steps of 20 ms, with a checkpoint after each, from which it goes on."""
     checkpoint = out / "step.txt"
