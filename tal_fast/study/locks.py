@@ -14,7 +14,14 @@ from pathlib import Path
 from tal_fast.data.files import write_error, write_text_atomically
 from tal_fast.errors import TalFastError
 
-__all__ = ["check_writable", "locked_directory"]
+__all__ = ["LOCK_FILE", "BusyError", "check_writable", "locked_directory"]
+
+LOCK_FILE = ".lock"
+_BUSY = (errno.EAGAIN, errno.EACCES, errno.ESTALE)
+
+
+class BusyError(TalFastError):
+    """Another process holds the lock."""
 
 
 def check_writable(directory: Path) -> None:
@@ -32,12 +39,50 @@ def check_writable(directory: Path) -> None:
     probe.unlink()
 
 
+def _is_lock(file: int, opened: int) -> bool:
+    """Whether an open file still is the lock file of an open directory."""
+    try:
+        return os.path.samestat(os.stat(LOCK_FILE, dir_fd=opened), os.fstat(file))
+    except OSError:
+        return False
+
+
+def _lock(directory: Path, files: contextlib.ExitStack) -> tuple[int, int] | None:
+    """Tries once; returns the open directory and its locked file, None when it is busy."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as closing:
+        try:
+            opened = os.open(directory, os.O_RDONLY)
+            closing.callback(os.close, opened)
+            file = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666, dir_fd=opened)
+            closing.callback(os.close, file)
+        except FileNotFoundError:
+            return None  # its holder renames or removes it right now
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                return None
+        # The former holder may have renamed the directory, or removed the file, since it was
+        # opened here: then this lock is on something that nobody else will look at.
+        try:
+            there = os.path.samestat(os.stat(directory), os.fstat(opened))
+        except FileNotFoundError:
+            there = False
+        if not (there and _is_lock(file, opened)):
+            return None
+        files.push(closing.pop_all())
+        return opened, file
+
+
 @contextlib.contextmanager
 def locked_directory(directory: Path, *, wait: float, busy: str) -> Iterator[None]:
     """Creates a directory and holds an exclusive lock on it.
 
-    The lock belongs to the open directory, so it survives a rename of it and the kernel drops it
-    when its holder dies, however it dies. File systems without locks are taken as unlocked.
+    What is locked is a file in the directory, because network file systems share the locks of files
+    between machines, and those of directories not. So the lock survives a rename of the directory,
+    and ends with its holder, however that dies (on NFS 4, when the server gives up a machine that
+    died). File systems without locks are taken as unlocked.
 
     Args:
         directory: the directory to lock.
@@ -45,23 +90,20 @@ def locked_directory(directory: Path, *, wait: float, busy: str) -> Iterator[Non
         busy: message of the error when the other holder stays.
 
     Raises:
-        TalFastError: another process still holds the lock after ``wait`` seconds.
-        OSError: the directory cannot be created.
+        BusyError: another process still holds the lock after ``wait`` seconds.
+        OSError: the directory or the file cannot be created.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        end = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    break
-                if time.monotonic() >= end:
-                    raise TalFastError(busy) from None
+    end = time.monotonic() + wait
+    with contextlib.ExitStack() as files:
+        while (held := _lock(directory, files)) is None:
+            if time.monotonic() >= end:
+                raise BusyError(busy)
             time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
+        try:
+            yield
+        finally:
+            # By the open directory: it may have another name by now.
+            opened, file = held
+            if _is_lock(file, opened):
+                with contextlib.suppress(OSError):
+                    os.unlink(LOCK_FILE, dir_fd=opened)

@@ -8,6 +8,7 @@ belongs to the same trial of the same settings and software, and thrown away oth
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -23,7 +24,7 @@ import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.study.failures import is_environment_error
-from tal_fast.study.locks import locked_directory
+from tal_fast.study.locks import LOCK_FILE, locked_directory
 
 __all__ = [
     "EXPERIMENT",
@@ -221,11 +222,22 @@ def scan_trials(root: Path, settings: str) -> dict[str, dict[str, Any]]:
 
 
 def _empty(directory: Path) -> None:
+    """Removes everything but the lock that this process holds."""
     for entry in os.scandir(directory):
+        if entry.name == LOCK_FILE:
+            continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+
+
+def _remove(partial: Path) -> None:
+    """Removes a partial directory whose trial is finished."""
+    _empty(partial)
+    (partial / LOCK_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: who waited for the lock removes it
+        partial.rmdir()
 
 
 def _take_over(partial: Path, header: dict[str, Any]) -> bool:
@@ -255,6 +267,7 @@ def execute_trial(
     dataset: Any,
     experiment: Callable[..., Any],
     progress: Progress | None = None,
+    wait: float = 20.0,
 ) -> dict[str, Any]:
     """Runs a trial and renames its directory into place.
 
@@ -263,12 +276,13 @@ def execute_trial(
         dataset: the opened data set.
         experiment: called as ``run_experiment`` is.
         progress: receives the trial's progress.
+        wait: seconds to wait for another process that runs this trial, which may be dying.
 
     Returns:
         The record, as ``trial.json`` holds it. A trial that is there already is not run again.
 
     Raises:
-        TalFastError: another process runs this trial.
+        BusyError: another process runs this trial.
     """
     name = task.trial.name
     final, partial = Path(task.root) / name, Path(task.root) / f".{name}.partial"
@@ -287,10 +301,9 @@ def execute_trial(
             progress(name, {key: getattr(event, key, None) for key in keys})
 
     busy = f"trial {name}: another process is running it in {partial}"
-    with locked_directory(partial, wait=20.0, busy=busy):
+    with locked_directory(partial, wait=wait, busy=busy):
         if final.exists():
-            _empty(partial)
-            partial.rmdir()
+            _remove(partial)
             return load_trial(final)
         continued = _take_over(partial, header)
         config = _trial_config(task)
@@ -335,5 +348,12 @@ def execute_trial(
         }
         write_text_atomically(partial / _RECORD, json.dumps(record, indent=1))
         (partial / _HEADER).unlink(missing_ok=True)
-        os.rename(partial, final)
+        try:
+            os.rename(partial, final)
+        except OSError:
+            # Finished by another machine whose lock this one could not see: the first one counts.
+            if not final.exists():
+                raise
+            _remove(partial)
+            return load_trial(final)
     return record
