@@ -27,10 +27,10 @@ from tal_fast.errors import ConfigError, TalFastError
 from tal_fast.study.failures import rebuild_error
 from tal_fast.study.trials import Progress, TrialTask, execute_trial, load_experiment
 
-__all__ = ["Executor", "InProcess", "LocalPool", "Outcome", "threads_per_job"]
+__all__ = ["GRACE_SECONDS", "Executor", "InProcess", "LocalPool", "Outcome", "threads_per_job"]
 
 # How long Ctrl-C waits for the trials to write their checkpoints.
-_GRACE_SECONDS = float(os.environ.get("TAL_FAST_GRACE_SECONDS", "20"))
+GRACE_SECONDS = float(os.environ.get("TAL_FAST_GRACE_SECONDS", "20"))
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class LocalPool:
         return Outcome(name, error=error, traceback=worker.last_words())
 
     def _stop(self, workers: Sequence[_Worker], finished: bool) -> None:
-        end = time.monotonic() + _GRACE_SECONDS
+        end = time.monotonic() + GRACE_SECONDS
         try:
             for worker in workers:
                 if finished:

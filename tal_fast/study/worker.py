@@ -14,11 +14,11 @@ import os
 import queue
 import sys
 import threading
-import time
 import traceback
 from typing import Any, TextIO
 
 from tal_fast.study.failures import describe_error
+from tal_fast.study.throttle import Throttle
 from tal_fast.study.trials import TrialTask, execute_trial, load_experiment
 
 __all__ = ["main"]
@@ -31,17 +31,14 @@ class _Channel:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._last = 0.0
-        self._stage: Any = None
+        self._throttle = Throttle(_SECONDS_BETWEEN_EVENTS)
 
     def send(self, **message: Any) -> None:
         self._stream.write(json.dumps(message) + "\n")
         self._stream.flush()
 
     def progress(self, trial: str, event: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if event["stage"] != self._stage or now - self._last >= _SECONDS_BETWEEN_EVENTS:
-            self._stage, self._last = event["stage"], now
+        if self._throttle.lets_pass(event):
             self.send(progress=event, trial=trial)
 
 
