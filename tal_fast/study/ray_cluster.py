@@ -199,10 +199,12 @@ class RayCluster:
             return self._facts
         if self._host is not None:
             _check_reachable(self._address, *self._host)
-        from tal_fast.training.environment import usable_cores
-
         options = {**self._options, "version": tal_fast.__version__, "grace": GRACE_SECONDS}
-        self._driver = _DriverProcess({**options, "cores": usable_cores()}, self._logs)
+        if self._address == "local":
+            from tal_fast.training.environment import usable_cores
+
+            options["cores"] = usable_cores()
+        self._driver = _DriverProcess(options, self._logs)
         try:
             self._driver.expect("imported", _SECONDS_TO_IMPORT)
             local = self._address == "local"
@@ -222,12 +224,15 @@ class RayCluster:
             raise
         return self._facts
 
-    def close(self, *, seconds: float = GRACE_SECONDS + _SECONDS_TO_END) -> None:
+    def close(self, *, seconds: float | None = None) -> None:
         """Interrupts the trials that run and disconnects; what does not end is killed.
 
         Args:
-            seconds: how long to wait before killing.
+            seconds: how long to wait before killing; None is as long as Ctrl-C waits for trials,
+                and what Ray needs to end.
         """
+        if seconds is None:
+            seconds = GRACE_SECONDS + _SECONDS_TO_END
         driver, self._driver, self._facts = self._driver, None, None
         if driver is not None:
             driver.end(seconds)

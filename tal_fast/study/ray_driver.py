@@ -187,7 +187,7 @@ class _Driver:
         )
 
     def _why_not(self, error: BaseException) -> str:
-        address, text = self._options["address"], str(error)
+        address, text = self._options["address"], " ".join(str(error).split())
         if isinstance(error, SystemExit) or not text:
             text = "it does not answer"
         if "ersion mismatch" in text:

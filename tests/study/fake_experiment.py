@@ -43,7 +43,8 @@ def read_calls(study: Path) -> list[dict[str, Any]]:
 
 def _log(out: Path, **fields: Any) -> None:
     # out is STUDY/trials/.p010_r0.partial
-    line = json.dumps({"trial": out.name.strip(".").removesuffix(".partial"), **fields})
+    node = {"node": os.environ["FAKE_NODE"]} if "FAKE_NODE" in os.environ else {}
+    line = json.dumps({"trial": out.name.strip(".").removesuffix(".partial"), **node, **fields})
     with open(log_of(out.parent.parent), "a") as file:
         file.write(line + "\n")
 
@@ -94,21 +95,26 @@ def learn_under_averages(config, data, *, train_videos, out, positions=None, pro
     return result
 
 
-def learn_slowly(config, data, *, train_videos, test_videos, out, resume, progress, threads):
+def learn_slowly(config, data, *, train_videos, out, resume, progress, steps=STEPS, **rest):
     """Learns in steps of 20 ms, with a checkpoint after each, from which it goes on."""
     checkpoint = out / "step.txt"
     first = int(checkpoint.read_text()) if resume and checkpoint.exists() else 0
     _log(out, pid=os.getpid(), first=first)
-    for step in range(first, STEPS):
+    for step in range(first, steps):
         time.sleep(0.02)
         temporary = out / "step.tmp"
         temporary.write_text(str(step + 1))
         temporary.replace(checkpoint)
         progress(
-            SimpleNamespace(stage="train", step=step + 1, total_steps=STEPS, epoch=1, epochs=1)
+            SimpleNamespace(stage="train", step=step + 1, total_steps=steps, epoch=1, epochs=1)
         )
     _log(out, pid=os.getpid(), finished=True)
     return _finish(config, train_videos, out)
+
+
+def learn_for_long(*arguments, **rest):
+    """As learn_slowly, for two seconds."""
+    return learn_slowly(*arguments, steps=100, **rest)
 
 
 def stuck(config, data, *, train_videos, test_videos, out, resume, progress, threads):
@@ -140,6 +146,11 @@ def full_disk(config, data, *, train_videos, out, **rest):
     return learn(config, data, train_videos=train_videos, out=out, **rest)
 
 
+def leave(config, data, **rest):
+    """Leaves the process as a script does."""
+    raise SystemExit(3)
+
+
 def poisoned(config, data, *, train_videos, out, **rest):
     """Fails on what a killed run left behind, but not from scratch."""
     if (out / "step.txt").exists():
@@ -154,6 +165,12 @@ def die_once(config, data, *, train_videos, out, **rest):
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return learn(config, data, train_videos=train_videos, out=out, **rest)
+
+
+def die_always(config, data, *, out, **rest):
+    """Is killed from outside whenever it is tried."""
+    _log(out, first=0)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def chatty(config, data, *, train_videos, out, **rest):

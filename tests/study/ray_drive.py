@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs tasks on a Ray cluster: ``ray_drive.py ADDRESS TASKS LOGS``, with a file of tasks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tal_fast.study.ray_cluster import RayCluster
+from tal_fast.study.trials import TrialTask
+
+
+def main(address: str, tasks: str, logs: str) -> int:
+    cluster = RayCluster(address, threads=1, logs=Path(logs))
+    lines = Path(tasks).read_text().splitlines()
+    try:
+        for outcome in cluster.run([TrialTask.from_json(line) for line in lines], print):
+            print(outcome, flush=True)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
