@@ -112,11 +112,16 @@ def _check_reachable(address: str, host: str, port: int) -> None:
 
 
 def _unreachable(address: str, cause: str) -> str:
-    return (
-        f"ray: cannot reach the cluster at {address}: {cause}; is its head running ('ray start "
-        "--head' there, 'ray status' tells its address) and is this machine part of it ('ray start "
-        "--address=HOST:PORT' here)? 'local' needs no cluster"
-    )
+    if address.startswith("ray://"):
+        hint = "is its head running, with Ray's client server at this port?"
+    elif address == "local":
+        hint = "Ray did not start on this machine"
+    else:
+        hint = (
+            "is its head running ('ray start --head' there), and is this machine part of it ('ray "
+            "start --address=HOST:PORT' here)?"
+        )
+    return f"ray: cannot reach the cluster at {address}: {cause}; {hint}"
 
 
 class RayCluster:
@@ -136,7 +141,8 @@ class RayCluster:
             fails by itself is not tried again.
         fingerprint: hash of the data (``data_fingerprint``), which every machine then checks.
         notify: receives a line when something worth knowing happens, as the loss of a machine.
-        connect_seconds: how long a cluster may take to answer.
+        connect_seconds: how long Ray may take to connect to a cluster. That nobody is there at all
+            is found out at once.
 
     Raises:
         ConfigError: an argument makes no sense.
@@ -154,7 +160,7 @@ class RayCluster:
         retries: int = 3,
         fingerprint: str | None = None,
         notify: Callable[[str], None] | None = None,
-        connect_seconds: float = 15.0,
+        connect_seconds: float = 25.0,
     ) -> None:
         if address == "auto":
             address = os.environ.get("RAY_ADDRESS") or "auto"
@@ -211,8 +217,9 @@ class RayCluster:
             seconds = _SECONDS_TO_START if local else self._connect_seconds
             self._facts = ClusterFacts(**self._driver.expect("ready", seconds))
         except queue.Empty:
+            cause = f"no answer {self._driver.last_words()}".rstrip()
             self.close(seconds=0.0)
-            raise ConfigError(_unreachable(self._address, "no answer")) from None
+            raise ConfigError(_unreachable(self._address, cause)) from None
         except ConfigError:
             self.close(seconds=0.0)
             raise
@@ -373,7 +380,7 @@ class _DriverProcess:
             status = self._process.wait()
             raise TalFastError(
                 f"ray: the connection to the cluster was lost (status {status}); finished trials "
-                f"are kept, and the same command goes on. {self._last_words()}".rstrip()
+                f"are kept, and the same command goes on. {self.last_words()}".rstrip()
             )
         if "fatal" in message:
             raise rebuild_error(message["fatal"])
@@ -391,7 +398,8 @@ class _DriverProcess:
             if key in message:
                 return message[key]
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """Returns the end of what Ray printed."""
         with contextlib.suppress(OSError):
             return self._log.read_text(errors="replace")[-2000:]
         return ""

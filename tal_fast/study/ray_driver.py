@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
@@ -140,16 +141,20 @@ class _Driver:
         Raises:
             ConfigError: the cluster cannot be used: other versions, no machine large enough.
         """
+        address = self._options["address"]
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if address == "local":
+            os.environ.setdefault("RAY_worker_niceness", "0")  # as other trials; Ray's is 15
+            # Only this study may use it, and Ray need not keep a token in the home directory.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         ray = self._ray = importlib.import_module("ray")
         self.send(imported=ray.__version__)
-        address = self._options["address"]
         options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR}
         if address == "local":
             # Trials use files, not Ray's object store.
             options |= {"num_cpus": self._options["cores"], "include_dashboard": False}
             options |= {"object_store_memory": 100 * 2**20}
-            os.environ.setdefault("RAY_worker_niceness", "0")  # as other trials; Ray's is 15
         try:
             ray.init(log_to_driver=False, **options)
         except (Exception, SystemExit) as error:
@@ -192,6 +197,8 @@ class _Driver:
             text = "it does not answer"
         if "ersion mismatch" in text:
             return f"ray: the cluster at {address} has other versions than this machine: {text}"
+        if "Failed to connect to Ray cluster" in text:
+            text += " (Ray's log tells more; does it ask for a token, see 'ray get-auth-token'?)"
         if "ray[client]" in text:
             return f"ray: {address} needs Ray's client: pip install 'ray[client]'"
         return f"ray: cannot connect to {address}: {text}"

@@ -67,6 +67,7 @@ class Nodes:
     def __init__(self, directory: str) -> None:
         environment = {**os.environ, MARK: directory, "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        environment["RAY_AUTH_MODE"] = "disabled"
         environment["RAY_worker_niceness"] = "0"  # the tests wait for the workers
         self.log = Path(directory) / "nodes.log"
         with open(self.log, "wb") as log:
@@ -95,6 +96,12 @@ class Nodes:
 
     def stop(self) -> None:
         self._process.communicate(timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes ask for none, whatever the user's home directory says."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 @pytest.fixture(scope="module")
