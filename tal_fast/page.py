@@ -15,8 +15,8 @@ __all__ = ["Page"]
 class Page:
     """``report.html`` of a package, ready to be filled.
 
-    The template writes ``{{ style }}`` where the shared style sheet (``page.css``) belongs, before
-    its own rules. What it names and does not get is an error.
+    It may include other templates of its package. It writes ``{{ style }}`` where the shared style
+    sheet (``page.css``) belongs, before its own rules. What it names and does not get is an error.
 
     Args:
         package: dotted name of the package, as in ``"tal_fast.study"``.
@@ -35,7 +35,12 @@ class Page:
             import markupsafe
         except ImportError as error:
             raise MissingExtraError("jinja2", "report", purpose) from error
+
+        def read(name: str) -> str:
+            return resources.files(package).joinpath(name).read_text("utf-8")
+
         environment = jinja2.Environment(
+            loader=jinja2.FunctionLoader(read),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -44,9 +49,7 @@ class Page:
         environment.filters.update(filters or {})
         #: Marks text that is HTML or SVG already; all else is escaped.
         self.markup: Callable[[str], Any] = markupsafe.Markup
-        self._template = environment.from_string(
-            resources.files(package).joinpath("report.html").read_text("utf-8")
-        )
+        self._template = environment.get_template("report.html")
 
     def render(self, **values: Any) -> str:
         """Returns the page with these values."""

@@ -49,6 +49,8 @@ class CurvePoint:
             where nothing is left); None where either is unknown.
         per_tiou: tIoU threshold -> (mean, deviation) of mAP at it.
         values: average mAP of each trial, in order of repetition and training.
+        draws: average mAP of each draw, in order of repetition.
+        seconds: wall-clock time of a trial, mean; None when the trials do not tell.
     """
 
     fraction: float
@@ -65,6 +67,8 @@ class CurvePoint:
     draw_deviation: float | None
     per_tiou: dict[str, tuple[float, float | None]]
     values: tuple[float, ...]
+    draws: tuple[float, ...]
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,10 @@ def _thresholds(scores: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _mean_of(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [record["result"].get(key) for record in records]
-    if any(value is None for value in values):
-        return None
-    return statistics.fmean(float(value) for value in values)
+    """Returns the mean of a field, None where a record does not tell it."""
+    values = [record.get(key) for record in records]
+    known = [float(value) for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
@@ -146,28 +150,30 @@ def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def _point(fraction: float, group: Sequence[Mapping[str, Any]], ema: str | None) -> CurvePoint:
     scores = [modes[next(iter(modes)) if ema is None else ema] for modes in map(modes_of, group)]
 
-    def draws(values: Iterable[float]) -> list[list[float]]:
+    def by_draw(values: Iterable[float]) -> list[list[float]]:
         found: dict[int, list[float]] = {}
         for record, value in zip(group, values, strict=True):
             found.setdefault(record["repetition"], []).append(float(value))
         return list(found.values())
 
     def summed(values: Iterable[float]) -> tuple[float, float | None]:
-        return mean_and_deviation([statistics.fmean(draw) for draw in draws(values)])
+        return mean_and_deviation([statistics.fmean(draw) for draw in by_draw(values)])
 
     values = [float(score["average_map"]) for score in scores]
+    draws = by_draw(values)
     mean, deviation = summed(values)
-    seed_deviation, draw_deviation = _components(draws(values))
+    seed_deviation, draw_deviation = _components(draws)
     samples = [record["sample"] for record in group]
+    results = [record["result"] for record in group]
     return CurvePoint(
         fraction=fraction,
-        n=len(draws(values)),
+        n=len(draws),
         trials=len(group),
         videos=statistics.fmean(len(sample["videos"]) for sample in samples),
         instances=statistics.fmean(sample["instances"] for sample in samples),
         classes=statistics.fmean(len(sample["classes"]) for sample in samples),
-        windows=_mean_of(group, "windows"),
-        steps=_mean_of(group, "steps"),
+        windows=_mean_of(results, "windows"),
+        steps=_mean_of(results, "steps"),
         mean=mean,
         deviation=deviation,
         seed_deviation=seed_deviation,
@@ -177,6 +183,8 @@ def _point(fraction: float, group: Sequence[Mapping[str, Any]], ema: str | None)
             for key in _thresholds(scores)
         },
         values=tuple(values),
+        draws=tuple(statistics.fmean(draw) for draw in draws),
+        seconds=_mean_of(group, "seconds"),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tal_fast.study.curve_fit import LAST, CurveFit
 from tal_fast.study.extrapolation import Ensemble, Extrapolation
 from tal_fast.study.learning_curve import LearningCurve
-from tal_fast.study.picture import GRID, INK, LINE, PAPER, blank_figure
+from tal_fast.study.picture import GRID, INK, LINE, blank_figure, legend
 from tal_fast.study.planning import TargetPlan
 
 __all__ = ["COLOURS", "draw_measured", "extrapolation_picture", "fit_picture", "target_picture"]
@@ -64,9 +64,7 @@ def draw_measured(axes: Any, curve: LearningCurve) -> None:
 
 
 def _legend(axes: Any, **where: Any) -> None:
-    axes.legend(
-        facecolor=PAPER, edgecolor="none", framealpha=0.85, labelcolor=INK, fontsize=8.5, **where
-    )
+    legend(axes, fontsize=8.5, **where)
 
 
 def fit_picture(fit: CurveFit) -> Any:

@@ -1,40 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The curve as a picture: mean, a band of one standard deviation, every trial a dot."""
+"""The style of a study's pictures, and how they become files and parts of a page."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tal_fast.data.files import write_error
 from tal_fast.errors import MissingExtraError
-from tal_fast.study.curve import CurvePoint
 
 __all__ = [
     "GRID",
     "INK",
+    "LEVEL_COLOURS",
     "LINE",
     "PAPER",
+    "SERIES",
     "blank_figure",
-    "curve_picture",
+    "draw_svg",
     "figure_svg",
+    "label_panel",
+    "legend",
+    "page_svg",
+    "page_svgs",
+    "panel_figure",
     "save_pictures",
-    "tiou_picture",
 ]
 
-# The figures are drawn in these colours; `figure_svg` turns them into CSS variables, so that the
+# The figures are drawn in these colours; `page_svg` turns them into CSS variables, so that the
 # page shows the same drawing in light and dark.
 INK, GRID, PAPER = "#1a1c20", "#d5d8dd", "#fefefe"
 LINE = "#1f5fbf"
-_TIOU_LINES = ("#16307a", "#1f5fbf", "#1f9e9a", "#5aa02c", "#c77d0a", "#b5402a", "#7a3b8f")
+LEVEL_COLOURS = ("#16307a", "#1f5fbf", "#1f9e9a", "#5aa02c", "#c77d0a", "#b5402a", "#7a3b8f")
 _VARIABLES = {INK: "--ink", GRID: "--grid", PAPER: "--paper"} | {
-    colour: f"--line{index}" for index, colour in enumerate(_TIOU_LINES)
+    colour: f"--line{index}" for index, colour in enumerate(LEVEL_COLOURS)
 }
+
+#: Colour, dashes and marker of the lines that one panel compares. The dashes and markers alone tell
+#: them apart, in grey print and to colour-blind eyes.
+SERIES: tuple[tuple[str, Any, str], ...] = (
+    ("#1f5fbf", "-", "o"),
+    ("#b5402a", (0, (5, 2)), "s"),
+    ("#1f9e9a", (0, (1.2, 1.2)), "^"),
+    ("#c77d0a", (0, (6, 1.5, 1.2, 1.5)), "D"),
+    ("#7a3b8f", (0, (3, 1, 1, 1, 1, 1)), "v"),
+    ("#16307a", (0, (2.5, 1.2)), "P"),
+)
+
 _SIZE = (5.6, 3.9)  # inches; small, so that the text stays legible on a phone's width
+_PANEL = (4.6, 3.4)  # inches, without the legend
+_LEGEND_ROW = 0.2  # inches
+_MARGINS = (0.62, 0.12, 0.55, 0.42)  # left, right, bottom, top of a panel, in inches
+_SVG = "http://www.w3.org/2000/svg"
+_XLINK = "http://www.w3.org/1999/xlink"
+_REFERENCE = re.compile(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)')
+
+
+def _new_figure(size: tuple[float, float], **arguments: Any) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "report", "the curve picture") from error
+    figure = Figure(figsize=size, facecolor=PAPER, **arguments)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(axes: Any, size: float) -> None:
+    axes.set_facecolor(PAPER)
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(INK)
+    axes.tick_params(colors=INK, labelsize=size)
 
 
 def blank_figure(panels: int = 1, *, size: tuple[float, float] = _SIZE) -> tuple[Any, list[Any]]:
@@ -47,35 +94,71 @@ def blank_figure(panels: int = 1, *, size: tuple[float, float] = _SIZE) -> tuple
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "report", "the curve picture") from error
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-    FigureCanvasAgg(figure)
+    figure = _new_figure(size, layout="constrained")
     row = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
     for axes in row:
-        axes.set_facecolor(PAPER)
-        axes.grid(True, color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(INK)
-        axes.tick_params(colors=INK, labelsize=11.5)
+        _style(axes, 11.5)
     return figure, row
 
 
-def _finish(axes: Any, points: Sequence[CurvePoint], title: str, model: str) -> None:
-    axes.set_xlim(0, 104)
-    # From zero where the curve comes near it, and never cut off: differences keep their true size.
-    axes.set_ylim(bottom=0.0)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, max(min(high, 100.0), 5.0))
-    axes.set_xlabel("share of the training videos (%)", color=INK, fontsize=12)
-    axes.set_ylabel("mAP (points)", color=INK, fontsize=12)
-    axes.set_title(f"{title}\n{model}" if model else title, color=INK, fontsize=12, loc="left")
+def panel_figure(panels: int, *, lines: int, columns: int = 2) -> tuple[Any, list[Any]]:
+    """Returns a figure of equal panels, row by row, which :func:`page_svgs` can take apart.
+
+    Args:
+        panels: number of panels.
+        lines: the most entries that the legend of one of them has; it gets room above the panel,
+            where it hides nothing.
+        columns: panels in a row; fewer where there are fewer.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    wide, high = _PANEL
+    left, right, bottom, top = _MARGINS
+    room = _LEGEND_ROW * -(-lines // 2)
+    high, top = high + room, top + room
+    figure = _new_figure((columns * wide, rows * high))
+    found = []
+    for index in range(panels):
+        row, column = divmod(index, columns)
+        axes = figure.add_axes(
+            (
+                (column * wide + left) / (columns * wide),
+                ((rows - 1 - row) * high + bottom) / (rows * high),
+                (wide - left - right) / (columns * wide),
+                (high - bottom - top) / (rows * high),
+            )
+        )
+        axes.set_gid(f"panel{index}")
+        _style(axes, 10.5)
+        found.append(axes)
+    return figure, found
+
+
+def label_panel(axes: Any, title: str, x: str, y: str) -> None:
+    """Writes title and legend above a panel, and the names of its axes."""
+    _, names = axes.get_legend_handles_labels()
+    legend(
+        axes,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=2,
+        borderpad=0.1,
+        borderaxespad=0.2,
+        labelspacing=0.25,
+        handlelength=2.6,
+        fontsize=9.5,
+    )
+    rows = -(-len(names) // 2)
+    axes.set_title(title, color=INK, fontsize=11, loc="left", pad=5 + 72 * _LEGEND_ROW * rows)
+    axes.set_xlabel(x, color=INK, fontsize=11)
+    axes.set_ylabel(y, color=INK, fontsize=11)
+
+
+def legend(axes: Any, **where: Any) -> None:
+    """Draws the legend of a panel, if anything in it has a name."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -83,78 +166,8 @@ def _finish(axes: Any, points: Sequence[CurvePoint], title: str, model: str) -> 
             edgecolor="none",
             framealpha=0.85,
             labelcolor=INK,
-            fontsize=10,
-            loc="lower right",
+            **{"fontsize": 9.5, "loc": "lower right", **where},
         )
-
-
-def curve_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
-    """Draws average mAP against p.
-
-    Args:
-        points: the curve.
-        model: what was trained on what, for the second line of the title.
-
-    Returns:
-        A matplotlib figure.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    figure, (axes,) = blank_figure()
-    x = [100 * point.fraction for point in points]
-    mean = [100 * point.mean for point in points]
-    spread = [100 * (point.deviation or 0.0) for point in points]
-    repeated = any(point.deviation is not None for point in points)
-    if repeated:
-        lower = [max(0.0, m - s) for m, s in zip(mean, spread, strict=True)]
-        upper = [m + s for m, s in zip(mean, spread, strict=True)]
-        axes.fill_between(
-            x, lower, upper, color=LINE, alpha=0.18, linewidth=0, label="± 1 standard deviation"
-        )
-    axes.plot(x, mean, color=LINE, linewidth=2, label="mean")
-    dots = [(100 * point.fraction, 100 * value) for point in points for value in point.values]
-    axes.plot(
-        [dot[0] for dot in dots],
-        [dot[1] for dot in dots],
-        linestyle="none",
-        marker="o",
-        markersize=4,
-        alpha=0.65,
-        color=INK,
-        markeredgewidth=0,
-        label="one trial",
-    )
-    thresholds = sorted((key for key in points[0].per_tiou), key=float) if points else []
-    span = f" over tIoU {thresholds[0]} to {thresholds[-1]}" if thresholds else ""
-    _finish(axes, points, f"Average mAP{span}", model)
-    return figure
-
-
-def tiou_picture(points: Sequence[CurvePoint], *, model: str = "") -> Any:
-    """Draws mAP at each tIoU threshold against p; arguments, result and errors as above."""
-    figure, (axes,) = blank_figure()
-    keys = sorted({key for point in points for key in point.per_tiou}, key=float)
-    for index, key in enumerate(keys):
-        having = [point for point in points if key in point.per_tiou]
-        x = [100 * point.fraction for point in having]
-        mean = [100 * point.per_tiou[key][0] for point in having]
-        spread = [100 * (point.per_tiou[key][1] or 0.0) for point in having]
-        colour = _TIOU_LINES[index % len(_TIOU_LINES)]
-        axes.errorbar(
-            x,
-            mean,
-            yerr=spread if any(spread) else None,
-            color=colour,
-            linewidth=1.8,
-            elinewidth=1,
-            capsize=2,
-            marker="o",
-            markersize=3.5,
-            label=f"tIoU {key}",
-        )
-    _finish(axes, points, "mAP at each tIoU, ± 1 standard deviation", model)
-    return figure
 
 
 def _render(figure: Any, kind: str, name: str) -> bytes:
@@ -165,33 +178,117 @@ def _render(figure: Any, kind: str, name: str) -> bytes:
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings):
         metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(buffer, format=kind, dpi=220, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+    # Where everything lies is known now: drawing it once more need not find it out again.
+    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 
-def figure_svg(figure: Any, name: str) -> str:
-    """Returns a figure as an ``<svg>`` element for a page, its colours as CSS variables.
+def draw_svg(figure: Any, name: str) -> str:
+    """Returns a figure as the content of an SVG file.
 
     Args:
-        figure: from :func:`curve_picture` or :func:`tiou_picture`.
-        name: keeps the ids of several figures in one page apart.
+        figure: from matplotlib.
+        name: what its ids are made from; the same name and numbers give the same text.
     """
-    text = _render(figure, "svg", name).decode()
-    text = text[text.index("<svg") :]
-    head, body = text.split(">", 1)
-    # The page sets the size; the view box keeps the proportions.
-    words = [word for word in head.split() if not word.startswith(("width=", "height="))]
+    return _render(figure, "svg", name).decode()
+
+
+def _for_page(svg: str, name: str) -> ElementTree.Element:
+    """Returns a drawing as an element: colours as variables, ids of its own, no size, no notes."""
+    text = svg[svg.index("<svg") :]
     for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var({variable})")
-    start, end = body.find("<metadata>"), body.find("</metadata>")
-    if start >= 0:
-        body = body[:start] + body[end + len("</metadata>") :]
-    body = body.replace("'DejaVu Sans'", "'DejaVu Sans', system-ui, sans-serif")
-    return f'{" ".join(words)} role="img" aria-labelledby="{name}">{body}'
+        text = text.replace(colour, f"var({variable})")
+    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', system-ui, sans-serif")
+    used = {word for match in _REFERENCE.findall(text) for word in match if word}
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    text = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    root = ElementTree.fromstring(text)
+    for element in root.iter():
+        own = element.get("id")
+        if own is not None and not own.startswith("panel"):
+            # Ids of several drawings share one page; most are never referred to.
+            if own in used:
+                element.set("id", f"{name}-{own}")
+            else:
+                del element.attrib["id"]
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
+    for key in ("width", "height"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    return root
 
 
-def save_pictures(figure: Any, directory: Path, name: str) -> list[Path]:
+def page_svg(svg: str, name: str) -> str:
+    """Returns a drawing as an ``<svg>`` element for a page, its colours as CSS variables.
+
+    The page sets the size; the view box keeps the proportions.
+
+    Args:
+        svg: from :func:`draw_svg`.
+        name: id of its caption; keeps the ids of several figures in one page apart.
+    """
+    root = _for_page(svg, name)
+    root.set("aria-labelledby", name)
+    for element in root.iter():
+        if element.get("id", "").startswith("panel"):
+            del element.attrib["id"]
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def page_svgs(svg: str, name: str, titles: Sequence[str], *, columns: int = 2) -> list[str]:
+    """Returns each panel of a drawing as an ``<svg>`` element, so that a page can rearrange them.
+
+    Args:
+        svg: from :func:`draw_svg` of a :func:`panel_figure`.
+        name: keeps the ids of several figures in one page apart.
+        titles: what each panel shows, for those who hear the page.
+        columns: as given to :func:`panel_figure`.
+    """
+    root = _for_page(svg, name)
+    panels: dict[str, ElementTree.Element] = {}
+    for parent in list(root.iter()):
+        for element in list(parent):
+            own = element.get("id", "")
+            if own.startswith("panel"):
+                panels[own] = element
+                del element.attrib["id"]
+                parent.remove(element)
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    left, top, width, height = map(float, root.get("viewBox", "").split())
+    wide, high = (width - left) / columns, (height - top) / rows
+    shared = [child for child in root if child.tag == f"{{{_SVG}}}defs"]
+    found = []
+    for index, title in enumerate(titles):
+        row, column = divmod(index, columns)
+        box = f"{column * wide:g} {row * high:g} {wide:g} {high:g}"
+        part = ElementTree.Element(
+            f"{{{_SVG}}}svg", {"viewBox": box, "role": "img", "aria-label": title}
+        )
+        if index == 0:
+            part.extend(shared)
+        part.append(panels[f"panel{index}"])
+        found.append(ElementTree.tostring(part, encoding="unicode"))
+    return found
+
+
+def figure_svg(figure: Any, name: str) -> str:
+    """Draws a figure for a page; see :func:`draw_svg` and :func:`page_svg`."""
+    return page_svg(draw_svg(figure, name), name)
+
+
+def save_pictures(figure: Any, directory: Path, name: str, svg: str | None = None) -> list[Path]:
     """Writes ``name.png`` and ``name.svg``.
+
+    Args:
+        figure: from matplotlib.
+        directory: where to write.
+        name: of the files.
+        svg: from :func:`draw_svg`, where it was drawn already.
 
     Returns:
         Their paths.
@@ -199,12 +296,16 @@ def save_pictures(figure: Any, directory: Path, name: str) -> list[Path]:
     Raises:
         DataError: they cannot be written.
     """
+    contents = {
+        "png": _render(figure, "png", name),
+        "svg": (draw_svg(figure, name) if svg is None else svg).encode(),
+    }
     paths = []
-    for kind in ("png", "svg"):
+    for kind, content in contents.items():
         path = directory / f"{name}.{kind}"
         temporary = directory / f".{path.name}.{os.getpid()}.tmp"
         try:
-            temporary.write_bytes(_render(figure, kind, name))
+            temporary.write_bytes(content)
             os.replace(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -5,122 +5,174 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tal_fast.data.files import write_text_atomically
 from tal_fast.page import Page
-from tal_fast.study.curve import CurvePoint
-from tal_fast.study.display import duration
-from tal_fast.study.picture import curve_picture, figure_svg, tiou_picture
+from tal_fast.study import report_sections as sections
+from tal_fast.study.comparison_picture import comparison_picture
+from tal_fast.study.curve import Curve
+from tal_fast.study.curve_picture import (
+    curve_picture,
+    curves_picture,
+    shows_all_dots,
+    tiou_picture,
+)
+from tal_fast.study.display import curve_name, duration
+from tal_fast.study.picture import draw_svg, page_svg, page_svgs, save_pictures
 
-__all__ = ["coverage_rows", "render_page"]
-
-_MACHINE = {
-    "cpu": "processor",
-    "cores": "cores used by the study",
-    "memory_gib": "memory (GiB)",
-    "gpu": "GPU",
-    "system": "system",
-    "python": "Python",
-    "torch": "torch",
-    "numpy": "numpy",
-    "tal_fast": "tal_fast",
-    "commit": "commit",
-    "isa": "instruction set",
-}
+__all__ = ["write_report"]
 
 
-def coverage_rows(
-    records: Sequence[Mapping[str, Any]], fractions: Sequence[float]
-) -> list[tuple[str, list[float]]]:
-    """Returns, per class by name, the share of the samples of each fraction in which it occurs.
+class _Pictures:
+    """Draws each picture once, for a file and for the page.
 
     Args:
-        records: contents of the trials' ``trial.json``.
-        fractions: the fractions, one per column.
+        out: directory of the files.
     """
-    names: set[str] = set()
-    held: dict[float, list[set[str]]] = {fraction: [] for fraction in fractions}
-    for record in records:
-        sample = record["sample"]
-        names.update(sample["classes"], sample["missing_classes"])
-        held[record["fraction"]].append(set(sample["classes"]))
-    return [
-        (
-            name,
-            [
-                sum(name in classes for classes in held[fraction]) / max(1, len(held[fraction]))
-                for fraction in fractions
-            ],
-        )
-        for name in sorted(names)
-    ]
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self.files: dict[str, Path] = {}
+        #: The pictures of the page by name, as ``<svg>`` elements.
+        self.elements: dict[str, list[str]] = {}
+
+    def add(self, name: str, figure: Any, panels: Sequence[str] = ()) -> None:
+        """Draws a figure, or one of panels, to files and for the page."""
+        svg = draw_svg(figure, name)
+        caption = f"figure-{name}"
+        if panels:
+            self.elements[name] = page_svgs(svg, caption, panels)
+        else:
+            self.elements[name] = [page_svg(svg, caption)]
+        for path in save_pictures(figure, self._out, name, svg):
+            self.files[path.name] = path
 
 
-def _per_trial_times(records: Sequence[Mapping[str, Any]]) -> dict[float, float]:
-    seconds: dict[float, list[float]] = {}
-    for record in records:
-        seconds.setdefault(record["fraction"], []).append(float(record.get("seconds", 0.0)))
-    return {fraction: math.fsum(values) / len(values) for fraction, values in seconds.items()}
+def _share(value: float) -> str:
+    """Returns a share in percent, with digits where it is small."""
+    percent = 100.0 * value
+    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
 
 
-def render_page(
-    study: Mapping[str, Any],
-    points: Sequence[CurvePoint],
-    records: Sequence[Mapping[str, Any]],
-    *,
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{100.0 * value:.2f}"
+
+
+def _draw(
+    pictures: _Pictures,
+    curves: Sequence[Curve],
+    compared: Mapping[str, Sequence[Mapping[str, Any]]],
     subtitle: str,
-) -> str:
-    """Returns the page.
+) -> None:
+    if len(curves) == 1:
+        pictures.add("curve", curve_picture(curves[0].points, model=subtitle))
+    else:
+        pictures.add("curve", *curves_picture(curves, model=subtitle))
+    pictures.add("tiou", tiou_picture(curves[0].points, model=subtitle))
+    for name, parts in compared.items():
+        if parts:
+            panels = [(part["title"] or subtitle, part["label"], part["lines"]) for part in parts]
+            titles = [f"{part['label']} against p: {part['title']}" for part in parts]
+            # The mode that the averages are compared with has the first style.
+            figure = comparison_picture(panels, first=int(name == "averages"))
+            pictures.add(name, figure, titles)
+
+
+def write_report(
+    out: Path,
+    study: Mapping[str, Any],
+    curves: Sequence[Curve],
+    records: Sequence[Mapping[str, Any]],
+) -> dict[str, Path]:
+    """Writes the pictures and the page of a study.
 
     Args:
+        out: directory of the study.
         study: content of ``study.yaml``.
-        points: the curve; not empty.
+        curves: built from the records; not empty.
         records: the trials.
-        subtitle: what was trained on what.
+
+    Returns:
+        The files by name.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
+        DataError: a file cannot be written.
     """
-    page = Page("tal_fast.study", "the HTML page", {"duration": duration})
-    fractions = [point.fraction for point in points]
+    page = Page(
+        "tal_fast.study",
+        "the HTML page",
+        {"duration": duration, "share": _share, "points": _points},
+    )
     settings = study["settings"]
-    runs = list(study["runs"])
-    requested = study["request"]["trials"]
+    subtitle = f"{settings['model']} on {settings['data']['name']}"
+    decay = settings["config"].get("training", {}).get("ema_decay")
+    compared: dict[str, list[dict[str, Any]]] = {
+        "budgets": sections.budgets_section(records, curves),
+        "averages": sections.averages_section(records, curves, decay),
+    }
+    samplings = sections.samplings_section(records, curves)
+    pictures = _Pictures(out)
+    drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
+    _draw(pictures, curves, drawn, subtitle)
+    text = _render(
+        page,
+        study,
+        curves,
+        records,
+        subtitle=subtitle,
+        pictures={
+            # The drawings are ours: nothing in them comes from outside but escaped text.
+            name: [page.markup(svg) for svg in svgs]
+            for name, svgs in pictures.elements.items()
+        },
+        samplings=samplings,
+        decay=decay,
+        **compared,
+    )
+    return {**pictures.files, "page": write_text_atomically(out / "report.html", text)}
+
+
+def _render(
+    page: Page,
+    study: Mapping[str, Any],
+    curves: Sequence[Curve],
+    records: Sequence[Mapping[str, Any]],
+    **values: Any,
+) -> str:
+    settings, runs = study["settings"], list(study["runs"])
+    groups = sections.groups_of(curves)
+    summary = sections.summary_rows(curves, {})
+    wall = math.fsum(float(run["seconds"]) for run in runs)
+    done = sum(int(run["trials"]) for run in runs)
     return page.render(
         title=f"How much data does {settings['model']} need?",
-        subtitle=subtitle,
-        points=points,
-        first=points[0],
-        last=points[-1],
-        keys=sorted({key for point in points for key in point.per_tiou}, key=float),
-        # The drawings are ours: nothing in them comes from outside but escaped text.
-        curve_svg=page.markup(figure_svg(curve_picture(points, model=subtitle), "figure-curve")),
-        tiou_svg=page.markup(figure_svg(tiou_picture(points, model=subtitle), "figure-tiou")),
-        full=next((point for point in points if point.fraction == 1.0), None),
-        coverage=coverage_rows(records, fractions),
-        trial_seconds=_per_trial_times(records),
+        curves=curves,
+        summary=summary,
+        best=max(summary, key=lambda row: row["last"].mean),
+        groups=groups,
+        tiou_of=curve_name(curves[0], curves),
+        budget_texts=sections.budget_texts(curves),
+        all_dots=shows_all_dots(curves),
+        full=next((point for point in curves[0].points if point.fraction == 1.0), None),
+        coverage=sections.coverage_section(records, curves),
+        costs=sections.cost_rows(records, groups),
         compute_seconds=math.fsum(float(record.get("seconds", 0.0)) for record in records),
-        wall_seconds=math.fsum(float(run["seconds"]) for run in runs),
+        wall_seconds=wall,
+        trials_per_hour=3600.0 * done / wall if wall and done else None,
+        energy="not known",
         trials=len(records),
-        requested=requested,
+        requested=study["request"]["trials"],
         runs=runs,
-        machines=_machines(runs),
+        machines=sections.machines_of(runs),
         settings=settings,
         study=study,
         config=yaml.safe_dump(settings["config"], sort_keys=False).strip(),
         command=study.get("command", ""),
         hash=study["hash"],
+        **values,
     )
-
-
-def _machines(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the distinct machines that ran trials, with readable names of their facts."""
-    machines: list[dict[str, Any]] = []
-    for run in runs:
-        facts = run.get("machine", {})
-        readable = {_MACHINE[key]: facts[key] for key in _MACHINE if key in facts}
-        if readable and readable not in machines:
-            machines.append(readable)
-    return machines

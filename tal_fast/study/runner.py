@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
-from tal_fast.data.files import write_error, write_text_atomically
+from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, nearest
 from tal_fast.study.curve import Curve, build_curves, curve_csv, trials_csv
 from tal_fast.study.display import StudyDisplay, trial_cost
@@ -412,24 +412,16 @@ def _sum_up(out: Path, *, pictures: bool = False) -> tuple[dict[str, Path], list
         "trials": write_text_atomically(out / "trials.csv", trials_csv(records)),
         "curve": write_text_atomically(out / "curve.csv", curve_csv(curves)),
     }
-    settings = study["settings"]
-    subtitle = f"{settings['model']} on {settings['data']['name']}"
     notes: list[str] = []
     try:
-        from tal_fast.study.picture import curve_picture, save_pictures
-        from tal_fast.study.report import render_page
+        from tal_fast.study.report import write_report
 
-        for path in save_pictures(curve_picture(curves[0].points, model=subtitle), out, "curve"):
-            files[path.suffix[1:]] = path
-        page = render_page(study, curves[0].points, records, subtitle=subtitle)
-        files["page"] = write_text_atomically(out / "report.html", page)
+        files |= write_report(out, study, curves, records)
     except MissingExtraError as error:
         # After hours of training the tables are worth having without the pictures.
         if pictures:
             raise
         notes.append(str(error))
-    except OSError as error:
-        raise write_error(out, error) from error
     return files, notes, curves
 
 

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between the curves of a study: by budget, weight averaging, sampling, and in shape.
+
+Budgets of one sampling share their draws and seeds, and modes of averaging even the training, so
+those are compared pair by pair: what a draw brings to both sides falls out of the difference.
+Samplings draw apart from each other and are compared by their means.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tal_fast.study.curve import Curve, modes_of
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "InitialWeight",
+    "Shape",
+    "compare_averages",
+    "compare_budgets",
+    "compare_samplings",
+    "curve_shape",
+    "initial_weights",
+]
+
+Key = tuple[str, str, str]
+"""Sampling, budget and mode of averaging: what names a curve."""
+
+# Slopes that differ by this many standard errors are told apart.
+_TOLD_APART = 2.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two curves at one p.
+
+    Attributes:
+        fraction: share p of the training data.
+        pairs: draws that both sides trained on; None where the sides draw apart.
+        mean: mean difference of average mAP, second side minus first, in -1..1.
+        error: its standard error; None where a side has one draw only.
+        steps: optimiser steps of the first and the second side, mean; None where not known.
+    """
+
+    fraction: float
+    pairs: int | None
+    mean: float
+    error: float | None
+    steps: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two curves that differ in one thing.
+
+    Attributes:
+        first: the curve that is taken off: sampling, budget, mode of averaging.
+        second: the curve that it is taken off from.
+        differences: one per p that both have, rising.
+    """
+
+    first: Key
+    second: Key
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class _Value:
+    score: float
+    steps: float | None
+
+
+_Cells = dict[Key, dict[float, dict[tuple[int, int], _Value]]]
+
+
+def _cells(records: Iterable[Mapping[str, Any]]) -> _Cells:
+    """Returns the scores by curve, then p, then (repetition, training)."""
+    cells: _Cells = {}
+    for record in records:
+        sampling, budget = record.get("sampling", "video"), record.get("budget", "epochs")
+        trial = record["repetition"], record.get("training", 0)
+        steps = record["result"].get("steps")
+        for mode, scores in modes_of(record).items():
+            levels = cells.setdefault((sampling, budget, mode), {})
+            levels.setdefault(record["fraction"], {})[trial] = _Value(
+                float(scores["average_map"]), None if steps is None else float(steps)
+            )
+    return cells
+
+
+def _mean_steps(values: Iterable[_Value]) -> float | None:
+    steps = [value.steps for value in values]
+    known = [value for value in steps if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(steps) else None
+
+
+def _by_draw(values: Iterable[tuple[int, float]]) -> list[float]:
+    """Returns the mean over the trainings of each draw, from (repetition, value)."""
+    draws: dict[int, list[float]] = {}
+    for repetition, value in values:
+        draws.setdefault(repetition, []).append(value)
+    return [statistics.fmean(draw) for draw in draws.values()]
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _paired(
+    fraction: float, first: Mapping[Any, _Value], second: Mapping[Any, _Value]
+) -> Difference | None:
+    both = sorted(set(first) & set(second))
+    if not both:
+        return None
+    draws = _by_draw((trial[0], second[trial].score - first[trial].score) for trial in both)
+    return Difference(
+        fraction=fraction,
+        pairs=len(draws),
+        mean=statistics.fmean(draws),
+        error=_standard_error(draws),
+        steps=(
+            _mean_steps(first[trial] for trial in both),
+            _mean_steps(second[trial] for trial in both),
+        ),
+    )
+
+
+def _apart(
+    fraction: float, first: Mapping[Any, _Value], second: Mapping[Any, _Value]
+) -> Difference:
+    sides = [
+        _by_draw((trial[0], value.score) for trial, value in sorted(side.items()))
+        for side in (first, second)
+    ]
+    errors = [_standard_error(side) for side in sides]
+    known = [error for error in errors if error is not None]
+    return Difference(
+        fraction=fraction,
+        pairs=None,
+        mean=statistics.fmean(sides[1]) - statistics.fmean(sides[0]),
+        error=math.hypot(*known) if len(known) == 2 else None,
+        steps=(_mean_steps(first.values()), _mean_steps(second.values())),
+    )
+
+
+def _compare(cells: _Cells, first: Key, second: Key, *, paired: bool) -> Comparison | None:
+    found = []
+    for fraction in sorted(set(cells[first]) & set(cells[second])):
+        sides = cells[first][fraction], cells[second][fraction]
+        one = _paired(fraction, *sides) if paired else _apart(fraction, *sides)
+        if one is not None:
+            found.append(one)
+    return Comparison(first, second, tuple(found)) if found else None
+
+
+def _against_first(keys: Sequence[Key], place: int) -> Iterator[tuple[Key, Key]]:
+    """Yields the pairs of curves that differ in ``place`` alone, each against the first there."""
+    heads: dict[tuple[str, ...], Key] = {}
+    for key in keys:
+        rest = (*key[:place], *key[place + 1 :])
+        if rest in heads:
+            yield heads[rest], key
+        else:
+            heads[rest] = key
+
+
+def _comparisons(
+    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve], place: int, *, paired: bool
+) -> list[Comparison]:
+    cells = _cells(records)
+    keys = [(curve.sampling, curve.budget, curve.ema) for curve in curves]
+    found = (
+        _compare(cells, first, second, paired=paired)
+        for first, second in _against_first(keys, place)
+    )
+    return [one for one in found if one is not None]
+
+
+def compare_samplings(
+    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve]
+) -> list[Comparison]:
+    """Compares every sampling with the first, under the same budget and averaging.
+
+    Args:
+        records: contents of the trials' ``trial.json``.
+        curves: the curves built from them.
+
+    Returns:
+        One comparison per curve of the other samplings; their draws are not paired.
+    """
+    return _comparisons(records, curves, 0, paired=False)
+
+
+def compare_budgets(
+    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve]
+) -> list[Comparison]:
+    """Compares every budget with the first, on the same draws and seeds; see above."""
+    return _comparisons(records, curves, 1, paired=True)
+
+
+def compare_averages(
+    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve]
+) -> list[Comparison]:
+    """Compares every mode of averaging with the first, within each training; see above."""
+    return _comparisons(records, curves, 2, paired=True)
+
+
+@dataclass(frozen=True)
+class InitialWeight:
+    """How much of the tested weights of a plain average is still the random start, at one p.
+
+    Attributes:
+        fraction: share p of the training data.
+        steps: optimiser steps, mean over the trials.
+        kept: decay ** steps, mean over the trials, in 0..1.
+    """
+
+    fraction: float
+    steps: float
+    kept: float
+
+
+def initial_weights(
+    records: Iterable[Mapping[str, Any]], decay: float
+) -> dict[tuple[str, str], list[InitialWeight]]:
+    """Returns the weight of the start in a plain moving average.
+
+    Such an average begins at the random initialisation and forgets it by ``decay`` per step; after
+    n steps it holds decay ** n of it.
+
+    Args:
+        records: contents of the trials' ``trial.json``.
+        decay: decay of the average per step, in 0..1.
+
+    Returns:
+        (sampling, budget) -> one entry per p whose trials all tell their steps, rising.
+    """
+    steps: dict[tuple[str, str], dict[float, list[float | None]]] = {}
+    for record in records:
+        key = record.get("sampling", "video"), record.get("budget", "epochs")
+        found = record["result"].get("steps")
+        levels = steps.setdefault(key, {})
+        levels.setdefault(record["fraction"], []).append(None if found is None else float(found))
+    result: dict[tuple[str, str], list[InitialWeight]] = {}
+    for key, by_fraction in steps.items():
+        rows = []
+        for fraction, values in sorted(by_fraction.items()):
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                kept = statistics.fmean(decay**value for value in known)
+                rows.append(InitialWeight(fraction, statistics.fmean(known), kept))
+        result[key] = rows
+    return result
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where a curve is steepest, the point (0, 0) counted in: no data, no score.
+
+    Attributes:
+        first: points of mAP per percent of the data from 0 to the smallest p.
+        steepest: the largest slope between neighbours.
+        between: the two fractions that it lies between.
+        excess: steepest minus first, in standard errors; 0 where they are the same, None where the
+            deviations are not known.
+    """
+
+    first: float
+    steepest: float
+    between: tuple[float, float]
+    excess: float | None
+
+    @property
+    def sigmoid(self) -> bool | None:
+        """Whether the curve is steeper later than at its start; None where that is not known."""
+        if self.between[0] == 0.0:
+            return False
+        return None if self.excess is None else self.excess >= _TOLD_APART
+
+
+def curve_shape(curve: Curve) -> Shape:
+    """Says whether a curve starts slowly (an S) or is steepest at its start.
+
+    The standard error is that of the difference of the two slopes, the levels taken as independent.
+    """
+    points = curve.points
+    x = [0.0, *(100.0 * point.fraction for point in points)]
+    y = [0.0, *(100.0 * point.mean for point in points)]
+    errors = [
+        0.0,
+        *(
+            math.nan if point.deviation is None else 100.0 * point.deviation / math.sqrt(point.n)
+            for point in points
+        ),
+    ]
+    slopes = [(y[i + 1] - y[i]) / (x[i + 1] - x[i]) for i in range(len(points))]
+    top = max(range(len(slopes)), key=slopes.__getitem__)
+    # The difference of the slopes as a sum over the levels, some of which both may share.
+    weights = [0.0] * len(x)
+    for index, sign in ((top, 1.0), (0, -1.0)):
+        width = x[index + 1] - x[index]
+        weights[index + 1] += sign / width
+        weights[index] -= sign / width
+    used = [(w, e) for w, e in zip(weights, errors, strict=True) if w]
+    error = math.sqrt(math.fsum((w * e) ** 2 for w, e in used))
+    excess: float | None = 0.0
+    if top:
+        gap = slopes[top] - slopes[0]
+        excess = None if math.isnan(error) else gap / error if error else math.inf
+    return Shape(slopes[0], slopes[top], (x[top] / 100.0, x[top + 1] / 100.0), excess)
