@@ -30,6 +30,7 @@ __all__ = [
     "check_times",
     "extrapolate",
     "join_families",
+    "require_spread",
     "weighted_quantiles",
 ]
 
@@ -140,6 +141,19 @@ def _drift(curve: LearningCurve, tests: Backtest, names: Sequence[str], weights:
     return math.sqrt(max(0.0, float(excess)) / float((distance[counted] ** 2).sum()))
 
 
+def require_spread(curve: LearningCurve) -> None:
+    """Checks that something tells how far a draw of the data moves the curve.
+
+    Raises:
+        DataError: no level has repetitions.
+    """
+    if math.isnan(curve.pooled_deviation):
+        raise DataError(
+            f"{curve.name}: expected repetitions at some level, got none: nothing tells how far a "
+            "draw of the data moves the curve; give its standard deviation with --deviation"
+        )
+
+
 def build_ensemble(
     curve: LearningCurve,
     families: Sequence[Family] = FITTED,
@@ -162,11 +176,7 @@ def build_ensemble(
     Raises:
         DataError: the curve has fewer than three levels, does not rise, or has no repetitions.
     """
-    if math.isnan(curve.pooled_deviation):
-        raise DataError(
-            f"{curve.name}: expected repetitions at some level, got none: nothing tells how far a "
-            "draw of the data moves the curve; give its standard deviation with --deviation"
-        )
+    require_spread(curve)
     rng = np.random.default_rng(seed)
     fits = fit_families(curve, families, replicates=replicates, rng=rng)
     if not fits:

@@ -10,27 +10,12 @@ import numpy as np
 
 from tal_fast.study.curve_fit import LAST, CurveFit
 from tal_fast.study.extrapolation import Ensemble, Extrapolation
+from tal_fast.study.fits_picture import COLOURS
 from tal_fast.study.learning_curve import LearningCurve
 from tal_fast.study.picture import GRID, INK, LINE, blank_figure, legend
 from tal_fast.study.planning import TargetPlan
 
-__all__ = ["COLOURS", "draw_measured", "extrapolation_picture", "fit_picture", "target_picture"]
-
-# One colour per family, the same in every picture, told apart in grey and by colour-blind eyes by
-# the dashes.
-COLOURS: dict[str, tuple[str, Any]] = {
-    "wbl4": ("#00a0c8", "-"),
-    "mmf4": ("#1f9e9a", (0, (6, 2))),
-    "pow4": ("#5aa02c", (0, (4, 1, 1, 1))),
-    "hill": ("#7a3b8f", (0, (2, 1))),
-    "pow3": ("#c77d0a", "-"),
-    "exp3": ("#b5402a", (0, (6, 2))),
-    "bnsl1": ("#16307a", (0, (1, 1))),
-    "log2": ("#8a6d3b", (0, (4, 1, 1, 1))),
-    "gompertz": ("#d0527f", (0, (2, 1))),
-    "logistic": ("#707782", (0, (6, 2, 1, 2))),
-    LAST: ("#1a1c20", (0, (1, 3))),
-}
+__all__ = ["draw_measured", "extrapolation_picture", "fit_picture", "target_picture"]
 
 
 def draw_measured(axes: Any, curve: LearningCurve) -> None:

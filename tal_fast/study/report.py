@@ -22,7 +22,9 @@ from tal_fast.study.curve_picture import (
     tiou_picture,
 )
 from tal_fast.study.display import curve_name, duration
+from tal_fast.study.fits_picture import fits_picture
 from tal_fast.study.picture import draw_svg, page_svg, page_svgs, save_pictures
+from tal_fast.study.report_fits import DRAWS, FITS, fit_curves
 
 __all__ = ["write_report"]
 
@@ -62,6 +64,10 @@ def _points(value: float | None) -> str:
     return "-" if value is None else f"{100.0 * value:.2f}"
 
 
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def _draw(
     pictures: _Pictures,
     curves: Sequence[Curve],
@@ -87,14 +93,17 @@ def write_report(
     study: Mapping[str, Any],
     curves: Sequence[Curve],
     records: Sequence[Mapping[str, Any]],
+    *,
+    fits: int = FITS,
 ) -> dict[str, Path]:
-    """Writes the pictures and the page of a study.
+    """Writes the fits, the pictures and the page of a study.
 
     Args:
         out: directory of the study.
         study: content of ``study.yaml``.
         curves: built from the records; not empty.
         records: the trials.
+        fits: how many curves to fit.
 
     Returns:
         The files by name.
@@ -106,7 +115,7 @@ def write_report(
     page = Page(
         "tal_fast.study",
         "the HTML page",
-        {"duration": duration, "share": _share, "points": _points},
+        {"duration": duration, "share": _share, "points": _points, "number": _number},
     )
     settings = study["settings"]
     subtitle = f"{settings['model']} on {settings['data']['name']}"
@@ -116,9 +125,18 @@ def write_report(
         "averages": sections.averages_section(records, curves, decay),
     }
     samplings = sections.samplings_section(records, curves)
+    found, left_out, file = fit_curves(out, curves, model=settings["model"], most=fits)
     pictures = _Pictures(out)
     drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
     _draw(pictures, curves, drawn, subtitle)
+    by_name = {curve_name(curve, curves): curve for curve in curves}
+    fitted = [
+        (name or subtitle, by_name[name], content)
+        for name, content in found.items()
+        if content["drawing"]
+    ]
+    if fitted:
+        pictures.add("fits", *fits_picture(fitted))
     text = _render(
         page,
         study,
@@ -132,9 +150,15 @@ def write_report(
         },
         samplings=samplings,
         decay=decay,
+        summary=sections.summary_rows(curves, found),
+        fits={**sections.fits_section(found, left_out), "draws": DRAWS},
         **compared,
     )
-    return {**pictures.files, "page": write_text_atomically(out / "report.html", text)}
+    return {
+        **pictures.files,
+        "fits": file,
+        "page": write_text_atomically(out / "report.html", text),
+    }
 
 
 def _render(
@@ -146,14 +170,12 @@ def _render(
 ) -> str:
     settings, runs = study["settings"], list(study["runs"])
     groups = sections.groups_of(curves)
-    summary = sections.summary_rows(curves, {})
     wall = math.fsum(float(run["seconds"]) for run in runs)
     done = sum(int(run["trials"]) for run in runs)
     return page.render(
         title=f"How much data does {settings['model']} need?",
         curves=curves,
-        summary=summary,
-        best=max(summary, key=lambda row: row["last"].mean),
+        best=max(values["summary"], key=lambda row: row["last"].mean),
         groups=groups,
         tiou_of=curve_name(curves[0], curves),
         budget_texts=sections.budget_texts(curves),

@@ -27,6 +27,7 @@ __all__ = [
     "cost_rows",
     "coverage_rows",
     "coverage_section",
+    "fits_section",
     "groups_of",
     "machines_of",
     "samplings_section",
@@ -166,6 +167,62 @@ def summary_rows(
             }
         )
     return rows
+
+
+def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str]) -> dict[str, Any]:
+    """Returns the fits, backtests and extrapolations, curve by curve.
+
+    Args:
+        fits: by name of the curve, as :func:`~tal_fast.study.report_fits.fit_curves` gives them.
+        left_out: names of the curves that were not fitted.
+    """
+    fitted = {name: found for name, found in fits.items() if found["fit"]}
+    shown = []
+    for name, found in fitted.items():
+        extrapolation = found["extrapolation"]
+        notes = list(
+            dict.fromkeys([*(extrapolation or found["fit"])["notes"], *found["fit"]["notes"]])
+        )
+        weights = None
+        if extrapolation:
+            families = {row["family"]: row for row in extrapolation["families"]}
+            weights = {"share": extrapolation["share"], "families": families}
+        shown.append((name, found["fit"], weights, notes))
+    ranked = [name for name, found in fitted.items() if found["fit"]["backtest"]["ranking"]]
+    return {
+        "shown": shown,
+        "named": len(fits) + len(left_out) > 1,
+        "problems": [(name, text) for name, found in fits.items() for text in found["problems"]],
+        "unfitted": [name for name in fits if name not in fitted],
+        "extrapolated": [
+            (name, found["extrapolation"])
+            for name, found in fitted.items()
+            if found["extrapolation"]
+        ],
+        "ranked": ranked,
+        "ranks": _ranks([fitted[name]["fit"] for name in ranked]),
+        "left_out": list(left_out),
+    }
+
+
+def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per family: error and rank on each curve, the best mean rank first."""
+    titles = {row["family"]: row["title"] for fit in fits for row in fit["families"]}
+    titles["last1"] = "last value"
+    cells: list[dict[str, dict[str, Any]]] = [
+        {
+            row["family"]: {"rmse": row["rmse"], "rank": rank}
+            for rank, row in enumerate(fit["backtest"]["ranking"], start=1)
+        }
+        for fit in fits
+    ]
+    rows = []
+    for family, title in titles.items():
+        found = [cell.get(family) for cell in cells]
+        ranks = [cell["rank"] for cell in found if cell]
+        if ranks:
+            rows.append({"family": title, "cells": found, "mean": math.fsum(ranks) / len(ranks)})
+    return sorted(rows, key=lambda row: row["mean"])
 
 
 def _at(comparison: Comparison) -> dict[float, Difference]:

@@ -400,7 +400,9 @@ def run_study(
         return StudyResult(curves, len(tasks), asked - len(tasks), files, notes)
 
 
-def _sum_up(out: Path, *, pictures: bool = False) -> tuple[dict[str, Path], list[str], list[Curve]]:
+def _sum_up(
+    out: Path, *, pictures: bool = False, fits: int | None = None
+) -> tuple[dict[str, Path], list[str], list[Curve]]:
     study = read_study(out)
     if study is None:
         raise DataError(f"{out}: no study here (study.yaml is missing)")
@@ -416,7 +418,8 @@ def _sum_up(out: Path, *, pictures: bool = False) -> tuple[dict[str, Path], list
     try:
         from tal_fast.study.report import write_report
 
-        files |= write_report(out, study, curves, records)
+        chosen = {} if fits is None else {"fits": fits}
+        files |= write_report(out, study, curves, records, **chosen)
     except MissingExtraError as error:
         # After hours of training the tables are worth having without the pictures.
         if pictures:
@@ -425,18 +428,22 @@ def _sum_up(out: Path, *, pictures: bool = False) -> tuple[dict[str, Path], list
     return files, notes, curves
 
 
-def report_study(out: Path) -> StudyResult:
-    """Sums up the finished trials of a study again: tables, pictures and page.
+def report_study(out: Path, *, fits: int | None = None) -> StudyResult:
+    """Sums up the finished trials of a study again: tables, fits, pictures and page.
 
     Args:
         out: directory of the study.
+        fits: how many curves to fit for the page; None for the usual number. Fits made before of
+            curves that have not changed are kept.
 
     Raises:
         DataError: there is no study, or none of its trials is complete.
-        ConfigError: it holds a trial of other settings.
+        ConfigError: it holds a trial of other settings, or ``fits`` is negative.
         MissingExtraError: matplotlib or jinja2 is not installed; the tables are written then.
     """
-    files, notes, curves = _sum_up(Path(out), pictures=True)
+    if fits is not None and fits < 0:
+        raise ConfigError(f"fits: expected 0 or more, got {fits}")
+    files, notes, curves = _sum_up(Path(out), pictures=True, fits=fits)
     # Modes of averaging are of the same trials.
     first = [curve for curve in curves if curve.ema == curves[0].ema]
     trials = sum(point.trials for curve in first for point in curve.points)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from tal_fast.study.settings import hash_settings
 
@@ -107,3 +109,28 @@ BUDGETS = [
     trial(0.5, 0, {"off": 0.40, "plain": 0.41}, budget="steps", steps=20),
     trial(1.0, 0, {"off": 0.50, "plain": 0.45}, budget="steps", steps=20),
 ]
+
+LEVELS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+
+
+def rising(
+    budget: str = "epochs",
+    modes: Sequence[str] = ("off",),
+    repetitions: int = 3,
+    levels: Sequence[float] = LEVELS,
+    **more: Any,
+) -> list[dict[str, Any]]:
+    """Records of a curve that rises to 60 points, of which it has 50 at p = 100 %."""
+    noise = np.random.default_rng(0)
+    return [
+        trial(
+            p,
+            repetition,
+            {mode: 0.6 * p / (p + 0.2) + noise.normal(0, 0.005) for mode in modes},
+            budget=budget,
+            videos=round(200 * p),
+            **more,
+        )
+        for p in levels
+        for repetition in range(repetitions)
+    ]

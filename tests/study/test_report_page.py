@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_records import BUDGETS, RECORDS, study, trial
+from made_records import BUDGETS, RECORDS, rising, study, trial
 
 from tal_fast.study.curve import build_curves
 from tal_fast.study.report import write_report
@@ -50,8 +50,9 @@ class Page(HTMLParser):
         ]
 
 
-def page_of(records, out, **changes):
-    files = write_report(out, study(len(records), **changes), build_curves(records), records)
+def page_of(records, out, fits=4, **changes):
+    content = study(len(records), **changes)
+    files = write_report(out, content, build_curves(records), records, fits=fits)
     return Page(files["page"].read_text()), files
 
 
@@ -65,6 +66,11 @@ def several(tmp_path_factory):
     window = [trial(p, r, {"off": v, "plain": v / 2}, sampling="window", classes=2, windows=99)
               for p, r, v in ((0.1, 0, 0.3), (0.1, 1, 0.5), (1.0, 0, 0.6))]  # fmt: skip
     return page_of([*BUDGETS, *window], tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    return page_of([*rising(), *rising("steps")], tmp_path_factory.mktemp("fitted"), fits=1)
 
 
 class TestOneCurve:
@@ -102,7 +108,8 @@ class TestOneCurve:
         assert "not known energy" in single[0].text
 
     def test_files(self, single):
-        assert set(single[1]) == {"curve.png", "curve.svg", "tiou.png", "tiou.svg", "page"}
+        pictures = {"curve.png", "curve.svg", "tiou.png", "tiou.svg"}
+        assert set(single[1]) == {*pictures, "fits", "page"}
 
     def test_unfinished_study_says_so(self, tmp_path):
         request = {**study()["request"], "trials": 9}
@@ -191,8 +198,8 @@ class TestSeveralCurves:
         assert "sit 0 0" in page.text  # in none of windows
 
     def test_files(self, several):
-        pictures = {"curve", "tiou", "budgets", "averages", "samplings"}
-        assert {name for name in several[1] if name != "page"} == {
+        pictures = {"curve", "tiou", "budgets", "averages", "samplings", "fits"}
+        assert set(several[1]) - {"page", "fits"} == {
             f"{name}.{kind}" for name in pictures for kind in ("png", "svg")
         }
 
@@ -206,6 +213,46 @@ class TestSeveralCurves:
         assert "Budgets compared" not in page.text
         assert "budgets.svg" not in files
         assert page.cells("epochs")[0][-1] == "-10.00"
+
+
+class TestFits:
+    def test_extrapolation(self, fitted):
+        page, files = fitted
+        (row,) = page.cells("Extrapolation")
+        assert row[0] == "epochs"
+        assert row[2] == "300 %"
+        low, high = row[4].split(" to ")
+        assert float(low) < 56.25 < float(high)
+        assert f"({low} to {high})" in page.text[: page.text.index("The curves")]
+        assert {"fits.png", "fits.svg", "fits"} <= set(files)
+
+    def test_backtest_ranks(self, fitted):
+        rows = fitted[0].cells("Backtest: which family predicts")
+        ranks = [int(row[1].split("(")[1].strip(")")) for row in rows]
+        assert ranks == list(range(1, len(rows) + 1))
+        assert "last value" in [row[0] for row in rows]
+
+    def test_families(self, fitted):
+        rows = fitted[0].cells("Families of epochs")
+        assert sum(float(row[7]) for row in rows) == pytest.approx(1, abs=0.05)
+        assert "bnsl1 is left out: it needs 11 levels of p, there are 6" in fitted[0].text
+
+    def test_curves_left_out_are_named(self, fitted):
+        assert "Not fitted here: steps" in fitted[0].text
+        assert "tal-fast study report --fits 2" in fitted[0].text
+
+    def test_what_cannot_be_fitted_is_a_sentence(self, single):
+        page, files = single
+        assert "No fit. tadtr-small: expected at least 3 levels of p, got 2;" in page.text
+        assert "Families" not in page.text
+        assert "fits.png" not in files
+
+    def test_single_curve(self, tmp_path):
+        page, _ = page_of(rising(), tmp_path)
+        assert "expected at 300 %" in page.text
+        assert page.cells("Extrapolation")[0][1] == "300 %"
+        assert "mean rank" not in page.text
+        assert "Not fitted here" not in page.text
 
 
 class TestCoverage:
