@@ -94,9 +94,11 @@ def load_model(path: str | Path) -> tuple[TadTR, ExperimentConfig, tuple[str, ..
         raise TrainingError(f"{path}: not a model checkpoint, it lacks {sorted(missing)}")
     config = config_from_dict(content["config"])
     classes = tuple(content["classes"])
-    model = TadTR(content["in_channels"], len(classes), config.model)
+    # Without initial weights: drawing them took longer than reading the trained ones.
+    with torch.device("meta"):
+        model = TadTR(content["in_channels"], len(classes), config.model)
     try:
-        model.load_state_dict(content["model"])
+        model.load_state_dict(content["model"], assign=True)
     except RuntimeError as error:
         raise TrainingError(f"{path}: weights do not fit the model: {error}") from error
-    return model.eval(), config, classes
+    return model.float().eval(), config, classes

@@ -17,7 +17,7 @@ import torch
 
 from tal_fast.data.dataset import TALDataset
 from tal_fast.errors import ConfigError, DataError, TrainingError
-from tal_fast.evaluation import evaluate
+from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models import TadTR
 from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
@@ -131,7 +131,7 @@ def train(
 
         def validate(model: TadTR) -> float:
             found = detect(model, data, held, config)
-            return evaluate(data.annotations.select(held), found).average_map
+            return _score(data, held, found).average_map
 
     trainer = Trainer(
         config, data, kept, out, positions=positions, progress=progress, validate=validate
@@ -201,7 +201,7 @@ def run_experiment(
         found = predict(checkpoint, data, test_videos, out / name, progress=predicting)
         if progress is not None:
             progress(ProgressEvent("evaluate", number, len(summary.checkpoints)))
-        score = evaluate(data.annotations.select(test_videos), found)
+        score = _score(data, test_videos, found)
         evaluations[mode] = score.to_dict()
         per_threshold = zip(score.tiou_thresholds, score.map_per_threshold, strict=True)
         scores[mode] = Scores(
@@ -227,6 +227,12 @@ def run_experiment(
     except OSError as error:
         raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error
     return result
+
+
+def _score(data: TALDataset, videos: Sequence[str], found: Detections) -> EvaluationResult:
+    # On the threads of this trial: those of the machine belong to the trials beside it, too.
+    truth = data.annotations.select(videos)
+    return evaluate(truth, found, num_threads=torch.get_num_threads())
 
 
 def _hold_out(videos: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:

@@ -142,3 +142,28 @@ def test_results_file_names_every_video(data, config, out):
     assert set(read_results(out / "predictions.json").videos) == set(data.splits["test"])
     model, _, _ = load_model(out / "checkpoint.pt")
     assert model.in_channels == 16
+
+
+def test_scoring_keeps_to_the_threads_of_its_trial(data, config, out, monkeypatch):
+    from tal_fast.training import experiment
+
+    used = []
+
+    def spy(*arguments, num_threads, **options):
+        used.append(num_threads)
+        return evaluate(*arguments, num_threads=num_threads, **options)
+
+    monkeypatch.setattr(experiment, "evaluate", spy)
+    before = torch.get_num_threads()
+    try:
+        run_experiment(
+            replace(config, training=replace(config.training, holdout=0.3)),
+            data,
+            train_videos=data.splits["train"],
+            test_videos=data.splits["test"],
+            out=out,
+            threads=3,
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert used == [3, 3, 3]  # two epochs by held-out videos, then the test videos

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tal_fast.errors import DataError, TrainingError
+from tal_fast.models import TadTR
 from tal_fast.training import train
-from tal_fast.training.checkpoint import load_model, read_checkpoint
+from tal_fast.training.checkpoint import load_model, read_checkpoint, save_model
 from tal_fast.training.ema import WeightAverage
 from tal_fast.training.trainer import Trainer, parameter_groups
 
@@ -216,3 +217,19 @@ def test_damaged_checkpoints(tmp_path):
     torch.save({"format": 1}, path)
     with pytest.raises(TrainingError, match="it lacks"):
         load_model(path)
+
+
+def test_loading_a_model_draws_no_initial_weights(data, config, tmp_path):
+    torch.manual_seed(5)
+    model = TadTR(data.channels, data.num_classes, config.model)
+    path = tmp_path / "checkpoint.pt"
+    half = {key: value.half() for key, value in model.state_dict().items()}
+    save_model(path, half, config, data.annotations.classes, data.channels)
+    before = torch.get_rng_state()
+    loaded, _, _ = load_model(path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    found = loaded.state_dict()
+    assert {value.device.type for value in found.values()} == {"cpu"}
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert same(found, {key: value.float() for key, value in half.items()})
