@@ -104,9 +104,27 @@ def study_run(
     seed: Annotated[int, typer.Option(min=0, help="Of split, samples and trainings.")] = 0,
     config: Config = None,
     settings: Settings = None,
-    jobs: Jobs = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trials at a time, one process each; default 1, on a cluster as many as fit.",
+        ),
+    ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Torch threads per trial; default: cores / jobs.")
+        int | None,
+        typer.Option(min=1, help="Torch threads per trial; default: cores / jobs, on a cluster 1."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Run on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for one of "
+            "this machine."
+        ),
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(help="On a cluster: GPUs of each trial; 0.25 lets four share one."),
     ] = None,
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
@@ -129,6 +147,8 @@ def study_run(
         overrides=tuple(settings or ()),
         jobs=jobs,
         threads=threads,
+        ray=ray,
+        gpus_per_trial=gpus_per_trial,
     )
     _print_study(run_study(spec))
 

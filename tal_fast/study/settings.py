@@ -64,8 +64,11 @@ class StudySpec:
         seed: decides the random split, the samples and the trials' seeds.
         config: YAML file of settings, or None.
         overrides: ``section.field=value`` each, over preset and file.
-        jobs: trials at a time.
-        threads: torch threads per trial; None shares the cores fairly.
+        jobs: trials at a time; None is 1, or as many as a cluster holds.
+        threads: torch threads per trial; None shares the cores fairly, and is 1 on a cluster.
+        ray: address of a Ray cluster to run on (:class:`~tal_fast.study.ray_cluster.RayCluster`);
+            None runs on this machine.
+        gpus_per_trial: GPUs of each trial on a Ray cluster; below 1 that many share one.
     """
 
     data: Path
@@ -81,8 +84,10 @@ class StudySpec:
     seed: int = 0
     config: Path | None = None
     overrides: tuple[str, ...] = ()
-    jobs: int = 1
+    jobs: int | None = None
     threads: int | None = None
+    ray: str | None = None
+    gpus_per_trial: float | None = None
 
     def command(self) -> str:
         """Returns the command line that asks for this study."""
@@ -103,7 +108,11 @@ class StudySpec:
             words += ["--config", str(self.config)]
         for override in self.overrides:
             words += ["--set", override]
-        if self.jobs != 1:
+        if self.ray is not None:
+            words += ["--ray", self.ray]
+        if self.gpus_per_trial is not None:
+            words += ["--gpus-per-trial", f"{self.gpus_per_trial:g}"]
+        if self.jobs is not None:
             words += ["--jobs", str(self.jobs)]
         if self.threads is not None:
             words += ["--threads", str(self.threads)]

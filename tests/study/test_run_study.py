@@ -46,6 +46,7 @@ class TestRun:
         assert (result.ran, result.reused) == (6, 0)
         assert ran(spec) == names(spec) == ALL
         files = {"config.yaml", "curve.csv", "curve.png", "curve.svg", "report.html", "study.yaml"}
+        files |= {"fits.json", "fits.png", "fits.svg", "tiou.png", "tiou.svg"}
         assert files | {"trials", "trials.csv"} == {path.name for path in spec.out.iterdir()}
 
         before = {path: path.read_bytes() for path in sorted(spec.out.rglob("*")) if path.is_file()}
