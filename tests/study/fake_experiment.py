@@ -113,8 +113,8 @@ def learn_slowly(config, data, *, train_videos, out, resume, progress, steps=STE
 
 
 def learn_for_long(*arguments, **rest):
-    """As learn_slowly, for two seconds."""
-    return learn_slowly(*arguments, steps=100, **rest)
+    """As learn_slowly, for three seconds."""
+    return learn_slowly(*arguments, steps=150, **rest)
 
 
 def stuck(config, data, *, train_videos, test_videos, out, resume, progress, threads):

@@ -38,7 +38,6 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 HERE = Path(__file__).parent
 NAMES = [f"p{percent}_r{r}" for r in (0, 1) for percent in ("100", "050", "010")]
-MARK = "FAKE_CLUSTER"
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
@@ -48,24 +47,22 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> No
         time.sleep(0.02)
 
 
-def processes(mark: str) -> list[str]:
-    """What runs with this mark in its environment, as every process of a cluster does."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            # The environment first: the names of Ray's processes may have been changed.
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except psutil.Error:
-            continue
-    return found
+def descendants(pid: int) -> set[psutil.Process]:
+    """What this process has started, and what that has."""
+    return set(psutil.Process(pid).children(recursive=True))
+
+
+def check_gone(processes: set[psutil.Process]) -> None:
+    """Ray's agents need a few seconds to see that the rest is gone."""
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
 
 
 class Nodes:
     """The cluster of ray_nodes.py."""
 
     def __init__(self, directory: str) -> None:
-        environment = {**os.environ, MARK: directory, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["RAY_AUTH_MODE"] = "disabled"
         environment["RAY_worker_niceness"] = "0"  # the tests wait for the workers
@@ -81,6 +78,7 @@ class Nodes:
                 start_new_session=True,
             )
         self.address = self._answer()
+        self._seen: set[psutil.Process] = set()
 
     def _answer(self) -> str:
         # Ray prints a few lines of its own.
@@ -90,12 +88,15 @@ class Nodes:
         raise AssertionError(self.log.read_text())
 
     def do(self, command: str) -> None:
+        self._seen |= descendants(self._process.pid)  # of a node that is killed now
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
         self._answer()
 
     def stop(self) -> None:
+        self._seen |= descendants(self._process.pid)
         self._process.communicate(timeout=60)
+        check_gone(self._seen)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,6 @@ def nodes() -> Iterator[Nodes]:
     try:
         yield nodes
         nodes.stop()
-        wait_for(lambda: not processes(directory), "the end of Ray's processes", seconds=20)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -195,8 +195,8 @@ class TestOnTheCluster:
             assert outcome.error is None
         assert set(ends(study).values()) == {1}
         assert {call["node"] for call in starts(study)} == {"first", "second"}
-        # The large ones first, as they were given.
-        assert {call["trial"] for call in starts(study)[:2]} == set(NAMES[:2])
+        # In about the given order: Ray has two trials more than it can run at a time.
+        assert {call["trial"] for call in starts(study)[:2]} <= set(NAMES[:4])
         assert {name for name, _ in events} == set(NAMES)
         assert {event["stage"] for _, event in events} == {"train"}
         nothing_left(study)
@@ -260,7 +260,7 @@ class TestOnTheCluster:
         wait_for(lambda: any(c["node"] == "second" for c in starts(study)), "the second node")
         victim = next(call for call in starts(study) if call["node"] == "second")
         steps = study / "trials" / f".{victim['trial']}.partial" / "step.txt"
-        wait_for(lambda: steps.exists() and int(steps.read_text()) >= 30, "30 steps")
+        wait_for(lambda: steps.exists() and int(steps.read_text()) >= 20, "20 steps")
         nodes.do("kill")
         runs.join(90)
         assert not runs.is_alive()
@@ -271,7 +271,7 @@ class TestOnTheCluster:
         assert ends(study) == Counter(names)
         tries = [call for call in starts(study) if call["trial"] == victim["trial"]]
         assert [call["node"] for call in tries] == ["second", "first"]
-        assert tries[1]["first"] >= 30  # went on from the checkpoint
+        assert tries[1]["first"] >= 20  # went on from the checkpoint
         (record,) = (o.record for o in outcomes if o.trial == victim["trial"])
         assert record["continued"]
         assert len(notices) == 1
@@ -411,23 +411,24 @@ class TestConnecting:
     def test_nothing_to_do(self, study):
         assert list(cluster("local", study).run([], ignore)) == []
 
+    @pytest.mark.slow
     def test_a_cluster_of_its_own(self, study, make_tasks, monkeypatch, tmp_path):
         """It starts, runs, and leaves no process, however it ends."""
         directory = tempfile.mkdtemp(prefix="tf", dir="/tmp")
         monkeypatch.setenv("RAY_TMPDIR", directory)
-        monkeypatch.setenv(MARK, directory)
+        others = descendants(os.getpid())
         # Too short for Ray to end in order.
         monkeypatch.setattr(ray_cluster, "GRACE_SECONDS", 0.5)
         monkeypatch.setattr(ray_cluster, "_SECONDS_TO_END", 0.0)
-        mine = len(processes(directory))
         try:
             tasks = make_tasks("learn", p050_r0="stuck")
             run = cluster("local", study, at_most=1).run(tasks, ignore)
             assert next(run).trial == "p100_r0"
-            assert len(processes(directory)) > mine
             wait_for(lambda: len(starts(study)) == 2, "the second trial")
+            left = descendants(os.getpid()) - others
+            assert starts(study)[-1]["pid"] in {process.pid for process in left}
             run.close()
-            wait_for(lambda: len(processes(directory)) == mine, "the end of Ray", seconds=10)
+            check_gone(left)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         assert finished(study) == ["p100_r0"]
