@@ -187,7 +187,7 @@ class TestStatus:
         ],
     )
     def test_errors_of_commands(self, capsys, monkeypatch, error, status, message):
-        def fail(path):
+        def fail(path, **options):
             raise error
 
         monkeypatch.setattr("tal_fast.study.report_study", fail)
@@ -201,7 +201,7 @@ class TestStatus:
             cli.main(["study", "report", "--study", "nowhere"])
 
     def test_bugs_keep_their_traceback(self, monkeypatch):
-        def fail(path):
+        def fail(path, **options):
             raise ZeroDivisionError
 
         monkeypatch.setattr("tal_fast.study.report_study", fail)

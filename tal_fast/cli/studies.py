@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 def _print_study(result: StudyResult) -> None:
     from rich.console import Console
 
-    from tal_fast.study.display import curve_table
+    from tal_fast.study.display import curve_tables
 
     # A fixed width keeps the table whole in a pipe or a log.
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    for curve in result.curves:
-        console.print(curve_table(curve, result.curves))
+    for table in curve_tables(result.curves):
+        console.print(table)
     if result.ran == 0:
         typer.echo(f"all {result.reused} trials were there already, nothing was trained")
     for name, path in result.files.items():
-        typer.echo(f"{name + ':':8} {path}")
+        typer.echo(f"{name + ':':15} {path}")
     for note in result.notes:
         say(f"note: {note}")
 
@@ -166,11 +166,14 @@ def study_demo(out: Out, jobs: Jobs = 2) -> None:
 @command(study_app, "report", "tal-fast study report --study results/hapt")
 def study_report(
     study: Annotated[Path, typer.Option(help="Directory of a study.")],
+    fits: Annotated[
+        int, typer.Option(help="Curves to fit for the page; fits of unchanged curves are kept.")
+    ] = 4,
 ) -> None:
-    """Write tables, pictures and page again from the finished trials."""
+    """Write tables, fits, pictures and page again from the finished trials."""
     from tal_fast.study import report_study
 
-    _print_study(report_study(study))
+    _print_study(report_study(study, fits=fits))
 
 
 Measured = Annotated[

@@ -19,6 +19,7 @@ __all__ = [
     "build_curve",
     "build_curves",
     "curve_csv",
+    "curves_by_training",
     "mean_and_deviation",
     "modes_of",
     "trials_csv",
@@ -206,6 +207,14 @@ def build_curves(records: Iterable[Mapping[str, Any]]) -> list[Curve]:
         for (sampling, budget), group in sorted(groups.items(), key=lambda item: _rank(*item[0]))
         for mode in modes_of(group[0])
     ]
+
+
+def curves_by_training(curves: Iterable[Curve]) -> list[list[Curve]]:
+    """Returns the curves of the same trainings together: those that differ in averaging alone."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.sampling, curve.budget), []).append(curve)
+    return list(groups.values())
 
 
 def _rank(sampling: str, budget: str) -> tuple[int, int]:

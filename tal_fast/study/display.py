@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from tal_fast.study.curve import Curve
+from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
 from tal_fast.study.executors import Outcome
 from tal_fast.study.trials import Trial, TrialTask
 
-__all__ = ["StudyDisplay", "curve_name", "curve_table", "duration", "trial_cost"]
+__all__ = ["StudyDisplay", "curve_name", "curve_table", "curve_tables", "duration", "trial_cost"]
 
 # Predicting the test videos and evaluating costs about this share of a trial at p = 1.
 _TEST_SHARE = 0.1
@@ -143,6 +143,41 @@ class StudyDisplay:
         self._console.print(f"{line}  ({left})" if left else line, markup=False, highlight=False)
 
 
+def _cell(point: CurvePoint) -> str:
+    mean = f"{100 * point.mean:.2f}"
+    return mean if point.deviation is None else f"{mean} ± {100 * point.deviation:.2f}"
+
+
+def _rows_of_samples(title: str, points: Sequence[CurvePoint]) -> tuple[Table, list[list[str]]]:
+    """Returns a table with the columns that tell of the samples, and their cells."""
+    table = Table(title=title, title_justify="left")
+    names = ["p", "videos", "instances", "classes", "n"]
+    rows = [
+        [
+            f"{100 * point.fraction:g} %",
+            f"{point.videos:.4g}",
+            f"{point.instances:.0f}",
+            f"{point.classes:.1f}",
+            str(point.n),
+        ]
+        for point in points
+    ]
+    if any(point.trials != point.n for point in points):
+        names.append("trials")
+        for row, point in zip(rows, points, strict=True):
+            row.append(str(point.trials))
+    if any(point.steps is not None for point in points):
+        names.append("steps")
+        for row, point in zip(rows, points, strict=True):
+            row.append("-" if point.steps is None else f"{point.steps:.0f}")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table, rows
+
+
+_TITLE = "mAP in points, ± standard deviation over draws"
+
+
 def curve_table(curve: Curve, curves: Sequence[Curve] = ()) -> Table:
     """Returns a curve as a table for a terminal, mAP in points.
 
@@ -153,23 +188,39 @@ def curve_table(curve: Curve, curves: Sequence[Curve] = ()) -> Table:
     points = curve.points
     keys = sorted({key for point in points for key in point.per_tiou}, key=float)
     name = curve_name(curve, curves or (curve,))
-    title = "mAP in points, ± standard deviation over draws"
-    table = Table(title=f"{name}: {title}" if name else title, title_justify="left")
-    for name in ("p", "videos", "instances", "classes", "n", "average mAP"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table, rows = _rows_of_samples(f"{name}: {_TITLE}" if name else _TITLE, points)
+    table.add_column("average mAP", justify="right", no_wrap=True)
     for key in keys:
         table.add_column(f"@{key}", justify="right", no_wrap=True)
-    for point in points:
-        mean = f"{100 * point.mean:.2f}"
-        if point.deviation is not None:
-            mean += f" ± {100 * point.deviation:.2f}"
+    for row, point in zip(rows, points, strict=True):
         table.add_row(
-            f"{100 * point.fraction:g} %",
-            f"{point.videos:g}",
-            f"{point.instances:.0f}",
-            f"{point.classes:.1f}",
-            str(point.n),
-            mean,
-            *(f"{100 * point.per_tiou[key][0]:.1f}" for key in keys if key in point.per_tiou),
+            *row,
+            _cell(point),
+            *(f"{100 * point.per_tiou[k][0]:.1f}" if k in point.per_tiou else "-" for k in keys),
         )
     return table
+
+
+def _averages_table(group: Sequence[Curve], curves: Sequence[Curve]) -> Table:
+    """Returns the curves of the same trainings side by side, one column per mode of averaging."""
+    heads = [curve for curve in curves if curve.ema == group[0].ema]
+    name = curve_name(group[0], heads)
+    title = f"average {_TITLE}, by averaging of the weights"
+    table, rows = _rows_of_samples(f"{name}: {title}" if name else title, group[0].points)
+    for curve in group:
+        table.add_column(curve.ema, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        table.add_row(*row, *(_cell(curve.points[index]) for curve in group))
+    return table
+
+
+def curve_tables(curves: Sequence[Curve]) -> list[Table]:
+    """Returns all curves of a study as tables for a terminal, one per sampling and budget.
+
+    With one mode of averaging a table also tells mAP at each tIoU, with several it sets them side
+    by side.
+    """
+    return [
+        curve_table(group[0], curves) if len(group) == 1 else _averages_table(group, curves)
+        for group in curves_by_training(curves)
+    ]

@@ -17,7 +17,7 @@ from tal_fast.study.comparison import (
     curve_shape,
     initial_weights,
 )
-from tal_fast.study.curve import Curve, CurvePoint
+from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
 from tal_fast.study.display import curve_name
 
 __all__ = [
@@ -92,10 +92,8 @@ def groups_of(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         Per group its ``name`` (empty for one alone), the ``curves`` that differ in the mode of
         averaging, and the ``keys`` of their tIoU thresholds.
     """
-    groups: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
-        groups.setdefault((curve.sampling, curve.budget), []).append(curve)
-    heads = [group[0] for group in groups.values()]
+    groups = curves_by_training(curves)
+    heads = [group[0] for group in groups]
     return [
         {
             "name": curve_name(group[0], heads),
@@ -112,7 +110,7 @@ def groups_of(curves: Sequence[Curve]) -> list[dict[str, Any]]:
                 point.seed_deviation is not None for curve in group for point in curve.points
             ),
         }
-        for group in groups.values()
+        for group in groups
     ]
 
 

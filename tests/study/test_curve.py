@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from made_records import RECORDS, trial
+from made_records import BUDGETS, RECORDS, trial
 
 from tal_fast.study.curve import (
     build_curve,
@@ -13,7 +13,7 @@ from tal_fast.study.curve import (
     mean_and_deviation,
     trials_csv,
 )
-from tal_fast.study.display import curve_table, duration
+from tal_fast.study.display import curve_table, curve_tables, duration
 from tal_fast.study.settings import StudySpec
 
 
@@ -66,7 +66,27 @@ class TestCurve:
     def test_table(self):
         (curve,) = build_curves(RECORDS)
         table = curve_table(curve)
-        assert list(table.columns[5].cells) == ["30.00 ± 26.46", "80.00"]
+        cells = {str(column.header): list(column.cells) for column in table.columns}
+        assert cells["average mAP"] == ["30.00 ± 26.46", "80.00"]
+        assert cells["@0.3"] == ["40.0", "90.0"]
+        assert cells["steps"] == ["8", "8"]
+        assert "trials" not in cells
+
+    def test_tables_of_several_curves(self):
+        epochs, steps = curve_tables(build_curves(BUDGETS))
+        assert str(epochs.title).startswith("epochs: average mAP")
+        cells = {str(column.header): list(column.cells) for column in steps.columns}
+        assert cells["p"] == ["10 %", "50 %", "100 %"]
+        assert cells["plain"] == ["30.00 ± 2.83", "41.00", "45.00"]
+
+    def test_tables_of_one_average(self):
+        records = [trial(0.5, 0, 0.1), trial(0.5, 0, 0.1, training=1),
+                   trial(0.5, 0, 0.2, budget="steps")]  # fmt: skip
+        epochs, steps = curve_tables(build_curves(records))
+        headers = [str(column.header) for column in epochs.columns]
+        assert "trials" in headers
+        assert "average mAP" in headers
+        assert str(steps.title).startswith("steps: mAP")
 
     @pytest.mark.parametrize(
         ("seconds", "text"),
