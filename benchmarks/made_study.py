@@ -19,6 +19,7 @@ from rich.console import Console
 from tal_fast.data.synthetic import make_synthetic
 from tal_fast.study import StudySpec, run_study
 
+_VIDEOS, _WINDOWS = 200, 287  # of the training data below
 THRESHOLDS = ("0.3", "0.4", "0.5", "0.6", "0.7")
 
 
@@ -40,13 +41,14 @@ def pretend(
 ) -> _Result:
     """Stands in for ``run_experiment``."""
     training = config.training
-    share = len(train_videos) / 200 if positions is None else len(positions) / 3200
-    windows = max(1, round(3200 * share))
+    drawn = len(train_videos) / _VIDEOS if positions is None else len(positions) / _WINDOWS
+    share = min(1.0, drawn)
+    windows = max(1, round(_WINDOWS * share))
     fixed = training.budget == "steps"
     steps = training.steps if fixed else training.epochs * max(1, windows // training.batch_size)
-    noise = np.random.default_rng(training.seed)
+    noise = np.random.default_rng([training.seed, steps])
     data_part = 58.0 - 85.0 * math.exp(-0.46 * (100 * share) ** 0.47)
-    learned = max(0.0, data_part) / 100 * (1.0 - math.exp(-steps / 250))
+    learned = max(0.0, data_part) / 100 * (1.0 - math.exp(-steps / 60))
     kept = training.ema_decay**steps
     factor = {"off": 1.0, "plain": (1.0 - kept) ** 2, "warmup": 1.01, "corrected": 1.015}
     move = noise.normal(0.0, 0.006 + 0.01 * (1 - share))
@@ -85,7 +87,7 @@ def make_study(out: Path, **request: Any) -> StudySpec:
     """
     data = out / "data"
     if not data.exists():
-        make_synthetic(data, size="demo", train_videos=200, test_videos=6, channels=8)
+        make_synthetic(data, size="demo", train_videos=_VIDEOS, test_videos=6, channels=8)
     spec = StudySpec(data=data, out=out / "study", **request)
     run_study(spec, experiment=pretend, console=Console(file=io.StringIO()))
     return spec
