@@ -30,7 +30,7 @@ from tal_fast.models import build_model
 from tal_fast.training.config import LossConfig, TrainingConfig
 from tal_fast.training.device import autocast
 from tal_fast.training.losses import tadtr_loss
-from tal_fast.training.trainer import parameter_groups
+from tal_fast.training.step import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {

@@ -77,19 +77,29 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 def say(message: str) -> None:
     """Prints beside the results: notes and errors."""
-    """Prints beside the results: notes and errors."""
     typer.echo(message, err=True)
 
 
-def _guarded(function: _Command) -> _Command:
+def _of_several() -> tuple[int, int] | None:
+    """Returns number and count of the processes that torchrun started; None for a single one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _guarded(function: _Command, name: str, several: bool) -> _Command:
     """Turns expected errors into one line and an exit status; bugs keep their traceback."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        place = _of_several()
         try:
+            if place is not None and not several:
+                raise ConfigError(f"{name} runs in one process: start it without torchrun")
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            say("interrupted")
+            if place is None or place[0] == 0:
+                say("interrupted")
             raise typer.Exit(130) from None
         except (TalFastError, OSError) as error:
             if os.environ.get("TAL_FAST_TRACEBACK", "0") not in ("", "0"):
@@ -100,17 +110,23 @@ def _guarded(function: _Command) -> _Command:
             text = str(error)
             if not isinstance(error, TalFastError):
                 text = f"{error.filename or 'system'}: {error.strerror or error}"
-            say(f"error: {text}")
+            who = "" if place is None else f"process {place[0]} of {place[1]}: "
+            say(f"{who}error: {text}")
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
     return run  # type: ignore[return-value]
 
 
-def command(group: typer.Typer, name: str, example: str) -> Callable[[_Command], _Command]:
-    """Adds a function to a group as a command whose help ends in an example."""
+def command(
+    group: typer.Typer, name: str, example: str, *, several: bool = False
+) -> Callable[[_Command], _Command]:
+    """Adds a function to a group as a command whose help ends in an example.
+
+    Only a command that knows of ``several`` processes may be started by torchrun.
+    """
 
     def register(function: _Command) -> _Command:
-        guarded = _guarded(function)
+        guarded = _guarded(function, name, several)
         group.command(name, epilog=f"Example: {example}")(guarded)
         return guarded
 
@@ -118,7 +134,7 @@ def command(group: typer.Typer, name: str, example: str) -> Callable[[_Command],
 
 
 @contextlib.contextmanager
-def bar(description: str) -> Iterator[Callable[..., None]]:
+def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Shows progress on a terminal, nothing elsewhere; yields update(done, total, note)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -131,7 +147,7 @@ def bar(description: str) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     ) as progress:
         task = progress.add_task(description, total=1, note="")
 

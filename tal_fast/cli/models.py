@@ -29,7 +29,12 @@ def _videos(data: TALDataset, which: str, option: str) -> list[str]:
     return list(data.splits[which])
 
 
-@command(app, "train", "tal-fast train --data data/hapt --model tadtr-small --out runs/first")
+@command(
+    app,
+    "train",
+    "tal-fast train --data data/hapt --model tadtr-small --out runs/first",
+    several=True,
+)
 def train(
     data: Data,
     out: Out,
@@ -45,17 +50,24 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there."""
+    """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there.
+
+    For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
+    """
     from tal_fast.data import open_dataset
     from tal_fast.training import load_config
     from tal_fast.training import train as run
+    from tal_fast.training.distributed import launched
+
+    place = launched()
+    first = place is None or place.rank == 0
 
     chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
     resolved = load_config(config, preset=model, overrides=chosen)
     dataset = open_dataset(data)
     names = _videos(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
-    with bar("training") as update:
+    with bar("training", shown=first) as update:
 
         def progress(event: Any) -> None:
             loss = event.losses.get("total", event.losses.get("loss"))
@@ -66,6 +78,8 @@ def train(
         summary = run(
             resolved, dataset, names, out, resume=resume, progress=progress, threads=threads
         )
+    if not first:
+        return
     typer.echo(
         f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} windows of "
         f"{len(names)} videos in {summary.seconds:.1f} s\n{summary.checkpoint}"

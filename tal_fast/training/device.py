@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tal_fast.errors import ConfigError
+from tal_fast.training import distributed
 
 __all__ = ["autocast", "resolve_amp", "resolve_device"]
 
@@ -19,18 +20,21 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def resolve_device(name: str) -> torch.device:
     """Returns the device of a setting; ``auto`` is CUDA where there is one.
 
+    Each of several processes gets a GPU of its own, unless the setting numbers one.
+
     Raises:
         ConfigError: torch does not know the device, or it is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"training.device: expected auto, cpu or cuda, got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"training.device is {name!r}, but torch sees no CUDA device")
-    return device
+    own = distributed.own_gpu() if str(device) == "cuda" else None
+    return device if own is None else torch.device("cuda", own)
 
 
 def resolve_amp(device: torch.device, amp: str) -> str:

@@ -19,6 +19,7 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models import TadTR
+from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
 from tal_fast.training.environment import describe_environment
@@ -57,7 +58,7 @@ class ExperimentResult:
         best_epoch: epoch whose weights were tested.
         train_seconds: wall-clock time of the training.
         total_seconds: with prediction and evaluation.
-        peak_memory_mib: largest resident memory of the process.
+        peak_memory_mib: largest resident memory of the process, the first of several.
     """
 
     average_map: float
@@ -93,6 +94,8 @@ def train(
     other video is ever looked at. Where ``training.ema`` names several modes of averaging, each
     further one has its own checkpoint, ``checkpoint_plain.pt``.
 
+    Under torchrun its processes train together (:mod:`tal_fast.training.distributed`).
+
     Args:
         config: all settings.
         data: the data set.
@@ -101,8 +104,8 @@ def train(
         positions: of the windows to train on, among all training windows of ``videos`` (a
             :class:`~tal_fast.data.WindowSet` that drops empty ones); all of them when None.
         resume: whether to go on with an interrupted training in ``out``.
-        progress: called after every step.
-        threads: torch threads; as they are when None.
+        progress: called after every step, in the first process alone.
+        threads: torch threads of a process; as they are when None.
 
     Raises:
         ConfigError: the budget lacks a setting, or windows are chosen under a hold-out.
@@ -117,26 +120,44 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.yaml")
-        amp = resolve_amp(resolve_device(config.training.device), config.training.amp)
-        description = json.dumps({**describe_environment(), "amp": amp}, indent=2)
-        (out / "environment.json").write_text(description + "\n", "utf-8")
-    except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error}") from error
     kept, held = _hold_out(videos, config.training.holdout, config.training.seed)
-    validate = None
-    if held:
 
-        def validate(model: TadTR) -> float:
+    def validate(model: TadTR) -> float:
+        def score() -> float:
             found = detect(model, data, held, config)
             return _score(data, held, found).average_map
 
-    trainer = Trainer(
-        config, data, kept, out, positions=positions, progress=progress, validate=validate
-    )
-    return trainer.run(resume)
+        return distributed.from_first(score)
+
+    with distributed.joined(resolve_device(config.training.device)):
+        distributed.from_first(lambda: _describe(config, out))
+        trainer = Trainer(
+            config,
+            data,
+            kept,
+            out,
+            positions=positions,
+            progress=progress if distributed.is_first() else None,
+            validate=validate if held else None,
+        )
+        return trainer.run(resume)
+
+
+def _describe(config: ExperimentConfig, out: Path) -> None:
+    """Writes the settings, and what they meet."""
+    device = resolve_device(config.training.device)
+    description = {
+        **describe_environment(),
+        "amp": resolve_amp(device, config.training.amp),
+        "processes": distributed.world_size(),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
+        text = json.dumps(description, indent=2) + "\n"
+        (out / "environment.json").write_text(text, "utf-8")
+    except OSError as error:
+        raise TrainingError(f"cannot write to {out}: {error}") from error
 
 
 def run_experiment(
@@ -164,8 +185,8 @@ def run_experiment(
         out: directory, made when missing.
         positions: of the windows to train on, as in :func:`train`.
         resume: whether to go on with an interrupted experiment in ``out``.
-        progress: called after every step.
-        threads: torch threads; as they are when None.
+        progress: called after every step, in the first process alone.
+        threads: torch threads of a process; as they are when None.
 
     Raises:
         ConfigError: as :func:`train`.
@@ -179,16 +200,31 @@ def run_experiment(
         )
     began = time.perf_counter()
     out = Path(out)
-    summary = train(
-        config,
-        data,
-        train_videos,
-        out,
-        positions=positions,
-        resume=resume,
-        progress=progress,
-        threads=threads,
-    )
+    with distributed.joined(resolve_device(config.training.device)):
+        summary = train(
+            config,
+            data,
+            train_videos,
+            out,
+            positions=positions,
+            resume=resume,
+            progress=progress,
+            threads=threads,
+        )
+        return distributed.from_first(
+            lambda: _test(summary, data, test_videos, out, progress, began)
+        )
+
+
+def _test(
+    summary: TrainingSummary,
+    data: TALDataset,
+    test_videos: Sequence[str],
+    out: Path,
+    progress: Progress | None,
+    began: float,
+) -> ExperimentResult:
+    """Detects in the test videos with every mode's weights, scores and writes the results."""
     scores, evaluations = {}, {}
     for number, (mode, checkpoint) in enumerate(summary.checkpoints.items()):
 

@@ -114,7 +114,11 @@ def detect(
     model.eval()
     try:
         with BatchLoader(
-            windows, config.training.batch_size, threads=config.data.threads
+            windows,
+            config.training.batch_size,
+            threads=config.data.threads,
+            rank=0,  # all windows, also where several processes train
+            world_size=1,
         ) as loader:
             done = 0
             for batch in loader:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C that waits for the end of a step."""
+"""Signals to end that wait for the end of a step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ __all__ = ["deferred_interrupt"]
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+def deferred_interrupt(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
     """Holds back the first Ctrl-C, so that state is saved between two steps and not within one.
+
+    Args:
+        also: signals to take as Ctrl-C.
 
     Yields:
         A function that tells whether Ctrl-C was pressed. A second Ctrl-C interrupts at once.
@@ -24,15 +27,20 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     pressed = False
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *also)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed = True
-        signal.signal(signal.SIGINT, previous)
+        restore()
 
-    signal.signal(signal.SIGINT, remember)
+    for number in previous:
+        signal.signal(number, remember)
     try:
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

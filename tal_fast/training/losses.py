@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,24 @@ from tal_fast.ranges import nvtx_range
 from tal_fast.training.config import LossConfig
 from tal_fast.training.matching import match
 
-__all__ = ["focal_loss", "tadtr_loss"]
+__all__ = ["WholeBatch", "focal_loss", "tadtr_loss"]
 
 _EPS = 1e-12  # keeps the IoU of two segments of zero width at 0 instead of NaN
+
+
+class WholeBatch(NamedTuple):
+    """What a loss has to know of a batch of which it sees a part.
+
+    Attributes:
+        windows: number of windows in the whole batch.
+        instances: number of their instances.
+        segments: per window of the whole batch ``Tensor[n, 2]``, (centre, width); needed only where
+            ``actionness_targets`` is ``batch``.
+    """
+
+    windows: int
+    instances: int
+    segments: Sequence[Tensor] | None = None
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -42,7 +58,11 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> T
 
 
 def tadtr_loss(
-    output: TadTROutput, labels: Sequence[Tensor], segments: Sequence[Tensor], config: LossConfig
+    output: TadTROutput,
+    labels: Sequence[Tensor],
+    segments: Sequence[Tensor],
+    config: LossConfig,
+    whole: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
     """Set loss over all decoder layers, plus actionness on the last.
 
@@ -54,6 +74,8 @@ def tadtr_loss(
         labels: per window ``LongTensor[n]``.
         segments: per window ``Tensor[n, 2]``, (centre, width) in [0, 1].
         config: weights.
+        whole: the batch that these windows are a part of; then the losses of all parts add up to
+            those of the whole batch. These windows are all of it when None.
 
     Returns:
         Scalars ``classification``, ``l1``, ``iou``, ``actionness`` (each summed over the layers,
@@ -63,7 +85,9 @@ def tadtr_loss(
     counts = [len(item) for item in labels]
     all_labels = _to_device(torch.cat(list(labels)), logits)
     all_targets = _to_device(torch.cat(list(segments)), predicted).to(predicted.dtype)
-    instances = max(sum(counts), 1)
+    if whole is None:
+        whole = WholeBatch(len(counts), sum(counts))
+    instances = max(whole.instances, 1)
 
     with nvtx_range("tal_fast.matching"):
         pairs = match(logits, predicted, all_labels, all_targets, counts, config)
@@ -84,8 +108,15 @@ def tadtr_loss(
         "iou": missed / instances,
     }
     if output.actionness is not None:
-        target = _best_iou(predicted[-1].detach(), all_targets, counts, config.actionness_targets)
-        losses["actionness"] = F.l1_loss(output.actionness, target)
+        own = predicted[-1].detach()
+        if config.actionness_targets == "video":
+            target = _best_iou(own, all_targets, counts)
+        elif whole.segments is None:
+            target = _best_iou(own, all_targets)
+        else:
+            target = _best_iou(own, _to_device(torch.cat(list(whole.segments)), own).to(own.dtype))
+        distance = F.l1_loss(output.actionness, target, reduction="sum")
+        losses["actionness"] = distance / (whole.windows * output.actionness.shape[1])
     weights = {
         "classification": config.classification,
         "l1": config.l1,
@@ -103,8 +134,11 @@ def _to_device(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(like.device, non_blocking=True)
 
 
-def _best_iou(segments: Tensor, targets: Tensor, counts: list[int], scope: str) -> Tensor:
-    """Returns ``Tensor[B, Q]``: the IoU of each segment with the instance it covers best."""
+def _best_iou(segments: Tensor, targets: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Returns ``Tensor[B, Q]``: the IoU of each segment with the instance it covers best.
+
+    Of its own window's instances where ``counts`` says how many each window has, else of all.
+    """
     batch, queries = segments.shape[:2]
     if not len(targets):
         return segments.new_zeros(batch, queries)
@@ -113,7 +147,7 @@ def _best_iou(segments: Tensor, targets: Tensor, counts: list[int], scope: str) 
         center_width_to_start_end(targets),
         eps=_EPS,
     ).view(batch, queries, -1)
-    if scope == "video":
+    if counts is not None:
         owner = ops.ragged_index(counts, overlap).group
         own = owner == torch.arange(batch, device=overlap.device)[:, None]
         overlap = overlap * own[:, None]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,21 +22,21 @@ from tal_fast.data.windows import WindowSet
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
 from tal_fast.ranges import nvtx_range
+from tal_fast.training import distributed
 from tal_fast.training.budget import make_budget
 from tal_fast.training.checkpoint import read_checkpoint, save_model, write_checkpoint
-from tal_fast.training.config import ExperimentConfig, TrainingConfig, config_to_dict
-from tal_fast.training.device import autocast, resolve_device
+from tal_fast.training.config import ExperimentConfig, config_to_dict
+from tal_fast.training.device import resolve_device
 from tal_fast.training.events import EventWriter
 from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights
-from tal_fast.training.losses import tadtr_loss
+from tal_fast.training.step import Stepper, diverged
 
-__all__ = ["ProgressEvent", "Trainer", "TrainingSummary", "parameter_groups"]
+__all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
 
 # After an epoch the state is saved, unless the epochs are so short that saving would take more than
 # about this share of the time.
 _SAVING_SHARE = 0.02
-_EXPLODED = 1e12  # products of larger weights leave float32
 _LOSSES = ("total", "classification", "l1", "iou", "actionness")
 _LOG_COLUMNS = (
     "epoch",
@@ -98,25 +99,11 @@ class TrainingSummary:
     best_epoch: int
 
 
-def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Splits parameters into the two learning rates of TadTR's recipe.
-
-    Reference points and sampling offsets steer where attention looks; they learn
-    ``sampling_lr_scale`` times as fast as the rest.
-    """
-    slow_names = ("reference_points", "sampling_offsets")
-    slow: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (slow if any(key in name for key in slow_names) else rest).append(parameter)
-    return [
-        {"params": rest, "scale": 1.0},
-        {"params": slow, "scale": config.sampling_lr_scale},
-    ]
-
-
 class Trainer:
     """Trains a model on the windows of given videos.
+
+    Several processes of a group (:mod:`tal_fast.training.distributed`) each hold one, with the same
+    arguments, and run it together; the first one's writes.
 
     Args:
         config: all settings.
@@ -126,7 +113,8 @@ class Trainer:
         positions: of the windows to train on, among all training windows of these videos; all of
             them when None.
         progress: called after every step.
-        validate: scores a model by held-out videos, and so picks the weights to keep.
+        validate: scores a model by held-out videos, and so picks the weights to keep; the same
+            score in every process.
     """
 
     def __init__(
@@ -154,35 +142,45 @@ class Trainer:
         On a CPU the resumed run gives the very weights of an uninterrupted one.
 
         Raises:
+            ConfigError: several processes cannot share the batches.
             DataError: no training video, or none with an instance.
             TrainingError: the loss is not finite, or ``resume.pt`` is of other settings.
             KeyboardInterrupt: after the state was written.
         """
         self._start()
+        config = self.config.training
+        full = len(self.windows) >= config.batch_size
+        several = distributed.world_size() > 1
         with (
             BatchLoader(
                 self.windows,
-                self.config.training.batch_size,
-                shuffle=True,
-                drop_last=len(self.windows) >= self.config.training.batch_size,
-                seed=self.config.training.seed,
+                distributed.share_of_batch(config.batch_size, len(self.windows)),
+                # Without full batches every process takes part in the one batch of an epoch; the
+                # loader then leaves out no window to make their parts equal.
+                shuffle=full or not several,
+                drop_last=full,
+                seed=config.seed,
                 threads=self.config.data.threads,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
             ) as loader,
-            EventWriter(self.out, self.config.training.tensorboard) as events,
-            deferred_interrupt() as interrupted,
+            EventWriter(
+                self.out, config.tensorboard if distributed.is_first() else "never"
+            ) as events,
+            # torchrun passes on the signal that it gets itself.
+            deferred_interrupt(*([signal.SIGTERM] if several else [])) as interrupted,
         ):
             self._steps_per_epoch = len(loader)
-            self.budget = make_budget(self.config.training, self._steps_per_epoch)
-            if resume and (self.out / "resume.pt").exists():
-                self._restore(read_checkpoint(self.out / "resume.pt"))
+            self.budget = make_budget(config, self._steps_per_epoch)
+            state = distributed.from_first(self._saved_state) if resume else None
+            if state is not None:
+                self._restore(state)
             self._began = time.perf_counter() - self.seconds
             for epoch in itertools.count(self.epoch):
                 if self.budget.done(self.step, self.seconds):
                     break
                 self._epoch(epoch, loader, events, interrupted)
-        if not self.kept.rates:
-            self.kept.keep_last()
-        (self.out / "resume.pt").unlink(missing_ok=True)
+        distributed.from_first(self._finish)
         files = self.kept.files
         epochs = math.ceil(self.step / self._steps_per_epoch)
         first = self.kept.modes[0]
@@ -195,6 +193,11 @@ class Trainer:
             seconds=self.seconds,
             best_epoch=self.kept.best[first][1] if self.kept.rates else epochs,
         )
+
+    def _finish(self) -> None:
+        if not self.kept.rates:
+            self.kept.keep_last()
+        (self.out / "resume.pt").unlink(missing_ok=True)
 
     # The state of a training: everything below is written by _save and read by _restore.
 
@@ -210,20 +213,17 @@ class Trainer:
         )
         if self.positions is not None:
             self.windows = self.windows.subset(self.positions)
-        self.out.mkdir(parents=True, exist_ok=True)
+        distributed.require_same(
+            "settings, videos or windows", (self._identity(), len(self.windows))
+        )
+        if distributed.is_first():
+            self.out.mkdir(parents=True, exist_ok=True)
         self.device = resolve_device(config.training.device)
         torch.manual_seed(config.training.seed)
         self.model = TadTR(self.data.channels, self.data.num_classes, config.model)
         self.model.to(self.device).train()
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.training),
-            lr=config.training.learning_rate,
-            weight_decay=config.training.weight_decay,
-            fused=True,
-        )
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.training.amp == "float16"
-        )
+        distributed.seed_apart(config.training.seed)
+        self.stepper = Stepper(self.model, config)
         self.kept = KeptWeights(
             self.model,
             config.training.ema,
@@ -251,34 +251,38 @@ class Trainer:
         }
 
     def _write_model(self, path: Path, weights: dict[str, Tensor]) -> None:
-        classes = self.data.annotations.classes
-        save_model(path, weights, self.config, classes, self.data.channels)
+        if distributed.is_first():
+            classes = self.data.annotations.classes
+            save_model(path, weights, self.config, classes, self.data.channels)
 
-    def _save_sometimes(self) -> None:
+    def _saving_is_due(self) -> bool:
         took, when = self._saving
-        if time.perf_counter() - when >= took / _SAVING_SHARE:
-            self._save()
+        return time.perf_counter() - when >= took / _SAVING_SHARE
 
     def _save(self) -> None:
         began = time.perf_counter()
+        cuda = self.device.type == "cuda"
+        random = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
         content = {
             "identity": self._identity(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.stepper.state_dict(),
             "kept": self.kept.state_dict(),
             "budget": self.budget.state_dict(),
             "checked": self._checked,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "random": distributed.gathered(random),
             "progress": [self.epoch, self.batches_done, self.step],
             "seconds": self.seconds,
             "log": self.log,
             "sums": self.sums,
         }
-        write_checkpoint(self.out / "resume.pt", content)
+        if distributed.is_first():
+            write_checkpoint(self.out / "resume.pt", content)
         ended = time.perf_counter()
         self._saving = (ended - began, ended)
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        path = self.out / "resume.pt"
+        return read_checkpoint(path) if path.exists() else None
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["identity"] != self._identity():
@@ -286,15 +290,19 @@ class Trainer:
                 f"{self.out / 'resume.pt'} is of a training with other settings or videos; use "
                 "another directory, or start anew with --no-resume"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if len(state["random"]) != distributed.world_size():
+            raise TrainingError(
+                f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "
+                f"this one has {distributed.world_size()}: start as many, or anew with --no-resume"
+            )
+        self.stepper.load_state_dict(state)
         self.kept.load_state_dict(state["kept"])
         self.budget.load_state_dict(state["budget"])
         self._checked = state["checked"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"])
+        random, random_cuda = state["random"][distributed.rank()]
+        torch.set_rng_state(random)
+        if random_cuda is not None:
+            torch.cuda.set_rng_state(random_cuda)
         self.epoch, self.batches_done, self.step = state["progress"]
         self.seconds = state["seconds"]
         self.log = state["log"]
@@ -324,15 +332,15 @@ class Trainer:
             waited += time.perf_counter() - asked
             if batch is None:
                 break
-            losses = self._step(batch)
+            losses, stop = self._step(batch, interrupted())
             for key, value in losses.items():
                 self.sums[key] += value
             self.batches_done += 1
-            self._report(epoch, losses, len(batch.windows))
+            self._report(epoch, losses)
             every = self.budget.check_every
             if every is not None and self.step % every == 0:
                 self._rate(epoch + 1)
-            if interrupted():
+            if stop:
                 self._save()
                 raise KeyboardInterrupt
         elapsed = time.perf_counter() - began
@@ -354,15 +362,18 @@ class Trainer:
         self.log.append(row)
         events.write(self.step, row)
         self._write_log()
-        if not self.budget.done(self.step, self.seconds):
-            self._save_sometimes()
+        if any(distributed.total([interrupted()])):
+            self._save()
+            raise KeyboardInterrupt
+        done = self.budget.done(self.step, self.seconds)
+        if not done and distributed.from_first(self._saving_is_due):
+            self._save()
 
     def _set_learning_rate(self) -> float:
         config = self.config.training
         falls = self.budget.falls(self.step, self.seconds)
         rate = config.learning_rate * config.lr_drop_factor**falls
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+        self.stepper.set_learning_rate(rate)
         return rate
 
     def _rate(self, epoch: int) -> None:
@@ -374,53 +385,23 @@ class Trainer:
         self._ratings["holdout_map"] = scores[self.kept.modes[0]]
         self.budget.rated(improved)
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        with nvtx_range("tal_fast.transfer"):
-            features = batch.features.to(self.device, non_blocking=True)
-            mask = batch.mask.to(self.device, non_blocking=True)
-        try:
-            with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
-                output = self.model(features, mask)
-            with nvtx_range("tal_fast.loss"):
-                losses = tadtr_loss(output, batch.labels, batch.segments, self.config.loss)
-        except (RuntimeError, ValueError) as error:
-            # Ops and matching refuse values that are not finite; the cause is the training.
-            if all(bool((p.abs() < _EXPLODED).all()) for p in self.model.parameters()):
-                raise
-            raise self._diverged("the outputs are", batch) from error
-        with nvtx_range("tal_fast.backward"):
-            self.scaler.scale(losses["total"]).backward()
-        with nvtx_range("tal_fast.optimizer"):
-            norm = self._update()
+    def _step(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
+        """Returns the losses of the whole batch, and whether any process wants to stop."""
         self.step += 1
-        # One copy for all numbers of the step.
-        values = torch.stack([*(losses[key].detach() for key in losses), norm]).tolist()
-        numbers = dict(zip([*losses, "gradient_norm"], values, strict=True))
-        if not math.isfinite(numbers["total"]):
-            raise self._diverged("the loss is", batch)
-        return numbers
-
-    def _diverged(self, what: str, batch: Batch) -> TrainingError:
-        videos = sorted({window.video for window in batch.windows})
-        return TrainingError(
-            f"{what} not finite at step {self.step} (windows of {', '.join(videos)}); lower "
-            "training.learning_rate or check the features"
-        )
-
-    def _update(self) -> Tensor:
-        self.scaler.unscale_(self.optimizer)
-        limit = self.config.training.clip_norm
-        parameters = self.model.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        values = self.stepper.run(batch, self.step)
         self.kept.update()
-        return norm
+        # One copy for all numbers of the step.
+        mine = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        if not math.isfinite(mine["total"]):
+            raise diverged("the loss is", self.step, batch)
+        norm, seconds = mine.pop("gradient_norm"), time.perf_counter() - self._began
+        if not distributed.is_first():  # all know the same norm, and go by the first one's clock
+            norm = seconds = 0.0
+        *sums, norm, self.seconds, stops = distributed.total([*mine.values(), norm, seconds, stop])
+        return {**dict(zip(mine, sums, strict=True)), "gradient_norm": norm}, stops > 0
 
-    def _report(self, epoch: int, losses: dict[str, float], windows: int) -> None:
-        self._windows_seen += windows
-        self.seconds = time.perf_counter() - self._began
+    def _report(self, epoch: int, losses: dict[str, float]) -> None:
+        self._windows_seen += min(self.config.training.batch_size, len(self.windows))
         if self.progress is None:
             return
         total = self.budget.expected_steps(self.step, self.seconds)
@@ -438,6 +419,8 @@ class Trainer:
         )
 
     def _write_log(self) -> None:
+        if not distributed.is_first():
+            return
         try:
             with open(self.out / "log.csv", "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, _LOG_COLUMNS)

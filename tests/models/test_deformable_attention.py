@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tal_fast import ops
 from tal_fast.models.layers import DeformableAttention
-from tal_fast.training.trainer import TrainingConfig, parameter_groups
+from tal_fast.training.config import TrainingConfig
+from tal_fast.training.step import parameter_groups
 
 LEVELS = (16, 8)
 

@@ -17,7 +17,8 @@ from tal_fast.models import TadTR
 from tal_fast.training import train
 from tal_fast.training.checkpoint import load_model, read_checkpoint, save_model
 from tal_fast.training.ema import WeightAverage
-from tal_fast.training.trainer import Trainer, parameter_groups
+from tal_fast.training.step import parameter_groups
+from tal_fast.training.trainer import Trainer
 
 
 def with_training(config, **changes):
