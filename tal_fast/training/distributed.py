@@ -31,6 +31,8 @@ everything here does nothing.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +42,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from tal_fast.errors import ConfigError, TrainingError
 
@@ -64,6 +66,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 _TIMEOUT = "TAL_FAST_PEER_TIMEOUT"
+_meetings = itertools.count()
 
 
 class Place(NamedTuple):
@@ -147,7 +150,13 @@ def joined(device: torch.device) -> Iterator[None]:
     # Gradients stay on their device; counts, random states and settings never leave the host.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        dist.init_process_group(
+            backend,
+            store=_meeting_place(timedelta(seconds=seconds)),
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timedelta(seconds=seconds),
+        )
         yield
     except RuntimeError as error:
         if not _is_about_others(error):
@@ -160,6 +169,23 @@ def joined(device: torch.device) -> Iterator[None]:
         # Closes the connections, so that the others notice when this one fails.
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _meeting_place(timeout: timedelta) -> Any:
+    """Returns where the processes exchange their addresses, for one group.
+
+    A second training in the same processes must not find the addresses of the first.
+    """
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"tal_fast/{next(_meetings)}", _store(timeout)
+    )
+
+
+@functools.cache
+def _store(timeout: timedelta) -> Any:
+    rendezvous = dist.rendezvous("env://", timeout=timeout)  # type: ignore[attr-defined]
+    store, _, _ = next(iter(rendezvous))
+    return store
 
 
 def _timeout() -> float:
@@ -298,13 +324,14 @@ def replicated(model: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return model
-    network = nn.parallel.DistributedDataParallel(
-        model, broadcast_buffers=False, gradient_as_bucket_view=True
+    network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # A lambda, since DDP refuses annotations that are postponed.
+    network.register_comm_hook(
+        None,
+        lambda _, bucket: (
+            dist.all_reduce(bucket.buffer(), async_op=True)
+            .get_future()
+            .then(lambda done: done.value()[0])
+        ),
     )
-    network.register_comm_hook(None, _add_up)
     return network
-
-
-def _add_up(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])

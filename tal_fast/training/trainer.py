@@ -332,7 +332,7 @@ class Trainer:
             waited += time.perf_counter() - asked
             if batch is None:
                 break
-            losses, stop = self._step(batch, interrupted())
+            losses, stop = self._step(batch, interrupted)
             for key, value in losses.items():
                 self.sums[key] += value
             self.batches_done += 1
@@ -385,7 +385,7 @@ class Trainer:
         self._ratings["holdout_map"] = scores[self.kept.modes[0]]
         self.budget.rated(improved)
 
-    def _step(self, batch: Batch, stop: bool) -> tuple[dict[str, float], bool]:
+    def _step(self, batch: Batch, interrupted: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """Returns the losses of the whole batch, and whether any process wants to stop."""
         self.step += 1
         values = self.stepper.run(batch, self.step)
@@ -397,8 +397,10 @@ class Trainer:
         norm, seconds = mine.pop("gradient_norm"), time.perf_counter() - self._began
         if not distributed.is_first():  # all know the same norm, and go by the first one's clock
             norm = seconds = 0.0
-        *sums, norm, self.seconds, stops = distributed.total([*mine.values(), norm, seconds, stop])
-        return {**dict(zip(mine, sums, strict=True)), "gradient_norm": norm}, stops > 0
+        *sums, norm, self.seconds, stop = distributed.total(
+            [*mine.values(), norm, seconds, interrupted()]
+        )
+        return {**dict(zip(mine, sums, strict=True)), "gradient_norm": norm}, stop > 0
 
     def _report(self, epoch: int, losses: dict[str, float]) -> None:
         self._windows_seen += min(self.config.training.batch_size, len(self.windows))
