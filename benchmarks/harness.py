@@ -125,12 +125,12 @@ def results_file() -> Path:
     return RESULTS / f"{machine.slug()}.json"
 
 
-def store(rows: list[Row]) -> Path:
-    """Adds rows to today's file; a row replaces the one of the same comparison.
+def store(rows: list[Row], path: Path | None = None) -> Path:
+    """Adds rows to today's file, or to another; a row replaces the one of the same comparison.
 
     Each row carries the commit it was measured at, so a file may be filled by several runs.
     """
-    path = results_file()
+    path = path or results_file()
     kept: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     if path.exists():
         for old in json.loads(path.read_text(encoding="utf-8"))["rows"]:

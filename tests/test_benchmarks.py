@@ -91,6 +91,68 @@ def test_table_marks_what_was_missed_and_stood_in():
     assert lines[4] == "| `roi` | 2k |  | 0.1 ms |  |  |  |"
 
 
+def test_an_overhead_is_shown_with_its_decimals():
+    import results_table
+
+    row = asdict(make_row(ratio=1.0134, must=1.02, aim=None, at_most=True))
+    assert "| 1.013x |" in results_table.markdown_table([row])
+    assert "| 1.025x (missed) |" in results_table.markdown_table([{**row, "ratio": 1.025}])
+
+
+def test_rows_can_go_to_a_given_file(tmp_path, monkeypatch):
+    import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    path = tmp_path / "other.json"
+    assert harness.store([make_row()], path) == path
+    harness.store([make_row(op="study")], path)
+    assert [row["op"] for row in json.loads(path.read_text())["rows"]] == ["nms", "study"]
+    assert not list((tmp_path / "results").glob("*.json"))
+
+
+def test_trials_per_second_counts_no_first_trial_and_none_that_runs_alone():
+    import bench_study
+
+    def stamps(process, *ends):
+        return [{"process": process, "ended": end} for end in ends]
+
+    one = stamps(1, 10.0, 14.0, 18.0)
+    assert bench_study.trials_per_second(one) == pytest.approx(1 / 4)
+    # Process 2 still works when process 1 has nothing left at 18 s: its trial at 21 s is alone.
+    two = [*one, *stamps(2, 11.0, 16.0, 21.0)]
+    assert bench_study.trials_per_second(two) == pytest.approx(1 / 4 + 1 / 5)
+    with pytest.raises(RuntimeError, match="process 2 ran 1 trials, expected 2 or more"):
+        bench_study.trials_per_second([*one, *stamps(2, 17.0)])
+
+
+def test_predictions_of_two_studies_are_compared(tmp_path):
+    import bench_study
+
+    for study, trials in (("a", "pq"), ("b", "qr")):
+        for trial in trials:
+            folder = tmp_path / study / "trials" / trial
+            folder.mkdir(parents=True)
+            (folder / "predictions.json").write_text("{}")
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert bench_study.same_predictions(first, second) == 1
+    (second / "trials/q/predictions.json").write_text("{} ")
+    with pytest.raises(AssertionError, match="q: predictions differ"):
+        bench_study.same_predictions(first, second)
+    (second / "trials/q").rename(second / "trials/s")
+    with pytest.raises(AssertionError, match="share no trial"):
+        bench_study.same_predictions(first, second)
+
+
+def test_rows_of_a_study_say_how_much_longer_or_faster():
+    import bench_study
+
+    slower = bench_study.row("overhead", "alone", 1, [101.0], [100.0], "x", must=1.02, at_most=True)
+    assert (slower.ratio, slower.reached(), slower.repetitions) == (1.01, "must", 1)
+    faster = bench_study.row("trials", "one", 1, [2.0, 2.0], [3.0, 3.2], "x", must=1.7)
+    assert (faster.ours_ms, faster.peer_ms) == (2000.0, 3100.0)
+    assert (faster.ratio, faster.reached()) == (1.55, "missed")
+
+
 def test_readme_shows_the_newest_results(tmp_path):
     import results_table
 

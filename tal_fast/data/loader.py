@@ -112,7 +112,8 @@ class FeatureLoader:
             check_finite: refuse NaN and infinity in features.
             device: where batches go.
             resident_bytes: when all videos of the set fit into so many bytes of the device's memory
-                (:attr:`resident_size`), they are read once and stay there.
+                (:attr:`resident_size`), they are read once and stay there. Processes share no
+                such copy: each has its own.
             rank: number of this process among ``world_size``; None asks torch.distributed.
             world_size: processes that share an epoch. Under ``shuffle`` all of them get the same
                 number of clips, and up to ``world_size - 1`` clips are left out, others in each

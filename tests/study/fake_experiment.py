@@ -178,3 +178,22 @@ def chatty(config, data, *, train_videos, out, **rest):
     print('{"done": "not a message"}', flush=True)
     os.write(1, b"{broken\n")
     return learn(config, data, train_videos=train_videos, out=out, **rest)
+
+
+def learn_in_earnest(config, data, *, out, progress, **rest):
+    """The real training, and how many threads its process had at most."""
+    import psutil
+    import torch
+
+    from tal_fast.training import run_experiment
+
+    most = 0
+
+    def watched(event):
+        nonlocal most
+        most = max(most, psutil.Process().num_threads())
+        progress(event)
+
+    result = run_experiment(config, data, out=out, progress=watched, **rest)
+    _log(out, first=0, pid=os.getpid(), most=most, torch=torch.get_num_threads())
+    return result
