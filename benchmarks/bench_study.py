@@ -368,7 +368,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=("overhead", "throughput"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="of a trial of the throughput")
+    parser.add_argument("--steps", type=int, default=50, help="of a trial of the throughput")
     parser.add_argument("--results", type=Path, help="add the rows to this file, not to today's")
     parser.add_argument("--dry-run", action="store_true", help="store nothing")
     parser.add_argument("--process", nargs=2, metavar=("KIND", "REQUEST"), help=argparse.SUPPRESS)
