@@ -18,7 +18,7 @@ import threading
 import time
 import traceback as tracebacks
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -27,7 +27,15 @@ from tal_fast.errors import ConfigError, TalFastError
 from tal_fast.study.failures import rebuild_error
 from tal_fast.study.trials import Progress, TrialTask, execute_trial, load_experiment
 
-__all__ = ["GRACE_SECONDS", "Executor", "InProcess", "LocalPool", "Outcome", "threads_per_job"]
+__all__ = [
+    "GRACE_SECONDS",
+    "Executor",
+    "InProcess",
+    "LocalPool",
+    "Outcome",
+    "threads_per_job",
+    "visible_gpus",
+]
 
 # How long Ctrl-C waits for the trials to write their checkpoints.
 GRACE_SECONDS = float(os.environ.get("TAL_FAST_GRACE_SECONDS", "20"))
@@ -77,6 +85,20 @@ def threads_per_job(jobs: int, cores: int | None = None) -> int:
     return max(1, cores // jobs)
 
 
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Returns the names of the GPUs that processes in this environment see; none on a CPU.
+
+    Args:
+        environment: of the process, for ``CUDA_VISIBLE_DEVICES``.
+    """
+    import torch
+
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
 class InProcess:
     """Runs one trial after the other in this process."""
 
@@ -103,7 +125,9 @@ class InProcess:
 class _Worker:
     """One process of the pool, and the thread that reads what it says."""
 
-    def __init__(self, index: int, threads: int, log: Path, messages: queue.Queue[Any]) -> None:
+    def __init__(
+        self, index: int, threads: int, log: Path, messages: queue.Queue[Any], gpus: Sequence[str]
+    ) -> None:
         self.index = index
         self.task: TrialTask | None = None
         self.log = log
@@ -111,6 +135,8 @@ class _Worker:
         # Set before torch is loaded: a pool created with more threads keeps them for the process.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(threads)
+        if len(gpus) > 1:  # spread over them; all would take the first one
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         with open(log, "wb") as errors:
             # Its own session: Ctrl-C reaches the driver alone, which then stops the workers.
@@ -175,7 +201,10 @@ class _Worker:
 
 
 class LocalPool:
-    """Runs up to ``jobs`` trials at a time, each in a process that lives as long as the pool."""
+    """Runs up to ``jobs`` trials at a time, each in a process that lives as long as the pool.
+
+    Processes take turns over the GPUs that this one sees; with more jobs than GPUs they share them.
+    """
 
     def __init__(self, jobs: int, *, threads: int, logs: Path) -> None:
         self._jobs = jobs
@@ -187,10 +216,12 @@ class LocalPool:
         waiting = deque(tasks)
         messages: queue.Queue[Any] = queue.Queue()
         workers: list[_Worker] = []
+        gpus = visible_gpus(os.environ)
         self._logs.mkdir(parents=True, exist_ok=True)
 
         def start(index: int) -> _Worker:
-            worker = _Worker(index, self._threads, self._logs / f"worker{index}.log", messages)
+            log = self._logs / f"worker{index}.log"
+            worker = _Worker(index, self._threads, log, messages, gpus)
             worker.give(waiting.popleft())
             return worker
 

@@ -70,6 +70,12 @@ def learn(config, data, *, train_videos, test_videos, out, resume, progress, thr
     return _finish(config, train_videos, out)
 
 
+def learn_where(config, data, *, train_videos, out, **rest):
+    """Learns at once and tells which GPU it would see."""
+    _log(out, gpu=os.environ.get("CUDA_VISIBLE_DEVICES"), first=0)
+    return _finish(config, train_videos, out)
+
+
 def learn_under_averages(config, data, *, train_videos, out, positions=None, progress, **rest):
     """Learns at once, tells what it was given, and scores every mode of averaging."""
     _log(

@@ -16,7 +16,7 @@ import yaml
 
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study import report_study, run_study
-from tal_fast.study.executors import threads_per_job
+from tal_fast.study.executors import threads_per_job, visible_gpus
 from tal_fast.study.locks import locked_directory
 from tal_fast.study.trials import Trial
 
@@ -91,6 +91,17 @@ class TestRun:
         assert os.getpid() not in {call["pid"] for call in calls}
         assert {call["threads"] for call in calls} == {threads_per_job(2)}
         assert sorted(call["trial"] for call in calls) == ALL
+
+    @pytest.mark.usefixtures("no_pictures")
+    def test_pool_spreads_over_gpus(self, spec, quiet, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5a")
+        assert visible_gpus(os.environ) == ["3", "GPU-5a"]
+        pool = replace(spec, jobs=2)
+        run_study(pool, experiment="fake_experiment:learn_where", console=quiet)
+        assert {call["gpu"] for call in fake.read_calls(pool.out)} == {"3", "GPU-5a"}
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+        assert visible_gpus(os.environ) == ["0", "1", "2"]
 
     def test_extending_runs_only_what_is_new(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
