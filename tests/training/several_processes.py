@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_distributed.py has torchrun run in two processes: everything in one launch.
+"""What test_distributed.py has torchrun run in two processes, all of it in one launch.
 
-``several_processes.py DATA OUT``; writes trainings into OUT and what each process saw into
-``OUT/<rank>.json``.
+``several_processes.py DATA EVERY_CLASS OUT``: trainings go to OUT, what each process saw to
+``OUT/<rank>.json``; the last training is one of the command line and ends by Ctrl-C only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from small_settings import small
+from small_settings import SMALL, small
 
+from tal_fast import cli
 from tal_fast.data.dataset import open_dataset
 from tal_fast.errors import TalFastError, TrainingError
 from tal_fast.training import run_experiment, train
@@ -23,12 +24,12 @@ from tal_fast.training.distributed import launched
 from tal_fast.training.step import Stepper
 
 NO_DROPOUT = "model.dropout=0"
-#: Trainings that must come out as in one process.
+#: Trainings that must come out as in one process; the first as part of an experiment.
 COMPARED = {
-    "plain": [NO_DROPOUT],
+    "experiment": [NO_DROPOUT],
     "targets of the batch": [NO_DROPOUT, "loss.actionness_targets=batch"],
     # 19 windows: one process takes ten of them, the other nine.
-    "less than a batch": [NO_DROPOUT, "training.batch_size=1000", "training.epochs=5"],
+    "less than a batch": [NO_DROPOUT, "training.batch_size=1000"],
     "hold-out": [NO_DROPOUT, "training.holdout=0.34", "training.ema=corrected,off"],
 }
 #: A training with dropout, interrupted and resumed.
@@ -47,23 +48,16 @@ class Scenarios:
         self.seen: dict[str, object] = {}
 
     def train(self, name, overrides=(), **options):
-        config = small(overrides)
-        return self._noted(
-            name,
-            lambda: train(config, self.data, self.data.splits["train"], self.out / name, **options),
-        )
-
-    def _noted(self, name, function):
+        videos = self.data.splits["train"]
         try:
-            result = function()
+            done = train(small(overrides), self.data, videos, self.out / name, **options)
         except (TalFastError, KeyboardInterrupt) as error:
             self.seen[name] = f"{type(error).__name__}: {error}"
-            return None
-        self.seen[name] = {"steps": result.steps, "epochs": result.epochs}
-        return result
+        else:
+            self.seen[name] = {"steps": done.steps, "epochs": done.epochs}
 
     @contextmanager
-    def _second_before_step(self, number, action):
+    def second_before_step(self, number, action):
         """Has the second process do something before a certain step."""
         run = Stepper.run
 
@@ -76,38 +70,39 @@ class Scenarios:
         yield
         Stepper.run = run
 
-    def experiment(self) -> None:
-        config = small([NO_DROPOUT])
+    def compare(self) -> None:
+        """Trainings that go as they should."""
+        for name, overrides in COMPARED.items():
+            if name != "experiment":
+                self.train(name, overrides)
+        self.train("wall-clock", ["training.budget=wall-clock", "training.seconds=0.3"])
         stages = []
-        result = self._noted(
-            "experiment",
-            lambda: run_experiment(
-                config,
-                self.data,
-                train_videos=self.data.splits["train"],
-                test_videos=self.data.splits["test"],
-                out=self.out / "experiment",
-                progress=lambda event: stages.append(event.stage),
-            ),
+        result = run_experiment(
+            small(COMPARED["experiment"]),
+            self.data,
+            train_videos=self.data.splits["train"],
+            test_videos=self.data.splits["test"],
+            out=self.out / "experiment",
+            progress=lambda event: stages.append(event.stage),
         )
-        self.seen["experiment"] = {"map": result.average_map, "stages": sorted(set(stages))}
+        self.seen["stages"] = sorted(set(stages))
+        self.seen["experiment"] = {"steps": result.steps, "map": result.average_map}
 
     def interrupt(self) -> None:
         """SIGTERM to the second process alone, in mid-epoch."""
         self.train("whole", RESUMED)
-        with self._second_before_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        with self.second_before_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             self.train("cut", RESUMED)
-        self.seen["after the cut"] = sorted(p.name for p in (self.out / "cut").iterdir())
-        if self.rank == 0:  # what a single process finds when it is asked to go on with it
-            (self.out / "left").mkdir()
-            for name in ("resume.pt", "config.yaml"):
-                (self.out / "left" / name).write_bytes((self.out / "cut" / name).read_bytes())
         self.seen["interrupted"] = self.seen["cut"]
+        if self.rank == 0:  # for a single process that is asked to go on with it
+            (self.out / "left").mkdir()
+            state = (self.out / "cut" / "resume.pt").read_bytes()
+            (self.out / "left" / "resume.pt").write_bytes(state)
         self.train("cut", RESUMED)
 
     def fail(self) -> None:
-        """The second process fails, then both differ, then the shares are impossible."""
-        with self._second_before_step(3, _fail):
+        """One process fails; both differ; the shares are impossible."""
+        with self.second_before_step(3, _fail):
             self.train("failing")
         self.train("differing", [f"training.seed={self.rank}"])
         self.train("odd batch", ["training.batch_size=5"])
@@ -118,17 +113,20 @@ def _fail() -> None:
     raise TrainingError("of the second process")
 
 
-def main() -> None:
-    scenarios = Scenarios(*sys.argv[1:])
-    for name, overrides in COMPARED.items():
-        scenarios.train(name, overrides)
-    scenarios.train("wall-clock", ["training.budget=wall-clock", "training.seconds=0.5"])
-    scenarios.experiment()
+def main(data: str, every_class: str, out: str) -> int:
+    """Runs everything; returns the exit status of the command line."""
+    scenarios = Scenarios(data, out)
+    scenarios.compare()
     scenarios.interrupt()
     scenarios.fail()
     text = json.dumps(scenarios.seen, indent=1)
     (scenarios.out / f"{scenarios.rank}.json").write_text(text, "utf-8")
+    settings = [*SMALL, "training.epochs=100000"]
+    return cli.main(
+        ["train", "--data", every_class, "--out", f"{out}/command"]
+        + [word for item in settings for word in ("--set", item)]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(*sys.argv[1:]))

@@ -18,6 +18,7 @@ from several_processes import COMPARED, RESUMED
 from small_settings import small
 
 from tal_fast import cli
+from tal_fast.data.synthetic import make_synthetic
 from tal_fast.errors import ConfigError, TrainingError
 from tal_fast.training import predict, run_experiment, train
 from tal_fast.training.checkpoint import read_checkpoint
@@ -39,16 +40,42 @@ WEIGHTS = {"rtol": 1e-4, "atol": 2e-5}
 LOSSES = 1e-5
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    # More would wait for each other where the cores are taken.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def two(data, tmp_path_factory) -> Path:
-    """Where two processes put everything."""
-    out = tmp_path_factory.mktemp("two")
+    """Where two processes put everything; at the end torchrun has got a Ctrl-C."""
+    folder = tmp_path_factory.mktemp("two")
+    every_class = make_synthetic(folder / "data", size="demo", test_videos=1, channels=8)
+    out = folder / "out"
+    out.mkdir()
     script = Path(__file__).with_name("several_processes.py")
-    done = subprocess.run(
-        [*TORCHRUN, script, data.path, out],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    with open(folder / "errors", "w") as errors:
+        running = subprocess.Popen(
+            [*TORCHRUN, script, data.path, every_class, out],
+            env=ENVIRONMENT, stdout=errors, stderr=errors,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 300
+            saved = out / "command" / "resume.pt"  # of the first epoch
+            while not saved.exists() and running.poll() is None:
+                assert time.monotonic() < end, (folder / "errors").read_text()
+                time.sleep(0.1)
+            saved.unlink(missing_ok=True)
+            running.send_signal(signal.SIGINT)
+            running.wait(60)
+        finally:
+            running.terminate()
+            running.wait()
+    (out / "errors").write_text((folder / "errors").read_text())
+    assert {"0.json", "1.json"} <= {p.name for p in out.iterdir()}, (out / "errors").read_text()
     return out
 
 
@@ -75,18 +102,14 @@ def weights(path):
     return model
 
 
-@pytest.mark.parametrize("name", COMPARED)
-def test_two_processes_train_as_one_does(data, two, seen, tmp_path, name):
-    config = small(COMPARED[name])
-    alone = train(config, data, data.splits["train"], tmp_path)
-    assert [item[name]["steps"] for item in seen] == [alone.steps] * 2
-    for mode, path in alone.checkpoints.items():
-        a, b = weights(path), weights(two / name / path.name)
+def assert_same_training(alone, two):
+    for path in alone.glob("checkpoint*.pt"):
+        a, b = weights(path), weights(two / path.name)
         assert a.keys() == b.keys()
         for key, value in a.items():
-            torch.testing.assert_close(b[key], value, **WEIGHTS, msg=lambda m: f"{mode} {key}: {m}")  # noqa: B023
-    mine, theirs = rows(tmp_path), rows(two / name)
-    assert len(mine) == len(theirs)
+            torch.testing.assert_close(b[key], value, **WEIGHTS)
+    mine, theirs = rows(alone), rows(two)
+    assert len(mine) == len(theirs) == 2
     for a, b in zip(mine, theirs, strict=True):
         for column in ("epoch", "step", "learning_rate", "holdout_map"):
             assert a[column] == b[column]
@@ -94,11 +117,33 @@ def test_two_processes_train_as_one_does(data, two, seen, tmp_path, name):
             assert float(b[column]) == pytest.approx(float(a[column]), rel=LOSSES), column
 
 
-def test_the_first_process_writes_once(two):
-    assert {p.name for p in (two / "plain").iterdir()} == {
-        "checkpoint.pt", "config.yaml", "environment.json", "log.csv",
-    }  # fmt: skip
-    assert json.loads((two / "plain" / "environment.json").read_text())["processes"] == 2
+@pytest.mark.parametrize("name", [name for name in COMPARED if name != "experiment"])
+def test_two_processes_train_as_one_does(data, two, seen, tmp_path, name):
+    alone = train(small(COMPARED[name]), data, data.splits["train"], tmp_path)
+    assert [item[name]["steps"] for item in seen] == [alone.steps] * 2
+    assert {p.name for p in (two / name).iterdir()} == {p.name for p in tmp_path.iterdir()}
+    assert_same_training(tmp_path, two / name)
+
+
+def test_an_experiment_scores_as_one_process_does(data, two, seen, tmp_path):
+    test = data.splits["test"]
+    alone = run_experiment(
+        small(COMPARED["experiment"]),
+        data,
+        train_videos=data.splits["train"],
+        test_videos=test,
+        out=tmp_path,
+    )
+    assert_same_training(tmp_path, two / "experiment")
+    assert json.loads((two / "experiment" / "environment.json").read_text())["processes"] == 2
+    maps = [item["experiment"]["map"] for item in seen]
+    assert maps == [pytest.approx(alone.average_map, abs=1e-3)] * 2
+    assert seen[0]["stages"] == ["evaluate", "predict", "train"]
+    assert seen[1]["stages"] == []
+    # A single process takes the checkpoint, and finds what the two have found.
+    again = tmp_path / "again.json"
+    predict(two / "experiment" / "checkpoint.pt", data, test, again)
+    assert again.read_bytes() == (two / "experiment" / "predictions.json").read_bytes()
 
 
 def test_a_clock_for_all(seen):
@@ -106,33 +151,16 @@ def test_a_clock_for_all(seen):
     assert seen[0]["wall-clock"] == seen[1]["wall-clock"]
 
 
-def test_an_experiment_scores_as_one_process_does(data, two, seen, tmp_path):
-    config = small(COMPARED["plain"])
-    test = data.splits["test"]
-    alone = run_experiment(
-        config, data, train_videos=data.splits["train"], test_videos=test, out=tmp_path
-    )
-    maps = [item["experiment"]["map"] for item in seen]
-    assert maps == [pytest.approx(alone.average_map, abs=1e-3)] * 2
-    assert seen[0]["experiment"]["stages"] == ["evaluate", "predict", "train"]
-    assert seen[1]["experiment"]["stages"] == []
-    # A single process takes the checkpoint, and finds what the two have found.
-    again = tmp_path / "again.json"
-    predict(two / "experiment" / "checkpoint.pt", data, test, again)
-    assert again.read_bytes() == (two / "experiment" / "predictions.json").read_bytes()
-
-
 def test_all_stop_after_the_same_step_and_go_on_from_there(data, two, seen):
     """With dropout, and with a signal to one of them alone."""
     assert [item["interrupted"] for item in seen] == ["KeyboardInterrupt: "] * 2
-    assert "resume.pt" in seen[0]["after the cut"]
     assert seen[0]["cut"] == seen[1]["cut"] == seen[0]["whole"]
     for name in ("checkpoint.pt", "checkpoint_off.pt"):
         a, b = (read_checkpoint(two / folder / name)["model"] for folder in ("whole", "cut"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     state = read_checkpoint(two / "left" / "resume.pt")
     assert state["progress"] == [1, 2, 6]
-    masks = [random[0] for random in state["random"]]
+    masks = [random for random, _ in state["random"]]
     assert len(masks) == 2
     assert not torch.equal(*masks)
     with pytest.raises(TrainingError, match="of a training in 2 processes, this one has 1"):
@@ -141,9 +169,8 @@ def test_all_stop_after_the_same_step_and_go_on_from_there(data, two, seen):
 
 def test_one_that_fails_ends_all(seen):
     assert seen[1]["failing"] == "TrainingError: of the second process"
-    assert seen[0]["failing"].startswith(
-        "TrainingError: another process of this training has ended"
-    )
+    message = "TrainingError: another process of this training has ended"
+    assert seen[0]["failing"].startswith(message)
 
 
 def test_what_cannot_be_shared(seen):
@@ -153,33 +180,13 @@ def test_what_cannot_be_shared(seen):
         assert "at least one training window per process, got 1 for 2" in item["one window"]
 
 
-def test_ctrl_c_at_torchrun_saves(tmp_path):
-    from tal_fast.data.synthetic import make_synthetic
-
-    data = make_synthetic(tmp_path / "data", size="demo", channels=8)
-    out = tmp_path / "out"
-    settings = ("training.epochs=1000", "model.d_model=32", "model.num_heads=4",
-                "training.tensorboard=never")  # fmt: skip
-    command = [*TORCHRUN, "-m", "tal_fast", "train", "--data", data, "--out", out]
-    command += [part for item in settings for part in ("--set", item)]
-    log = tmp_path / "stderr"
-    with open(log, "w") as errors:
-        running = subprocess.Popen(command, env=ENVIRONMENT, stdout=errors, stderr=errors)
-        try:
-            end = time.monotonic() + 120
-            while not (out / "log.csv").exists() and running.poll() is None:
-                assert time.monotonic() < end, log.read_text()
-                time.sleep(0.1)
-            (out / "resume.pt").unlink(missing_ok=True)  # of the epoch; the next one is Ctrl-C's
-            running.send_signal(signal.SIGINT)
-            assert running.wait(60) != 0
-        finally:
-            running.terminate()
-            running.wait()
-    state = read_checkpoint(out / "resume.pt")
+def test_ctrl_c_at_torchrun_saves(two):
+    state = read_checkpoint(two / "command" / "resume.pt")
     assert state["progress"][2] > 0
     assert len(state["random"]) == 2
-    assert log.read_text().count("\ninterrupted\n") == 1
+    errors = (two / "errors").read_text()
+    assert errors.count("\ninterrupted\n") == 1
+    assert "FutureWarning" not in errors
 
 
 # ---- in one process ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 
 from tal_fast.models import TadTROutput
 from tal_fast.training.config import LossConfig
-from tal_fast.training.losses import focal_loss, tadtr_loss
+from tal_fast.training.losses import WholeBatch, focal_loss, tadtr_loss
 from tal_fast.training.matching import match
 
 CONFIG = LossConfig()
@@ -149,3 +149,25 @@ def test_gradients_reach_every_output():
     for leaf in leaves:
         assert torch.isfinite(leaf.grad).all()
         assert leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("scope", ["video", "batch"])
+@pytest.mark.parametrize("cut", [1, 2])  # the second window has no instance
+def test_parts_of_a_batch_add_up_to_it(scope, cut):
+    config = LossConfig(actionness_targets=scope)
+    output, labels, targets = example()
+
+    def losses(part, whole=None):
+        leaves = [item.clone().requires_grad_() for item in output]
+        logits, segments, actionness = leaves
+        mine = TadTROutput(logits[:, part], segments[:, part], actionness[part])
+        found = tadtr_loss(mine, labels[part], targets[part], config, whole)
+        return found, torch.autograd.grad(found["total"], leaves)
+
+    expected, gradients = losses(slice(None))
+    whole = WholeBatch(len(labels), sum(map(len, labels)), targets)
+    parts = [losses(part, whole) for part in (slice(cut), slice(cut, None))]
+    for key, value in expected.items():
+        torch.testing.assert_close(parts[0][0][key] + parts[1][0][key], value)
+    for a, b, gradient in zip(parts[0][1], parts[1][1], gradients, strict=True):
+        torch.testing.assert_close(a + b, gradient)
