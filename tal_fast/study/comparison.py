@@ -14,18 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tal_fast.study.curve import Curve, modes_of
+from tal_fast.study.curve import Curve, mean_and_deviation, modes_of
 
 __all__ = [
     "Comparison",
     "Difference",
     "InitialWeight",
+    "Scores",
     "Shape",
     "compare_averages",
     "compare_budgets",
     "compare_samplings",
     "curve_shape",
     "initial_weights",
+    "score_table",
 ]
 
 Key = tuple[str, str, str]
@@ -69,32 +71,35 @@ class Comparison:
     differences: tuple[Difference, ...]
 
 
-@dataclass(frozen=True)
-class _Value:
-    score: float
-    steps: float | None
+Scores = dict[Key, dict[float, dict[tuple[int, int], tuple[float, float | None]]]]
+"""Curve -> p -> (repetition, training) -> average mAP and steps (None where not known)."""
 
 
-_Cells = dict[Key, dict[float, dict[tuple[int, int], _Value]]]
+def score_table(records: Iterable[Mapping[str, Any]]) -> Scores:
+    """Returns what the comparisons compare.
 
-
-def _cells(records: Iterable[Mapping[str, Any]]) -> _Cells:
-    """Returns the scores by curve, then p, then (repetition, training)."""
-    cells: _Cells = {}
+    Args:
+        records: contents of the trials' ``trial.json``.
+    """
+    table: Scores = {}
     for record in records:
         sampling, budget = record.get("sampling", "video"), record.get("budget", "epochs")
         trial = record["repetition"], record.get("training", 0)
-        steps = record["result"].get("steps")
+        fraction, steps = record["fraction"], record["result"].get("steps")
         for mode, scores in modes_of(record).items():
-            levels = cells.setdefault((sampling, budget, mode), {})
-            levels.setdefault(record["fraction"], {})[trial] = _Value(
-                float(scores["average_map"]), None if steps is None else float(steps)
+            levels = table.setdefault((sampling, budget, mode), {})
+            levels.setdefault(fraction, {})[trial] = (
+                float(scores["average_map"]),
+                None if steps is None else float(steps),
             )
-    return cells
+    return table
 
 
-def _mean_steps(values: Iterable[_Value]) -> float | None:
-    steps = [value.steps for value in values]
+_Side = Mapping[tuple[int, int], tuple[float, float | None]]
+
+
+def _mean_steps(side: _Side, trials: Iterable[tuple[int, int]]) -> float | None:
+    steps = [side[trial][1] for trial in trials]
     known = [value for value in steps if value is not None]
     return statistics.fmean(known) if known and len(known) == len(steps) else None
 
@@ -108,34 +113,27 @@ def _by_draw(values: Iterable[tuple[int, float]]) -> list[float]:
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    deviation = mean_and_deviation(values)[1]
+    return None if deviation is None else deviation / math.sqrt(len(values))
 
 
-def _paired(
-    fraction: float, first: Mapping[Any, _Value], second: Mapping[Any, _Value]
-) -> Difference | None:
+def _paired(fraction: float, first: _Side, second: _Side) -> Difference | None:
     both = sorted(set(first) & set(second))
     if not both:
         return None
-    draws = _by_draw((trial[0], second[trial].score - first[trial].score) for trial in both)
+    draws = _by_draw((trial[0], second[trial][0] - first[trial][0]) for trial in both)
     return Difference(
         fraction=fraction,
         pairs=len(draws),
         mean=statistics.fmean(draws),
         error=_standard_error(draws),
-        steps=(
-            _mean_steps(first[trial] for trial in both),
-            _mean_steps(second[trial] for trial in both),
-        ),
+        steps=(_mean_steps(first, both), _mean_steps(second, both)),
     )
 
 
-def _apart(
-    fraction: float, first: Mapping[Any, _Value], second: Mapping[Any, _Value]
-) -> Difference:
+def _apart(fraction: float, first: _Side, second: _Side) -> Difference:
     sides = [
-        _by_draw((trial[0], value.score) for trial, value in sorted(side.items()))
-        for side in (first, second)
+        _by_draw((trial[0], side[trial][0]) for trial in sorted(side)) for side in (first, second)
     ]
     errors = [_standard_error(side) for side in sides]
     known = [error for error in errors if error is not None]
@@ -144,11 +142,11 @@ def _apart(
         pairs=None,
         mean=statistics.fmean(sides[1]) - statistics.fmean(sides[0]),
         error=math.hypot(*known) if len(known) == 2 else None,
-        steps=(_mean_steps(first.values()), _mean_steps(second.values())),
+        steps=(_mean_steps(first, first), _mean_steps(second, second)),
     )
 
 
-def _compare(cells: _Cells, first: Key, second: Key, *, paired: bool) -> Comparison | None:
+def _compare(cells: Scores, first: Key, second: Key, *, paired: bool) -> Comparison | None:
     found = []
     for fraction in sorted(set(cells[first]) & set(cells[second])):
         sides = cells[first][fraction], cells[second][fraction]
@@ -170,9 +168,8 @@ def _against_first(keys: Sequence[Key], place: int) -> Iterator[tuple[Key, Key]]
 
 
 def _comparisons(
-    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve], place: int, *, paired: bool
+    cells: Scores, curves: Sequence[Curve], place: int, *, paired: bool
 ) -> list[Comparison]:
-    cells = _cells(records)
     keys = [(curve.sampling, curve.budget, curve.ema) for curve in curves]
     found = (
         _compare(cells, first, second, paired=paired)
@@ -181,33 +178,27 @@ def _comparisons(
     return [one for one in found if one is not None]
 
 
-def compare_samplings(
-    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve]
-) -> list[Comparison]:
+def compare_samplings(scores: Scores, curves: Sequence[Curve]) -> list[Comparison]:
     """Compares every sampling with the first, under the same budget and averaging.
 
     Args:
-        records: contents of the trials' ``trial.json``.
-        curves: the curves built from them.
+        scores: from :func:`score_table`.
+        curves: the curves built from the same records.
 
     Returns:
         One comparison per curve of the other samplings; their draws are not paired.
     """
-    return _comparisons(records, curves, 0, paired=False)
+    return _comparisons(scores, curves, 0, paired=False)
 
 
-def compare_budgets(
-    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve]
-) -> list[Comparison]:
+def compare_budgets(scores: Scores, curves: Sequence[Curve]) -> list[Comparison]:
     """Compares every budget with the first, on the same draws and seeds; see above."""
-    return _comparisons(records, curves, 1, paired=True)
+    return _comparisons(scores, curves, 1, paired=True)
 
 
-def compare_averages(
-    records: Iterable[Mapping[str, Any]], curves: Sequence[Curve]
-) -> list[Comparison]:
+def compare_averages(scores: Scores, curves: Sequence[Curve]) -> list[Comparison]:
     """Compares every mode of averaging with the first, within each training; see above."""
-    return _comparisons(records, curves, 2, paired=True)
+    return _comparisons(scores, curves, 2, paired=True)
 
 
 @dataclass(frozen=True)
@@ -225,36 +216,30 @@ class InitialWeight:
     kept: float
 
 
-def initial_weights(
-    records: Iterable[Mapping[str, Any]], decay: float
-) -> dict[tuple[str, str], list[InitialWeight]]:
+def initial_weights(scores: Scores, decay: float) -> dict[tuple[str, str], list[InitialWeight]]:
     """Returns the weight of the start in a plain moving average.
 
     Such an average begins at the random initialisation and forgets it by ``decay`` per step; after
     n steps it holds decay ** n of it.
 
     Args:
-        records: contents of the trials' ``trial.json``.
+        scores: from :func:`score_table`.
         decay: decay of the average per step, in 0..1.
 
     Returns:
         (sampling, budget) -> one entry per p whose trials all tell their steps, rising.
     """
-    steps: dict[tuple[str, str], dict[float, list[float | None]]] = {}
-    for record in records:
-        key = record.get("sampling", "video"), record.get("budget", "epochs")
-        found = record["result"].get("steps")
-        levels = steps.setdefault(key, {})
-        levels.setdefault(record["fraction"], []).append(None if found is None else float(found))
     result: dict[tuple[str, str], list[InitialWeight]] = {}
-    for key, by_fraction in steps.items():
-        rows = []
-        for fraction, values in sorted(by_fraction.items()):
-            known = [value for value in values if value is not None]
-            if len(known) == len(values):
+    for (sampling, budget, _), levels in scores.items():
+        if (sampling, budget) in result:
+            continue  # another mode of averaging of the same trainings
+        rows = result.setdefault((sampling, budget), [])
+        for fraction, side in sorted(levels.items()):
+            steps = [value[1] for value in side.values()]
+            known = [value for value in steps if value is not None]
+            if len(known) == len(steps):
                 kept = statistics.fmean(decay**value for value in known)
                 rows.append(InitialWeight(fraction, statistics.fmean(known), kept))
-        result[key] = rows
     return result
 
 

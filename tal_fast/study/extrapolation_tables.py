@@ -13,14 +13,13 @@ from rich.table import Table
 from tal_fast.study.calibration import METHODS, Calibration, Tally
 from tal_fast.study.display import duration
 from tal_fast.study.extrapolation import Extrapolation
-from tal_fast.study.fit_tables import curve_dict, number, plain
+from tal_fast.study.fit_tables import number, plain
 from tal_fast.study.planning import Budget, Candidate, Ranking, TargetPlan, TrialCost
 
 __all__ = [
     "budget_line",
     "calibration_tables",
     "candidate_table",
-    "extrapolation_dict",
     "extrapolation_line",
     "extrapolation_table",
     "plan_dict",
@@ -80,37 +79,6 @@ def extrapolation_table(found: Extrapolation) -> Table:
         "last value", "", "", f"{found.last:.1f}", f"± {found.last_error:.2f} (s.e.)", "+0.0"
     )
     return table
-
-
-def extrapolation_dict(found: Extrapolation) -> dict[str, Any]:
-    """Returns an extrapolation for JSON."""
-    return plain(
-        {
-            "curve": curve_dict(found.curve),
-            "share": found.share,
-            "confidence": found.confidence,
-            "map": found.value,
-            "interval": found.interval,
-            "gain": found.gain,
-            "gain_interval": found.gain_interval,
-            "last_value": found.last,
-            "last_value_standard_error": found.last_error,
-            "drift": found.drift,
-            "times_largest_p": found.ratio,
-            "backtest_reaches": found.reach,
-            "families": [
-                {
-                    "family": member.family.name,
-                    "weight": member.weight,
-                    "map": member.value,
-                    "bootstrap_interval": member.interval,
-                    "backtest_rmse": member.backtest_rmse,
-                }
-                for member in found.members
-            ],
-            "notes": found.notes,
-        }
-    )
 
 
 def _share(value: float) -> str:

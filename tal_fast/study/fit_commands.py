@@ -20,7 +20,7 @@ from tal_fast.study.calibration import calibrate, calibration_dict
 from tal_fast.study.curve_families import choose_families
 from tal_fast.study.curve_fit import fit_curve
 from tal_fast.study.extrapolation import build_ensemble, check_times, extrapolate
-from tal_fast.study.fit_tables import backtest_table, fit_dict, fit_table, plain
+from tal_fast.study.fit_tables import backtest_table, extrapolation_dict, fit_dict, fit_table, plain
 from tal_fast.study.learning_curve import LearningCurve, read_curve, read_curves
 from tal_fast.study.planning import (
     plan_budget,
@@ -167,7 +167,7 @@ def run_extrapolate(
     _show(_console(), tables.extrapolation_table(found))
     print(tables.extrapolation_line(found))
     _notes(found.notes)
-    _write_json(json_out, {"draws": draws, "seed": seed, **tables.extrapolation_dict(found)})
+    _write_json(json_out, {"draws": draws, "seed": seed, **extrapolation_dict(found)})
     if picture is not None:
         from tal_fast.study.fit_picture import extrapolation_picture
 

@@ -9,9 +9,18 @@ from typing import Any
 from rich.table import Table
 
 from tal_fast.study.curve_fit import LAST, CurveFit
+from tal_fast.study.extrapolation import Extrapolation
 from tal_fast.study.learning_curve import LearningCurve
 
-__all__ = ["backtest_table", "curve_dict", "fit_dict", "fit_table", "number", "plain"]
+__all__ = [
+    "backtest_table",
+    "curve_dict",
+    "extrapolation_dict",
+    "fit_dict",
+    "fit_table",
+    "number",
+    "plain",
+]
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -146,3 +155,34 @@ def fit_dict(fit: CurveFit) -> dict[str, Any]:
         },
         "notes": list(fit.notes),
     }
+
+
+def extrapolation_dict(found: Extrapolation) -> dict[str, Any]:
+    """Returns an extrapolation for JSON."""
+    return plain(
+        {
+            "curve": curve_dict(found.curve),
+            "share": found.share,
+            "confidence": found.confidence,
+            "map": found.value,
+            "interval": found.interval,
+            "gain": found.gain,
+            "gain_interval": found.gain_interval,
+            "last_value": found.last,
+            "last_value_standard_error": found.last_error,
+            "drift": found.drift,
+            "times_largest_p": found.ratio,
+            "backtest_reaches": found.reach,
+            "families": [
+                {
+                    "family": member.family.name,
+                    "weight": member.weight,
+                    "map": member.value,
+                    "bootstrap_interval": member.interval,
+                    "backtest_rmse": member.backtest_rmse,
+                }
+                for member in found.members
+            ],
+            "notes": found.notes,
+        }
+    )

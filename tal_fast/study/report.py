@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.page import Page
 from tal_fast.study import report_sections as sections
+from tal_fast.study.comparison import score_table
 from tal_fast.study.comparison_picture import comparison_picture
 from tal_fast.study.curve import Curve
 from tal_fast.study.curve_picture import (
@@ -24,9 +29,16 @@ from tal_fast.study.curve_picture import (
 from tal_fast.study.display import curve_name, duration
 from tal_fast.study.fits_picture import fits_picture
 from tal_fast.study.picture import draw_svg, page_svg, page_svgs, save_pictures
-from tal_fast.study.report_fits import DRAWS, FITS, fit_curves
+from tal_fast.study.report_fits import DRAWS, FITS, FITS_FILE, fit_curves
 
 __all__ = ["write_report"]
+
+
+_PAGE = "report.html"
+_HEAD = 4096  # characters of the page within which it says what it was made from
+
+# Pictures that are also written as PNG.
+_PAPER = ("curve", "tiou", "fits")
 
 
 class _Pictures:
@@ -50,7 +62,8 @@ class _Pictures:
             self.elements[name] = page_svgs(svg, caption, panels)
         else:
             self.elements[name] = [page_svg(svg, caption)]
-        for path in save_pictures(figure, self._out, name, svg):
+        png = name in _PAPER
+        for path in save_pictures(figure, self._out, name, svg=svg, png=png):
             self.files[path.name] = path
 
 
@@ -62,6 +75,39 @@ def _share(value: float) -> str:
 
 def _points(value: float | None) -> str:
     return "-" if value is None else f"{100.0 * value:.2f}"
+
+
+def _key(
+    study: Mapping[str, Any],
+    curves: Sequence[Curve],
+    records: Sequence[Mapping[str, Any]],
+    fits: int,
+) -> str:
+    """Returns a hash of all that a report is made from."""
+    trials = [
+        [record["trial"], record.get("seconds"), record["sample"]["missing_classes"]]
+        for record in records
+    ]
+    content = [tal_fast.__version__, fits, study, repr(curves), trials]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _made_before(out: Path, key: str) -> dict[str, Path] | None:
+    """Returns the files of a report that was made from the same; None unless all are there."""
+    try:
+        with open(out / _PAGE, encoding="utf-8") as file:
+            head = file.read(_HEAD)
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = re.search(r'<meta name="made-from" content="(\w+) ([^"]+)">', head)
+    if found is None or found[1] != key:
+        return None
+    files = {name: out / name for name in found[2].split()}
+    if not all(path.is_file() for path in files.values()):
+        return None
+    return {("fits" if name == FITS_FILE else name): path for name, path in files.items()} | {
+        "page": out / _PAGE
+    }
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -95,6 +141,7 @@ def write_report(
     records: Sequence[Mapping[str, Any]],
     *,
     fits: int = FITS,
+    again: bool = True,
 ) -> dict[str, Path]:
     """Writes the fits, the pictures and the page of a study.
 
@@ -104,6 +151,7 @@ def write_report(
         curves: built from the records; not empty.
         records: the trials.
         fits: how many curves to fit.
+        again: also when the page that is there was made from the same trials.
 
     Returns:
         The files by name.
@@ -112,6 +160,11 @@ def write_report(
         MissingExtraError: jinja2 or matplotlib is not installed.
         DataError: a file cannot be written.
     """
+    key = _key(study, curves, records, fits)
+    if not again:
+        files = _made_before(out, key)
+        if files is not None:
+            return files
     page = Page(
         "tal_fast.study",
         "the HTML page",
@@ -120,11 +173,12 @@ def write_report(
     settings = study["settings"]
     subtitle = f"{settings['model']} on {settings['data']['name']}"
     decay = settings["config"].get("training", {}).get("ema_decay")
+    scores = score_table(records)
     compared: dict[str, list[dict[str, Any]]] = {
-        "budgets": sections.budgets_section(records, curves),
-        "averages": sections.averages_section(records, curves, decay),
+        "budgets": sections.budgets_section(scores, curves),
+        "averages": sections.averages_section(scores, curves, decay),
     }
-    samplings = sections.samplings_section(records, curves)
+    samplings = sections.samplings_section(scores, curves)
     found, left_out, file = fit_curves(out, curves, model=settings["model"], most=fits)
     pictures = _Pictures(out)
     drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
@@ -151,13 +205,14 @@ def write_report(
         samplings=samplings,
         decay=decay,
         summary=sections.summary_rows(curves, found),
+        made_from=" ".join([key, file.name, *pictures.files]),
         fits={**sections.fits_section(found, left_out), "draws": DRAWS},
         **compared,
     )
     return {
         **pictures.files,
         "fits": file,
-        "page": write_text_atomically(out / "report.html", text),
+        "page": write_text_atomically(out / _PAGE, text),
     }
 
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from tal_fast.study.extrapolation import Ensemble
     from tal_fast.study.learning_curve import LearningCurve
 
-__all__ = ["DRAWS", "FITS", "fit_curves", "fitting_order", "measured_curve"]
+__all__ = ["DRAWS", "FITS", "FITS_FILE", "fit_curves", "fitting_order", "measured_curve"]
 
 FITS = 4
 """Curves that a report fits by itself; more take longer than a report should."""
 
 _FORMAT = 1
-_FILE = "fits.json"
+FITS_FILE = "fits.json"
 DRAWS = 200
 """Bootstrap draws per family."""
 
@@ -119,8 +119,7 @@ def _fit(curve: Curve, name: str) -> dict[str, Any]:
 
     from tal_fast.study.curve_fit import fit_curve
     from tal_fast.study.extrapolation import extrapolate, join_families, require_spread
-    from tal_fast.study.extrapolation_tables import extrapolation_dict
-    from tal_fast.study.fit_tables import fit_dict
+    from tal_fast.study.fit_tables import extrapolation_dict, fit_dict
 
     found: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
     ensemble = None
@@ -177,7 +176,7 @@ def fit_curves(
     Raises:
         DataError: the file cannot be written.
     """
-    path = out / _FILE
+    path = out / FITS_FILE
     before = _read(path)
     results: dict[str, Mapping[str, Any]] = {}
     left_out = []

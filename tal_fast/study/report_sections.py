@@ -10,6 +10,7 @@ from typing import Any
 from tal_fast.study.comparison import (
     Comparison,
     Difference,
+    Scores,
     Shape,
     compare_averages,
     compare_budgets,
@@ -258,9 +259,9 @@ def _words(key: Sequence[str], curves: Sequence[Curve], places: Sequence[int]) -
     )
 
 
-def budgets_section(records: Sequence[Record], curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def budgets_section(scores: Scores, curves: Sequence[Curve]) -> list[dict[str, Any]]:
     """Returns the comparison of budgets: per sampling and budget a table of paired differences."""
-    found = compare_budgets(records, curves)
+    found = compare_budgets(scores, curves)
     section = []
     for (sampling, budget), group in _grouped(found, (0, 1)).items():
         first = group[0].first[1]
@@ -284,32 +285,32 @@ def _mode(mode: str, curves: Sequence[Curve]) -> str:
 
 
 def averages_section(
-    records: Sequence[Record], curves: Sequence[Curve], decay: float | None
+    scores: Scores, curves: Sequence[Curve], decay: float | None
 ) -> list[dict[str, Any]]:
     """Returns the comparison of averages: per sampling and budget scores, differences and weights.
 
     Args:
-        records: the trials.
+        scores: of the trials.
         curves: built from them.
         decay: of the average per step; None where the settings do not tell.
     """
-    weights = {} if decay is None else initial_weights(records, decay)
+    weights = {} if decay is None else initial_weights(scores, decay)
     section = []
-    for key, group in _grouped(compare_averages(records, curves), (0, 1)).items():
+    for key, group in _grouped(compare_averages(scores, curves), (0, 1)).items():
         first = group[0].first[2]
         lines = [(f"{one.second[2]} minus {first}", one) for one in group]
         own = [curve for curve in curves if (curve.sampling, curve.budget) == key]
-        scores = {curve.ema: {p.fraction: p for p in curve.points} for curve in own}
+        found = {curve.ema: {p.fraction: p for p in curve.points} for curve in own}
         kept = {one.fraction: one for one in weights.get((key[0], key[1]), [])}
         table = _table(lines)
         for row in table["rows"]:
-            row["scores"] = [points.get(row["fraction"]) for points in scores.values()]
+            row["scores"] = [points.get(row["fraction"]) for points in found.values()]
             row["weight"] = kept.get(row["fraction"])
         section.append(
             {
                 "title": _words(key, curves, (0, 1)),
                 "label": f"mAP minus that of EMA {first} (points)",
-                "modes": list(scores),
+                "modes": list(found),
                 "lines": lines,
                 **table,
             }
@@ -317,7 +318,7 @@ def averages_section(
     return section
 
 
-def samplings_section(records: Sequence[Record], curves: Sequence[Curve]) -> dict[str, Any] | None:
+def samplings_section(scores: Scores, curves: Sequence[Curve]) -> dict[str, Any] | None:
     """Returns the comparison of samplings: what they cover, and differences of their means."""
     names = list(dict.fromkeys(curve.sampling for curve in curves))
     if len(names) < 2:
@@ -326,7 +327,7 @@ def samplings_section(records: Sequence[Record], curves: Sequence[Curve]) -> dic
     points = {name: {p.fraction: p for p in heads[name].points} for name in names}
     fractions = sorted({fraction for found in points.values() for fraction in found})
     tables = []
-    found = compare_samplings(records, curves)
+    found = compare_samplings(scores, curves)
     for (sampling, budget), group in _grouped(found, (0, 1)).items():
         first = group[0].first[0]
         where = _words((sampling, budget), curves, (1,))

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def run_study(
                     failed = _run_trials(request, place, tasks, asked - len(tasks), console)
                 finally:
                     # Also after Ctrl-C: the time was spent and its trials are there.
-                    records = scan_trials(out / TRIALS, request.hash)
+                    records = scan_trials(out / TRIALS, request.hash, records)
                     run["seconds"] = round(time.perf_counter() - clock, 1)
                     run["trials"] = len(set(records) - before)
                     if run["trials"]:
@@ -228,19 +229,37 @@ def run_study(
         if failed:
             # What did work is summed up all the same: a trial may fail whenever it is tried.
             with contextlib.suppress(TalFastError):
-                _sum_up(out)
+                _sum_up(out, records)
             _raise_failures(request, failed)
-        files, notes, curves = _sum_up(out)
+        files, notes, curves = _sum_up(out, records, again=bool(tasks))
         return StudyResult(curves, len(tasks), asked - len(tasks), files, notes)
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the garbage collector from going through thousands of records again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def _sum_up(
-    out: Path, *, pictures: bool = False, fits: int | None = None
+    out: Path,
+    known: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    pictures: bool = False,
+    fits: int | None = None,
+    again: bool = True,
 ) -> tuple[dict[str, Path], list[str], list[Curve]]:
     study = read_study(out)
     if study is None:
         raise DataError(f"{out}: no study here (study.yaml is missing)")
-    records = list(scan_trials(out / TRIALS, study["hash"]).values())
+    records = list(scan_trials(out / TRIALS, study["hash"], known).values())
     if not records:
         raise DataError(f"{out}: no trial is complete yet, nothing to report")
     curves = build_curves(records)
@@ -252,8 +271,8 @@ def _sum_up(
     try:
         from tal_fast.study.report import write_report
 
-        chosen = {} if fits is None else {"fits": fits}
-        files |= write_report(out, study, curves, records, **chosen)
+        chosen: dict[str, Any] = {} if fits is None else {"fits": fits}
+        files |= write_report(out, study, curves, records, again=again, **chosen)
     except MissingExtraError as error:
         # After hours of training the tables are worth having without the pictures.
         if pictures:

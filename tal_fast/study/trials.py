@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -156,6 +157,24 @@ def trial_directories(root: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
+@functools.cache
+def _quick_reader() -> Callable[[bytes], Any] | None:
+    """Returns msgspec's reader of JSON, three times as fast as Python's, if it is installed."""
+    try:
+        return importlib.import_module("msgspec").json.decode
+    except ImportError:
+        return None
+
+
+def _read_json(content: bytes) -> Any:
+    quick = _quick_reader()
+    if quick is not None:
+        # What it refuses is for Python's reader to take (NaN) or to explain.
+        with contextlib.suppress(Exception):
+            return quick(content)
+    return json.loads(content)
+
+
 def load_trial(directory: Path) -> dict[str, Any]:
     """Reads the record of a finished trial.
 
@@ -164,7 +183,8 @@ def load_trial(directory: Path) -> dict[str, Any]:
     """
     path = directory / _RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            record = _read_json(file.read())
     except FileNotFoundError:
         raise DataError(
             f"{directory}: expected a finished trial with {_RECORD}, found none; "
@@ -190,12 +210,16 @@ def load_trial(directory: Path) -> dict[str, Any]:
     return record
 
 
-def scan_trials(root: Path, settings: str) -> dict[str, dict[str, Any]]:
+def scan_trials(
+    root: Path, settings: str, known: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Reads all finished trials of a study.
 
     Args:
         root: directory that holds the trials.
         settings: hash of the study's settings.
+        known: records that were read before, by name: a finished trial does not change, and is not
+            read again.
 
     Returns:
         name -> record, in order of name.
@@ -206,6 +230,9 @@ def scan_trials(root: Path, settings: str) -> dict[str, dict[str, Any]]:
     """
     records = {}
     for directory in trial_directories(root):
+        if known is not None and directory.name in known:
+            records[directory.name] = known[directory.name]
+            continue
         record = load_trial(directory)
         if record["settings"] != settings:
             raise ConfigError(

@@ -14,6 +14,7 @@ from tal_fast.study.comparison import (
     compare_samplings,
     curve_shape,
     initial_weights,
+    score_table,
 )
 from tal_fast.study.curve import build_curves
 
@@ -24,7 +25,7 @@ def by_p(comparison):
 
 class TestBudgets:
     def test_pairs_by_hand(self):
-        off, plain = compare_budgets(BUDGETS, build_curves(BUDGETS))
+        off, plain = compare_budgets(score_table(BUDGETS), build_curves(BUDGETS))
         assert off.first == ("video", "epochs", "off")
         assert off.second == ("video", "steps", "off")
         found = by_p(off)
@@ -37,10 +38,10 @@ class TestBudgets:
         assert by_p(plain)[0.1].mean == pytest.approx((0.23 + 0.25) / 2)
 
     def test_a_level_without_pairs_is_left_out(self):
-        (off, _) = compare_budgets(BUDGETS, build_curves(BUDGETS))
+        (off, _) = compare_budgets(score_table(BUDGETS), build_curves(BUDGETS))
         assert sorted(by_p(off)) == [0.1, 1.0]  # p = 50 % is there under steps alone
         strangers = [trial(0.1, 0, 0.2), trial(0.1, 1, 0.3, budget="steps")]
-        assert compare_budgets(strangers, build_curves(strangers)) == []
+        assert compare_budgets(score_table(strangers), build_curves(strangers)) == []
 
     def test_trainings_on_one_draw_are_averaged_first(self):
         records = [
@@ -51,7 +52,7 @@ class TestBudgets:
             trial(0.1, 0, 0.6, budget="steps", training=1),
             trial(0.1, 1, 0.5, budget="steps"),
         ]
-        (found,) = compare_budgets(records, build_curves(records))
+        (found,) = compare_budgets(score_table(records), build_curves(records))
         (one,) = found.differences
         assert one.pairs == 2
         assert one.mean == pytest.approx((0.15 + 0.0) / 2)
@@ -59,16 +60,16 @@ class TestBudgets:
 
     def test_steps_that_some_trials_do_not_tell(self):
         records = [trial(0.1, 0, 0.2, steps=None), trial(0.1, 0, 0.3, budget="steps")]
-        (found,) = compare_budgets(records, build_curves(records))
+        (found,) = compare_budgets(score_table(records), build_curves(records))
         assert found.differences[0].steps == (None, 8.0)
 
     def test_one_budget_has_nothing_to_compare(self):
-        assert compare_budgets(BUDGETS[:4], build_curves(BUDGETS[:4])) == []
+        assert compare_budgets(score_table(BUDGETS[:4]), build_curves(BUDGETS[:4])) == []
 
 
 class TestAverages:
     def test_within_each_training(self):
-        epochs, steps = compare_averages(BUDGETS, build_curves(BUDGETS))
+        epochs, steps = compare_averages(score_table(BUDGETS), build_curves(BUDGETS))
         assert (epochs.first[2], epochs.second[2], epochs.second[1]) == ("off", "plain", "epochs")
         values = [-0.15, -0.17, -0.30]
         mean = sum(values) / 3
@@ -89,7 +90,7 @@ class TestSamplings:
     )
 
     def test_means_of_draws_apart(self):
-        (found,) = compare_samplings(self.RECORDS, build_curves(self.RECORDS))
+        (found,) = compare_samplings(score_table(self.RECORDS), build_curves(self.RECORDS))
         (one,) = found.differences
         assert (one.fraction, one.pairs) == (0.1, None)
         assert one.mean == pytest.approx(0.3)
@@ -98,13 +99,13 @@ class TestSamplings:
 
     def test_one_draw_has_no_error(self):
         records = self.RECORDS[1:]
-        (found,) = compare_samplings(records, build_curves(records))
+        (found,) = compare_samplings(score_table(records), build_curves(records))
         assert found.differences[0].error is None
 
 
 class TestInitialWeights:
     def test_by_hand(self):
-        found = initial_weights(BUDGETS, 0.9)
+        found = initial_weights(score_table(BUDGETS), 0.9)
         epochs = {one.fraction: one for one in found["video", "epochs"]}
         assert epochs[0.1].kept == pytest.approx(0.81)
         assert epochs[1.0].kept == pytest.approx(0.9**20)
@@ -113,17 +114,19 @@ class TestInitialWeights:
     def test_of_the_published_models(self):
         # 350 and 3,500 steps at a decay of 0.999: ActionFormer at 10 and 100 % of THUMOS14.
         records = [trial(0.1, 0, 0.05, steps=350), trial(1.0, 0, 0.67, steps=3500)]
-        rows = initial_weights(records, 0.999)["video", "epochs"]
+        rows = initial_weights(score_table(records), 0.999)["video", "epochs"]
         assert [round(one.kept, 2) for one in rows] == [0.70, 0.03]
 
     def test_mean_of_unequal_steps(self):
         records = [trial(0.1, 0, 0.1, steps=0), trial(0.1, 1, 0.1, steps=2)]
-        (row,) = initial_weights(records, 0.5)["video", "epochs"]
+        (row,) = initial_weights(score_table(records), 0.5)["video", "epochs"]
         assert (row.steps, row.kept) == (1, (1 + 0.25) / 2)
 
     def test_steps_not_told(self):
         records = [trial(0.1, 0, 0.1, steps=None), trial(0.2, 0, 0.1)]
-        assert [one.fraction for one in initial_weights(records, 0.5)["video", "epochs"]] == [0.2]
+        assert [
+            one.fraction for one in initial_weights(score_table(records), 0.5)["video", "epochs"]
+        ] == [0.2]
 
 
 class TestShape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastEr
 from tal_fast.study import report_study, run_study
 from tal_fast.study.executors import threads_per_job, visible_gpus
 from tal_fast.study.locks import locked_directory
-from tal_fast.study.trials import Trial
+from tal_fast.study.trials import Trial, load_trial
 
 ALL = [f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)]
 
@@ -330,6 +331,46 @@ class TestSumUp:
         assert {name: path.read_bytes() for name, path in again.files.items()} == before
         assert again.ran == 0
 
+    def test_nothing_to_do_draws_nothing(self, spec, quiet, monkeypatch):
+        first = run_study(spec, experiment=fake.learn, console=quiet)
+        before = {name: path.stat().st_mtime_ns for name, path in first.files.items()}
+        again = run_study(spec, experiment=fake.fail, console=quiet)
+        assert again.files == first.files
+        pictures = {name for name in before if name not in ("trials", "curve")}
+        assert pictures == {"page", "fits", *(f"{n}.{k}" for n in ("curve", "tiou", "fits")
+                                              for k in ("png", "svg"))}  # fmt: skip
+        for name in pictures:
+            assert again.files[name].stat().st_mtime_ns == before[name], name
+
+    @pytest.mark.parametrize("how", ["picture", "page", "fraction", "command"])
+    def test_what_changed_is_drawn_again(self, spec, quiet, how):
+        first = run_study(replace(spec, fractions=(0.1, 0.5)), experiment=fake.learn, console=quiet)
+        if how == "picture":
+            first.files["tiou.svg"].unlink()
+        elif how == "page":
+            first.files["page"].write_text("<html>")
+        fractions = (0.1, 0.5, 1.0) if how == "fraction" else (0.1, 0.5)
+        jobs = 2 if how == "command" else 1
+        changed = replace(spec, fractions=fractions, jobs=jobs)
+        again = run_study(changed, experiment="fake_experiment:learn", console=quiet)
+        assert again.files["tiou.svg"].is_file()
+        page = again.files["page"].read_text()
+        assert page.count("</html>") == 1
+        assert f"--fractions {','.join(f'{f:g}' for f in fractions)}" in page
+        assert ("--jobs 2" in page) == (how == "command")
+
+    def test_finished_trials_are_read_once(self, spec, quiet, monkeypatch):
+        run_study(spec, experiment=fake.learn, console=quiet)
+        read = []
+
+        def load(directory):
+            read.append(directory.name)
+            return load_trial(directory)
+
+        monkeypatch.setattr("tal_fast.study.trials.load_trial", load)
+        run_study(replace(spec, repetitions=3), experiment=fake.learn, console=quiet)
+        assert len(read) == len(set(read)) == 9
+
     def test_nothing_to_report(self, spec, tmp_path, quiet):
         with pytest.raises(DataError, match=r"no study here \(study.yaml is missing\)"):
             report_study(tmp_path)
@@ -337,6 +378,22 @@ class TestSumUp:
             run_study(spec, experiment=fake.fail, console=quiet)
         with pytest.raises(DataError, match="no trial is complete yet"):
             report_study(spec.out)
+
+    def test_a_score_that_is_no_number_is_read(self, spec, quiet):
+        # Python writes NaN, which msgspec refuses.
+        run_study(spec, experiment=fake.learn, console=quiet)
+        path = spec.out / "trials" / "p010_r0" / "trial.json"
+        path.write_text(path.read_text().replace('"steps": 8', '"steps": NaN'))
+        assert math.isnan(load_trial(path.parent)["result"]["steps"])
+
+    @pytest.mark.parametrize("quick", [True, False])
+    def test_records_with_and_without_msgspec(self, spec, quiet, quick, monkeypatch):
+        run_study(spec, experiment=fake.learn, console=quiet)
+        directory = spec.out / "trials" / "p010_r0"
+        if not quick:
+            monkeypatch.setattr("tal_fast.study.trials._quick_reader", lambda: None)
+        expected = json.loads((directory / "trial.json").read_text())
+        assert load_trial(directory) == expected
 
     @pytest.mark.parametrize(
         ("content", "message"),
