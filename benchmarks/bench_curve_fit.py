@@ -7,8 +7,6 @@ a search from several starts, which is what the batch does.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,10 @@ from harness import Peer
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tal_fast.study.curve import build_curves, curve_csv, trials_csv
 from tal_fast.study.curve_families import CEILING, FAMILIES, FITTED
 from tal_fast.study.curve_fit import fit_curve
 from tal_fast.study.curve_solver import solve_batch
 from tal_fast.study.learning_curve import LearningCurve
-from tal_fast.study.trials import Trial, scan_trials
 
 DRAWS = 100
 SHARE = np.concatenate((np.arange(1.0, 5.0), np.arange(5.0, 101.0, 5.0)))  # 24 levels
@@ -99,51 +95,4 @@ def test_whole_fit(compare: Any) -> None:
         check=_nothing,
         verified="every family",
         repetitions=3,
-    )
-
-
-def test_tables_of_many_trials(compare: Any, tmp_path: Path) -> None:
-    for level in range(50):
-        for repetition in range(100):
-            trial = Trial("tadtr", round(0.02 * (level + 1), 2), repetition, 0)
-            sample = {
-                "videos": [f"video_{i:04}" for i in range(4 * (level + 1))],
-                "instances": 60 * (level + 1),
-                "classes": [f"class {i}" for i in range(20)],
-                "missing_classes": [],
-            }
-            thresholds = ("0.3", "0.4", "0.5", "0.6", "0.7")
-            result = {
-                "average_map": 0.01 * level,
-                "map_per_threshold": dict.fromkeys(thresholds, 0.01 * level),
-                "steps": 100,
-                "windows": 100,
-                "total_seconds": 10.0,
-            }
-            record = {
-                "trial": trial.name,
-                "settings": "s",
-                "fraction": trial.fraction,
-                "repetition": repetition,
-                "seed": 0,
-                "sample": sample,
-                "result": result,
-            }
-            (tmp_path / trial.name).mkdir()
-            (tmp_path / trial.name / "trial.json").write_text(json.dumps(record))
-
-    def tabulate() -> tuple[str, str]:
-        records = list(scan_trials(tmp_path, "s").values())
-        return trials_csv(records), curve_csv(build_curves(records))
-
-    trials, levels = tabulate()
-    assert (trials.count("\n"), levels.count("\n")) == (5001, 51)
-    compare(
-        "study report",
-        "tables of 5000 finished trials",
-        tabulate,
-        [],
-        check=_nothing,
-        verified="rows counted",
-        repetitions=5,
     )

@@ -241,7 +241,7 @@ def _render(
         compute_seconds=math.fsum(float(record.get("seconds", 0.0)) for record in records),
         wall_seconds=wall,
         trials_per_hour=3600.0 * done / wall if wall and done else None,
-        energy="not known",
+        energy=sections.energy_of(runs),
         trials=len(records),
         requested=study["request"]["trials"],
         runs=runs,

@@ -20,6 +20,7 @@ from tal_fast.study.comparison import (
 )
 from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
 from tal_fast.study.display import curve_name
+from tal_fast.study.energy import energy_text
 
 __all__ = [
     "averages_section",
@@ -28,6 +29,7 @@ __all__ = [
     "cost_rows",
     "coverage_rows",
     "coverage_section",
+    "energy_of",
     "fits_section",
     "groups_of",
     "machines_of",
@@ -427,6 +429,14 @@ def cost_rows(records: Sequence[Record], groups: Sequence[Mapping[str, Any]]) ->
             }
         )
     return rows
+
+
+def energy_of(runs: Sequence[Record]) -> str:
+    """Returns the energy of all runs in words; not known unless every run tells it."""
+    known = [run["energy_joules"] for run in runs if "energy_joules" in run]
+    if not known or len(known) < len(runs):
+        return "not known"
+    return energy_text(math.fsum(float(joules) for joules in known))
 
 
 def machines_of(runs: Sequence[Record]) -> list[dict[str, Any]]:

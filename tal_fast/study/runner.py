@@ -18,6 +18,7 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study.curve import Curve, build_curves, curve_csv, trials_csv
 from tal_fast.study.display import StudyDisplay
+from tal_fast.study.energy import EnergyMeter
 from tal_fast.study.executors import Executor, InProcess, LocalPool, Outcome
 from tal_fast.study.failures import is_environment_error
 from tal_fast.study.locks import check_writable, locked_directory
@@ -215,13 +216,18 @@ def run_study(
                 }
                 clock = time.perf_counter()
                 before = set(records)
+                meter = EnergyMeter()
                 try:
-                    failed = _run_trials(request, place, tasks, asked - len(tasks), console)
+                    with meter:
+                        failed = _run_trials(request, place, tasks, asked - len(tasks), console)
                 finally:
                     # Also after Ctrl-C: the time was spent and its trials are there.
                     records = scan_trials(out / TRIALS, request.hash, records)
                     run["seconds"] = round(time.perf_counter() - clock, 1)
                     run["trials"] = len(set(records) - before)
+                    # The counters are those of this machine, not of a cluster.
+                    if meter.joules is not None and spec.ray is None:
+                        run["energy_joules"] = round(meter.joules, 1)
                     if run["trials"]:
                         runs.append(run)
                         with contextlib.suppress(TalFastError):

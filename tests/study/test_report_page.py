@@ -11,7 +11,7 @@ from made_records import BUDGETS, RECORDS, rising, study, trial
 
 from tal_fast.study.curve import build_curves
 from tal_fast.study.report import write_report
-from tal_fast.study.report_sections import coverage_rows, coverage_section
+from tal_fast.study.report_sections import coverage_rows, coverage_section, energy_of
 
 
 class Page(HTMLParser):
@@ -106,6 +106,11 @@ class TestOneCurve:
         assert "1 min 15 s wall-clock time" in single[0].text
         assert "192 trials per hour" in single[0].text
         assert "not known energy" in single[0].text
+
+    def test_energy(self):
+        known, unknown = {"energy_joules": 1.8e6}, {"seconds": 3.0}
+        assert energy_of([known, known]) == "1 kWh"
+        assert energy_of([known, unknown]) == energy_of([]) == "not known"
 
     def test_files(self, single):
         pictures = {"curve.png", "curve.svg", "tiou.png", "tiou.svg"}
