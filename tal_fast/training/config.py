@@ -121,7 +121,8 @@ class TrainingConfig:
         patience: ratings of held-out videos without a gain before the learning rate falls and, at
             its last, before the training ends, of the budget ``convergence``.
         max_steps: end of a training that does not converge.
-        batch_size: windows per step; the last, smaller batch of an epoch is dropped.
+        batch_size: windows per step, of all processes together; the last, smaller batch of an
+            epoch is dropped.
         learning_rate: of AdamW.
         sampling_lr_scale: factor on the learning rate of reference points and sampling offsets.
         weight_decay: of AdamW, on every parameter.
