@@ -136,12 +136,12 @@ def _shape_text(shape: Shape) -> str:
         return "steepest at its start"
     where = f"{100 * shape.between[0]:g} to {100 * shape.between[1]:g} %"
     if shape.excess is None:
-        return f"steepest from {where}; spread not known"
+        return f"steepest {where}; spread not known"
     if math.isinf(shape.excess):
-        return f"slow start, steepest from {where}"
+        return f"slow start, steepest {where}"
     if shape.sigmoid:
-        return f"slow start, steepest from {where} (by {shape.excess:.1f} s.e.)"
-    return f"steepest from {where}, by {shape.excess:.1f} s.e. only"
+        return f"slow start, steepest {where} (by {shape.excess:.1f} s.e.)"
+    return f"steepest {where}, by {shape.excess:.1f} s.e. only"
 
 
 def summary_rows(
