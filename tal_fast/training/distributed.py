@@ -48,6 +48,7 @@ from tal_fast.errors import ConfigError, TrainingError
 
 __all__ = [
     "Place",
+    "add_up_gradients",
     "from_first",
     "gathered",
     "is_first",
@@ -55,8 +56,8 @@ __all__ = [
     "launched",
     "own_gpu",
     "rank",
-    "replicated",
     "require_same",
+    "same_weights",
     "seed_apart",
     "share_of_batch",
     "total",
@@ -67,6 +68,8 @@ __all__ = [
 _T = TypeVar("_T")
 _TIMEOUT = "TAL_FAST_PEER_TIMEOUT"
 _meetings = itertools.count()
+_numbers = itertools.count()
+_pending: dict[int, Any] = {}  # collectives under way; each keeps the connections open
 
 
 class Place(NamedTuple):
@@ -167,6 +170,7 @@ def joined(device: torch.device) -> Iterator[None]:
         ) from error
     finally:
         # Closes the connections, so that the others notice when this one fails.
+        _pending.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -252,10 +256,11 @@ def total_later(values: Sequence[float]) -> Callable[[], list[float]]:
     if world_size() == 1:
         return lambda: list(values)
     sums = torch.tensor(values, dtype=torch.float64)
-    work = dist.all_reduce(sums, async_op=True)
+    number = next(_numbers)
+    _pending[number] = dist.all_reduce(sums, async_op=True)
 
     def wait() -> list[float]:
-        work.wait()
+        _pending.pop(number).wait()
         return sums.tolist()
 
     return wait
@@ -316,22 +321,27 @@ def seed_apart(seed: int) -> None:
         torch.manual_seed(int(numbers[0]))
 
 
-def replicated(model: nn.Module) -> nn.Module:
-    """Returns a module that computes like the model, and whose backward adds up the gradients.
+def same_weights(model: nn.Module) -> None:
+    """Gives the weights of the first process to the others."""
+    if world_size() > 1:
+        with torch.no_grad():
+            for weight in model.state_dict().values():
+                dist.broadcast(weight, 0)
 
-    They are sums over all processes, not means: each process divides its part of the loss by what
-    the whole batch holds.
+
+def add_up_gradients(model: nn.Module) -> None:
+    """Replaces every gradient by its sum over all processes.
+
+    A sum, not a mean: each process divides its part of the loss by what the whole batch holds.
     """
+    # By hand: DistributedDataParallel keeps the connections open beyond the end of the group, so
+    # that the others would not notice a process that fails. All gradients in one piece take a few
+    # milliseconds; models here are small.
     if world_size() == 1:
-        return model
-    network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-    # A lambda, since DDP refuses annotations that are postponed.
-    network.register_comm_hook(
-        None,
-        lambda _, bucket: (
-            dist.all_reduce(bucket.buffer(), async_op=True)
-            .get_future()
-            .then(lambda done: done.value()[0])
-        ),
-    )
-    return network
+        return
+    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for _, gradient in pairs])
+    dist.all_reduce(flat)
+    sums = flat.split([gradient.numel() for _, gradient in pairs])
+    for (parameter, _), part in zip(pairs, sums, strict=True):
+        parameter.grad = part.view_as(parameter)

@@ -51,7 +51,7 @@ class Stepper:
     def __init__(self, model: TadTR, config: ExperimentConfig) -> None:
         self.model = model
         self.config = config
-        self._network = distributed.replicated(model)
+        distributed.same_weights(model)
         self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.training),
@@ -88,7 +88,7 @@ class Stepper:
         sizes = distributed.total_later([len(batch.windows), sum(map(len, batch.labels))])
         try:
             with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
-                output = self._network(features, mask)
+                output = self.model(features, mask)
             windows, instances = map(int, sizes())
             whole = WholeBatch(windows, instances, self._all_segments(batch))
             with nvtx_range("tal_fast.loss"):
@@ -100,6 +100,7 @@ class Stepper:
             raise diverged("the outputs are", number, batch) from error
         with nvtx_range("tal_fast.backward"):
             self.scaler.scale(losses["total"]).backward()
+            distributed.add_up_gradients(self.model)
         with nvtx_range("tal_fast.optimizer"):
             norm = self._update()
         return {**{key: value.detach() for key, value in losses.items()}, "gradient_norm": norm}

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,9 +20,9 @@ from small_settings import SMALL, small
 from tal_fast import cli
 from tal_fast.data.dataset import open_dataset
 from tal_fast.errors import TalFastError, TrainingError
+from tal_fast.models import TadTR
 from tal_fast.training import run_experiment, train
 from tal_fast.training.distributed import launched
-from tal_fast.training.step import Stepper
 
 NO_DROPOUT = "model.dropout=0"
 #: Trainings that must come out as in one process; the first as part of an experiment.
@@ -57,18 +58,18 @@ class Scenarios:
             self.seen[name] = {"steps": done.steps, "epochs": done.epochs}
 
     @contextmanager
-    def second_before_step(self, number, action):
-        """Has the second process do something before a certain step."""
-        run = Stepper.run
+    def second_in_step(self, number, action):
+        """Has the second process do something in a certain step, where the others wait for it."""
+        forward, count = TadTR.forward, itertools.count(1)
 
-        def other(stepper, batch, count):
-            if self.rank == 1 and count == number:
+        def other(model, *inputs):
+            if self.rank == 1 and next(count) == number:
                 action()
-            return run(stepper, batch, count)
+            return forward(model, *inputs)
 
-        Stepper.run = other
+        TadTR.forward = other
         yield
-        Stepper.run = run
+        TadTR.forward = forward
 
     def compare(self) -> None:
         """Trainings that go as they should."""
@@ -91,7 +92,7 @@ class Scenarios:
     def interrupt(self) -> None:
         """SIGTERM to the second process alone, in mid-epoch."""
         self.train("whole", RESUMED)
-        with self.second_before_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        with self.second_in_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             self.train("cut", RESUMED)
         self.seen["interrupted"] = self.seen["cut"]
         if self.rank == 0:  # for a single process that is asked to go on with it
@@ -102,7 +103,7 @@ class Scenarios:
 
     def fail(self) -> None:
         """One process fails; both differ; the shares are impossible."""
-        with self.second_before_step(3, _fail):
+        with self.second_in_step(3, _fail):
             self.train("failing")
         self.train("differing", [f"training.seed={self.rank}"])
         self.train("odd batch", ["training.batch_size=5"])
@@ -121,7 +122,7 @@ def main(data: str, every_class: str, out: str) -> int:
     scenarios.fail()
     text = json.dumps(scenarios.seen, indent=1)
     (scenarios.out / f"{scenarios.rank}.json").write_text(text, "utf-8")
-    settings = [*SMALL, "training.epochs=100000"]
+    settings = [*SMALL, "training.epochs=100000", "training.batch_size=32"]
     return cli.main(
         ["train", "--data", every_class, "--out", f"{out}/command"]
         + [word for item in settings for word in ("--set", item)]

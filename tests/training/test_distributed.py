@@ -171,6 +171,7 @@ def test_one_that_fails_ends_all(seen):
     assert seen[1]["failing"] == "TrainingError: of the second process"
     message = "TrainingError: another process of this training has ended"
     assert seen[0]["failing"].startswith(message)
+    assert "Timed out" not in seen[0]["failing"]
 
 
 def test_what_cannot_be_shared(seen):
