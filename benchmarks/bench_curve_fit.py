@@ -15,10 +15,10 @@ from harness import Peer
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tal_fast.study.curve_families import CEILING, FAMILIES, FITTED
-from tal_fast.study.curve_fit import fit_curve
-from tal_fast.study.curve_solver import solve_batch
-from tal_fast.study.learning_curve import LearningCurve
+from tal_fast.study.fits.curve_families import CEILING, FAMILIES, FITTED
+from tal_fast.study.fits.curve_fit import fit_curve
+from tal_fast.study.fits.curve_solver import solve_batch
+from tal_fast.study.fits.learning_curve import LearningCurve
 
 DRAWS = 100
 SHARE = np.concatenate((np.arange(1.0, 5.0), np.arange(5.0, 101.0, 5.0)))  # 24 levels

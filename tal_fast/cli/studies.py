@@ -41,7 +41,7 @@ def _fractions(
 ) -> tuple[float, ...]:
     from tal_fast.data import open_dataset
     from tal_fast.errors import ConfigError
-    from tal_fast.study.sampling import fractions_of_videos, parse_fractions, split_videos
+    from tal_fast.study.sampling.draws import fractions_of_videos, parse_fractions, split_videos
 
     if videos is None:
         return parse_fractions("0.1:1.0:0.1" if fractions is None else fractions)
@@ -129,7 +129,7 @@ def study_run(
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast.study import StudySpec, run_study
-    from tal_fast.study.sampling import parse_samplings
+    from tal_fast.study.sampling.draws import parse_samplings
 
     spec = StudySpec(
         data=data,
@@ -211,7 +211,7 @@ def study_fit(
     picture: Picture = None,
 ) -> None:
     """Fit ten families of curves, and test what each would have predicted."""
-    from tal_fast.study.fit_commands import run_fit
+    from tal_fast.study.fits.fit_commands import run_fit
 
     run_fit(
         study,
@@ -252,7 +252,7 @@ def study_extrapolate(
     picture: Picture = None,
 ) -> None:
     """Say what more data would bring, with an interval that has been tested."""
-    from tal_fast.study.fit_commands import run_extrapolate
+    from tal_fast.study.fits.fit_commands import run_extrapolate
 
     run_extrapolate(
         study,
@@ -283,7 +283,7 @@ def study_calibrate(
     json_out: JsonOut = None,
 ) -> None:
     """Count how often the intervals of extrapolate hold what came."""
-    from tal_fast.study.fit_commands import run_calibrate
+    from tal_fast.study.fits.fit_commands import run_calibrate
 
     with bar("calibrating") as update:
         run_calibrate(
@@ -331,8 +331,8 @@ def study_plan(
     picture: Picture = None,
 ) -> None:
     """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
-    from tal_fast.study.fit_commands import run_plan
-    from tal_fast.study.sampling import parse_shares
+    from tal_fast.study.fits.fit_commands import run_plan
+    from tal_fast.study.sampling.draws import parse_shares
 
     run_plan(
         study,

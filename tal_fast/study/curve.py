@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tal_fast.study.sampling import SAMPLINGS
+from tal_fast.study.sampling.draws import SAMPLINGS
 
 __all__ = [
     "Curve",

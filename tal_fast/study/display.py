@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
-from tal_fast.study.executors import Outcome
-from tal_fast.study.trials import Trial, TrialTask
+from tal_fast.study.execution.executors import Outcome
+from tal_fast.study.execution.trials import Trial, TrialTask
 
 __all__ = ["StudyDisplay", "curve_name", "curve_table", "curve_tables", "duration", "trial_cost"]
 

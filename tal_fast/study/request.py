@@ -11,8 +11,9 @@ import yaml
 
 from tal_fast.errors import ConfigError, nearest
 from tal_fast.study.display import trial_cost
-from tal_fast.study.executors import threads_per_job
-from tal_fast.study.sampling import (
+from tal_fast.study.execution.executors import threads_per_job
+from tal_fast.study.execution.trials import Trial, TrialTask, load_experiment
+from tal_fast.study.sampling.draws import (
     Split,
     draw_sample,
     parse_fractions,
@@ -21,7 +22,6 @@ from tal_fast.study.sampling import (
     trial_seed,
 )
 from tal_fast.study.settings import StudySpec, hash_settings, study_settings
-from tal_fast.study.trials import Trial, TrialTask, load_experiment
 
 if TYPE_CHECKING:
     from tal_fast.data import WindowSet

@@ -18,10 +18,11 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study.curve import Curve, build_curves, curve_csv, trials_csv
 from tal_fast.study.display import StudyDisplay
-from tal_fast.study.energy import EnergyMeter
-from tal_fast.study.executors import Executor, InProcess, LocalPool, Outcome
-from tal_fast.study.failures import is_environment_error
-from tal_fast.study.locks import check_writable, locked_directory
+from tal_fast.study.execution.energy import EnergyMeter
+from tal_fast.study.execution.executors import Executor, InProcess, LocalPool, Outcome
+from tal_fast.study.execution.failures import is_environment_error
+from tal_fast.study.execution.locks import check_writable, locked_directory
+from tal_fast.study.execution.trials import EXPERIMENT, TrialTask, load_experiment, scan_trials
 from tal_fast.study.request import CONFIG, TRIALS, Request, check_request
 from tal_fast.study.settings import (
     StudySpec,
@@ -30,7 +31,6 @@ from tal_fast.study.settings import (
     read_study,
     write_study,
 )
-from tal_fast.study.trials import EXPERIMENT, TrialTask, load_experiment, scan_trials
 
 __all__ = ["StudyResult", "report_study", "run_study"]
 
@@ -83,7 +83,7 @@ def _place(request: Request, console: Console) -> Iterator[_Place]:
             executor = LocalPool(jobs, threads=request.threads, logs=logs)
         yield _Place(executor, jobs, f"{jobs} at a time", {})
         return
-    from tal_fast.study.ray_cluster import RayCluster
+    from tal_fast.study.execution.ray_cluster import RayCluster
 
     cluster = RayCluster(
         spec.ray,
@@ -275,7 +275,7 @@ def _sum_up(
     }
     notes: list[str] = []
     try:
-        from tal_fast.study.report import write_report
+        from tal_fast.study.report.page import write_report
 
         chosen: dict[str, Any] = {} if fits is None else {"fits": fits}
         files |= write_report(out, study, curves, records, again=again, **chosen)

@@ -58,7 +58,7 @@ class StudySpec:
         fractions: shares p of the training data, in (0, 1], rising.
         repetitions: draws per share.
         seeds: trainings per draw, which tell the spread of trainings from that of draws.
-        samplings: how the samples are drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).
+        samplings: how the samples are drawn (:data:`~tal_fast.study.sampling.draws.SAMPLINGS`).
         budgets: what ends the trainings; None takes ``training.budget``.
         ema: modes of weight averaging to test, all after one training; None takes
             ``training.ema``.
@@ -68,8 +68,8 @@ class StudySpec:
         overrides: ``section.field=value`` each, over preset and file.
         jobs: trials at a time; None is 1, or as many as a cluster holds.
         threads: torch threads per trial; None shares the cores fairly, and is 1 on a cluster.
-        ray: address of a Ray cluster to run on (:class:`~tal_fast.study.ray_cluster.RayCluster`);
-            None runs on this machine.
+        ray: address of a Ray cluster to run on
+            (:class:`~tal_fast.study.execution.ray_cluster.RayCluster`); None runs on this machine.
         gpus_per_trial: GPUs of each trial on a Ray cluster; below 1 that many share one.
     """
 

@@ -33,4 +33,4 @@ def quiet() -> Console:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawing, which takes longer than all else in these studies."""
-    monkeypatch.setattr("tal_fast.study.report.write_report", lambda *args, **kwargs: {})
+    monkeypatch.setattr("tal_fast.study.report.page.write_report", lambda *args, **kwargs: {})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.study.learning_curve import LearningCurve
+from tal_fast.study.fits.learning_curve import LearningCurve
 
 HAPT = Path(__file__).parents[2] / "docs/results/hapt"
 LEVELS = np.arange(10.0, 101.0, 10.0)

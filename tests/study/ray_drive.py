@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tal_fast.study.ray_cluster import RayCluster
-from tal_fast.study.trials import TrialTask
+from tal_fast.study.execution.ray_cluster import RayCluster
+from tal_fast.study.execution.trials import TrialTask
 
 
 def main(address: str, tasks: str, logs: str) -> int:

@@ -8,7 +8,8 @@ import math
 import pytest
 from made_records import BUDGETS, trial
 
-from tal_fast.study.comparison import (
+from tal_fast.study.curve import build_curves
+from tal_fast.study.report.comparison import (
     compare_averages,
     compare_budgets,
     compare_samplings,
@@ -16,7 +17,6 @@ from tal_fast.study.comparison import (
     initial_weights,
     score_table,
 )
-from tal_fast.study.curve import build_curves
 
 
 def by_p(comparison):

@@ -15,8 +15,8 @@ from tal_fast.data import WindowSet, open_dataset
 from tal_fast.errors import ConfigError
 from tal_fast.study import run_study
 from tal_fast.study.curve import build_curve, build_curves
-from tal_fast.study.learning_curve import read_curves
-from tal_fast.study.trials import Trial
+from tal_fast.study.execution.trials import Trial
+from tal_fast.study.fits.learning_curve import read_curves
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from scipy.optimize import approx_fprime, least_squares
 
 from tal_fast import cli
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.curve_families import CEILING, FAMILIES, FITTED, choose_families
-from tal_fast.study.curve_fit import LAST, draw_curves, fit_curve, fit_families, refine
-from tal_fast.study.curve_solver import solve_batch
-from tal_fast.study.learning_curve import LearningCurve, read_curve
+from tal_fast.study.fits.curve_families import CEILING, FAMILIES, FITTED, choose_families
+from tal_fast.study.fits.curve_fit import LAST, draw_curves, fit_curve, fit_families, refine
+from tal_fast.study.fits.curve_solver import solve_batch
+from tal_fast.study.fits.learning_curve import LearningCurve, read_curve
 
 ROOT = Path(__file__).parents[2]
 

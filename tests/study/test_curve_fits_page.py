@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tal_fast.study.curve_families import FAMILIES
-from tal_fast.study.curve_fit import LAST, fit_curve
-from tal_fast.study.extrapolation import extrapolate
-from tal_fast.study.learning_curve import read_curve
+from tal_fast.study.fits.curve_families import FAMILIES
+from tal_fast.study.fits.curve_fit import LAST, fit_curve
+from tal_fast.study.fits.extrapolation import extrapolate
+from tal_fast.study.fits.learning_curve import read_curve
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/curve-fits.md").read_text("utf-8")

@@ -11,7 +11,7 @@ from made_records import BUDGETS, RECORDS, trial
 
 from tal_fast.errors import DataError
 from tal_fast.study.curve import build_curve, build_curves
-from tal_fast.study.curve_picture import (
+from tal_fast.study.report.curve_picture import (
     curve_panels,
     curve_picture,
     curves_picture,
@@ -19,7 +19,7 @@ from tal_fast.study.curve_picture import (
     shows_all_dots,
     tiou_picture,
 )
-from tal_fast.study.picture import SERIES, draw_svg, figure_svg, page_svgs, save_pictures
+from tal_fast.study.report.picture import SERIES, draw_svg, figure_svg, page_svgs, save_pictures
 
 
 def crossed(samplings=("video",), budgets=("epochs",), modes=("off",)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tal_fast.study.energy import EnergyMeter, energy_text
+from tal_fast.study.execution.energy import EnergyMeter, energy_text
 
 
 def zone(root, name, kind, energy, full=1_000_000_000):

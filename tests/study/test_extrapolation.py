@@ -15,16 +15,22 @@ from made_curves import HAPT, LEVELS, curve
 
 from tal_fast import cli
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.calibration import METHODS, RATIOS, calibrate, calibration_dict, synthetic_curve
-from tal_fast.study.curve_families import FITTED, choose_families
-from tal_fast.study.extrapolation import (
+from tal_fast.study.fits.calibration import (
+    METHODS,
+    RATIOS,
+    calibrate,
+    calibration_dict,
+    synthetic_curve,
+)
+from tal_fast.study.fits.curve_families import FITTED, choose_families
+from tal_fast.study.fits.extrapolation import (
     LIMIT,
     build_ensemble,
     extrapolate,
     weighted_quantiles,
 )
-from tal_fast.study.fit_tables import plain
-from tal_fast.study.learning_curve import read_curve
+from tal_fast.study.fits.fit_tables import plain
+from tal_fast.study.fits.learning_curve import read_curve
 
 ROOT = Path(__file__).parents[2]
 

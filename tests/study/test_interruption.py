@@ -19,7 +19,7 @@ import pytest
 
 from tal_fast.errors import TalFastError
 from tal_fast.study import run_study
-from tal_fast.study.locks import locked_directory
+from tal_fast.study.execution.locks import locked_directory
 
 DRIVE = Path(__file__).with_name("drive.py")
 ALL = {f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.learning_curve import read_curve, read_curves
+from tal_fast.study.fits.learning_curve import read_curve, read_curves
 
 ROOT = Path(__file__).parents[2]
 TRIALS = "trial,model,p,repetition,seed,videos,average_map,total_seconds"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tal_fast.study.locks import LOCK_FILE, BusyError, locked_directory
-from tal_fast.study.trials import Trial, TrialTask, execute_trial
+from tal_fast.study.execution.locks import LOCK_FILE, BusyError, locked_directory
+from tal_fast.study.execution.trials import Trial, TrialTask, execute_trial
 
 
 def task(tmp_path: Path) -> TrialTask:

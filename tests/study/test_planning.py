@@ -13,8 +13,8 @@ from scipy.stats import norm
 
 from tal_fast import cli
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.extrapolation import build_ensemble
-from tal_fast.study.planning import (
+from tal_fast.study.fits.extrapolation import build_ensemble
+from tal_fast.study.fits.planning import (
     TrialCost,
     plan_budget,
     plan_target,

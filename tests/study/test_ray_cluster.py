@@ -26,13 +26,13 @@ import pytest
 import tal_fast
 from tal_fast.data import open_dataset
 from tal_fast.errors import ConfigError, MissingExtraError, TalFastError
-from tal_fast.study import ray_cluster, ray_trial
-from tal_fast.study.executors import Outcome
-from tal_fast.study.failures import is_environment_error, rebuild_error
-from tal_fast.study.locks import locked_directory
-from tal_fast.study.ray_cluster import RayCluster
+from tal_fast.study.execution import ray_cluster, ray_trial
+from tal_fast.study.execution.executors import Outcome
+from tal_fast.study.execution.failures import is_environment_error, rebuild_error
+from tal_fast.study.execution.locks import locked_directory
+from tal_fast.study.execution.ray_cluster import RayCluster
+from tal_fast.study.execution.trials import Trial, TrialTask
 from tal_fast.study.settings import data_fingerprint
-from tal_fast.study.trials import Trial, TrialTask
 
 pytest.importorskip("ray", reason="needs the extra ray")
 

@@ -8,11 +8,11 @@ import json
 import pytest
 from made_records import LEVELS, rising, trial
 
-from tal_fast.study import curve_fit
 from tal_fast.study.curve import build_curves, trials_csv
-from tal_fast.study.curve_fit import fit_curve
-from tal_fast.study.learning_curve import read_curve
-from tal_fast.study.report_fits import fit_curves, fitting_order, measured_curve
+from tal_fast.study.fits import curve_fit
+from tal_fast.study.fits.curve_fit import fit_curve
+from tal_fast.study.fits.learning_curve import read_curve
+from tal_fast.study.report.fit_section import fit_curves, fitting_order, measured_curve
 
 
 def fitted(records, out, **more):

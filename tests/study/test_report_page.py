@@ -10,8 +10,8 @@ import pytest
 from made_records import BUDGETS, RECORDS, rising, study, trial
 
 from tal_fast.study.curve import build_curves
-from tal_fast.study.report import write_report
-from tal_fast.study.report_sections import coverage_rows, coverage_section, energy_of
+from tal_fast.study.report.page import write_report
+from tal_fast.study.report.sections import coverage_rows, coverage_section, energy_of
 
 
 class Page(HTMLParser):

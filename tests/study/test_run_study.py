@@ -17,9 +17,9 @@ import yaml
 
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study import report_study, run_study
-from tal_fast.study.executors import threads_per_job, visible_gpus
-from tal_fast.study.locks import locked_directory
-from tal_fast.study.trials import Trial, load_trial
+from tal_fast.study.execution.executors import threads_per_job, visible_gpus
+from tal_fast.study.execution.locks import locked_directory
+from tal_fast.study.execution.trials import Trial, load_trial
 
 ALL = [f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)]
 
@@ -367,7 +367,7 @@ class TestSumUp:
             read.append(directory.name)
             return load_trial(directory)
 
-        monkeypatch.setattr("tal_fast.study.trials.load_trial", load)
+        monkeypatch.setattr("tal_fast.study.execution.trials.load_trial", load)
         run_study(replace(spec, repetitions=3), experiment=fake.learn, console=quiet)
         assert len(read) == len(set(read)) == 9
 
@@ -391,7 +391,7 @@ class TestSumUp:
         run_study(spec, experiment=fake.learn, console=quiet)
         directory = spec.out / "trials" / "p010_r0"
         if not quick:
-            monkeypatch.setattr("tal_fast.study.trials._quick_reader", lambda: None)
+            monkeypatch.setattr("tal_fast.study.execution.trials._quick_reader", lambda: None)
         expected = json.loads((directory / "trial.json").read_text())
         assert load_trial(directory) == expected
 

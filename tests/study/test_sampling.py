@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.sampling import (
+from tal_fast.study.sampling.draws import (
     SAMPLINGS,
     data_split,
     draw_sample,
@@ -285,7 +285,7 @@ class TestSample:
 
     def test_same_in_another_process(self):
         code = (
-            "from tal_fast.study.sampling import random_split;"
+            "from tal_fast.study.sampling.draws import random_split;"
             f"print(random_split({NAMES!r}, seed=3).test)"
         )
         output = subprocess.run(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tal_fast.data.grid import Grid
 from tal_fast.data.windows import WindowSet
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.sampling import draw_sample, sample_size
+from tal_fast.study.sampling.draws import draw_sample, sample_size
 
 CLASSES = ("run", "jump", "throw")
 NAMES = [f"video_{i}" for i in range(8)]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning curves: families, fits, backtests, extrapolation, calibration, planning."""

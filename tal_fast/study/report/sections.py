@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sections of a study's page say, as plain values for its template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
+from tal_fast.study.display import curve_name
+from tal_fast.study.execution.energy import energy_text
+from tal_fast.study.report.comparison import (
+    Comparison,
+    Difference,
+    Scores,
+    Shape,
+    compare_averages,
+    compare_budgets,
+    compare_samplings,
+    curve_shape,
+    initial_weights,
+)
+
+__all__ = [
+    "averages_section",
+    "budget_texts",
+    "budgets_section",
+    "cost_rows",
+    "coverage_rows",
+    "coverage_section",
+    "energy_of",
+    "fits_section",
+    "groups_of",
+    "machines_of",
+    "samplings_section",
+    "summary_rows",
+]
+
+Record = Mapping[str, Any]
+
+_MACHINE = {
+    "cpu": "processor",
+    "cores": "cores used by the study",
+    "memory_gib": "memory (GiB)",
+    "gpu": "GPU",
+    "system": "system",
+    "python": "Python",
+    "torch": "torch",
+    "numpy": "numpy",
+    "tal_fast": "tal_fast",
+    "commit": "commit",
+    "isa": "instruction set",
+}
+
+_BUDGET = {
+    "epochs": "epochs: a training has as many epochs at every p, so the number of optimiser steps "
+    "grows with p: the curve shows data and training budget together",
+    "steps": "steps: a training makes as many optimiser steps at every p, so a small sample is "
+    "seen more often: the curve shows the data at an equal number of steps",
+    "wall-clock": "wall-clock: a training takes as long at every p; how many steps that is depends "
+    "on the machine and what else ran on it",
+    "convergence": "convergence: a training ends when videos of its sample that are held out from "
+    "training no longer gain; the steps are what that took, and the sample trains on fewer videos",
+}
+
+_SAMPLING = {
+    "video": "Whole videos are drawn uniformly, so a small sample may hold no instance of a class.",
+    "stratified": "Whole videos are drawn so that the classes are covered as evenly as can be: as "
+    "many videos as there are classes hold them all. Such samples are no chance draws.",
+    "window": "Training windows are drawn from all training videos, so that a small sample still "
+    "touches many videos and classes.",
+}
+
+# Tables of more classes than this leave out those that no sample lacks.
+_MANY_CLASSES = 40
+
+
+def _sampling_text(sampling: str) -> str:
+    text = _SAMPLING.get(sampling.removeprefix("nested-"), "")
+    if sampling.startswith("nested-"):
+        text += " Each repetition's sample holds its samples of smaller p."
+    return text.strip()
+
+
+def budget_texts(curves: Sequence[Curve]) -> list[str]:
+    """Returns a sentence per budget of the study: what its curves show."""
+    return [_BUDGET.get(name, name) for name in dict.fromkeys(curve.budget for curve in curves)]
+
+
+def groups_of(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Returns the curves by sampling and budget: what one set of trainings gave.
+
+    Returns:
+        Per group its ``name`` (empty for one alone), the ``curves`` that differ in the mode of
+        averaging, and the ``keys`` of their tIoU thresholds.
+    """
+    groups = curves_by_training(curves)
+    heads = [group[0] for group in groups]
+    return [
+        {
+            "name": curve_name(group[0], heads),
+            "curves": group,
+            "points": group[0].points,
+            "keys": sorted(
+                {key for curve in group for point in curve.points for key in point.per_tiou},
+                key=float,
+            ),
+            "windows": any(point.windows is not None for point in group[0].points),
+            "steps": any(point.steps is not None for point in group[0].points),
+            "seconds": any(point.seconds is not None for point in group[0].points),
+            "seeds": any(
+                point.seed_deviation is not None for curve in group for point in curve.points
+            ),
+        }
+        for group in groups
+    ]
+
+
+def _reach(points: Sequence[CurvePoint], share: float) -> str:
+    """Returns the p from which the curve holds ``share`` of its last mean, between the levels."""
+    goal = share * points[-1].mean
+    index = len(points) - 1
+    while index and points[index - 1].mean >= goal:
+        index -= 1
+    after = points[index]
+    if index == 0:
+        return f"at most {100 * after.fraction:g} %"
+    before = points[index - 1]
+    part = (goal - before.mean) / (after.mean - before.mean)
+    return f"{100 * (before.fraction + part * (after.fraction - before.fraction)):.0f} %"
+
+
+def _shape_text(shape: Shape) -> str:
+    if shape.between[0] == 0.0:
+        return "steepest at its start"
+    where = f"{100 * shape.between[0]:g} to {100 * shape.between[1]:g} %"
+    if shape.excess is None:
+        return f"steepest {where}; spread not known"
+    if math.isinf(shape.excess):
+        return f"slow start, steepest {where}"
+    if shape.sigmoid:
+        return f"slow start, steepest {where} (by {shape.excess:.1f} s.e.)"
+    return f"steepest {where}, by {shape.excess:.1f} s.e. only"
+
+
+def summary_rows(
+    curves: Sequence[Curve], fits: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns per curve what a reader looks for first.
+
+    Args:
+        curves: of the study.
+        fits: contents of the fits by name of the curve, where there are any.
+    """
+    rows = []
+    for curve in curves:
+        name = curve_name(curve, curves)
+        last = curve.points[-1]
+        rows.append(
+            {
+                "name": name,
+                "first": curve.points[0],
+                "last": last,
+                "reach": _reach(curve.points, 0.9) if len(curve.points) > 1 else "",
+                "shape": _shape_text(curve_shape(curve)) if len(curve.points) > 2 else "",
+                "extrapolation": fits.get(name, {}).get("extrapolation"),
+            }
+        )
+    return rows
+
+
+def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str]) -> dict[str, Any]:
+    """Returns the fits, backtests and extrapolations, curve by curve.
+
+    Args:
+        fits: by name of the curve, from :func:`~tal_fast.study.report.fit_section.fit_curves`.
+        left_out: names of the curves that were not fitted.
+    """
+    fitted = {name: found for name, found in fits.items() if found["fit"]}
+    shown = []
+    for name, found in fitted.items():
+        extrapolation = found["extrapolation"]
+        notes = list(
+            dict.fromkeys([*(extrapolation or found["fit"])["notes"], *found["fit"]["notes"]])
+        )
+        weights = None
+        if extrapolation:
+            families = {row["family"]: row for row in extrapolation["families"]}
+            weights = {"share": extrapolation["share"], "families": families}
+        shown.append((name, found["fit"], weights, notes))
+    ranked = [name for name, found in fitted.items() if found["fit"]["backtest"]["ranking"]]
+    return {
+        "shown": shown,
+        "named": len(fits) + len(left_out) > 1,
+        "problems": [(name, text) for name, found in fits.items() for text in found["problems"]],
+        "unfitted": [name for name in fits if name not in fitted],
+        "extrapolated": [
+            (name, found["extrapolation"])
+            for name, found in fitted.items()
+            if found["extrapolation"]
+        ],
+        "ranked": ranked,
+        "ranks": _ranks([fitted[name]["fit"] for name in ranked]),
+        "left_out": list(left_out),
+    }
+
+
+def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row per family: error and rank on each curve, the best mean rank first."""
+    titles = {row["family"]: row["title"] for fit in fits for row in fit["families"]}
+    titles["last1"] = "last value"
+    cells: list[dict[str, dict[str, Any]]] = [
+        {
+            row["family"]: {"rmse": row["rmse"], "rank": rank}
+            for rank, row in enumerate(fit["backtest"]["ranking"], start=1)
+        }
+        for fit in fits
+    ]
+    rows = []
+    for family, title in titles.items():
+        found = [cell.get(family) for cell in cells]
+        ranks = [cell["rank"] for cell in found if cell]
+        if ranks:
+            rows.append({"family": title, "cells": found, "mean": math.fsum(ranks) / len(ranks)})
+    return sorted(rows, key=lambda row: row["mean"])
+
+
+def _at(comparison: Comparison) -> dict[float, Difference]:
+    return {one.fraction: one for one in comparison.differences}
+
+
+def _table(columns: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
+    """Returns differences side by side: names of the columns and a row per p."""
+    cells = [_at(comparison) for _, comparison in columns]
+    fractions = sorted({fraction for cell in cells for fraction in cell})
+    rows = []
+    for fraction in fractions:
+        found = [cell.get(fraction) for cell in cells]
+        rows.append({"fraction": fraction, "cells": found, "any": next(f for f in found if f)})
+    return {"names": [name for name, _ in columns], "rows": rows}
+
+
+def _grouped(
+    comparisons: Sequence[Comparison], places: Sequence[int]
+) -> dict[tuple[str, ...], list[Comparison]]:
+    """Returns the comparisons by what their second sides have at ``places``."""
+    groups: dict[tuple[str, ...], list[Comparison]] = {}
+    for one in comparisons:
+        groups.setdefault(tuple(one.second[place] for place in places), []).append(one)
+    return groups
+
+
+def _words(key: Sequence[str], curves: Sequence[Curve], places: Sequence[int]) -> str:
+    """Returns what of a key the study varies, of these places."""
+    attributes = ("sampling", "budget", "ema")
+    return ", ".join(
+        key[place]
+        for place in places
+        if len({getattr(curve, attributes[place]) for curve in curves}) > 1
+    )
+
+
+def budgets_section(scores: Scores, curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Returns the comparison of budgets: per sampling and budget a table of paired differences."""
+    found = compare_budgets(scores, curves)
+    section = []
+    for (sampling, budget), group in _grouped(found, (0, 1)).items():
+        first = group[0].first[1]
+        lines = [(_mode(one.second[2], curves), one) for one in group]
+        where = _words((sampling,), curves, (0,))
+        section.append(
+            {
+                "title": f"{budget} minus {first}" + (f", {where}" if where else ""),
+                "label": f"mAP, {budget} minus {first} (points)",
+                "sides": (first, budget),
+                "lines": lines,
+                **_table(lines),
+            }
+        )
+    return section
+
+
+def _mode(mode: str, curves: Sequence[Curve]) -> str:
+    """Returns the name of a column for a mode of averaging."""
+    return f"EMA {mode}" if len({curve.ema for curve in curves}) > 1 else "average mAP"
+
+
+def averages_section(
+    scores: Scores, curves: Sequence[Curve], decay: float | None
+) -> list[dict[str, Any]]:
+    """Returns the comparison of averages: per sampling and budget scores, differences and weights.
+
+    Args:
+        scores: of the trials.
+        curves: built from them.
+        decay: of the average per step; None where the settings do not tell.
+    """
+    weights = {} if decay is None else initial_weights(scores, decay)
+    section = []
+    for key, group in _grouped(compare_averages(scores, curves), (0, 1)).items():
+        first = group[0].first[2]
+        lines = [(f"{one.second[2]} minus {first}", one) for one in group]
+        own = [curve for curve in curves if (curve.sampling, curve.budget) == key]
+        found = {curve.ema: {p.fraction: p for p in curve.points} for curve in own}
+        kept = {one.fraction: one for one in weights.get((key[0], key[1]), [])}
+        table = _table(lines)
+        for row in table["rows"]:
+            row["scores"] = [points.get(row["fraction"]) for points in found.values()]
+            row["weight"] = kept.get(row["fraction"])
+        section.append(
+            {
+                "title": _words(key, curves, (0, 1)),
+                "label": f"mAP minus that of EMA {first} (points)",
+                "modes": list(found),
+                "lines": lines,
+                **table,
+            }
+        )
+    return section
+
+
+def samplings_section(scores: Scores, curves: Sequence[Curve]) -> dict[str, Any] | None:
+    """Returns the comparison of samplings: what they cover, and differences of their means."""
+    names = list(dict.fromkeys(curve.sampling for curve in curves))
+    if len(names) < 2:
+        return None
+    heads = {curve.sampling: curve for curve in reversed(curves)}
+    points = {name: {p.fraction: p for p in heads[name].points} for name in names}
+    fractions = sorted({fraction for found in points.values() for fraction in found})
+    tables = []
+    found = compare_samplings(scores, curves)
+    for (sampling, budget), group in _grouped(found, (0, 1)).items():
+        first = group[0].first[0]
+        where = _words((sampling, budget), curves, (1,))
+        lines = [(_mode(one.second[2], curves), one) for one in group]
+        tables.append(
+            {
+                "title": f"{sampling} minus {first}" + (f", {where}" if where else ""),
+                "label": f"mAP, {sampling} minus {first} (points)",
+                "lines": lines,
+                **_table(lines),
+            }
+        )
+    return {
+        "names": names,
+        "texts": [(name, _sampling_text(name)) for name in names],
+        "coverage": [
+            {"fraction": fraction, "points": [points[name].get(fraction) for name in names]}
+            for fraction in fractions
+        ],
+        "tables": tables,
+    }
+
+
+def coverage_rows(
+    records: Sequence[Record], fractions: Sequence[float]
+) -> list[tuple[str, list[float]]]:
+    """Returns, per class by name, the share of the draws of each fraction in which it occurs.
+
+    Args:
+        records: contents of the trials' ``trial.json``, of one sampling.
+        fractions: the fractions, one per column.
+    """
+    names: set[str] = set()
+    held: dict[float, dict[int, set[str]]] = {fraction: {} for fraction in fractions}
+    for record in records:
+        sample, draws = record["sample"], held[record["fraction"]]
+        # Budgets and trainings share a draw, which counts once.
+        if record["repetition"] not in draws:
+            names.update(sample["classes"], sample["missing_classes"])
+            draws[record["repetition"]] = set(sample["classes"])
+    return [
+        (
+            name,
+            [
+                sum(name in classes for classes in held[fraction].values())
+                / max(1, len(held[fraction]))
+                for fraction in fractions
+            ],
+        )
+        for name in sorted(names)
+    ]
+
+
+def coverage_section(records: Sequence[Record], curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Returns the coverage of classes per sampling."""
+    section = []
+    for sampling in dict.fromkeys(curve.sampling for curve in curves):
+        own = [record for record in records if record.get("sampling", "video") == sampling]
+        fractions = sorted({record["fraction"] for record in own})
+        rows = coverage_rows(own, fractions)
+        full = [name for name, shares in rows if min(shares) == 1.0]
+        hidden = full if len(rows) > _MANY_CLASSES else []
+        section.append(
+            {
+                "sampling": sampling,
+                "text": _sampling_text(sampling),
+                "fractions": fractions,
+                "rows": [row for row in rows if row[0] not in set(hidden)],
+                "classes": len(rows),
+                "hidden": hidden,
+            }
+        )
+    return section
+
+
+def cost_rows(records: Sequence[Record], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Returns what the trainings of each group cost."""
+    rows = []
+    for group in groups:
+        curve = group["curves"][0]
+        own = [
+            record
+            for record in records
+            if record.get("sampling", "video") == curve.sampling
+            and record.get("budget", "epochs") == curve.budget
+        ]
+        memory = [record["result"].get("peak_memory_mib") for record in own]
+        known = [float(value) for value in memory if value is not None]
+        rows.append(
+            {
+                "name": group["name"] or "all trainings",
+                "trials": len(own),
+                "seconds": math.fsum(float(record.get("seconds", 0.0)) for record in own),
+                "first": group["points"][0],
+                "last": group["points"][-1],
+                "memory": max(known) if known else None,
+            }
+        )
+    return rows
+
+
+def energy_of(runs: Sequence[Record]) -> str:
+    """Returns the energy of all runs in words; not known unless every run tells it."""
+    known = [run["energy_joules"] for run in runs if "energy_joules" in run]
+    if not known or len(known) < len(runs):
+        return "not known"
+    return energy_text(math.fsum(float(joules) for joules in known))
+
+
+def machines_of(runs: Sequence[Record]) -> list[dict[str, Any]]:
+    """Returns the distinct machines that ran trials, with readable names of their facts."""
+    machines: list[dict[str, Any]] = []
+    for run in runs:
+        facts = run.get("machine", {})
+        readable = {_MACHINE[key]: facts[key] for key in _MACHINE if key in facts}
+        if readable and readable not in machines:
+            machines.append(readable)
+    return machines
