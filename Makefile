@@ -51,13 +51,17 @@ build: $(STAMP)
 
 dev: build  ## Set up .venv with everything and build the native library in place
 
+# Beside the others, in the background: none of these tests is about Ctrl-C, which a shell keeps from
+# what it runs there.
+BESIDE := tests/ops tests/evaluation tests/models
+
 test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
-	@mkdir -p build; echo "emulated CUDA kernels run beside the other tests: build/emulated.log"; \
-	$(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" -k emulated tests/ops \
-	  >build/emulated.log 2>&1 & emulated=$$!; status=0; \
-	$(BIN)/python -m pytest -q -m "not slow" -k "not emulated" || status=$$?; \
-	wait $$emulated || { tail -n 60 build/emulated.log; status=1; }; \
-	tail -n 1 build/emulated.log; exit $$status
+	@mkdir -p build; echo "$(BESIDE) run beside the other tests: build/beside.log"; \
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" $(BESIDE) \
+	  >build/beside.log 2>&1 & beside=$$!; status=0; \
+	$(BIN)/python -m pytest -q -m "not slow" $(addprefix --ignore=,$(BESIDE)) || status=$$?; \
+	wait $$beside || { tail -n 60 build/beside.log; status=1; }; \
+	tail -n 1 build/beside.log; exit $$status
 
 test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
 	build/asan/fuzz_reader 120
@@ -118,6 +122,7 @@ demo: build  ## Run the study on the embedded data; prints the curve and where p
 bench: build  ## Run the benchmarks, print their table, write it into the README
 	$(BIN)/python -m pytest -q benchmarks/ -o python_files='bench_*.py' \
 	  -o filterwarnings=default --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python benchmarks/bench_study.py
 	$(BIN)/python benchmarks/results_table.py --readme README.md
 	$(BIN)/python benchmarks/bench_training_step.py
 
