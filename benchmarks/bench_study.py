@@ -404,7 +404,7 @@ def main() -> None:
         return
     if rows:
         print(f"stored in {harness.store(rows, arguments.results)}")
-    path = harness.RESULTS / f"{machine.slug()}-study.json"
+    path = harness.RESULTS / f"{machine.slug()}-study-facts.json"
     old = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.exists() else {}
     content = {"machine": machine.describe(), "facts": old | facts}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
