@@ -16,6 +16,7 @@ Every measurement is a process of its own. Run on a machine that does nothing el
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -406,6 +407,10 @@ def main() -> None:
         print(f"stored in {harness.store(rows, arguments.results)}")
     path = harness.RESULTS / f"{machine.slug()}-study-facts.json"
     old = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.exists() else {}
+    # Beside what the table of results shows: everything that this program found, in one file.
+    found = [*old.get("comparisons", []), *map(dataclasses.asdict, rows)]
+    newest = {(row["case"], row["peer"], row["threads"]): row for row in found}
+    facts["comparisons"] = list(newest.values())
     content = {"machine": machine.describe(), "facts": old | facts}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"stored in {path}")
