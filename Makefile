@@ -53,7 +53,7 @@ dev: build  ## Set up .venv with everything and build the native library in plac
 
 # Beside the others, in the background: none of these tests is about Ctrl-C, which a shell keeps from
 # what it runs there.
-BESIDE := tests/ops tests/evaluation tests/models
+BESIDE := tests/ops
 
 test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
 	@mkdir -p build; echo "$(BESIDE) run beside the other tests: build/beside.log"; \
@@ -67,14 +67,19 @@ test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the
 	build/asan/fuzz_reader 120
 	$(BIN)/python -m pytest -q
 
-# The op tests once per instruction set of this machine; `test` itself runs the best one, and the
-# CUDA kernels, which have none.
+# The op tests once per instruction set of this machine, side by side; `test` itself runs the best
+# one, and the CUDA kernels, which have none.
 test-ops-isa: build
-	@for isa in $$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])"); do \
-	  echo "op tests with TAL_FAST_ISA=$$isa"; \
-	  TAL_FAST_ISA=$$isa $(BIN)/python -m pytest -q -m "not slow and not compile" \
-	    -k "not emulated and not opcheck and not errors" tests/ops; \
-	done
+	@mkdir -p build; status=0; runs=(); \
+	for isa in $$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])"); do \
+	  TAL_FAST_ISA=$$isa $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not compile" \
+	    -k "not emulated and not opcheck and not errors" tests/ops >build/isa-$$isa.log 2>&1 & \
+	  runs+=("$$isa $$!"); \
+	done; \
+	for run in "$${runs[@]}"; do \
+	  set -- $$run; wait $$2 || { tail -n 60 build/isa-$$1.log; status=1; }; \
+	  echo "op tests with TAL_FAST_ISA=$$1: $$(tail -n 1 build/isa-$$1.log)"; \
+	done; exit $$status
 
 test-native: $(STAMP)  ## Reader and evaluator under Address-, UndefinedBehavior- and ThreadSanitizer
 	@for preset in asan tsan; do \

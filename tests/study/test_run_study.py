@@ -57,6 +57,7 @@ class TestRun:
         after = {path: path.read_bytes() for path in sorted(spec.out.rglob("*")) if path.is_file()}
         assert before == after
 
+    @pytest.mark.usefixtures("no_pictures")
     def test_trial_record(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
         found = record(spec, "p050_r1")
@@ -71,6 +72,7 @@ class TestRun:
         assert call["seed"] == found["seed"]
         assert call["pid"] == os.getpid()
 
+    @pytest.mark.usefixtures("no_pictures")
     def test_full_samples_differ_by_seed_only(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
         first, second = record(spec, "p100_r0"), record(spec, "p100_r1")
@@ -78,6 +80,7 @@ class TestRun:
         assert first["seed"] != second["seed"]
         assert record(spec, "p050_r0")["sample"] != record(spec, "p050_r1")["sample"]
 
+    @pytest.mark.usefixtures("no_pictures")
     def test_pool_gives_the_same_trials(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
         pool = replace(spec, out=spec.out.parent / "pool", jobs=2)
@@ -104,6 +107,7 @@ class TestRun:
         monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
         assert visible_gpus(os.environ) == ["0", "1", "2"]
 
+    @pytest.mark.usefixtures("no_pictures")
     def test_extending_runs_only_what_is_new(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
         more = replace(spec, fractions=(0.1, 0.125, 1.0), repetitions=3)
@@ -119,11 +123,13 @@ class TestRun:
             (1.0, 3),
         ]
 
+    @pytest.mark.usefixtures("no_pictures")
     def test_random_split(self, spec, quiet):
         run_study(replace(spec, split="random"), experiment=fake.learn, console=quiet)
         found = record(spec, "p100_r0")
         assert (len(found["sample"]["videos"]), found["test_videos"]) == (21, 5)
 
+    @pytest.mark.usefixtures("no_pictures")
     def test_lines_without_a_terminal(self, spec, quiet):
         run_study(spec, experiment=fake.learn, console=quiet)
         lines = quiet.file.getvalue().splitlines()
