@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tal_fast.study.sampling.draws import SAMPLINGS
+from tal_fast.study.settings import BUDGETS
 
 __all__ = [
     "Curve",
     "CurvePoint",
-    "build_curve",
     "build_curves",
     "curve_csv",
     "curves_by_training",
@@ -138,19 +138,6 @@ def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float |
     return math.sqrt(within), math.sqrt(max(0.0, between - own))
 
 
-def build_curve(records: Iterable[Mapping[str, Any]], ema: str | None = None) -> list[CurvePoint]:
-    """Groups trial records of one sampling and budget by fraction.
-
-    Args:
-        records: contents of the trials' ``trial.json``.
-        ema: the mode of averaging to take; the first of each record when None.
-
-    Returns:
-        One point per fraction, rising.
-    """
-    return [level.point(ema) for level in _levels(records)]
-
-
 def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return record["fraction"], record["repetition"], record.get("training", 0)
 
@@ -195,9 +182,9 @@ class _Level:
     def _means(self, values: Sequence[float]) -> list[float]:
         return [_mean(draw) for draw in self._by_draw(values)]
 
-    def point(self, ema: str | None) -> CurvePoint:
-        """Returns the point of a mode; of the first of each record when None."""
-        scores = [modes[next(iter(modes)) if ema is None else ema] for modes in self._modes]
+    def point(self, ema: str) -> CurvePoint:
+        """Returns the point of a mode."""
+        scores = [modes[ema] for modes in self._modes]
         values = [float(score["average_map"]) for score in scores]
         tious = [score["map_per_threshold"] for score in scores]
         draws = self._means(values)
@@ -248,10 +235,11 @@ def curves_by_training(curves: Iterable[Curve]) -> list[list[Curve]]:
     return list(groups.values())
 
 
-def _rank(sampling: str, budget: str) -> tuple[int, int]:
-    order = {name: index for index, name in enumerate(SAMPLINGS)}
-    budgets = {"epochs": 0, "steps": 1, "wall-clock": 2, "convergence": 3}
-    return order.get(sampling, len(order)), budgets.get(budget, len(budgets))
+def _rank(sampling: str, budget: str) -> tuple[int, ...]:
+    return tuple(
+        known.index(name) if name in known else len(known)
+        for name, known in ((sampling, SAMPLINGS), (budget, BUDGETS))
+    )
 
 
 def _text(rows: list[list[object]]) -> str:

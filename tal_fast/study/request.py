@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from tal_fast.study.sampling.draws import (
     split_videos,
     trial_seed,
 )
-from tal_fast.study.settings import StudySpec, hash_settings, study_settings
+from tal_fast.study.settings import BUDGETS, StudySpec, hash_settings, study_settings
 
 if TYPE_CHECKING:
     from tal_fast.data import WindowSet
@@ -31,7 +32,6 @@ __all__ = ["CONFIG", "TRIALS", "Request", "check_request"]
 
 CONFIG = "config.yaml"
 TRIALS = "trials"
-_BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
 # Convergence needs held-out videos; where the settings keep none back, its trials keep this share.
 _HOLDOUT = 0.2
 
@@ -66,7 +66,7 @@ class Request:
     function: Callable[..., Any]
     threads: int
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """Hash of the settings, which every trial carries."""
         return hash_settings(self.settings)
@@ -226,10 +226,10 @@ def _budgets(spec: StudySpec, config: ExperimentConfig) -> tuple[str, ...]:
     if not budgets:
         raise ConfigError("budget: expected at least one, got none")
     for position, budget in enumerate(budgets):
-        if budget not in _BUDGETS:
+        if budget not in BUDGETS:
             raise ConfigError(
-                f"budget: expected one of {', '.join(_BUDGETS)}, got {budget!r}"
-                f"{nearest(budget, _BUDGETS)}"
+                f"budget: expected one of {', '.join(BUDGETS)}, got {budget!r}"
+                f"{nearest(budget, BUDGETS)}"
             )
         if budget in budgets[:position]:
             raise ConfigError(f"budget: expected each once, got {budget!r} more than once")

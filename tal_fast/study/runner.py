@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
-from tal_fast.study.curve import Curve, build_curves, curve_csv, trials_csv
+from tal_fast.study.curve import Curve, build_curves, curve_csv, curves_by_training, trials_csv
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution.energy import EnergyMeter
 from tal_fast.study.execution.executors import Executor, InProcess, LocalPool, Outcome
@@ -303,7 +303,5 @@ def report_study(out: Path, *, fits: int | None = None) -> StudyResult:
     if fits is not None and fits < 0:
         raise ConfigError(f"fits: expected 0 or more, got {fits}")
     files, notes, curves = _sum_up(Path(out), pictures=True, fits=fits)
-    # Modes of averaging are of the same trials.
-    first = [curve for curve in curves if curve.ema == curves[0].ema]
-    trials = sum(point.trials for curve in first for point in curve.points)
+    trials = sum(point.trials for group in curves_by_training(curves) for point in group[0].points)
     return StudyResult(curves, 0, trials, files, notes)

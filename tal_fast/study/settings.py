@@ -24,6 +24,7 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError
 
 __all__ = [
+    "BUDGETS",
     "StudySpec",
     "check_same_settings",
     "data_fingerprint",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 STUDY_FILE = "study.yaml"
+BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
+"""What may end the trainings of a study, ``training.budget``, in the order in which it is shown."""
 _FORMAT = 2
 _SHOWN = 5
 # A study of many runs has a long file, which libyaml reads ten times as fast.

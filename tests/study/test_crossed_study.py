@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import fake_experiment as fake
 import pytest
@@ -14,9 +15,11 @@ import yaml
 from tal_fast.data import WindowSet, open_dataset
 from tal_fast.errors import ConfigError
 from tal_fast.study import run_study
-from tal_fast.study.curve import build_curve, build_curves
+from tal_fast.study.curve import build_curves
 from tal_fast.study.execution.trials import Trial
 from tal_fast.study.fits.learning_curve import read_curves
+from tal_fast.study.settings import BUDGETS
+from tal_fast.training.config import TrainingConfig
 
 
 @pytest.fixture
@@ -41,6 +44,11 @@ def calls(spec):
 
 def records(spec):
     return [json.loads(path.read_text()) for path in spec.out.glob("trials/*/trial.json")]
+
+
+def test_budgets_are_those_of_a_training():
+    annotation = get_type_hints(TrainingConfig, include_extras=True)["budget"]
+    assert get_args(annotation) == BUDGETS
 
 
 def test_names():
@@ -203,7 +211,7 @@ def values(draws):
 
 
 def test_spread_of_trainings_and_of_draws_by_hand():
-    (point,) = build_curve(values([[0.1, 0.3], [0.5, 0.7]]))
+    (point,) = build_curves(values([[0.1, 0.3], [0.5, 0.7]]))[0].points
     assert (point.n, point.trials) == (2, 4)
     assert point.mean == pytest.approx(0.4)
     # Draws' means 0.2 and 0.6: variance 0.08. Within a draw: variance 0.02 each.
@@ -214,16 +222,16 @@ def test_spread_of_trainings_and_of_draws_by_hand():
 
 
 def test_spread_where_draws_bring_none():
-    (point,) = build_curve(values([[0.1, 0.5], [0.1, 0.5]]))
+    (point,) = build_curves(values([[0.1, 0.5], [0.1, 0.5]]))[0].points
     assert point.draw_deviation == 0.0
-    (one,) = build_curve(values([[0.1, 0.5]]))
+    (one,) = build_curves(values([[0.1, 0.5]]))[0].points
     assert (one.seed_deviation, one.draw_deviation) == (pytest.approx(0.08**0.5), None)
-    (single,) = build_curve(values([[0.1], [0.5]]))
+    (single,) = build_curves(values([[0.1], [0.5]]))[0].points
     assert (single.seed_deviation, single.draw_deviation) == (None, None)
 
 
 def test_unfinished_draws_weigh_as_draws():
-    (point,) = build_curve(values([[0.2, 0.4], [0.9]]))
+    (point,) = build_curves(values([[0.2, 0.4], [0.9]]))[0].points
     assert point.mean == pytest.approx((0.3 + 0.9) / 2)
     (curve,) = build_curves(values([[0.2, 0.4], [0.9]]))
     assert (curve.sampling, curve.budget, curve.ema) == ("video", "epochs", "off")

@@ -7,7 +7,6 @@ import pytest
 from made_records import BUDGETS, RECORDS, trial
 
 from tal_fast.study.curve import (
-    build_curve,
     build_curves,
     curve_csv,
     mean_and_deviation,
@@ -19,7 +18,7 @@ from tal_fast.study.settings import StudySpec
 
 class TestCurve:
     def test_by_hand(self):
-        first, last = build_curve(RECORDS)
+        first, last = build_curves(RECORDS)[0].points
         # mean of 0.1, 0.2, 0.6 is 0.3; squared deviations 0.04 + 0.01 + 0.09 = 0.14, over 2, root
         assert first.mean == pytest.approx(0.3)
         assert first.deviation == pytest.approx(0.07**0.5)

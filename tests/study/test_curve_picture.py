@@ -10,7 +10,8 @@ import pytest
 from made_records import BUDGETS, RECORDS, trial
 
 from tal_fast.errors import DataError
-from tal_fast.study.curve import build_curve, build_curves
+from tal_fast.study.curve import build_curves
+from tal_fast.study.picture import SERIES, draw_svg, page_svg, page_svgs, save_pictures
 from tal_fast.study.report.curve_picture import (
     curve_panels,
     curve_picture,
@@ -19,7 +20,6 @@ from tal_fast.study.report.curve_picture import (
     shows_all_dots,
     tiou_picture,
 )
-from tal_fast.study.report.picture import SERIES, draw_svg, figure_svg, page_svgs, save_pictures
 
 
 def crossed(samplings=("video",), budgets=("epochs",), modes=("off",)):
@@ -37,14 +37,14 @@ MODES = ("off", "plain", "warmup", "corrected")
 
 class TestOneCurve:
     def test_files(self, tmp_path):
-        paths = save_pictures(curve_picture(build_curve(RECORDS)), tmp_path, "curve")
+        paths = save_pictures(curve_picture(build_curves(RECORDS)[0].points), tmp_path, "curve")
         assert [path.name for path in paths] == ["curve.png", "curve.svg"]
         assert paths[0].read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(paths[1]).getroot().tag.endswith("svg")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "curve.svg"]
 
     def test_every_trial_is_a_dot(self):
-        (axes,) = curve_picture(build_curve(RECORDS)).axes
+        (axes,) = curve_picture(build_curves(RECORDS)[0].points).axes
         dots = next(line for line in axes.lines if line.get_label() == "one trial")
         assert sorted(dots.get_ydata()) == pytest.approx([10, 20, 60, 80])
         mean = next(line for line in axes.lines if line.get_label() == "mean")
@@ -52,21 +52,25 @@ class TestOneCurve:
         assert axes.get_ylim()[0] == 0
 
     def test_one_point(self):
-        (axes,) = curve_picture(build_curve(RECORDS[:1])).axes
+        (axes,) = curve_picture(build_curves(RECORDS[:1])[0].points).axes
         assert not axes.collections  # no band
-        assert len(tiou_picture(build_curve(RECORDS[:1])).axes) == 1
+        assert len(tiou_picture(build_curves(RECORDS[:1])[0].points).axes) == 1
 
     def test_same_numbers_same_file(self):
-        points = build_curve(RECORDS)
-        assert figure_svg(curve_picture(points), "a") == figure_svg(curve_picture(points), "a")
+        points = build_curves(RECORDS)[0].points
+        assert page_svg(draw_svg(curve_picture(points), "a"), "a") == page_svg(
+            draw_svg(curve_picture(points), "a"), "a"
+        )
 
     def test_drawing_twice_changes_nothing(self):
-        figure = curve_picture(build_curve(RECORDS))
+        figure = curve_picture(build_curves(RECORDS)[0].points)
         assert draw_svg(figure, "a") == draw_svg(figure, "a")
 
     def test_unwritable(self, tmp_path):
         with pytest.raises(DataError, match=r"nowhere/curve\.png: cannot be written"):
-            save_pictures(curve_picture(build_curve(RECORDS)), tmp_path / "nowhere", "curve")
+            save_pictures(
+                curve_picture(build_curves(RECORDS)[0].points), tmp_path / "nowhere", "curve"
+            )
 
 
 class TestDots:

@@ -69,7 +69,7 @@ def _stem(path: Path) -> str:
 def _write_picture(path: Path | None, figure: Any) -> None:
     """Writes ``path`` as PNG and SVG, whatever its suffix."""
     if path is not None:
-        from tal_fast.study.report.picture import save_pictures
+        from tal_fast.study.picture import save_pictures
 
         for file in save_pictures(figure, path.parent, _stem(path)):
             print(f"picture: {file}")

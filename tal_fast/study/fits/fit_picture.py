@@ -11,27 +11,21 @@ import numpy as np
 from tal_fast.study.fits.curve_fit import LAST, CurveFit
 from tal_fast.study.fits.extrapolation import Ensemble, Extrapolation
 from tal_fast.study.fits.learning_curve import LearningCurve
+from tal_fast.study.fits.line_styles import COLOURS, draw_levels
 from tal_fast.study.fits.planning import TargetPlan
-from tal_fast.study.report.fits_picture import COLOURS
-from tal_fast.study.report.picture import GRID, INK, LINE, blank_figure, legend
+from tal_fast.study.picture import GRID, INK, LINE, blank_figure, legend
 
 __all__ = ["draw_measured", "extrapolation_picture", "fit_picture", "target_picture"]
 
 
 def draw_measured(axes: Any, curve: LearningCurve) -> None:
     """Draws the levels with one standard deviation, and every draw that is known as a dot."""
-    axes.errorbar(
+    draw_levels(
+        axes,
         curve.share,
         curve.mean,
-        yerr=np.nan_to_num(curve.deviation),
-        linestyle="none",
-        marker="o",
-        markersize=4.5,
-        capsize=2,
-        elinewidth=1,
-        color=INK,
-        zorder=5,
-        label="measured, ± 1 standard deviation",
+        np.nan_to_num(curve.deviation),
+        "measured, ± 1 standard deviation",
     )
     dots = [(x, v) for x, level in zip(curve.share, curve.values, strict=True) for v in level]
     if dots:

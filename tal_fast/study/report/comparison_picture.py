@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tal_fast.study.picture import INK, SERIES, label_panel, panel_figure
 from tal_fast.study.report.comparison import Comparison
-from tal_fast.study.report.picture import INK, SERIES, label_panel, panel_figure
 
 __all__ = ["comparison_picture"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tal_fast.study.curve import Curve, CurvePoint
 from tal_fast.study.display import curve_name
-from tal_fast.study.report.picture import (
+from tal_fast.study.picture import (
     INK,
     LEVEL_COLOURS,
     LINE,

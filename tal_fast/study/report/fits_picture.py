@@ -7,40 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tal_fast.study.curve import Curve
-from tal_fast.study.report.picture import INK, LINE, label_panel, panel_figure
+from tal_fast.study.fits.line_styles import COLOURS, draw_levels
+from tal_fast.study.picture import INK, LINE, label_panel, panel_figure
 
-__all__ = ["COLOURS", "fits_picture"]
-
-# One colour per family, the same in every picture, told apart in grey and by colour-blind eyes by
-# the dashes.
-COLOURS: dict[str, tuple[str, Any]] = {
-    "wbl4": ("#00a0c8", "-"),
-    "mmf4": ("#1f9e9a", (0, (6, 2))),
-    "pow4": ("#5aa02c", (0, (4, 1, 1, 1))),
-    "hill": ("#7a3b8f", (0, (2, 1))),
-    "pow3": ("#c77d0a", "-"),
-    "exp3": ("#b5402a", (0, (6, 2))),
-    "bnsl1": ("#16307a", (0, (1, 1))),
-    "log2": ("#8a6d3b", (0, (4, 1, 1, 1))),
-    "gompertz": ("#d0527f", (0, (2, 1))),
-    "logistic": ("#707782", (0, (6, 2, 1, 2))),
-    "last1": ("#1a1c20", (0, (1, 3))),
-}
+__all__ = ["fits_picture"]
 
 
 def _draw_measured(axes: Any, curve: Curve) -> None:
-    axes.errorbar(
+    draw_levels(
+        axes,
         [100 * point.fraction for point in curve.points],
         [100 * point.mean for point in curve.points],
-        yerr=[100 * (point.deviation or 0.0) for point in curve.points],
-        linestyle="none",
-        marker="o",
-        markersize=4.5,
-        capsize=2,
-        elinewidth=1,
-        color=INK,
-        zorder=5,
-        label="measured, ± sd",
+        [100 * (point.deviation or 0.0) for point in curve.points],
+        "measured, ± sd",
     )
 
 

@@ -18,6 +18,7 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.page import Page
 from tal_fast.study.curve import Curve
 from tal_fast.study.display import curve_name, duration
+from tal_fast.study.picture import draw_svg, page_svg, page_svgs, save_pictures
 from tal_fast.study.report import sections
 from tal_fast.study.report.comparison import score_table
 from tal_fast.study.report.comparison_picture import comparison_picture
@@ -29,7 +30,6 @@ from tal_fast.study.report.curve_picture import (
 )
 from tal_fast.study.report.fit_section import DRAWS, FITS, FITS_FILE, fit_curves
 from tal_fast.study.report.fits_picture import fits_picture
-from tal_fast.study.report.picture import draw_svg, page_svg, page_svgs, save_pictures
 
 __all__ = ["write_report"]
 

@@ -24,7 +24,6 @@ __all__ = [
     "SERIES",
     "blank_figure",
     "draw_svg",
-    "figure_svg",
     "label_panel",
     "legend",
     "page_svg",
@@ -282,11 +281,6 @@ def page_svgs(svg: str, name: str, titles: Sequence[str], *, columns: int = 2) -
         part.append(panels[f"panel{index}"])
         found.append(ElementTree.tostring(part, encoding="unicode"))
     return found
-
-
-def figure_svg(figure: Any, name: str) -> str:
-    """Draws a figure for a page; see :func:`draw_svg` and :func:`page_svg`."""
-    return page_svg(draw_svg(figure, name), name)
 
 
 def save_pictures(
