@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tal_fast.errors import DataError
 from tal_fast.study.sampling.draws import SAMPLINGS
 from tal_fast.study.settings import BUDGETS
 
@@ -158,6 +159,7 @@ class _Level:
 
     def __init__(self, group: Sequence[Mapping[str, Any]]) -> None:
         self._modes = [modes_of(record) for record in group]
+        self._names = [record["trial"] for record in group]
         positions: dict[int, list[int]] = {}
         for position, record in enumerate(group):
             positions.setdefault(record["repetition"], []).append(position)
@@ -184,6 +186,12 @@ class _Level:
 
     def point(self, ema: str) -> CurvePoint:
         """Returns the point of a mode."""
+        for name, modes in zip(self._names, self._modes, strict=True):
+            if ema not in modes:
+                raise DataError(
+                    f"trial {name}: expected scores of EMA {ema} as the others have, found those "
+                    f"of {', '.join(modes)}; remove its folder to run it again"
+                )
         scores = [modes[ema] for modes in self._modes]
         values = [float(score["average_map"]) for score in scores]
         tious = [score["map_per_threshold"] for score in scores]
@@ -213,6 +221,9 @@ def build_curves(records: Iterable[Mapping[str, Any]]) -> list[Curve]:
 
     Returns:
         The curves, those of one sampling and budget side by side.
+
+    Raises:
+        DataError: a trial lacks the scores of an average that the others have.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:

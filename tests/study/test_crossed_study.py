@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tal_fast.data import WindowSet, open_dataset
-from tal_fast.errors import ConfigError
-from tal_fast.study import run_study
+from tal_fast.errors import ConfigError, DataError
+from tal_fast.study import report_study, run_study
 from tal_fast.study.curve import build_curves
 from tal_fast.study.execution.trials import Trial
 from tal_fast.study.fits.learning_curve import read_curves
@@ -189,6 +189,27 @@ def test_commands_of_all_runs_are_kept(crossed, quiet):
     assert "--sampling" not in commands[0]
     assert "--sampling video,nested-window --budget epochs,steps --ema off,plain" in commands[1]
     assert study["command"] == commands[1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda ema: ema["plain"].pop("average_map"), r"expected result\.ema\.plain\.average_map"),
+        (
+            lambda ema: ema.pop("plain"),
+            "p020_r1: expected scores of EMA plain .* found those of off",
+        ),
+    ],
+)
+def test_trials_without_the_scores_of_an_average(crossed, quiet, damage, message):
+    learn(crossed, quiet, samplings=("video",), budgets=("epochs",))
+    path = crossed.out / "trials" / "p020_r1" / "trial.json"
+    record = json.loads(path.read_text())
+    damage(record["result"]["ema"])
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=message):
+        report_study(crossed.out)
 
 
 def values(draws):

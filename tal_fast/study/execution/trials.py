@@ -204,9 +204,15 @@ def load_trial(directory: Path) -> dict[str, Any]:
             f"{path}: expected the fields of a trial, {missing[0]!r} is missing; "
             f"remove {directory.name} to run the trial again"
         )
-    for key in ("average_map", "map_per_threshold"):
-        if key not in record["result"]:
-            raise DataError(f"{path}: expected result.{key}, found none")
+    scores = {"result": record["result"]}
+    scores |= {f"result.ema.{mode}": one for mode, one in record["result"].get("ema", {}).items()}
+    for where, one in scores.items():
+        for key in ("average_map", "map_per_threshold"):
+            if key not in one:
+                raise DataError(
+                    f"{path}: expected {where}.{key}, found none; "
+                    f"remove {directory.name} to run the trial again"
+                )
     return record
 
 
