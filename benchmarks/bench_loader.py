@@ -90,7 +90,7 @@ def used(batches: Iterator[torch.Tensor]) -> int:
 
 def ours(loader: FeatureLoader) -> Iterator[torch.Tensor]:
     for batch in loader:
-        yield batch["features"]
+        yield batch.features
 
 
 def memory_map(windows: WindowSet) -> Iterator[torch.Tensor]:
@@ -242,9 +242,9 @@ def verify_crops(loader: FeatureLoader, clips: CropSet, theirs: loaders.ActionFo
                 low + below(next(n), high - low + 1)
             )
             got = torch.from_numpy(theirs.item(index))
-            rows = int(batch["lengths"][0])
-            assert torch.equal(batch["features"][0, :, :rows], got)
-            assert not batch["features"][0, :, rows:].any()
+            rows = batch.lengths[0]
+            assert torch.equal(batch.features[0, :, :rows], got)
+            assert not batch.features[0, :, rows:].any()
     finally:
         theirs.random.randint = draw
 
@@ -272,7 +272,7 @@ def peak():
 import torch; torch.zeros(4).sum(); before = peak()
 with FeatureLoader(windows, 16, shuffle=True, threads=2, prefetch=2, layout=sys.argv[2]) as loader:
     for batch in loader:
-        batch["features"][0, 0, 0].item()
+        batch.features[0, 0, 0].item()
 print(peak() - before)
 """
 

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from tal_fast.data.annotations import Annotations, Video, save_annotations
-from tal_fast.data.batches import BatchLoader
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, TALDataset, open_dataset, save_spec
+from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import WindowSet
 
 CHANNELS, LENGTH, BATCH, VIDEOS = 2048, 128, 16, 12
@@ -46,7 +46,7 @@ def make(path: Path, dtype: str, layout: str) -> TALDataset:
 
 
 def native(windows: WindowSet, threads: int, check: bool) -> Iterator[torch.Tensor]:
-    with BatchLoader(
+    with FeatureLoader(
         windows, BATCH, shuffle=True, threads=threads, check_finite=check, prefetch=2
     ) as loader:
         for batch in loader:
@@ -54,7 +54,7 @@ def native(windows: WindowSet, threads: int, check: bool) -> Iterator[torch.Tens
 
 
 def numpy_windows(windows: WindowSet, mapped: bool) -> Iterator[torch.Tensor]:
-    order = [i for b in BatchLoader(windows, BATCH, shuffle=True) for i in b.indices]
+    order = [i for b in FeatureLoader(windows, BATCH, shuffle=True) for i in b.indices]
     channels_first = windows.dataset.spec.feature.layout == "CT"
     for first in range(0, len(order), BATCH):
         items = []

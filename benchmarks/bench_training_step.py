@@ -26,10 +26,10 @@ from peers import PeerMissingError
 from peers.tadtr_training import OfficialTadTR
 from torch import Tensor
 
-from tal_fast.models import build_model
-from tal_fast.training.config import LossConfig, TrainingConfig
+from tal_fast.models import Targets, Whole, build_model
+from tal_fast.models.segments import center_width_to_start_end
+from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast
-from tal_fast.training.losses import tadtr_loss
 from tal_fast.training.step import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +50,12 @@ def targets() -> tuple[list[Tensor], list[Tensor]]:
     return labels, segments
 
 
+def our_targets() -> Targets:
+    labels, segments = targets()
+    edges = center_width_to_start_end(torch.cat(segments).double()) * ROWS
+    return Targets(torch.cat(labels), edges, [len(item) for item in labels], ROWS)
+
+
 def timed(phases: list[Callable[[], Any]]) -> dict[str, float]:
     marks = [time.perf_counter()]
     for phase in phases:
@@ -61,11 +67,9 @@ def timed(phases: list[Callable[[], Any]]) -> dict[str, float]:
 def our_step(name: str, features: Tensor, mask: Tensor, actionness: bool, amp: str) -> Step:
     torch.manual_seed(0)
     model = build_model(name, in_channels=CHANNELS, num_classes=CLASSES, actionness=actionness)
-    config, weights = TrainingConfig(), LossConfig()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config), lr=2e-4, weight_decay=1e-4, fused=True
-    )
-    labels, segments = targets()
+    config = TrainingConfig()
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), lr=2e-4, fused=True)
+    wanted = our_targets()
     state: dict[str, Any] = {}
 
     def forward() -> None:
@@ -73,8 +77,7 @@ def our_step(name: str, features: Tensor, mask: Tensor, actionness: bool, amp: s
             state["output"] = model(features, mask)
 
     def loss() -> None:
-        losses = tadtr_loss(state["output"], labels, segments, weights)
-        state["loss"] = losses["total"]
+        state["loss"] = model.loss(state["output"], wanted, Whole(wanted))["total"]
 
     def update() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -115,7 +118,8 @@ def verify(name: str, peer: OfficialTadTR, features: Tensor, mask: Tensor) -> No
         ours = model(features, mask)
         labels, segments = targets()
         their_loss = peer.loss(theirs, labels, segments)
-        our_loss = tadtr_loss(ours, labels, segments, LossConfig())["total"]
+        wanted = our_targets()
+        our_loss = model.loss(ours, wanted, Whole(wanted))["total"]
     torch.testing.assert_close(ours.logits[-1], theirs["pred_logits"], atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(ours.segments[-1], theirs["pred_segments"], atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(our_loss, their_loss.squeeze(), atol=1e-3, rtol=1e-3)

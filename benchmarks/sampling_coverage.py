@@ -68,7 +68,7 @@ def main() -> None:
                     fraction=share,
                     repetition=repetition,
                     seed=0,
-                    windows=windows,
+                    clips=windows,
                 )
                 for repetition in range(arguments.draws)
             ]

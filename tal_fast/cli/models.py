@@ -72,7 +72,7 @@ def train(
         def progress(event: Any) -> None:
             loss = event.losses.get("total", event.losses.get("loss"))
             shown = "" if loss is None else f"loss {loss:.3f}, "
-            note = f"epoch {event.epoch}, {shown}{event.windows_per_second:.0f} windows/s"
+            note = f"epoch {event.epoch}, {shown}{event.clips_per_second:.0f} windows/s"
             update(event.step, event.total_steps, note)
 
         summary = run(

@@ -24,7 +24,7 @@ from tal_fast.data.grid import Grid
 from tal_fast.data.windows import Window, WindowSet, sliding_windows
 
 if TYPE_CHECKING:
-    from tal_fast.data.batches import Batch, BatchLoader
+    from tal_fast.data.batches import Batch
     from tal_fast.data.clip_dataset import ClipDataset
     from tal_fast.data.loader import FeatureLoader
 
@@ -32,7 +32,6 @@ __all__ = [
     "AnnotationReport",
     "Annotations",
     "Batch",
-    "BatchLoader",
     "Clip",
     "ClipDataset",
     "CropSet",
@@ -60,7 +59,6 @@ __all__ = [
 # What needs torch, and where it is.
 _LAZY = {
     "Batch": "batches",
-    "BatchLoader": "batches",
     "ClipDataset": "clip_dataset",
     "FeatureLoader": "loader",
 }

@@ -20,7 +20,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     """A set of clips as a map-style ``torch.utils.data.Dataset``.
 
     An item is a dict: ``features`` [L, C] or [C, L] of the clip's own length, ``labels`` int64 [n],
-    ``segments`` float32 [n, 2] (start and end in rows of the clip), ``index``, ``start``, ``rows``
+    ``edges`` float64 [n, 2] (start and end in rows of the clip), ``index``, ``start``, ``rows``
     and ``video``. It is what :class:`FeatureLoader` puts into a batch under the same seed and
     epoch, feature dropout aside. Reading happens in the process that asks, so it may be handed to
     forked and spawned workers. :class:`FeatureLoader` is several times faster.
@@ -96,7 +96,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return {
             "features": features[0],
             "labels": torch.from_numpy(clip.labels.copy()),
-            "segments": torch.from_numpy(clip.edges.astype(np.float32)),
+            "edges": torch.from_numpy(clip.edges.copy()),
             "index": index,
             "start": clip.start,
             "rows": clip.rows,

@@ -22,7 +22,9 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["Clip", "ClipSet", "CropSet", "VideoSet", "known_videos"]
+__all__ = ["Clip", "ClipSet", "CropSet", "VideoSet", "known_videos", "owned_instances"]
+
+Edges = npt.NDArray[np.float64]
 
 _CROP = 0  # purposes of random numbers (order.item_numbers)
 
@@ -46,7 +48,7 @@ class Clip(NamedTuple):
     stop: int
     rows: int
     labels: npt.NDArray[np.int64]
-    edges: npt.NDArray[np.float64]
+    edges: Edges
 
 
 class ClipSet(Protocol):
@@ -94,6 +96,28 @@ def known_videos(dataset: TALDataset, videos: Iterable[str], where: str) -> list
                 f"{nearest(name, dataset.features)}"
             )
     return names
+
+
+def owned_instances(
+    edges: Edges, start: float | Edges, stop: float | Edges, min_inside: float
+) -> tuple[npt.NDArray[np.bool_], Edges]:
+    """Says which instances a clip owns: those of which enough lies in it.
+
+    Args:
+        edges: float64 [N, 2], start and end of each instance in rows of the video.
+        start: where the clip begins, or float64 [W] of W clips.
+        stop: where it ends, likewise.
+        min_inside: least part of an instance inside, in (0, 1].
+
+    Returns:
+        bool [N] or [W, N]; and float64 [N, 2] or [W, N, 2], the instances cut to the clip.
+    """
+    begin, end = np.asarray(start)[..., None], np.asarray(stop)[..., None]
+    low, high = np.maximum(edges[:, 0], begin), np.minimum(edges[:, 1], end)
+    inside = (high - low) / (edges[:, 1] - edges[:, 0])
+    # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
+    owned = (inside >= min_inside - 1e-9) & (inside > 0)
+    return owned, np.stack((low, high), axis=-1)
 
 
 class VideoSet:
@@ -320,20 +344,18 @@ class CropSet:
 
 
 def _first_with_instance(
-    edges: npt.NDArray[np.float64],
+    edges: Edges,
     places: Sequence[int],
     length: int,
     reach: tuple[float, float],
     min_inside: float,
-) -> tuple[int, npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+) -> tuple[int, npt.NDArray[np.intp], Edges]:
     """Returns place, targets and clipped edges of the first place with a target, else the last."""
-    if not len(edges):
-        return places[0], np.empty(0, dtype=np.intp), edges
     for start in places:
-        low = np.maximum(edges[:, 0], start - reach[0])
-        high = np.minimum(edges[:, 1], start + length + reach[1])
-        inside = np.maximum(high - low, 0) / (edges[:, 1] - edges[:, 0])
-        chosen = np.flatnonzero(inside >= min_inside)
-        if len(chosen):
+        owned, clipped = owned_instances(
+            edges, start - reach[0], start + length + reach[1], min_inside
+        )
+        chosen = np.flatnonzero(owned)
+        if len(chosen) or not len(edges):
             break
-    return start, chosen, np.stack([low - start, high - start], axis=1)
+    return start, chosen, clipped - start

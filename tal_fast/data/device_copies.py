@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Copies", "CudaCopies", "copied_ahead"]
+from tal_fast.data.batches import Batch
 
-Batch = dict[str, Any]
+__all__ = ["Copies", "CudaCopies", "copied_ahead"]
 
 
 class Copies(Protocol):
@@ -55,12 +55,7 @@ class CudaCopies:
         while self._held and self._held[0][0].query():
             self._held.popleft()
         with torch.cuda.stream(self._stream):
-            moved = {
-                key: value.to(self._device, non_blocking=True)
-                if isinstance(value, torch.Tensor)
-                else value
-                for key, value in batch.items()
-            }
+            moved = batch.moved(lambda tensor: tensor.to(self._device, non_blocking=True))
             event = self._stream.record_event()
         self._held.append((event, batch))
         return event, moved
@@ -70,7 +65,6 @@ class CudaCopies:
         event, moved = token
         current = torch.cuda.current_stream(self._device)
         current.wait_event(event)
-        for value in moved.values():
-            if isinstance(value, torch.Tensor):
-                value.record_stream(current)
+        for tensor in (moved.features, moved.mask, moved.labels, moved.edges):
+            tensor.record_stream(current)
         return moved

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tal_fast.data.batches import Batch
 from tal_fast.data.clips import Clip, ClipSet
 from tal_fast.data.device_copies import CudaCopies, copied_ahead
 from tal_fast.data.order import batches_of_like_length, epoch_order, item_numbers, shard
@@ -34,25 +35,7 @@ class _Plan(NamedTuple):
 
 
 class FeatureLoader:
-    """Iterates over a set of clips in batches: dicts of tensors.
-
-    ========== ================================= =============================================
-    features   ``dtype`` [B, L, C] (``"TC"``)    zero after the end of a clip
-               or [B, C, L] (``"CT"``)
-    mask       bool [B, L]                       True where there is no row (padding)
-    lengths    int64 [B]                         rows of each clip
-    labels     int64 [N]                         of all clips' instances, clip after clip
-    segments   float32 [N, 2]                    their start and end in rows of the clip (edges)
-    counts     int64 [B]                         instances of each clip; they sum up to N
-    indices    int64 [B]                         position of each clip in its set
-    starts     int64 [B]                         first row of each clip
-    rows       int64 [B]                         rows of the video on the clip's grid
-    videos     list of str                       name of each video
-    ========== ================================= =============================================
-
-    ``batch["labels"].split(batch["counts"].tolist())`` is one tensor per clip. Row ``e`` of a clip
-    is row ``(starts + e) * T / rows`` of the video's T (they are equal unless it was resized), and
-    :meth:`TALDataset.grid` turns that into seconds.
+    """Iterates over a set of clips; each batch is a :class:`~tal_fast.data.batches.Batch`.
 
     A batch belongs to the consumer: its memory is used again only when no tensor refers to it any
     more. Leaving an iteration early is fine, and so are several iterations of one loader at a time.
@@ -69,7 +52,7 @@ class FeatureLoader:
             for epoch in range(35):
                 loader.set_epoch(epoch)
                 for batch in loader:
-                    model(batch["features"], batch["mask"])
+                    model(batch.features, batch.mask)
     """
 
     def __init__(
@@ -265,7 +248,7 @@ class FeatureLoader:
 
     # ---- batches ----------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yields the batches of the epoch, or what is left of it after :meth:`load_state_dict`.
 
         Raises:
@@ -284,7 +267,7 @@ class FeatureLoader:
             clips = [self.clips.clip(i, self.seed, epoch) for i in indices.tolist()]
             yield _Plan(indices, clips, epoch)
 
-    def _delivered(self, first: int, plans: Iterable[_Plan]) -> Iterator[Any]:
+    def _delivered(self, first: int, plans: Iterable[_Plan]) -> Iterator[Batch]:
         batches = self._resident_batches(plans) if self.resident else self._read_batches(plans)
         if self.device.type == "cuda" and not self.resident:
             batches = copied_ahead(batches, CudaCopies(self.device))
@@ -294,7 +277,7 @@ class FeatureLoader:
             if batch is None:
                 return
             self._done = number
-            yield self._finish(batch)
+            yield batch
             del batch
 
     def _request(self, plan: _Plan) -> Request[_Plan]:
@@ -304,7 +287,7 @@ class FeatureLoader:
         longest = int((rows[:, 2] - rows[:, 1]).max())
         return Request(rows, self.clips.slot_length(longest), plan)
 
-    def _read_batches(self, plans: Iterable[_Plan]) -> Iterator[dict[str, Any]]:
+    def _read_batches(self, plans: Iterable[_Plan]) -> Iterator[Batch]:
         results = self._reader.read(map(self._request, plans))
         try:
             for plan, features, mask in results:
@@ -313,7 +296,7 @@ class FeatureLoader:
         finally:
             results.close()  # type: ignore[attr-defined]
 
-    def _resident_batches(self, plans: Iterable[_Plan]) -> Iterator[dict[str, Any]]:
+    def _resident_batches(self, plans: Iterable[_Plan]) -> Iterator[Batch]:
         if self._resident is None:
             own = self._reader
             reader = FeatureReader(
@@ -334,30 +317,25 @@ class FeatureLoader:
             features, mask = self._resident.batch(
                 request.rows, request.length, channels_first=channels_first
             )
-            batch = self._batch(plan, features, mask)
-            yield {
-                key: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
+            yield self._batch(plan, features, mask).moved(lambda tensor: tensor.to(self.device))
 
-    def _batch(self, plan: _Plan, features: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+    def _batch(self, plan: _Plan, features: torch.Tensor, mask: torch.Tensor) -> Batch:
         clips = plan.clips
         if self.feature_dropout:
             self._drop_channels(plan, features)
-        # Copies, so that a consumer may change its targets in place.
-        edges = np.concatenate([clip.edges for clip in clips]).astype(np.float32)
-        return {
-            "features": features,
-            "mask": mask,
-            "lengths": torch.tensor([clip.stop - clip.start for clip in clips]),
-            "labels": torch.from_numpy(np.concatenate([clip.labels for clip in clips])),
-            "segments": torch.from_numpy(edges),
-            "counts": torch.tensor([len(clip.labels) for clip in clips]),
-            "indices": torch.from_numpy(plan.indices.copy()),
-            "starts": torch.tensor([clip.start for clip in clips]),
-            "rows": torch.tensor([clip.rows for clip in clips]),
-            "videos": [clip.video for clip in clips],
-        }
+        return Batch(
+            features=features,
+            mask=mask,
+            # Copies, so that a consumer may change its targets in place.
+            labels=torch.from_numpy(np.concatenate([clip.labels for clip in clips])),
+            edges=torch.from_numpy(np.concatenate([clip.edges for clip in clips])),
+            counts=[len(clip.labels) for clip in clips],
+            lengths=[clip.stop - clip.start for clip in clips],
+            indices=plan.indices.tolist(),
+            starts=[clip.start for clip in clips],
+            rows=[clip.rows for clip in clips],
+            videos=[clip.video for clip in clips],
+        )
 
     def _drop_channels(self, plan: _Plan, features: torch.Tensor) -> None:
         channels = self._reader.channels
@@ -371,17 +349,13 @@ class FeatureLoader:
         scale = torch.from_numpy(kept / (1 - self.feature_dropout)).to(features)
         features *= scale[:, :, None] if self._reader.layout == "CT" else scale[:, None, :]
 
-    def _finish(self, batch: dict[str, Any]) -> Any:
-        """What the consumer gets of a batch."""
-        return batch
-
     # ---- end --------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Joins the threads and closes the files; iterating again starts new ones."""
         self._reader.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> FeatureLoader:
         """Returns the loader."""
         return self
 

@@ -24,7 +24,7 @@ def _check(seed: int, epoch: int, where: str) -> None:
             raise ConfigError(f"{where}: expected 0 <= {name} < 2**64, got {value}")
 
 
-def epoch_order(count: int, seed: int, epoch: int, *, where: str = "BatchLoader") -> Indices:
+def epoch_order(count: int, seed: int, epoch: int, *, where: str = "FeatureLoader") -> Indices:
     """Returns the shuffled order of an epoch: int64 [count], a permutation.
 
     Item ``i`` gets the ``i``-th number of the epoch, and items are sorted by their numbers.

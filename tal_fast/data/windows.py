@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.clips import Clip, known_videos
+from tal_fast.data.clips import Clip, ClipSet, known_videos, owned_instances
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["Window", "WindowSet", "sliding_windows"]
+__all__ = ["Window", "WindowSet", "sliding_windows", "windows_of"]
 
 _COVERS = ("tail", "tadtr-train", "tadtr-test", "opentad")
 _JITTER = 1  # purpose of random numbers (order.item_numbers)
@@ -201,20 +201,16 @@ class WindowSet:
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)  # [N, 2]
         bounds = np.asarray(spans, dtype=np.float64)  # [W, 2]
-        starts = np.maximum(edges[None, :, 0], bounds[:, None, 0])  # [W, N]
-        ends = np.minimum(edges[None, :, 1], bounds[:, None, 1])
-        inside = (ends - starts) / (edges[:, 1] - edges[:, 0])
-        # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
-        chosen = inside >= self._min_inside - 1e-9
+        owned, cut = owned_instances(edges, bounds[:, 0], bounds[:, 1], self._min_inside)
         for w, (start, stop) in enumerate(spans):
-            mine = np.flatnonzero(chosen[w])
+            mine = np.flatnonzero(owned[w])
             if self._drop_empty and not len(mine):
                 self.dropped += 1
                 continue
             self.windows.append(Window(name, start, stop))
             self._instances.append(mine)
             self._labels.append(video.labels[mine])
-            self._edges.append(np.stack([starts[w, mine] - start, ends[w, mine] - start], axis=1))
+            self._edges.append(cut[w, mine] - start)
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -270,8 +266,7 @@ class WindowSet:
             index: position in :attr:`windows`.
 
         Returns:
-            int64 [n], rising: rows of the video's ``segments`` and ``labels``, in the order of
-            :meth:`targets`.
+            int64 [n], rising: rows of the video's ``segments`` and ``labels``.
         """
         return self._instances[index]
 
@@ -307,24 +302,19 @@ class WindowSet:
         """Returns labels and edges of the instances of a window."""
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)
-        clipped = np.clip(edges, start, stop)
-        inside = (np.minimum(edges[:, 1], stop) - np.maximum(edges[:, 0], start)) / (
-            edges[:, 1] - edges[:, 0]
+        owned, cut = owned_instances(edges, start, stop, self._min_inside)
+        return video.labels[owned], cut[owned] - start
+
+
+def windows_of(clips: ClipSet) -> WindowSet:
+    """Returns a set of clips that is known to be one of windows.
+
+    Raises:
+        ConfigError: it holds other clips, of which none can be chosen one by one.
+    """
+    if not isinstance(clips, WindowSet):
+        raise ConfigError(
+            "windows: expected a model that learns from sliding windows, this one learns from a "
+            f"{type(clips).__name__}; sample videos instead"
         )
-        mine = inside >= self._min_inside - 1e-9
-        return video.labels[mine], clipped[mine] - start
-
-    def targets(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Returns the instances of a window before any jitter.
-
-        Args:
-            index: position in :attr:`windows`.
-
-        Returns:
-            labels int64 [n], and segments float32 [n, 2] as (centre, width) in units of the window
-            length: an instance that spans a full window is (0.5, 1). A window shorter than
-            ``length`` is measured in the same unit.
-        """
-        low, high = self._edges[index].T
-        segments = np.stack([(low + high) / 2, high - low], axis=1) / self.length
-        return self._labels[index], segments.astype(np.float32)
+    return clips

@@ -42,7 +42,7 @@ def gather_windows(
     Returns:
         ``features``, Tensor[B, length, C] (or [B, C, length]) of ``dtype``, and ``mask``, bool
         Tensor[B, length], True where there is no row (padding), as in
-        :class:`tal_fast.data.BatchLoader`. Exact. Both are new and contiguous. There is no
+        :class:`tal_fast.data.FeatureLoader`. Exact. Both are new and contiguous. There is no
         gradient: features are data.
 
     Raises:

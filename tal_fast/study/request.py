@@ -25,7 +25,7 @@ from tal_fast.study.sampling.draws import (
 from tal_fast.study.settings import BUDGETS, StudySpec, hash_settings, study_settings
 
 if TYPE_CHECKING:
-    from tal_fast.data import WindowSet
+    from tal_fast.data.clips import ClipSet
     from tal_fast.training import ExperimentConfig
 
 __all__ = ["CONFIG", "TRIALS", "Request", "check_request"]
@@ -44,7 +44,7 @@ class Request:
         spec: what was asked for.
         dataset: the opened data set.
         split: the videos that train and test.
-        windows: the windows of all training videos.
+        clips: the clips of all training videos, as the model takes them.
         budgets: what ends the trainings.
         holdout: share of the sample that the settings keep back.
         settings: what decides the outcomes.
@@ -57,7 +57,7 @@ class Request:
     spec: StudySpec
     dataset: Any
     split: Split
-    windows: WindowSet
+    clips: ClipSet
     budgets: tuple[str, ...]
     holdout: float
     settings: dict[str, Any]
@@ -114,7 +114,7 @@ class Request:
             fraction=trial.fraction,
             repetition=trial.repetition,
             seed=spec.seed,
-            windows=self.windows,
+            clips=self.clips,
         )
         coverage: dict[str, Any] = {
             "videos": list(sample.videos),
@@ -156,7 +156,9 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
         ConfigError: the request makes no sense.
         DataError: the data is faulty.
     """
-    from tal_fast.data import WindowSet, open_dataset
+    from tal_fast.data import open_dataset
+    from tal_fast.data.windows import windows_of
+    from tal_fast.models import detector_of
     from tal_fast.training import config_to_dict, load_config
 
     parse_fractions(spec.fractions)
@@ -191,25 +193,20 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
     if spec.split == "data":
         # Samples and random splits may miss classes, which is recorded; the data's own may not.
         dataset.require_every_class(split.train, "training")
-    windows = WindowSet(
-        dataset,
-        split.train,
-        length=config.data.window,
-        overlap=config.data.train_overlap,
-        min_inside=config.data.min_inside,
-        drop_empty=True,
-    )
+    clips = detector_of(config.name).clips(config.detector, dataset, split.train, training=True)
+    if any(sampling.endswith("window") for sampling in spec.samplings):
+        windows_of(clips)  # an error where there are none
     resolved = config_to_dict(config)
     # Always written out, so that a study of epochs can be extended by one of steps.
     resolved["training"]["steps"] = config.training.steps or config.training.epochs * max(
-        1, len(windows) // config.training.batch_size
+        1, len(clips) // config.training.batch_size
     )
     settings = study_settings(spec, resolved, dataset, train=len(split.train), test=len(split.test))
     return Request(
         spec=spec,
         dataset=dataset,
         split=split,
-        windows=windows,
+        clips=clips,
         budgets=budgets,
         holdout=config.training.holdout,
         settings=settings,

@@ -7,6 +7,7 @@ curve over the amount of data shows both together. The other budgets take them a
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,14 @@ from typing import Any
 from tal_fast.errors import ConfigError
 from tal_fast.training.config import TrainingConfig
 
-__all__ = ["Budget", "Convergence", "FixedSteps", "WallClock", "make_budget"]
+__all__ = [
+    "Budget",
+    "Convergence",
+    "FixedSteps",
+    "WallClock",
+    "learning_rate",
+    "make_budget",
+]
 
 # Steps between two ratings of the held-out videos where neither a setting nor an epoch says it: an
 # epoch of a small sample has a handful of steps, too few for a rating to be worth its time.
@@ -39,6 +47,13 @@ class Budget(ABC):
         """Returns how often the learning rate has fallen before the next step."""
 
     @abstractmethod
+    def cosine(self, step: int, seconds: float) -> tuple[float, float]:
+        """Returns where the next step is in a schedule that rises and then falls, both in [0, 1].
+
+        The first number is how far the learning rate has risen, the second how far it has fallen.
+        """
+
+    @abstractmethod
     def expected_steps(self, step: int, seconds: float) -> int:
         """Returns how many steps there will be, as far as can be told by now."""
 
@@ -60,12 +75,20 @@ class FixedSteps(Budget):
         steps: how many.
         falls_at: steps before which the learning rate falls.
         check_every: as :attr:`Budget.check_every`.
+        warmup: steps in which it rises, where it does.
     """
 
-    def __init__(self, steps: int, falls_at: Sequence[int], check_every: int | None = None) -> None:
+    def __init__(
+        self,
+        steps: int,
+        falls_at: Sequence[int],
+        check_every: int | None = None,
+        warmup: int = 0,
+    ) -> None:
         self.steps = steps
         self.falls_at = tuple(falls_at)
         self.check_every = check_every
+        self.warmup = warmup
 
     def done(self, step: int, seconds: float) -> bool:
         """Returns whether all steps are made."""
@@ -74,6 +97,12 @@ class FixedSteps(Budget):
     def falls(self, step: int, seconds: float) -> int:
         """Returns how many of the falls lie behind."""
         return sum(step >= fall for fall in self.falls_at)
+
+    def cosine(self, step: int, seconds: float) -> tuple[float, float]:
+        """Returns how far the rate has risen and fallen; it is 0 in the first of rising steps."""
+        if step < self.warmup:
+            return step / max(self.warmup - 1, 1), 0.0
+        return 1.0, (step - self.warmup) / (self.steps - self.warmup)
 
     def expected_steps(self, step: int, seconds: float) -> int:
         """Returns the number of steps."""
@@ -87,12 +116,20 @@ class WallClock(Budget):
         seconds: how many, ratings of held-out videos included.
         shares: of the time, at which the learning rate falls.
         check_every: as :attr:`Budget.check_every`.
+        warmup: share of the time in which it rises, where it does.
     """
 
-    def __init__(self, seconds: float, shares: Sequence[float], check_every: int | None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        shares: Sequence[float],
+        check_every: int | None,
+        warmup: float = 0.0,
+    ) -> None:
         self.seconds = seconds
         self.shares = tuple(shares)
         self.check_every = check_every
+        self.warmup = warmup
 
     def done(self, step: int, seconds: float) -> bool:
         """Returns whether the time is over; at least one step is always made."""
@@ -101,6 +138,13 @@ class WallClock(Budget):
     def falls(self, step: int, seconds: float) -> int:
         """Returns how many of the falls lie behind."""
         return sum(seconds >= share * self.seconds for share in self.shares)
+
+    def cosine(self, step: int, seconds: float) -> tuple[float, float]:
+        """Returns how far the rate has risen and fallen."""
+        share = min(seconds / self.seconds, 1.0)
+        if share < self.warmup:
+            return share / self.warmup, 0.0
+        return 1.0, (share - self.warmup) / (1.0 - self.warmup)
 
     def expected_steps(self, step: int, seconds: float) -> int:
         """Returns the steps that fit at the speed until now."""
@@ -136,6 +180,10 @@ class Convergence(Budget):
         """Returns how often the score has stopped to rise."""
         return min(self._fallen, self._allowed)
 
+    def cosine(self, step: int, seconds: float) -> tuple[float, float]:
+        """Not to be had: how long the training will be is not known."""
+        raise NotImplementedError
+
     def expected_steps(self, step: int, seconds: float) -> int:
         """Returns the most that there can be."""
         return step if self.done(step, seconds) else self.max_steps
@@ -164,29 +212,54 @@ def make_budget(config: TrainingConfig, steps_per_epoch: int) -> Budget:
         steps_per_epoch: batches of an epoch of this training.
 
     Raises:
-        ConfigError: a setting that the budget goes by is missing.
+        ConfigError: a setting that the budget goes by is missing, or does not go with it.
     """
     check = config.check_every
     if config.budget == "epochs":
         # At whole epochs, as TadTR's schedule.
         falls = [round(share * config.epochs) * steps_per_epoch for share in config.lr_drops]
-        return FixedSteps(config.epochs * steps_per_epoch, falls, check)
+        warmup = round(config.warmup * config.epochs) * steps_per_epoch
+        return FixedSteps(config.epochs * steps_per_epoch, falls, check, warmup)
     if config.budget == "steps":
         if config.steps is None:
             raise ConfigError("training.budget=steps: expected training.steps, it is not set")
         falls = [round(share * config.steps) for share in config.lr_drops]
-        return FixedSteps(config.steps, falls, check or _CHECK_EVERY)
+        warmup = round(config.warmup * config.steps)
+        return FixedSteps(config.steps, falls, check or _CHECK_EVERY, warmup)
     if config.budget == "wall-clock":
         if config.seconds is None:
             raise ConfigError(
                 "training.budget=wall-clock: expected training.seconds, it is not set"
             )
-        return WallClock(config.seconds, config.lr_drops, check or _CHECK_EVERY)
+        return WallClock(config.seconds, config.lr_drops, check or _CHECK_EVERY, config.warmup)
     if config.holdout == 0.0:
         raise ConfigError(
             "training.budget=convergence: expected training.holdout above 0, since held-out "
             "training videos tell when to end; got 0"
         )
+    if config.schedule == "cosine":
+        raise ConfigError(
+            "training.budget=convergence: expected training.schedule=drops, since nobody knows "
+            "beforehand when the training will end; got cosine"
+        )
     return Convergence(
         config.patience, len(config.lr_drops), config.max_steps, check or _CHECK_EVERY
     )
+
+
+def learning_rate(config: TrainingConfig, budget: Budget, step: int, seconds: float) -> float:
+    """Returns the learning rate of the next step.
+
+    Args:
+        config: the schedule and what it goes by.
+        budget: of the training.
+        step: steps made.
+        seconds: time taken.
+    """
+    if config.schedule == "drops":
+        return config.learning_rate * config.lr_drop_factor ** budget.falls(step, seconds)
+    risen, fallen = budget.cosine(step, seconds)
+    if risen < 1.0:
+        return config.learning_rate * risen
+    swing = 0.5 * (config.learning_rate - config.lr_end)
+    return config.lr_end + swing * (1.0 + math.cos(math.pi * fallen))

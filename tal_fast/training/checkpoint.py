@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tal_fast.errors import TrainingError
-from tal_fast.models import TadTR
+from tal_fast.models import Detector, detector_of
 from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
 
 __all__ = ["load_model", "read_checkpoint", "save_model", "write_checkpoint"]
@@ -79,7 +79,7 @@ def save_model(
     write_checkpoint(path, content)
 
 
-def load_model(path: str | Path) -> tuple[TadTR, ExperimentConfig, tuple[str, ...]]:
+def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str, ...]]:
     """Builds the model of a checkpoint written by :func:`save_model`, in evaluation mode.
 
     Returns:
@@ -96,7 +96,7 @@ def load_model(path: str | Path) -> tuple[TadTR, ExperimentConfig, tuple[str, ..
     classes = tuple(content["classes"])
     # Without initial weights: drawing them took longer than reading the trained ones.
     with torch.device("meta"):
-        model = TadTR(content["in_channels"], len(classes), config.model)
+        model = detector_of(config.name)(content["in_channels"], len(classes), config.detector)
     try:
         model.load_state_dict(content["model"], assign=True)
     except RuntimeError as error:

@@ -7,24 +7,22 @@ Every field can be set in a YAML file (``training: {epochs: 30}``) or as an over
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pydantic
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, Field
 
 from tal_fast.errors import ConfigError
-from tal_fast.models import TadTRConfig, available, model_config
+from tal_fast.models import available, detector_config, detector_of, recipe
+from tal_fast.models.base import STRICT, NonNegative, Positive, Share
+from tal_fast.models.settings import checked, merge, plain
 
 __all__ = [
-    "DataConfig",
     "ExperimentConfig",
-    "LossConfig",
-    "PostprocessConfig",
     "TrainingConfig",
     "config_from_dict",
     "config_to_dict",
@@ -34,10 +32,6 @@ __all__ = [
     "save_config",
 ]
 
-_STRICT = ConfigDict(extra="forbid")
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
 Above = Annotated[float, Field(gt=0.0)]
 
 
@@ -59,56 +53,7 @@ EmaModes = Annotated[
 ]
 
 
-@dataclass(frozen=True, config=_STRICT)
-class DataConfig:
-    """How videos become windows.
-
-    Attributes:
-        window: rows of a window.
-        train_overlap: share of a window that the next one repeats, in training.
-        test_overlap: the same in prediction.
-        min_inside: share of an instance that must lie in a window for the window to own it.
-        threads: reader threads.
-    """
-
-    window: Positive = 128
-    train_overlap: Share = 0.75
-    test_overlap: Share = 0.25
-    min_inside: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
-    threads: Positive = 1
-
-
-@dataclass(frozen=True, config=_STRICT)
-class LossConfig:
-    """Weights of losses and matching costs (TadTR, section III-D and its released settings).
-
-    Attributes:
-        classification: weight of the focal loss.
-        l1: weight of the L1 distance between (centre, width).
-        iou: weight of 1 - IoU.
-        actionness: weight of the actionness regression.
-        focal_alpha: weight of positives in the focal loss.
-        focal_gamma: focusing exponent of the focal loss.
-        cost_classification: weight of the class in the matching cost.
-        cost_l1: weight of the L1 distance in the matching cost.
-        cost_iou: weight of the IoU in the matching cost.
-        actionness_targets: ``video`` rates a segment by its best IoU with the instances of its own
-            window, ``batch`` with those of the whole batch, as the released TadTR code does.
-    """
-
-    classification: NonNegative = 2.0
-    l1: NonNegative = 5.0
-    iou: NonNegative = 2.0
-    actionness: NonNegative = 4.0
-    focal_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
-    focal_gamma: NonNegative = 2.0
-    cost_classification: NonNegative = 6.0
-    cost_l1: NonNegative = 5.0
-    cost_iou: NonNegative = 2.0
-    actionness_targets: Literal["video", "batch"] = "video"
-
-
-@dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """The optimisation.
 
@@ -124,12 +69,17 @@ class TrainingConfig:
         batch_size: windows per step, of all processes together; the last, smaller batch of an
             epoch is dropped.
         learning_rate: of AdamW.
-        sampling_lr_scale: factor on the learning rate of reference points and sampling offsets.
-        weight_decay: of AdamW, on every parameter.
+        sampling_lr_scale: factor on the learning rate of the parameters that a model calls slow
+            (TadTR: reference points and sampling offsets).
+        weight_decay: of AdamW, on the parameters that a model lets decay (TadTR: all).
         clip_norm: largest gradient norm; 0 turns clipping off.
-        lr_drops: when the learning rate falls, as shares of the budget (0.875 of 16 epochs is
-            epoch 14); ``convergence`` takes only their number.
-        lr_drop_factor: what it falls by.
+        schedule: of the learning rate: ``drops``; or ``cosine``, which rises linearly, step by
+            step, from 0 in the first step, and then falls as half a cosine.
+        lr_drops: ``drops``: when the learning rate falls, as shares of the budget (0.875 of 16
+            epochs is epoch 14); the budget ``convergence`` takes only their number.
+        lr_drop_factor: ``drops``: what it falls by.
+        warmup: ``cosine``: share of the budget in which it rises.
+        lr_end: ``cosine``: what it falls to.
         seed: of weights, dropout and batch order.
         amp: precision of matrix products; ``auto`` takes bfloat16 where the hardware multiplies it
             natively, ``float16`` needs CUDA. Weights, normalisation, locations and losses stay
@@ -157,8 +107,11 @@ class TrainingConfig:
     sampling_lr_scale: NonNegative = 0.1
     weight_decay: NonNegative = 1e-4
     clip_norm: NonNegative = 0.1
+    schedule: Literal["drops", "cosine"] = "drops"
     lr_drops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (0.875,)
     lr_drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    warmup: Share = 0.0
+    lr_end: NonNegative = 1e-8
     seed: Annotated[int, Field(ge=0)] = 42
     amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: EmaModes = ("off",)
@@ -169,62 +122,36 @@ class TrainingConfig:
     tensorboard: Literal["auto", "never"] = "auto"
 
 
-@dataclass(frozen=True, config=_STRICT)
-class PostprocessConfig:
-    """From raw outputs to detections.
-
-    Attributes:
-        top_k: (query, class) pairs kept per window.
-        nms_threshold: largest IoU that two detections of a class in a video may have.
-        nms_scope: ``all`` detections of a video suppress each other, or only those that touch
-            ``overlaps`` of its windows (TadTR).
-        min_score: detections below it are dropped.
-        max_detections: most detections per video.
-    """
-
-    top_k: Positive = 100
-    nms_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    nms_scope: Literal["all", "overlaps"] = "all"
-    min_score: NonNegative = 0.0
-    max_detections: Positive = 1000
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True)
 class ExperimentConfig:
     """Everything that decides a training's outcome besides the data.
 
+    In files and overrides the sections of the model lie beside ``training``: ``name``, ``model``,
+    ``data``, ``loss``, ``postprocess``, and whatever else the model's ``Config`` has.
+
     Attributes:
-        name: the preset that the settings started from.
-        model: sizes of the model.
-        data: windows.
-        loss: loss and matching weights.
+        name: the model (:func:`tal_fast.models.recipe`) that the settings started from.
+        detector: settings of the model, of its ``Config``.
         training: the optimisation.
-        postprocess: from raw outputs to detections.
     """
 
     name: str
-    model: TadTRConfig
-    data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
-    training: TrainingConfig = TrainingConfig()
-    postprocess: PostprocessConfig = PostprocessConfig()
-
-
-_ADAPTER = TypeAdapter(ExperimentConfig)
+    detector: Any
+    training: TrainingConfig
 
 
 def preset_names() -> tuple[str, ...]:
-    """Returns the names that :func:`preset` knows."""
+    """Returns the names that :func:`preset` knows, those of one's own models aside."""
     return available()
 
 
 def preset(name: str) -> ExperimentConfig:
-    """Returns the settings of a named experiment.
+    """Returns the settings of a named model.
 
     Raises:
-        ConfigError: there is no such preset; the nearest is suggested.
+        ConfigError: there is no such model; the nearest is suggested.
     """
-    return ExperimentConfig(name=name, model=model_config(name))
+    return config_from_dict(_defaults(name))
 
 
 def load_config(
@@ -233,11 +160,11 @@ def load_config(
     preset: str | None = None,
     overrides: Sequence[str] = (),
 ) -> ExperimentConfig:
-    """Resolves settings: preset, then YAML file, then overrides.
+    """Resolves settings: the model's, then YAML file, then overrides.
 
     Args:
-        path: YAML file; its top-level ``name`` is the preset when ``preset`` is not given.
-        preset: the preset to start from; ``tadtr`` when neither names one.
+        path: YAML file; its top-level ``name`` is the model when ``preset`` is not given.
+        preset: the model to start from; ``tadtr`` when neither names one.
         overrides: ``section.field=value``, the value in YAML.
 
     Raises:
@@ -247,8 +174,8 @@ def load_config(
     if path is not None:
         from_file = _read_yaml(Path(path))
     name = preset or str(from_file.get("name", "tadtr"))
-    settings = config_to_dict(globals()["preset"](name))
-    _merge(settings, {**from_file, "name": name}, "")
+    settings = _defaults(name)
+    merge(settings, {**from_file, "name": name})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -256,68 +183,44 @@ def load_config(
         value: Any = _parse_yaml(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             value = {part: value}
-        _merge(settings, value, "")
+        merge(settings, value)
     return config_from_dict(settings)
 
 
+def _defaults(name: str) -> dict[str, Any]:
+    """Returns the settings of a named model as nested dicts."""
+    found = recipe(name)
+    training = plain(asdict(TrainingConfig()))
+    merge(training, found.settings.get("training", {}), "training.")
+    sections = plain(asdict(detector_config(name)))
+    return {"name": name, **sections, "training": training}
+
+
 def config_from_dict(settings: Mapping[str, Any]) -> ExperimentConfig:
-    """Builds settings from what :func:`config_to_dict` gave.
+    """Builds settings from what :func:`config_to_dict` gave; what is missing is the model's own.
 
     Raises:
-        ConfigError: a key is unknown or a value does not fit.
+        ConfigError: the model is not known, a key is unknown or a value does not fit.
     """
-    try:
-        return _ADAPTER.validate_python(settings)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, got {item['input']!r}"
-            for item in error.errors()
-        ]
-        raise ConfigError("bad setting " + "; ".join(lines)) from None
+    name = settings.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"bad setting name: expected that of a model, got {name!r}")
+    merged = _defaults(name)
+    merge(merged, settings)
+    del merged["name"]
+    training = checked(TrainingConfig, merged.pop("training"), "training.")
+    return ExperimentConfig(name, checked(detector_of(name).Config, merged), training)
 
 
 def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the settings as nested dicts of plain values (tuples become lists)."""
-    return _plain(asdict(config))
+    sections = plain(asdict(config.detector))
+    return {"name": config.name, **sections, "training": plain(asdict(config.training))}
 
 
 def save_config(config: ExperimentConfig, path: str | Path) -> None:
     """Writes the settings as YAML that :func:`load_config` reads back."""
     Path(path).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), "utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _merge(base: dict[str, Any], changes: Mapping[str, Any], prefix: str) -> None:
-    for key, value in changes.items():
-        if key not in base:
-            near = difflib.get_close_matches(key, list(base), n=1)
-            # The right field in the wrong section is a common slip: look through all of them.
-            home = near[0] if near else _section_of(key)
-            hint = f"; did you mean {(prefix if near else '') + home!r}?" if home else ""
-            raise ConfigError(f"unknown setting {prefix + str(key)!r}{hint}")
-        if isinstance(base[key], dict):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"setting {prefix + key!r}: expected a section, got {value!r}")
-            _merge(base[key], value, f"{prefix}{key}.")
-        else:
-            base[key] = value
-
-
-def _section_of(name: str) -> str | None:
-    for section in fields(ExperimentConfig):
-        default = section.default if is_dataclass(section.default) else TadTRConfig()
-        if section.name == "name":
-            continue
-        if name in (field.name for field in fields(default)):
-            return f"{section.name}.{name}"
-    return None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

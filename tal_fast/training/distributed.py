@@ -45,9 +45,11 @@ import torch.distributed as dist
 from torch import nn
 
 from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.models.base import Targets, Whole
 
 __all__ = [
     "Place",
+    "WholeBatch",
     "add_up_gradients",
     "from_first",
     "gathered",
@@ -269,6 +271,38 @@ def total_later(values: Sequence[float]) -> Callable[[], list[float]]:
 def total(values: Sequence[float]) -> list[float]:
     """Returns the sums of numbers over all processes."""
     return total_later(values)()
+
+
+class WholeBatch(Whole):
+    """The batch of all processes, for the loss of one; numbers are right after :meth:`wait`."""
+
+    def __init__(self, targets: Targets) -> None:
+        super().__init__(targets)
+        self._sizes = total_later([self.clips, self.instances])
+
+    def wait(self) -> None:
+        """Waits for the numbers of the other processes."""
+        self.clips, self.instances = map(int, self._sizes())
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the sums over all processes."""
+        if world_size() == 1:
+            return values
+        sums = values.detach().clone()
+        dist.all_reduce(sums)
+        return sums
+
+    def targets(self) -> Targets:
+        """Returns the targets of all processes, in the order of their ranks."""
+        if world_size() == 1:
+            return self._targets
+        parts = gathered(self._targets)
+        return Targets(
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.edges for part in parts]),
+            [count for part in parts for count in part.counts],
+            self._targets.length,
+        )
 
 
 def gathered(item: _T) -> list[_T]:

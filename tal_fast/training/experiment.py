@@ -18,7 +18,7 @@ import torch
 from tal_fast.data.dataset import TALDataset
 from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
-from tal_fast.models import TadTR
+from tal_fast.models.base import Detector
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
@@ -52,9 +52,9 @@ class ExperimentResult:
         average_map: mean over thresholds of mAP, 0..1, of the first mode of averaging.
         map_per_threshold: mAP by tIoU threshold (``"0.3"``), of the same.
         ema: the scores of every mode of averaging (``training.ema``), by name.
-        epochs: passes over the training windows.
+        epochs: passes over the training clips.
         steps: optimiser steps.
-        windows: training windows.
+        windows: training clips (windows, crops or videos, as the model takes them).
         best_epoch: epoch whose weights were tested.
         train_seconds: wall-clock time of the training.
         total_seconds: with prediction and evaluation.
@@ -122,9 +122,9 @@ def train(
     out = Path(out)
     kept, held = _hold_out(videos, config.training.holdout, config.training.seed)
 
-    def validate(model: TadTR) -> float:
+    def validate(model: Detector) -> float:
         def score() -> float:
-            found = detect(model, data, held, config)
+            found = detect(model, data, held, config.training)
             return _score(data, held, found).average_map
 
         return distributed.from_first(score)

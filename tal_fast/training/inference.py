@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tal_fast import ops
-from tal_fast.data.batches import BatchLoader
+from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
-from tal_fast.data.windows import WindowSet
+from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import DataError
 from tal_fast.evaluation import Detections, write_results
-from tal_fast.models import TadTR, TadTROutput
-from tal_fast.models.segments import center_width_to_start_end
+from tal_fast.models.base import Candidates, Detector, PostprocessConfig
 from tal_fast.ranges import nvtx_range
 from tal_fast.training.checkpoint import load_model
-from tal_fast.training.config import ExperimentConfig
+from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
 
 __all__ = ["detect", "predict"]
@@ -43,7 +43,7 @@ def predict(
         data: where the videos' features lie.
         videos: names of the videos.
         out: results file.
-        progress: called with (windows done, windows in all).
+        progress: called with (clips done, clips in all).
         threads: torch threads; as they are when None.
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
 
@@ -68,138 +68,143 @@ def predict(
             f"{data.name} has {list(data.annotations.classes)}"
         )
     model.to(resolve_device(device or config.training.device))
-    found = detect(model, data, videos, config, progress=progress)
+    found = detect(model, data, videos, config.training, progress=progress)
     write_results(out, found)
     return found
 
 
 @torch.inference_mode()
 def detect(
-    model: TadTR,
+    model: Detector,
     data: TALDataset,
     videos: Sequence[str],
-    config: ExperimentConfig,
+    config: TrainingConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Detections:
-    """Runs a model over the sliding windows of videos and merges what the windows give.
+    """Runs a model over the clips of videos and merges what the clips give.
 
-    Per window the best ``top_k`` (query, class) pairs by class probability times actionness; then
-    one class-wise non-maximum suppression over the windows of each video.
+    Per clip the model's candidates; then one non-maximum suppression over the clips of each video.
 
     Args:
-        model: on the device to use; its training mode is restored afterwards.
+        model: on the device to use, with its settings of clips and post-processing; its training
+            mode is restored afterwards.
         data: where the videos' features lie.
         videos: names of the videos.
-        config: windows and post-processing.
-        progress: called with (windows done, windows in all).
+        config: of the training: batch size and precision.
+        progress: called with (clips done, clips in all).
 
     Returns:
         Detections grouped by video, in falling order of score.
     """
     device = next(model.parameters()).device
-    windows = WindowSet(
-        data,
-        videos,
-        length=config.data.window,
-        overlap=config.data.test_overlap,
-        min_inside=config.data.min_inside,
-        drop_empty=False,
-    )
-    number = {video: index for index, video in enumerate(videos)}
-    segments, scores, labels, owners = [], [], [], []
-    spans: list[np.ndarray] = []
-    window_videos: list[int] = []
+    settings = model.config
+    clips = model.clips(settings, data, videos, training=False)
+    found = _Found(data, videos, settings.postprocess)
     was_training = model.training
     model.eval()
     try:
-        with BatchLoader(
-            windows,
-            config.training.batch_size,
-            threads=config.data.threads,
-            rank=0,  # all windows, also where several processes train
+        with FeatureLoader(
+            clips,
+            config.batch_size,
+            threads=settings.data.threads,
+            rank=0,  # all clips, also where several processes train
             world_size=1,
         ) as loader:
             done = 0
             for batch in loader:
-                with nvtx_range("tal_fast.forward"), autocast(device, config.training.amp):
-                    output = model(batch.features.to(device), batch.mask.to(device))
-                score, label, segment = _best(output, config.postprocess.top_k)
-                rows = segment.double().cpu().numpy() * config.data.window
-                for index, window in enumerate(batch.windows):
-                    video = data.annotations.videos[window.video]
-                    seconds = data.grid(window.video).to_seconds(rows[index] + window.start)
-                    segments.append(np.clip(seconds, 0.0, video.duration))
-                    owners += [len(spans)] * len(seconds)
-                    bounds = np.array([window.start, window.stop], dtype=np.float64)
-                    spans.append(data.grid(window.video).to_seconds(bounds))
-                    window_videos.append(number[window.video])
-                scores.append(score.flatten().cpu())
-                labels.append(label.flatten().cpu())
-                done += len(batch.windows)
+                mask = batch.mask.to(device)
+                with nvtx_range("tal_fast.forward"), autocast(device, config.amp):
+                    output = model(batch.features.to(device), mask)
+                with nvtx_range("tal_fast.candidates"):
+                    candidates = model.candidates(output, mask)
+                found.add(batch, candidates)
+                done += len(batch)
                 if progress is not None:
-                    progress(done, len(windows))
+                    progress(done, len(clips))
     finally:
         model.train(was_training)
-    return _merge(
-        torch.from_numpy(np.concatenate(segments)),
-        torch.cat(scores).double(),
-        torch.cat(labels),
-        torch.tensor(owners),
-        torch.from_numpy(np.array(spans)),
-        torch.tensor(window_videos),
-        videos,
-        data.annotations.classes,
-        config,
-    )
-
-
-def _best(output: TadTROutput, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns score [B, k], label [B, k] and (start, end) [B, k, 2] in windows."""
-    probability = output.logits[-1].sigmoid()
-    if output.actionness is not None:
-        probability = probability * output.actionness[..., None]
-    num_classes = probability.shape[-1]
-    flat = probability.flatten(1)
-    score, index = flat.topk(min(top_k, flat.shape[1]), dim=1)
-    segments = center_width_to_start_end(output.segments[-1])
-    query = (index // num_classes)[..., None].expand(-1, -1, 2)
-    return score, index % num_classes, segments.gather(1, query)
-
-
-def _merge(
-    segments: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    windows: Tensor,
-    spans: Tensor,
-    window_videos: Tensor,
-    videos: Sequence[str],
-    classes: tuple[str, ...],
-    config: ExperimentConfig,
-) -> Detections:
     with nvtx_range("tal_fast.nms"):
+        return found.merged()
+
+
+class _Found:
+    """Collects the candidates of clips and merges them into the detections of videos."""
+
+    def __init__(self, data: TALDataset, videos: Sequence[str], config: PostprocessConfig) -> None:
+        self._data = data
+        self._videos = tuple(videos)
+        self._number = {video: index for index, video in enumerate(videos)}
+        self._config = config
+        self._segments: list[npt.NDArray[np.float64]] = []
+        self._scores: list[Tensor] = []
+        self._labels: list[Tensor] = []
+        self._clips: list[int] = []  # of each candidate
+        self._spans: list[npt.NDArray[np.float64]] = []
+        self._owners: list[int] = []  # number of the video of each clip
+
+    def add(self, batch: Batch, candidates: Candidates) -> None:
+        """Takes in the candidates of a batch, their segments in seconds."""
+        rows = candidates.segments.double().cpu().numpy()
+        scores, labels = candidates.scores.cpu(), candidates.labels.cpu()
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        if candidates.valid is not None:
+            kept = candidates.valid.cpu()
+        for index, video in enumerate(batch.videos):
+            grid, mine = self._data.grid(video), kept[index]
+            # A resized video has other rows than its features.
+            scale = self._data.features[video].rows / batch.rows[index]
+            start, stop = batch.starts[index], batch.starts[index] + batch.lengths[index]
+            seconds = grid.to_seconds((rows[index][mine.numpy()] + start) * scale)
+            self._segments.append(
+                self._within(seconds, video) if self._config.nms_clipped else seconds
+            )
+            self._scores.append(scores[index][mine])
+            self._labels.append(labels[index][mine])
+            self._clips += [len(self._spans)] * len(seconds)
+            bounds = np.array([start, stop], dtype=np.float64)
+            self._spans.append(grid.to_seconds(bounds * scale))
+            self._owners.append(self._number[video])
+
+    def _within(self, seconds: npt.NDArray[np.float64], video: str) -> npt.NDArray[np.float64]:
+        return np.clip(seconds, 0.0, self._data.annotations.videos[video].duration)
+
+    def merged(self) -> Detections:
+        """Suppresses over the clips of each video."""
+        config = self._config
+        owners = torch.tensor(self._owners)
+        clips = torch.tensor(self._clips, dtype=torch.int64)
+        labels = torch.cat(self._labels)
         kept = ops.fuse_windows(
-            segments,
-            scores,
+            torch.from_numpy(np.concatenate(self._segments)),
+            torch.cat(self._scores).double(),
             labels,
-            windows,
-            spans,
-            window_videos,
-            scope=config.postprocess.nms_scope,
-            method="hard",
-            iou_threshold=config.postprocess.nms_threshold,
-            min_score=config.postprocess.min_score,
-            max_segments=config.postprocess.max_detections,
+            clips,
+            torch.from_numpy(np.array(self._spans)),
+            owners,
+            scope=config.nms_scope,
+            method=config.nms,
+            iou_threshold=config.nms_threshold,
+            sigma=config.nms_sigma,
+            per_class=config.nms_classes == "each",
+            voting_threshold=config.voting or None,
+            min_score=config.min_score,
+            max_segments=config.max_detections,
         )
-    start, end = kept.segments.T.contiguous().numpy()
-    return Detections(
-        videos=tuple(videos),
-        classes=classes,
-        video=window_videos[windows[kept.indices]].numpy(),
-        label=labels[kept.indices].numpy(),
-        start=start,
-        end=end,
-        score=kept.scores.numpy(),
-        origin="detections",
-    )
+        video = owners[clips[kept.indices]].numpy()
+        segments = kept.segments.numpy()
+        if not config.nms_clipped:
+            for number in np.unique(video):
+                mine = video == number
+                segments[mine] = self._within(segments[mine], self._videos[number])
+        start, end = np.ascontiguousarray(segments.T)
+        return Detections(
+            videos=self._videos,
+            classes=self._data.annotations.classes,
+            video=video,
+            label=labels[kept.indices].numpy(),
+            start=start,
+            end=end,
+            score=kept.scores.numpy(),
+            origin="detections",
+        )

@@ -10,33 +10,30 @@ import torch
 from torch import Tensor
 
 from tal_fast.data.batches import Batch
-from tal_fast.errors import TrainingError
-from tal_fast.models import TadTR
+from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.models.base import Detector, Targets
 from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
 from tal_fast.training.device import autocast
-from tal_fast.training.losses import WholeBatch, tadtr_loss
 
 __all__ = ["Stepper", "diverged", "parameter_groups"]
 
 _EXPLODED = 1e12  # products of larger weights leave float32
 
 
-def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Splits parameters into the two learning rates of TadTR's recipe.
+def parameter_groups(model: Detector, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Returns the model's groups of parameters as an optimiser takes them.
 
-    Reference points and sampling offsets steer where attention looks; they learn
-    ``sampling_lr_scale`` times as fast as the rest.
+    ``scale`` is a group's factor on the learning rate.
     """
-    slow_names = ("reference_points", "sampling_offsets")
-    slow: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (slow if any(key in name for key in slow_names) else rest).append(parameter)
     return [
-        {"params": rest, "scale": 1.0},
-        {"params": slow, "scale": config.sampling_lr_scale},
+        {
+            "params": group.parameters,
+            "scale": config.sampling_lr_scale if group.slow else 1.0,
+            "weight_decay": config.weight_decay if group.decay else 0.0,
+        }
+        for group in model.parameter_groups()
     ]
 
 
@@ -48,7 +45,7 @@ class Stepper:
         config: all settings.
     """
 
-    def __init__(self, model: TadTR, config: ExperimentConfig) -> None:
+    def __init__(self, model: Detector, config: ExperimentConfig) -> None:
         self.model = model
         self.config = config
         distributed.same_weights(model)
@@ -56,7 +53,6 @@ class Stepper:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.training),
             lr=config.training.learning_rate,
-            weight_decay=config.training.weight_decay,
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(
@@ -72,7 +68,7 @@ class Stepper:
         """Makes a step, without waiting for it to end on a GPU.
 
         Args:
-            batch: this process's part of the windows.
+            batch: this process's part of the clips.
             number: of the step, for messages.
 
         Returns:
@@ -85,14 +81,14 @@ class Stepper:
         with nvtx_range("tal_fast.transfer"):
             features = batch.features.to(self.device, non_blocking=True)
             mask = batch.mask.to(self.device, non_blocking=True)
-        sizes = distributed.total_later([len(batch.windows), sum(map(len, batch.labels))])
+        targets = Targets(batch.labels, batch.edges, batch.counts, batch.padded)
+        whole = distributed.WholeBatch(targets)
         try:
             with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
                 output = self.model(features, mask)
-            windows, instances = map(int, sizes())
-            whole = WholeBatch(windows, instances, self._all_segments(batch))
+            whole.wait()
             with nvtx_range("tal_fast.loss"):
-                losses = tadtr_loss(output, batch.labels, batch.segments, self.config.loss, whole)
+                losses = self._checked(self.model.loss(output, targets, whole))
         except (RuntimeError, ValueError) as error:
             # Ops and matching refuse values that are not finite; the cause is the training.
             if all(bool((p.abs() < _EXPLODED).all()) for p in self.model.parameters()):
@@ -103,12 +99,24 @@ class Stepper:
             distributed.add_up_gradients(self.model)
         with nvtx_range("tal_fast.optimizer"):
             norm = self._update()
-        return {**{key: value.detach() for key, value in losses.items()}, "gradient_norm": norm}
+        parts = {key: value.detach() for key, value in losses.items()}
+        return {"total": parts["total"], **parts, "gradient_norm": norm}
 
-    def _all_segments(self, batch: Batch) -> list[Tensor] | None:
-        if self.config.loss.actionness_targets == "video" or distributed.world_size() == 1:
-            return None
-        return [item for part in distributed.gathered(batch.segments) for item in part]
+    def _checked(self, losses: Any) -> dict[str, Tensor]:
+        """Returns what a model's loss gave, if it is what it has to be."""
+        scalars = isinstance(losses, dict) and all(
+            isinstance(value, Tensor) and value.dim() == 0 for value in losses.values()
+        )
+        if not scalars or "total" not in losses:
+            found = type(losses).__name__
+            if isinstance(losses, dict):
+                shapes = {key: list(getattr(item, "shape", "?")) for key, item in losses.items()}
+                found = f"a dict of shapes {shapes}"
+            raise ConfigError(
+                f"{type(self.model).__name__}.loss: expected a dict of scalar tensors with 'total' "
+                f"among them, got {found}"
+            )
+        return losses
 
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
@@ -137,8 +145,8 @@ class Stepper:
 
 def diverged(what: str, number: int, batch: Batch) -> TrainingError:
     """Returns the error of a step whose numbers are not finite."""
-    videos = sorted({window.video for window in batch.windows})
+    videos = sorted(set(batch.videos))
     return TrainingError(
-        f"{what} not finite at step {number} (windows of {', '.join(videos)}); lower "
+        f"{what} not finite at step {number} (clips of {', '.join(videos)}); lower "
         "training.learning_rate or check the features"
     )

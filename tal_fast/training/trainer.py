@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tal_fast.data.batches import Batch, BatchLoader
+from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
-from tal_fast.data.windows import WindowSet
+from tal_fast.data.loader import FeatureLoader
+from tal_fast.data.windows import windows_of
 from tal_fast.errors import TrainingError
-from tal_fast.models import TadTR
+from tal_fast.models import Detector, detector_of
 from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
-from tal_fast.training.budget import make_budget
+from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import read_checkpoint, save_model, write_checkpoint
 from tal_fast.training.config import ExperimentConfig, config_to_dict
 from tal_fast.training.device import resolve_device
@@ -37,18 +39,6 @@ __all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
 # After an epoch the state is saved, unless the epochs are so short that saving would take more than
 # about this share of the time.
 _SAVING_SHARE = 0.02
-_LOSSES = ("total", "classification", "l1", "iou", "actionness")
-_LOG_COLUMNS = (
-    "epoch",
-    "step",
-    "learning_rate",
-    *_LOSSES,
-    "gradient_norm",
-    "windows_per_second",
-    "seconds",
-    "data_wait_seconds",
-    "holdout_map",
-)
 
 
 @dataclass(frozen=True)
@@ -57,12 +47,12 @@ class ProgressEvent:
 
     Attributes:
         stage: ``train``, ``predict`` or ``evaluate``.
-        step: steps (windows in ``predict``) done.
+        step: steps (clips in ``predict``) done.
         total_steps: of how many.
         epoch: current epoch, from 1.
         epochs: of how many, as far as can be told.
         losses: of the last step.
-        windows_per_second: of this run so far.
+        clips_per_second: of this run so far.
         seconds_left: of this stage.
     """
 
@@ -72,7 +62,7 @@ class ProgressEvent:
     epoch: int = 0
     epochs: int = 0
     losses: dict[str, float] = field(default_factory=dict)
-    windows_per_second: float = 0.0
+    clips_per_second: float = 0.0
     seconds_left: float = math.nan
 
 
@@ -83,9 +73,9 @@ class TrainingSummary:
     Attributes:
         checkpoint: file of the final (or best) weights, of the first mode of averaging.
         checkpoints: the files of all modes.
-        epochs: passes over the windows, the last perhaps in part.
+        epochs: passes over the clips, the last perhaps in part.
         steps: optimiser steps.
-        windows: training windows.
+        windows: training clips (windows, crops or videos, as the model takes them).
         seconds: wall-clock time of the training, earlier interrupted parts included.
         best_epoch: epoch whose weights were kept, from 1; the last one without a hold-out.
     """
@@ -100,7 +90,7 @@ class TrainingSummary:
 
 
 class Trainer:
-    """Trains a model on the windows of given videos.
+    """Trains a model on the clips of given videos.
 
     Several processes of a group (:mod:`tal_fast.training.distributed`) each hold one, with the same
     arguments, and run it together; the first one's writes.
@@ -126,7 +116,7 @@ class Trainer:
         *,
         positions: Sequence[int] | None = None,
         progress: Callable[[ProgressEvent], None] | None = None,
-        validate: Callable[[TadTR], float] | None = None,
+        validate: Callable[[Detector], float] | None = None,
     ) -> None:
         self.config = config
         self.data = data
@@ -149,18 +139,18 @@ class Trainer:
         """
         self._start()
         config = self.config.training
-        full = len(self.windows) >= config.batch_size
+        full = len(self.clips) >= config.batch_size
         several = distributed.world_size() > 1
         with (
-            BatchLoader(
-                self.windows,
-                distributed.share_of_batch(config.batch_size, len(self.windows)),
+            FeatureLoader(
+                self.clips,
+                distributed.share_of_batch(config.batch_size, len(self.clips)),
                 # Without full batches every process takes part in the one batch of an epoch; the
-                # loader then leaves out no window to make their parts equal.
+                # loader then leaves out no clip to make their parts equal.
                 shuffle=full or not several,
                 drop_last=full,
                 seed=config.seed,
-                threads=self.config.data.threads,
+                threads=self.config.detector.data.threads,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
             ) as loader,
@@ -189,7 +179,7 @@ class Trainer:
             checkpoints=files,
             epochs=epochs,
             steps=self.step,
-            windows=len(self.windows),
+            windows=len(self.clips),
             seconds=self.seconds,
             best_epoch=self.kept.best[first][1] if self.kept.rates else epochs,
         )
@@ -203,24 +193,16 @@ class Trainer:
 
     def _start(self) -> None:
         config = self.config
-        self.windows = WindowSet(
-            self.data,
-            self.videos,
-            length=config.data.window,
-            overlap=config.data.train_overlap,
-            min_inside=config.data.min_inside,
-            drop_empty=True,
-        )
-        if self.positions is not None:
-            self.windows = self.windows.subset(self.positions)
-        distributed.require_same(
-            "settings, videos or windows", (self._identity(), len(self.windows))
-        )
+        detector = detector_of(config.name)
+        clips = detector.clips(config.detector, self.data, self.videos, training=True)
+        self.clips = clips if self.positions is None else windows_of(clips).subset(self.positions)
+        distributed.require_same("settings, videos or clips", (self._identity(), len(self.clips)))
         if distributed.is_first():
             self.out.mkdir(parents=True, exist_ok=True)
         self.device = resolve_device(config.training.device)
         torch.manual_seed(config.training.seed)
-        self.model = TadTR(self.data.channels, self.data.num_classes, config.model)
+        self.model = detector(self.data.channels, self.data.num_classes, config.detector)
+        self.model.start(self._instances())
         self.model.to(self.device).train()
         distributed.seed_apart(config.training.seed)
         self.stepper = Stepper(self.model, config)
@@ -238,10 +220,16 @@ class Trainer:
         self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}  # of the losses of the epoch so far
-        self._windows_seen = 0
+        self._clips_seen = 0
         self._ratings: dict[str, float] = {}  # of the held-out videos, the epoch's last
         self._checked = 0  # step of the last rating of the held-out videos
         self._saving = (0.0, -math.inf)  # seconds that the last save took, and when it was
+
+    def _instances(self) -> list[int]:
+        """Returns the number of instances of each class in the training videos."""
+        labels = [self.data.annotations.videos[name].labels for name in self.videos]
+        counts = np.bincount(np.concatenate(labels), minlength=self.data.num_classes)
+        return counts.tolist()
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -311,14 +299,14 @@ class Trainer:
     def _epoch(
         self,
         epoch: int,
-        loader: BatchLoader,
+        loader: FeatureLoader,
         events: EventWriter,
         interrupted: Callable[[], bool],
     ) -> None:
         first = self.batches_done
         loader.resume(epoch, first)
         if first == 0:
-            self.sums = dict.fromkeys((*_LOSSES, "gradient_norm"), 0.0)
+            self.sums = {}
         self._ratings.clear()
         began = time.perf_counter()
         waited = 0.0
@@ -334,7 +322,7 @@ class Trainer:
                 break
             losses, stop = self._step(batch, interrupted)
             for key, value in losses.items():
-                self.sums[key] += value
+                self.sums[key] = self.sums.get(key, 0.0) + value
             self.batches_done += 1
             self._report(epoch, losses)
             every = self.budget.check_every
@@ -349,7 +337,7 @@ class Trainer:
             "step": self.step,
             "learning_rate": rate,
             **{key: value / self.batches_done for key, value in self.sums.items()},
-            "windows_per_second": (self.batches_done - first)
+            "clips_per_second": (self.batches_done - first)
             * self.config.training.batch_size
             / elapsed,
             "seconds": elapsed,
@@ -370,9 +358,7 @@ class Trainer:
             self._save()
 
     def _set_learning_rate(self) -> float:
-        config = self.config.training
-        falls = self.budget.falls(self.step, self.seconds)
-        rate = config.learning_rate * config.lr_drop_factor**falls
+        rate = learning_rate(self.config.training, self.budget, self.step, self.seconds)
         self.stepper.set_learning_rate(rate)
         return rate
 
@@ -403,7 +389,7 @@ class Trainer:
         return {**dict(zip(mine, sums, strict=True)), "gradient_norm": norm}, stop > 0
 
     def _report(self, epoch: int, losses: dict[str, float]) -> None:
-        self._windows_seen += min(self.config.training.batch_size, len(self.windows))
+        self._clips_seen += min(self.config.training.batch_size, len(self.clips))
         if self.progress is None:
             return
         total = self.budget.expected_steps(self.step, self.seconds)
@@ -414,8 +400,8 @@ class Trainer:
                 total_steps=total,
                 epoch=epoch + 1,
                 epochs=math.ceil(total / self._steps_per_epoch),
-                losses={key: losses[key] for key in _LOSSES if key in losses},
-                windows_per_second=self._windows_seen / max(self.seconds, 1e-9),
+                losses={key: value for key, value in losses.items() if key != "gradient_norm"},
+                clips_per_second=self._clips_seen / max(self.seconds, 1e-9),
                 seconds_left=(total - self.step) * self.seconds / self.step,
             )
         )
@@ -425,7 +411,8 @@ class Trainer:
             return
         try:
             with open(self.out / "log.csv", "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, _LOG_COLUMNS)
+                columns = dict.fromkeys(key for row in self.log for key in row)
+                writer = csv.DictWriter(file, [*columns])
                 writer.writeheader()
                 writer.writerows(self.log)
         except OSError as error:

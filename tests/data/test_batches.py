@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tal_fast.data.batches import BatchLoader, epoch_order
 from tal_fast.data.dataset import open_dataset
+from tal_fast.data.loader import FeatureLoader
+from tal_fast.data.order import epoch_order
 from tal_fast.data.windows import WindowSet
 from tal_fast.errors import ConfigError, DataError
 
@@ -22,22 +23,13 @@ def windows(tiny):
 
 
 def content(batch):
-    return (
-        batch.indices,
-        batch.features.clone(),
-        batch.mask.clone(),
-        [x.clone() for x in batch.labels],
-        [x.clone() for x in batch.segments],
-    )
+    return batch.moved(torch.clone)
 
 
 def same(a, b):
-    return (
-        a[0] == b[0]
-        and torch.equal(a[1], b[1])
-        and torch.equal(a[2], b[2])
-        and all(torch.equal(x, y) for x, y in zip(a[3], b[3], strict=True))
-        and all(torch.equal(x, y) for x, y in zip(a[4], b[4], strict=True))
+    return all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(vars(a).values(), vars(b).values(), strict=True)
     )
 
 
@@ -50,11 +42,11 @@ def open_files():
 
 
 def expect_rows(batch, tiny, length=64):
-    for slot, window in enumerate(batch.windows):
-        rows = window.stop - window.start
-        values = tiny.features[window.video].astype(np.float32)
+    for slot, video in enumerate(batch.videos):
+        start, rows = batch.starts[slot], batch.lengths[slot]
+        values = tiny.features[video].astype(np.float32)
         got = batch.features[slot].numpy()
-        np.testing.assert_array_equal(got[:rows], values[window.start : window.stop])
+        np.testing.assert_array_equal(got[:rows], values[start : start + rows])
         assert (got[rows:] == 0).all()
         assert batch.mask[slot].tolist() == [False] * rows + [True] * (length - rows)
 
@@ -74,26 +66,27 @@ def test_batches_hold_the_rows_of_their_windows(tiny, dtype, layout):
     tiny.features = stored
     windows = WindowSet(data, ["a", "b", "c"], length=64, drop_empty=False)
     seen = []
-    with BatchLoader(windows, 3, threads=2) as loader:
+    with FeatureLoader(windows, 3, threads=2) as loader:
         assert len(loader) == -(-len(windows) // 3)
         for batch in loader:
             assert batch.features.shape == (len(batch.indices), 64, 4)
             assert batch.features.dtype == torch.float32
             assert batch.mask.dtype == torch.bool
             expect_rows(batch, tiny)
+            assert (batch.labels.dtype, batch.edges.dtype) == (torch.int64, torch.float64)
+            labels, edges = batch.labels.split(batch.counts), batch.edges.split(batch.counts)
             for i, index in enumerate(batch.indices):
-                labels, segments = windows.targets(index)
-                assert batch.windows[i] == windows.windows[index]
-                assert batch.labels[i].tolist() == labels.tolist()
-                assert batch.labels[i].dtype == torch.int64
-                np.testing.assert_array_equal(batch.segments[i].numpy(), segments)
-                assert batch.segments[i].shape == (len(labels), 2)
+                clip = windows.clip(index, 0, 0)
+                assert (batch.videos[i], batch.starts[i]) == (clip.video, clip.start)
+                assert labels[i].tolist() == clip.labels.tolist()
+                np.testing.assert_array_equal(edges[i].numpy(), clip.edges)
+                assert edges[i].shape == (len(clip.labels), 2)
             seen += batch.indices
     assert seen == list(range(len(windows)))
 
 
 def test_drop_last(windows):
-    with BatchLoader(windows, 4, drop_last=True) as loader:
+    with FeatureLoader(windows, 4, drop_last=True) as loader:
         batches = list(loader)
     assert len(loader) == len(windows) // 4 == len(batches)
     assert all(len(b.indices) == 4 for b in batches)
@@ -112,7 +105,7 @@ def test_same_bytes_for_any_number_of_threads_and_depth(windows):
     found = []
     for threads, prefetch in ((1, 1), (1, 4), (2, 2), (4, 3)):
         epochs = []
-        with BatchLoader(
+        with FeatureLoader(
             windows, 3, shuffle=True, seed=5, threads=threads, prefetch=prefetch
         ) as loader:
             for epoch in (0, 1):
@@ -123,11 +116,11 @@ def test_same_bytes_for_any_number_of_threads_and_depth(windows):
         assert len(other) == len(found[0])
         assert all(same(a, b) for a, b in zip(found[0], other, strict=True))
     half = len(found[0]) // 2
-    assert found[0][0][0] != found[0][half][0]
+    assert found[0][0].indices != found[0][half].indices
 
 
 def test_epoch_does_not_change_by_itself(windows):
-    with BatchLoader(windows, 3, shuffle=True) as loader:
+    with FeatureLoader(windows, 3, shuffle=True) as loader:
         assert [b.indices for b in loader] == [b.indices for b in loader]
 
 
@@ -135,7 +128,7 @@ def test_epoch_does_not_change_by_itself(windows):
 
 
 def test_a_batch_is_never_overwritten(windows, tiny):
-    with BatchLoader(windows, 2, prefetch=1) as loader:
+    with FeatureLoader(windows, 2, prefetch=1) as loader:
         for _ in range(3):
             kept = list(loader)
             for batch in kept:
@@ -143,7 +136,7 @@ def test_a_batch_is_never_overwritten(windows, tiny):
 
 
 def test_a_part_of_a_batch_keeps_its_memory(windows):
-    with BatchLoader(windows, 2, prefetch=1) as loader:
+    with FeatureLoader(windows, 2, prefetch=1) as loader:
         part = next(iter(loader)).features[1, 10:20]
         before = part.clone()
         for _ in range(5):
@@ -153,7 +146,7 @@ def test_a_part_of_a_batch_keeps_its_memory(windows):
 
 
 def test_memory_is_used_again_when_free(windows):
-    with BatchLoader(windows, 2, prefetch=1) as loader:
+    with FeatureLoader(windows, 2, prefetch=1) as loader:
         places = set()
         for _ in range(5):
             for batch in loader:
@@ -164,10 +157,10 @@ def test_memory_is_used_again_when_free(windows):
 
 
 def test_targets_may_be_changed_in_place(windows):
-    with BatchLoader(windows, 4) as loader:
+    with FeatureLoader(windows, 4) as loader:
         first = next(iter(loader))
         before = content(first)
-        for tensor in (*first.labels, *first.segments, first.mask, first.features):
+        for tensor in (first.labels, first.edges, first.mask, first.features):
             tensor.zero_()
         assert same(content(next(iter(loader))), before)
 
@@ -176,7 +169,7 @@ def test_targets_may_be_changed_in_place(windows):
 
 
 def test_leaving_early_and_starting_again(windows):
-    with BatchLoader(windows, 2, threads=2, prefetch=3) as loader:
+    with FeatureLoader(windows, 2, threads=2, prefetch=3) as loader:
         for _ in range(30):
             for batch in loader:
                 assert batch.indices == [0, 1]
@@ -185,7 +178,7 @@ def test_leaving_early_and_starting_again(windows):
 
 
 def test_two_iterations_at_once(windows):
-    with BatchLoader(windows, 2, threads=2) as loader:
+    with FeatureLoader(windows, 2, threads=2) as loader:
         for one, two in zip(loader, loader, strict=True):
             assert same(content(one), content(two))
 
@@ -194,7 +187,7 @@ def test_close_joins_threads_and_closes_files(windows):
     gc.collect()
     threads, files = threads_of_this_process(), open_files()
     for _ in range(30):
-        loader = BatchLoader(windows, 2, threads=3)
+        loader = FeatureLoader(windows, 2, threads=3)
         next(iter(loader))
         loader.close()
         loader.close()
@@ -207,7 +200,7 @@ def test_close_joins_threads_and_closes_files(windows):
 def test_a_forgotten_loader_ends_its_threads(windows):
     gc.collect()
     threads = threads_of_this_process()
-    iterator = iter(BatchLoader(windows, 2, threads=3))
+    iterator = iter(FeatureLoader(windows, 2, threads=3))
     next(iterator)
     assert threads_of_this_process() == threads + 3
     del iterator
@@ -216,7 +209,7 @@ def test_a_forgotten_loader_ends_its_threads(windows):
 
 
 def test_closing_while_iterating_ends_with_an_error(windows):
-    loader = BatchLoader(windows, 1)
+    loader = FeatureLoader(windows, 1)
     iterator = iter(loader)
     next(iterator)
     loader.close()
@@ -228,7 +221,7 @@ def test_error_in_the_consumer_leaves_nothing_behind(windows):
     threads = threads_of_this_process()
 
     def consume():
-        with BatchLoader(windows, 1, threads=2) as loader:
+        with FeatureLoader(windows, 1, threads=2) as loader:
             for _ in loader:
                 raise KeyError
 
@@ -239,7 +232,7 @@ def test_error_in_the_consumer_leaves_nothing_behind(windows):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_reading_in_a_forked_child(windows, tiny):
-    with BatchLoader(windows, 2) as loader:
+    with FeatureLoader(windows, 2) as loader:
         iterator = iter(loader)
         next(iterator)
         child = os.fork()
@@ -260,7 +253,7 @@ def test_ctrl_c_while_waiting(tiny):
     data = open_dataset(tiny.write())
     tiny.file("a").unlink()
     os.mkfifo(tiny.file("a"))
-    loader = BatchLoader(WindowSet(data, ["a"], drop_empty=False), 1)
+    loader = FeatureLoader(WindowSet(data, ["a"], drop_empty=False), 1)
     main = threading.main_thread().ident
     timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
     timer.start()
@@ -291,13 +284,13 @@ def test_nan_names_video_and_row(tiny):
     )
     for threads in (1, 4):
         delivered = []
-        with BatchLoader(windows, 1, threads=threads) as loader:
+        with FeatureLoader(windows, 1, threads=threads) as loader:
             batches = iter(loader)
             with pytest.raises(DataError, match=message):
                 delivered.extend(batch.indices for batch in batches)
         # Windows [0, 40) of a and [0, 64) of b come before it.
         assert delivered == [[0], [1]]
-    with BatchLoader(windows, 1, check_finite=False) as loader:
+    with FeatureLoader(windows, 1, check_finite=False) as loader:
         assert len(list(loader)) == len(windows)
 
 
@@ -306,7 +299,7 @@ def test_float64_too_large_for_float32(tiny):
     tiny.features["a"][3, 1] = 1e300
     windows = WindowSet(open_dataset(tiny.write()), ["a"], drop_empty=False)
     with (
-        BatchLoader(windows, 1) as loader,
+        FeatureLoader(windows, 1) as loader,
         pytest.raises(DataError, match=r"range of float32, got 1e\+300 in row 3, channel 1 "),
     ):
         list(loader)
@@ -315,7 +308,7 @@ def test_float64_too_large_for_float32(tiny):
 def test_file_that_vanishes_after_indexing(windows, tiny):
     tiny.file("a").unlink()
     with (
-        BatchLoader(windows, 2) as loader,
+        FeatureLoader(windows, 2) as loader,
         pytest.raises(DataError, match=r"video 'a': .*a\.npy: cannot be opened: No such file"),
     ):
         list(loader)
@@ -324,14 +317,14 @@ def test_file_that_vanishes_after_indexing(windows, tiny):
 def test_file_that_shrinks_after_indexing(windows, tiny):
     os.truncate(tiny.file("a"), 300)
     message = r"video 'a': .*a\.npy: expected 768 bytes, got 300: the file is shorter than when"
-    with BatchLoader(windows, 2) as loader, pytest.raises(DataError, match=message):
+    with FeatureLoader(windows, 2) as loader, pytest.raises(DataError, match=message):
         list(loader)
 
 
 def test_file_that_shrinks_while_it_is_read(tiny):
     data = open_dataset(tiny.write())
     windows = WindowSet(data, ["c"], length=64, overlap=0.0, drop_empty=False)
-    with BatchLoader(windows, 1, prefetch=1) as loader:
+    with FeatureLoader(windows, 1, prefetch=1) as loader:
         iterator = iter(loader)
         next(iterator)
         os.truncate(tiny.file("c"), 128 + 16 * 300)
@@ -345,7 +338,7 @@ def test_folder_in_place_of_a_file(windows, tiny):
     tiny.file("a").unlink()
     tiny.file("a").mkdir()
     with (
-        BatchLoader(windows, 1) as loader,
+        FeatureLoader(windows, 1) as loader,
         pytest.raises(DataError, match=r"'a': .*(shorter than when|Is a directory)"),
     ):
         list(loader)
@@ -355,13 +348,13 @@ def test_folder_in_place_of_a_file(windows, tiny):
 def test_numbers_below_one(windows, name):
     arguments = {"batch_size": 2, name: 0}
     with pytest.raises(ConfigError, match=f"expected {name} >= 1, got 0"):
-        BatchLoader(windows, **arguments)
+        FeatureLoader(windows, **arguments)
 
 
 def test_negative_seed_and_epoch(windows):
     with pytest.raises(ConfigError, match=r"expected 0 <= seed < 2\*\*64, got -1"):
-        BatchLoader(windows, 2, seed=-1)
-    loader = BatchLoader(windows, 2)
+        FeatureLoader(windows, 2, seed=-1)
+    loader = FeatureLoader(windows, 2)
     with pytest.raises(ConfigError, match="expected 0 <= epoch"):
         loader.set_epoch(-1)
 
@@ -371,7 +364,7 @@ def test_thousand_loaders_leak_nothing(windows):
     gc.collect()
     threads, files = threads_of_this_process(), open_files()
     for i in range(1000):
-        loader = BatchLoader(windows, 2, threads=1 + i % 3)
+        loader = FeatureLoader(windows, 2, threads=1 + i % 3)
         for _ in loader:
             if i % 2:
                 break

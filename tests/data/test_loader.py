@@ -35,13 +35,13 @@ def data(tiny):
 
 
 def content(batch):
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    return batch.moved(torch.clone)
 
 
 def equal(a, b):
-    return a.keys() == b.keys() and all(
-        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
-        for key in a
+    return all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(vars(a).values(), vars(b).values(), strict=True)
     )
 
 
@@ -77,15 +77,15 @@ def test_batches_hold_the_rows_of_their_clips(tiny, name, layout, stored):
         with FeatureLoader(clips, 3, layout=layout, dtype=dtype, seed=2, threads=2) as loader:
             loader.set_epoch(4)
             for batch in loader:
-                features = batch["features"]
+                features = batch.features
                 assert features.dtype == TORCH[dtype]
                 assert features.is_contiguous()
                 features = features.transpose(1, 2) if layout == "CT" else features
-                length = clips.slot_length(int(batch["lengths"].max()))
-                assert features.shape == (len(batch["indices"]), length, 4)
-                labels = batch["labels"].split(batch["counts"].tolist())
-                segments = batch["segments"].split(batch["counts"].tolist())
-                for slot, index in enumerate(batch["indices"].tolist()):
+                length = clips.slot_length(max(batch.lengths))
+                assert features.shape == (len(batch.indices), length, 4)
+                labels = batch.labels.split(batch.counts)
+                edges = batch.edges.split(batch.counts)
+                for slot, index in enumerate(batch.indices):
                     clip = clips.clip(index, 2, 4)
                     rows = clip.stop - clip.start
                     expected = expected_rows(values[clip.video], clip)
@@ -96,16 +96,14 @@ def test_batches_hold_the_rows_of_their_clips(tiny, name, layout, stored):
                     )
                     assert (features[slot, rows:] == 0).all()
                     padding = [False] * rows + [True] * (length - rows)
-                    assert batch["mask"][slot].tolist() == padding
-                    assert batch["lengths"][slot] == rows
+                    assert batch.mask[slot].tolist() == padding
+                    assert batch.lengths[slot] == rows
                     assert labels[slot].tolist() == clip.labels.tolist()
-                    np.testing.assert_array_equal(
-                        segments[slot].numpy(), clip.edges.astype(np.float32)
-                    )
-                    assert batch["videos"][slot] == clip.video
-                    assert batch["starts"][slot] == clip.start
-                    assert batch["rows"][slot] == clip.rows
-                seen += batch["indices"].tolist()
+                    np.testing.assert_array_equal(edges[slot].numpy(), clip.edges)
+                    assert batch.videos[slot] == clip.video
+                    assert batch.starts[slot] == clip.start
+                    assert batch.rows[slot] == clip.rows
+                seen += batch.indices
         assert seen == list(range(len(clips)))
 
 
@@ -124,7 +122,7 @@ def test_resizing_is_torchs_interpolation(tiny, rows, size, layout):
     tiny.spec["feature"]["layout"] = layout
     clips = VideoSet(open_dataset(tiny.write()), ["a"], resize=size)
     with FeatureLoader(clips, 1, layout="CT") as loader:
-        got = next(iter(loader))["features"].clone()
+        got = next(iter(loader)).features.clone()
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 3e-4)):
         expected = torch.nn.functional.interpolate(
             torch.from_numpy(values.T.copy())[None].to(dtype),
@@ -152,16 +150,16 @@ def test_streams_side_by_side(tiny, tmp_path):
         for layout in ("TC", "CT"):
             with FeatureLoader(clips, 2, layout=layout, threads=2) as loader:
                 for batch in loader:
-                    x = batch["features"]
+                    x = batch.features
                     x = x.transpose(1, 2) if layout == "CT" else x
                     assert x.shape[2] == 7
-                    for slot, index in enumerate(batch["indices"].tolist()):
+                    for slot, index in enumerate(batch.indices):
                         clip = clips.clip(index, 0, 0)
                         rows = clip.stop - clip.start
                         expected = expected_rows(values[clip.video], clip).float()
                         torch.testing.assert_close(x[slot, :rows], expected, rtol=2e-7, atol=1e-5)
                         assert (x[slot, rows:] == 0).all()
-                        assert (~batch["mask"][slot]).sum() == rows
+                        assert (~batch.mask[slot]).sum() == rows
     (tmp_path / "b.bin").unlink()
     with (
         FeatureLoader(VideoSet(data, ["a", "b"]), 1) as loader,
@@ -188,7 +186,7 @@ def test_feature_dropout(data):
     for dropout, into in ((0.0, plain), (0.5, found)):
         for layout in ("TC", "CT"):
             with FeatureLoader(clips, 2, seed=1, feature_dropout=dropout, layout=layout) as loader:
-                batches = [content(batch)["features"] for batch in loader]
+                batches = [content(batch).features for batch in loader]
             into.append([b.transpose(1, 2) if layout == "CT" else b for b in batches])
     kept_shares = []
     for a, b, c in zip(plain[0], found[0], found[1], strict=True):
@@ -202,7 +200,7 @@ def test_feature_dropout(data):
     assert 0.25 < np.mean(kept_shares) < 0.75
     with FeatureLoader(clips, 2, seed=1, feature_dropout=0.5) as loader:
         loader.set_epoch(1)
-        other = [content(batch)["features"] for batch in loader]
+        other = [content(batch).features for batch in loader]
     assert any(((x == 0) != (y == 0)).any() for x, y in zip(other, found[0], strict=True))
 
 
@@ -228,7 +226,7 @@ def test_two_epochs_are_the_same_bytes_for_any_threads_and_after_a_resume(data, 
 
     with loader(1, 1) as first:
         expected = epochs(first)
-    assert len({b["indices"].tolist()[0] for b in expected}) > 1
+    assert len({b.indices[0] for b in expected}) > 1
     for threads, prefetch in ((1, 3), (2, 2), (4, 1)):
         with loader(threads, prefetch) as other:
             assert same_batches(epochs(other), expected)
@@ -247,7 +245,7 @@ def test_resuming_reads_only_the_rest(data, tiny):
     with FeatureLoader(clips, 1) as loader:
         loader.load_state_dict({**loader.state_dict(), "batch": 1})
         tiny.file("a").unlink()  # the one window of `a` comes first
-        assert [b["indices"].tolist() for b in loader] == [[i] for i in range(1, len(clips))]
+        assert [b.indices for b in loader] == [[i] for i in range(1, len(clips))]
         assert loader.state_dict()["batch"] == len(clips)
         loader.set_epoch(0)
         with pytest.raises(DataError, match="cannot be opened"):  # a whole epoch again
@@ -286,7 +284,7 @@ def test_processes_share_an_epoch(data, world, bucket):
                     clips, 2, shuffle=shuffle, seed=3, rank=rank, world_size=world, bucket=bucket
                 ) as loader:
                     loader.set_epoch(epoch)
-                    parts.append([i for b in loader for i in b["indices"].tolist()])
+                    parts.append([i for b in loader for i in b.indices])
                     assert len(loader) == -(-len(parts[-1]) // 2)
             items = [i for part in parts for i in part]
             assert len(set(items)) == len(items)  # disjoint
@@ -403,11 +401,11 @@ def test_a_dataset_for_torchs_loader(data, workers):
     items = list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers))
     assert [item["index"] for item in items] == list(range(len(clips)))
     for item, batch in zip(items, expected, strict=True):
-        rows = int(batch["lengths"][0])
-        assert torch.equal(item["features"], batch["features"][0, :, :rows])
-        assert torch.equal(item["labels"], batch["labels"])
-        assert torch.equal(item["segments"], batch["segments"])
-        assert (item["video"], item["start"]) == (batch["videos"][0], int(batch["starts"][0]))
+        rows = batch.lengths[0]
+        assert torch.equal(item["features"], batch.features[0, :, :rows])
+        assert torch.equal(item["labels"], batch.labels)
+        assert torch.equal(item["edges"], batch.edges)
+        assert (item["video"], item["start"]) == (batch.videos[0], batch.starts[0])
     assert len(pickle.loads(pickle.dumps(dataset))[1]["features"]) == 4
     with pytest.raises(IndexError, match="no clip 99 among 4"):
         dataset[99]

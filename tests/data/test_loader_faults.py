@@ -46,7 +46,7 @@ def open_files():
 def test_a_file_that_shrinks_while_it_is_read(tiny, windows, threads):
     with FeatureLoader(windows, 1, prefetch=1, threads=threads) as loader:
         iterator = iter(loader)
-        while "c" not in next(iterator)["videos"]:
+        while "c" not in next(iterator).videos:
             pass
         os.truncate(tiny.file("c"), 128 + 16 * 200)
         with pytest.raises(DataError, match=r"'c': .*c\.npy: expected 5456 bytes, got 3328: the f"):
@@ -59,7 +59,7 @@ def test_a_file_that_is_deleted_while_it_is_read(tiny, windows, monkeypatch):
     clips = VideoSet(windows.dataset, ["a", "b", "a", "b"])
     with FeatureLoader(clips, 1, prefetch=1) as loader:
         iterator = iter(loader)
-        assert next(iterator)["videos"] == ["a"]
+        assert next(iterator).videos == ["a"]
         tiny.file("a").unlink()
         with pytest.raises(DataError, match=r"video 'a': .*a\.npy: cannot be opened: No such file"):
             list(iterator)
@@ -72,7 +72,7 @@ def test_a_file_that_is_replaced_while_it_is_read(tiny, windows, monkeypatch):
     shutil.copy(tiny.file("a"), other)
     with FeatureLoader(clips, 1, prefetch=1) as loader:
         iterator = iter(loader)
-        assert next(iterator)["videos"] == ["a"]
+        assert next(iterator).videos == ["a"]
         os.replace(other, tiny.file("a"))
         message = r"video 'a': .*a\.npy: another file has taken its name since it was first read"
         with pytest.raises(DataError, match=message):
@@ -153,7 +153,7 @@ def test_short_reads_and_interrupted_calls_change_nothing(tiny, windows, shim, t
     program = """
         import torch
         loader = FeatureLoader(windows, 2, threads=3, layout=sys.argv[3])
-        torch.save([b["features"].clone() for b in loader], sys.argv[2])
+        torch.save([b.features.clone() for b in loader], sys.argv[2])
     """
     found = []
     for mode in ("none", "short"):
@@ -205,7 +205,7 @@ def test_break_and_an_error_in_the_consumer(windows):
     with FeatureLoader(windows, 1, threads=2) as loader:
         for _ in range(20):
             for batch in loader:
-                assert batch["indices"].tolist() == [0]
+                assert batch.indices == [0]
                 break
         with pytest.raises(KeyError):
             consume(loader)
@@ -218,21 +218,21 @@ def test_two_loaders_at_once(windows, tiny):
     with FeatureLoader(windows, 2, threads=2) as one, FeatureLoader(clips, 1, layout="CT") as two:
         for _ in range(5):
             for a, b in zip(one, two, strict=False):
-                assert a["features"][0, 0, 0] == tiny.features[a["videos"][0]][a["starts"][0], 0]
-                assert b["features"][0, 1, 3] == tiny.features[b["videos"][0]][3, 1]
+                assert a.features[0, 0, 0] == tiny.features[a.videos[0]][a.starts[0], 0]
+                assert b.features[0, 1, 3] == tiny.features[b.videos[0]][3, 1]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_fork_after_use(windows):
     with FeatureLoader(windows, 2, threads=2) as loader:
-        expected = [batch["features"].clone() for batch in loader]
+        expected = [batch.features.clone() for batch in loader]
         iterator = iter(loader)
         next(iterator)
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                got = [batch["features"] for batch in loader]
+                got = [batch.features for batch in loader]
                 code = 0 if all(map(torch.equal, got, expected)) and got else 2
             finally:
                 os._exit(code)

@@ -82,16 +82,15 @@ def annotate(tiny, video, *segments):
     ] + [{"label": "jump", "label_id": 0, "segment": [0.0, 0.1]}]
 
 
-def test_targets_are_centre_and_width(tiny):
+def test_targets_are_in_rows_of_the_window(tiny):
     annotate(tiny, "a", (1.0, 2.0))
     data = open_dataset(tiny.write())
     windows = WindowSet(data, ["a"], length=80)
     assert windows.windows == [Window("a", 0, 40)]
-    labels, segments = windows.targets(0)
-    assert labels.tolist() == [1, 0]
-    assert segments.dtype == np.float32
-    # Rows 10 to 20 of a window of 80.
-    np.testing.assert_allclose(segments[0], [15 / 80, 10 / 80], atol=1e-7)
+    clip = windows.clip(0, 0, 0)
+    assert clip.labels.tolist() == [1, 0]
+    assert clip.edges.dtype == np.float64
+    np.testing.assert_allclose(clip.edges[0], [10, 20], atol=1e-7)
 
 
 def test_three_quarters_inside_is_inside_and_clipped(tiny):
@@ -99,13 +98,13 @@ def test_three_quarters_inside_is_inside_and_clipped(tiny):
     annotate(tiny, "b", (3.0, 3.0 + 1.0 / 0.75), (3.2, 5.0))
     data = open_dataset(tiny.write())
     windows = WindowSet(data, ["b"], length=40, overlap=0.5, drop_empty=False)
-    labels, segments = windows.targets(0)
-    assert labels.tolist() == [1, 0]
-    np.testing.assert_allclose(segments[0], [35 / 40, 10 / 40], atol=1e-7)
+    clip = windows.clip(0, 0, 0)
+    assert clip.labels.tolist() == [1, 0]
+    np.testing.assert_allclose(clip.edges[0], [30, 40], atol=1e-7)
     assert windows.windows[1] == Window("b", 20, 60)
-    labels, segments = windows.targets(1)
-    assert labels.tolist() == [1, 1]
-    np.testing.assert_allclose(segments[1], [(41 - 20) / 40, 18 / 40], atol=1e-6)
+    clip = windows.clip(1, 0, 0)
+    assert clip.labels.tolist() == [1, 1]
+    np.testing.assert_allclose(clip.edges[1], [12, 30], atol=1e-6)
 
 
 def test_windows_without_an_instance_are_dropped_or_kept(tiny):
@@ -113,7 +112,7 @@ def test_windows_without_an_instance_are_dropped_or_kept(tiny):
     data = open_dataset(tiny.write())
     kept = WindowSet(data, ["b"], length=20, overlap=0.0, drop_empty=False)
     assert len(kept) == 5
-    assert [len(kept.targets(i)[0]) for i in range(5)] == [2, 0, 0, 0, 0]
+    assert [len(kept.clip(i, 0, 0).labels) for i in range(5)] == [2, 0, 0, 0, 0]
     dropped = WindowSet(data, ["b"], length=20, overlap=0.0)
     assert dropped.windows == [Window("b", 0, 20)]
     assert dropped.dropped == 4
@@ -247,7 +246,9 @@ def test_instances_are_the_rows_of_the_targets(tiny):
     for index, window in enumerate(windows.windows):
         rows = windows.instances(index)
         assert rows.dtype == np.int64
-        assert windows.targets(index)[0].tolist() == video[window.video].labels[rows].tolist()
+        assert (
+            windows.clip(index, 0, 0).labels.tolist() == video[window.video].labels[rows].tolist()
+        )
     found = {
         (w.video, w.start): windows.instances(i).tolist() for i, w in enumerate(windows.windows)
     }
@@ -270,8 +271,6 @@ def test_subset_is_the_set_with_some_windows(tiny):
     assert part.lengths.tolist() == [64, 64, 64]
     assert (len(part), part.length, part.slot_length(1)) == (3, 64, 64)
     for index, position in enumerate(sorted(chosen)):
-        for one, other in zip(part.targets(index), windows.targets(position), strict=True):
-            np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(part.instances(index), windows.instances(position))
     starts = {part.clip(0, 0, epoch).start - part.windows[0].start for epoch in range(40)}
     assert starts == set(range(-3, 4))

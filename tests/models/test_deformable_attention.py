@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tal_fast import ops
+from tal_fast.models import build_model
 from tal_fast.models.layers import DeformableAttention
-from tal_fast.training.config import TrainingConfig
-from tal_fast.training.step import parameter_groups
 
 LEVELS = (16, 8)
 
@@ -96,9 +95,14 @@ def test_checkpoints_hold_two_projections() -> None:
 
 
 def test_offsets_keep_their_own_learning_rate() -> None:
-    module = layer()
-    _, slow = parameter_groups(module, TrainingConfig())
-    assert {id(p) for p in slow["params"]} == {id(p) for p in module.sampling_offsets.parameters()}
+    model = build_model("tadtr-small", in_channels=4, num_classes=2)
+    rest, slow = model.parameter_groups()
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert not rest.slow
+    assert slow.slow
+    found = {names[id(p)].rpartition(".")[0].rpartition(".")[2] for p in slow.parameters}
+    assert found == {"sampling_offsets", "reference_points"}
+    assert len(rest.parameters) + len(slow.parameters) == len(names)
 
 
 @pytest.mark.parametrize("components", [1, 2])

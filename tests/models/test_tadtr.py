@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tal_fast.errors import ConfigError
-from tal_fast.models import available, build_model, model_config
+from tal_fast.models import available, build_model, detector_config
 from tal_fast.models.layers import DeformableAttention, sine_position_encoding
 from tal_fast.models.segments import (
     center_width_to_start_end,
@@ -170,8 +170,8 @@ def test_wrong_channels():
 def test_unknown_names_suggest_the_near_one():
     with pytest.raises(ConfigError, match="unknown model 'tadrt'; did you mean 'tadtr'"):
         build_model("tadrt", in_channels=1, num_classes=1)
-    with pytest.raises(ConfigError, match="'num_querys'; did you mean 'num_queries'"):
-        model_config("tadtr", num_querys=3)
+    with pytest.raises(ConfigError, match="num_querys'; did you mean 'model.num_queries'"):
+        detector_config("tadtr", {"model": {"num_querys": 3}})
     assert available() == ("tadtr", "tadtr-small")
 
 

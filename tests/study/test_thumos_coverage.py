@@ -53,7 +53,7 @@ def classes_of(sampling, thumos, percent, windows=None):
             fraction=percent / 100,
             repetition=repetition,
             seed=0,
-            windows=windows,
+            clips=windows,
         )
         for repetition in range(REPETITIONS)
     ]

@@ -51,7 +51,7 @@ def draw(fraction=0.25, repetition=0, seed=0, sampling="window", windows=WINDOWS
         fraction=fraction,
         repetition=repetition,
         seed=seed,
-        windows=windows,
+        clips=windows,
     )
 
 
@@ -71,7 +71,7 @@ def test_properties(fraction, sampling, seed):
     assert list(sample.windows) == sorted(set(sample.windows))
     part = WINDOWS.subset(sample.windows)
     assert sample.videos == tuple(sorted(part.videos))
-    labels = [label for i in range(len(part)) for label in part.targets(i)[0].tolist()]
+    labels = [label for i in range(len(part)) for label in part.clip(i, 0, 0).labels.tolist()]
     assert sample.classes == tuple(CLASSES[label] for label in sorted(set(labels)))
     assert "throw" in sample.missing_classes
     assert len(set(labels)) <= sample.instances <= len(labels)
@@ -93,7 +93,7 @@ def test_counts_targets_of_the_windows_and_not_all_of_their_videos():
     assert {sample.videos for sample in samples} == {("video_3",)}
     for sample in samples:
         (position,) = sample.windows
-        assert sample.instances == len(windows.targets(position)[0])
+        assert sample.instances == len(windows.instances(position))
     assert {sample.instances for sample in samples} >= {1, 2}
 
 

@@ -19,19 +19,16 @@ from tal_fast.training.config import (
 def test_presets_are_the_recipes():
     paper, small = preset("tadtr"), preset("tadtr-small")
     assert preset_names() == ("tadtr", "tadtr-small")
-    assert (paper.model.d_model, paper.model.encoder_layers, paper.model.decoder_layers) == (
-        256, 4, 4,
-    )  # fmt: skip
-    assert (small.model.d_model, small.model.encoder_layers, small.model.feedforward) == (
-        128, 2, 512,
-    )  # fmt: skip
+    sizes = paper.detector.model
+    assert (sizes.d_model, sizes.encoder_layers, sizes.decoder_layers) == (256, 4, 4)
+    sizes = small.detector.model
+    assert (sizes.d_model, sizes.encoder_layers, sizes.feedforward) == (128, 2, 512)
     for config in (paper, small):
-        assert config.model.num_queries == 40
+        assert config.detector.model.num_queries == 40
         assert (config.training.epochs, config.training.batch_size) == (16, 16)
         assert config.training.learning_rate == 2e-4
-        assert (config.data.window, config.data.train_overlap, config.data.test_overlap) == (
-            128, 0.75, 0.25,
-        )  # fmt: skip
+        clips = config.detector.data
+        assert (clips.window, clips.train_overlap, clips.test_overlap) == (128, 0.75, 0.25)
 
 
 def test_file_then_overrides(tmp_path):
@@ -40,8 +37,8 @@ def test_file_then_overrides(tmp_path):
     config = load_config(path, overrides=["training.epochs=5", "loss.actionness_targets=batch"])
     assert config.name == "tadtr-small"
     assert (config.training.epochs, config.training.seed) == (5, 7)
-    assert (config.model.dropout, config.model.d_model) == (0.0, 128)
-    assert config.loss.actionness_targets == "batch"
+    assert (config.detector.model.dropout, config.detector.model.d_model) == (0.0, 128)
+    assert config.detector.loss.actionness_targets == "batch"
 
 
 def test_round_trip(tmp_path):

@@ -9,10 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_settings import small
 
 from tal_fast.errors import DataError
 from tal_fast.evaluation import evaluate, read_results
-from tal_fast.models import TadTROutput
+from tal_fast.models import Detector
+from tal_fast.models.tadtr import TadTR, TadTROutput
 from tal_fast.training import detect, predict, run_experiment
 from tal_fast.training.checkpoint import load_model
 
@@ -47,17 +49,19 @@ def test_videos_in_both_lists(data, config, out):
         run_experiment(config, data, train_videos=train, test_videos=train[:1], out=out)
 
 
-class Oracle(torch.nn.Module):
+class Oracle(TadTR):
     """Answers with segments that the test chooses, wherever the window lies."""
 
-    def __init__(self, classes, segments):
-        super().__init__()
+    def __init__(self, data, segments, **postprocess):
+        config = small().detector
+        config = replace(config, postprocess=replace(config.postprocess, **postprocess))
+        Detector.__init__(self, data.channels, data.num_classes, config)
         self.parameter = torch.nn.Parameter(torch.zeros(1))
-        self.classes, self.segments = classes, segments
+        self.segments = segments
 
     def forward(self, features, mask):
         batch, queries = len(features), len(self.segments)
-        logits = torch.full((1, batch, queries, self.classes), -20.0)
+        logits = torch.full((1, batch, queries, self.num_classes), -20.0)
         logits[..., 1] = torch.linspace(3, 1, queries)
         segments = torch.tensor(self.segments).expand(1, batch, queries, 2)
         return TadTROutput(logits, segments, None)
@@ -65,8 +69,7 @@ class Oracle(torch.nn.Module):
 
 def test_detections_are_in_seconds_of_the_video(data, config):
     video = data.splits["test"][0]
-    config = replace(config, postprocess=replace(config.postprocess, top_k=1))
-    found = detect(Oracle(data.num_classes, [[0.5, 0.25]]), data, [video], config)
+    found = detect(Oracle(data, [[0.5, 0.25]], top_k=1), data, [video], config.training)
     rows = data.features[video].rows
     grid = data.grid(video)
     # every window gives its middle quarter (of 32 rows, padded or not)
@@ -81,25 +84,19 @@ def test_detections_are_in_seconds_of_the_video(data, config):
 
 def test_overlapping_windows_and_queries_are_merged(data, config):
     video = data.splits["test"][0]
-    config = replace(config, postprocess=replace(config.postprocess, top_k=2))
-    twice = Oracle(data.num_classes, [[0.5, 0.25], [0.5, 0.24]])
-    once = detect(twice, data, [video], config)
+    twice = Oracle(data, [[0.5, 0.25], [0.5, 0.24]], top_k=2)
+    once = detect(twice, data, [video], config.training)
     score = 1 / (1 + np.exp(-3.0))
     np.testing.assert_allclose(once.score, score, rtol=1e-6)  # the weaker twin is gone
 
 
 def test_only_overlaps_of_windows_are_merged_when_asked(data, config):
     video = max(data.splits["test"], key=lambda name: data.features[name].rows)
-    post = replace(config.postprocess, top_k=2, nms_scope="overlaps")
     # In the middle quarter of a window, which no other window sees at an overlap of a quarter.
-    middle = Oracle(data.num_classes, [[0.5, 0.25], [0.5, 0.24]])
-    windows = replace(config.data, test_overlap=0.25)
-    all_kept = detect(middle, data, [video], replace(config, data=windows, postprocess=post))
-    merged = detect(
-        middle,
-        data,
-        [video],
-        replace(config, data=windows, postprocess=replace(post, nms_scope="all")),
+    middle = [[0.5, 0.25], [0.5, 0.24]]
+    all_kept, merged = (
+        detect(Oracle(data, middle, top_k=2, nms_scope=scope), data, [video], config.training)
+        for scope in ("overlaps", "all")
     )
     assert len(all_kept) > len(merged)
     assert set(merged.score.tolist()) < set(all_kept.score.tolist())
@@ -107,7 +104,7 @@ def test_only_overlaps_of_windows_are_merged_when_asked(data, config):
 
 def test_detections_stay_inside_the_video(data, config):
     video = data.splits["test"][0]
-    found = detect(Oracle(data.num_classes, [[0.0, 1.0], [1.0, 1.0]]), data, [video], config)
+    found = detect(Oracle(data, [[0.0, 1.0], [1.0, 1.0]]), data, [video], config.training)
     duration = data.annotations.videos[video].duration
     assert found.start.min() >= 0
     assert found.end.max() <= duration
@@ -115,7 +112,7 @@ def test_detections_stay_inside_the_video(data, config):
 
 def test_no_window_no_detection(data, config):
     with pytest.raises(DataError, match="expected at least one video"):
-        detect(Oracle(data.num_classes, [[0.5, 0.5]]), data, [], config)
+        detect(Oracle(data, [[0.5, 0.5]]), data, [], config.training)
 
 
 def test_checkpoint_of_other_data(data, config, out, tmp_path):

@@ -222,7 +222,7 @@ def test_damaged_checkpoints(tmp_path):
 
 def test_loading_a_model_draws_no_initial_weights(data, config, tmp_path):
     torch.manual_seed(5)
-    model = TadTR(data.channels, data.num_classes, config.model)
+    model = TadTR(data.channels, data.num_classes, config.detector)
     path = tmp_path / "checkpoint.pt"
     half = {key: value.half() for key, value in model.state_dict().items()}
     save_model(path, half, config, data.annotations.classes, data.channels)

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tal_fast.data.windows import WindowSet
+from tal_fast.data.clips import ClipSet
+from tal_fast.data.windows import windows_of
 from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.study.sampling.hash_order import digest, hash_order
 from tal_fast.study.sampling.shares import (
@@ -219,7 +220,7 @@ def draw_sample(
     fraction: float,
     repetition: int,
     seed: int,
-    windows: WindowSet | None = None,
+    clips: ClipSet | None = None,
 ) -> Sample:
     """Draws the part of the training data that a trial sees.
 
@@ -244,15 +245,15 @@ def draw_sample(
         fraction: the share p in (0, 1].
         repetition: which draw, counted from 0.
         seed: the study's seed.
-        windows: the windows of all training videos, cut as for the training; needed to draw
-            windows, ignored otherwise.
+        clips: the clips of all training videos, as for the training; needed to draw windows,
+            ignored otherwise.
 
     Returns:
         The sample with what it covers. At p = 1 every repetition is the whole training set.
 
     Raises:
         ConfigError: ``sampling`` is unknown, ``fraction`` is not in (0, 1], or windows are to be
-            drawn and not given.
+            drawn and the clips are not given or no windows.
         DataError: a training video is given twice or not annotated, there is none, or a window is
             of another video.
     """
@@ -268,8 +269,9 @@ def draw_sample(
     count = sample_size(share, len(names))
     positions = None
     if sampling.endswith("window"):
-        if windows is None:
+        if clips is None:
             raise ConfigError(f"sampling: {sampling!r} needs the windows of the training videos")
+        windows = windows_of(clips)
         stray = set(windows.videos).difference(names)
         if stray:
             raise DataError(f"sampling: windows of {min(stray)!r}, which is no training video")

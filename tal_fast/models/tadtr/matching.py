@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tal_fast import ops
-from tal_fast.training.config import LossConfig
+from tal_fast.models.tadtr.config import TadTRLoss
 
 __all__ = ["Matches", "match"]
 
@@ -37,7 +37,7 @@ def match(
     labels: Tensor,
     targets: Tensor,
     counts: list[int],
-    config: LossConfig,
+    config: TadTRLoss,
 ) -> Matches:
     """Finds, per decoder layer and window, the one-to-one assignment of least cost.
 

@@ -9,12 +9,13 @@ import math
 import pytest
 import torch
 
-from tal_fast.models import TadTROutput
-from tal_fast.training.config import LossConfig
-from tal_fast.training.losses import WholeBatch, focal_loss, tadtr_loss
-from tal_fast.training.matching import match
+from tal_fast.models.base import Targets, Whole
+from tal_fast.models.segments import center_width_to_start_end
+from tal_fast.models.tadtr import TadTRLoss, TadTROutput
+from tal_fast.models.tadtr.loss import focal_loss, tadtr_loss
+from tal_fast.models.tadtr.matching import match
 
-CONFIG = LossConfig()
+CONFIG = TadTRLoss()
 
 
 def example(layers=2, batch=3, queries=4, classes=5, seed=0):
@@ -26,6 +27,12 @@ def example(layers=2, batch=3, queries=4, classes=5, seed=0):
     labels = [torch.randint(classes, (n,), generator=generator) for n in counts]
     targets = [torch.rand(n, 2, generator=generator) * 0.5 + 0.1 for n in counts]
     return TadTROutput(logits, segments, actionness), labels, targets
+
+
+def as_targets(labels, segments):
+    """Lists of labels and (centre, width) per window as a batch has them, in windows of one row."""
+    edges = center_width_to_start_end(torch.cat(segments).double())
+    return Targets(torch.cat(labels), edges, [len(item) for item in labels], 1)
 
 
 def iou(a, b):
@@ -97,7 +104,7 @@ def test_focal_loss_formula():
 def test_losses_sum_over_layers_and_divide_by_instances():
     output, labels, targets = example()
     counts = [len(item) for item in labels]
-    losses = tadtr_loss(output, labels, targets, CONFIG)
+    losses = tadtr_loss(output, as_targets(labels, targets), CONFIG)
     pairs = match(
         output.logits, output.segments, torch.cat(labels), torch.cat(targets), counts, CONFIG
     )
@@ -125,7 +132,8 @@ def test_losses_sum_over_layers_and_divide_by_instances():
 
 def test_actionness_over_the_batch_as_the_released_code_has_it():
     output, labels, targets = example()
-    losses = tadtr_loss(output, labels, targets, LossConfig(actionness_targets="batch"))
+    config = TadTRLoss(actionness_targets="batch")
+    losses = tadtr_loss(output, as_targets(labels, targets), config)
     everything = torch.cat(targets).tolist()
     best = [
         [max(iou(s, t) for t in everything) for s in row] for row in output.segments[-1].tolist()
@@ -137,7 +145,7 @@ def test_actionness_over_the_batch_as_the_released_code_has_it():
 def test_no_instance_at_all():
     output, _, _ = example()
     nothing = [torch.zeros(0, dtype=torch.int64)] * 3
-    losses = tadtr_loss(output, nothing, [torch.zeros(0, 2)] * 3, CONFIG)
+    losses = tadtr_loss(output, as_targets(nothing, [torch.zeros(0, 2)] * 3), CONFIG)
     assert losses["l1"].item() == losses["iou"].item() == 0
     assert torch.isfinite(losses["total"])
 
@@ -145,7 +153,7 @@ def test_no_instance_at_all():
 def test_gradients_reach_every_output():
     output, labels, targets = example()
     leaves = [item.requires_grad_() for item in output]
-    tadtr_loss(TadTROutput(*leaves), labels, targets, CONFIG)["total"].backward()
+    tadtr_loss(TadTROutput(*leaves), as_targets(labels, targets), CONFIG)["total"].backward()
     for leaf in leaves:
         assert torch.isfinite(leaf.grad).all()
         assert leaf.grad.abs().sum() > 0
@@ -154,18 +162,18 @@ def test_gradients_reach_every_output():
 @pytest.mark.parametrize("scope", ["video", "batch"])
 @pytest.mark.parametrize("cut", [1, 2])  # the second window has no instance
 def test_parts_of_a_batch_add_up_to_it(scope, cut):
-    config = LossConfig(actionness_targets=scope)
+    config = TadTRLoss(actionness_targets=scope)
     output, labels, targets = example()
 
     def losses(part, whole=None):
         leaves = [item.clone().requires_grad_() for item in output]
         logits, segments, actionness = leaves
         mine = TadTROutput(logits[:, part], segments[:, part], actionness[part])
-        found = tadtr_loss(mine, labels[part], targets[part], config, whole)
+        found = tadtr_loss(mine, as_targets(labels[part], targets[part]), config, whole)
         return found, torch.autograd.grad(found["total"], leaves)
 
     expected, gradients = losses(slice(None))
-    whole = WholeBatch(len(labels), sum(map(len, labels)), targets)
+    whole = Whole(as_targets(labels, targets))
     parts = [losses(part, whole) for part in (slice(cut), slice(cut, None))]
     for key, value in expected.items():
         torch.testing.assert_close(parts[0][0][key] + parts[1][0][key], value)

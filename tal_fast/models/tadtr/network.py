@@ -14,99 +14,38 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tal_fast import ops
+from tal_fast.data.dataset import TALDataset
+from tal_fast.data.windows import WindowSet
+from tal_fast.models.base import Candidates, Detector, ParameterGroup, Targets, Whole
 from tal_fast.models.layers import MLP, DeformableAttention, sine_position_encoding
 from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
+from tal_fast.models.tadtr.config import GROUPS, PRESETS, TadTRConfig, TadTRSizes
+from tal_fast.models.tadtr.loss import TadTROutput, tadtr_loss
 
-__all__ = ["TadTR", "TadTRConfig", "TadTROutput"]
+__all__ = ["TadTR", "TadTROutput"]
 
-_GROUPS = 32  # of the input projection's group normalisation
 _CLASS_PRIOR = 0.01  # start of the class probabilities (focal loss, Lin et al. 2017, section 3.3)
-
-
-@dataclass(frozen=True)
-class TadTRConfig:
-    """Sizes of a TadTR; the defaults are the paper's for THUMOS14.
-
-    Attributes:
-        d_model: width of the transformer.
-        num_heads: attention heads.
-        num_points: sampling points per head of deformable attention.
-        encoder_layers: number of encoder layers.
-        decoder_layers: number of decoder layers.
-        feedforward: hidden width of the feed-forward blocks.
-        num_queries: most segments that one window can give.
-        dropout: probability of zeroing an activation.
-        actionness: whether to rate each segment by the rows under it.
-        roi_bins: bins that the actionness head divides a segment into.
-        roi_scale: how far the actionness head looks beyond the segment, in segment widths.
-    """
-
-    d_model: int = 256
-    num_heads: int = 8
-    num_points: int = 4
-    encoder_layers: int = 4
-    decoder_layers: int = 4
-    feedforward: int = 1024
-    num_queries: int = 40
-    dropout: float = 0.1
-    actionness: bool = True
-    roi_bins: int = 16
-    roi_scale: float = 1.5
-
-    def __post_init__(self) -> None:
-        """Checks what the sizes must fulfil together.
-
-        Raises:
-            ValueError: a size is not positive, or does not divide what it must.
-        """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "dropout" and not isinstance(value, bool) and value <= 0:
-                raise ValueError(f"expected {field.name} > 0, got {value}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"expected dropout in [0, 1), got {self.dropout}")
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"expected num_heads to divide d_model = {self.d_model}, got {self.num_heads}"
-            )
-        if self.d_model % _GROUPS:
-            raise ValueError(f"expected d_model to be a multiple of {_GROUPS}, got {self.d_model}")
-
-
-class TadTROutput(NamedTuple):
-    """What one forward pass gives, for every decoder layer (K of them, the last one counts).
-
-    Attributes:
-        logits: ``Tensor[K, B, Q, classes]``.
-        segments: ``Tensor[K, B, Q, 2]``, (centre, width) in [0, 1] of the window.
-        actionness: ``Tensor[B, Q]`` in [0, 1] for the last layer's segments, or None.
-    """
-
-    logits: Tensor
-    segments: Tensor
-    actionness: Tensor | None
 
 
 class _EncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward, normalised after each residual."""
 
-    def __init__(self, config: TadTRConfig) -> None:
+    def __init__(self, sizes: TadTRSizes) -> None:
         super().__init__()
-        width, hidden = config.d_model, config.feedforward
-        self.self_attn = DeformableAttention(width, config.num_heads, 1, config.num_points)
+        width, hidden = sizes.d_model, sizes.feedforward
+        self.self_attn = DeformableAttention(width, sizes.num_heads, 1, sizes.num_points)
         self.norm1 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = config.dropout
+        self.dropout = sizes.dropout
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
         p, training = self.dropout, self.training
@@ -119,19 +58,19 @@ class _EncoderLayer(nn.Module):
 class _DecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention to the rows, feed-forward."""
 
-    def __init__(self, config: TadTRConfig) -> None:
+    def __init__(self, sizes: TadTRSizes) -> None:
         super().__init__()
-        width, hidden = config.d_model, config.feedforward
-        self.cross_attn = DeformableAttention(width, config.num_heads, 1, config.num_points)
+        width, hidden = sizes.d_model, sizes.feedforward
+        self.cross_attn = DeformableAttention(width, sizes.num_heads, 1, sizes.num_points)
         self.norm1 = nn.LayerNorm(width)
         self.self_attn = nn.MultiheadAttention(
-            width, config.num_heads, dropout=config.dropout, batch_first=True
+            width, sizes.num_heads, dropout=sizes.dropout, batch_first=True
         )
         self.norm2 = nn.LayerNorm(width)
         self.linear1 = nn.Linear(width, hidden)
         self.linear2 = nn.Linear(hidden, width)
         self.norm3 = nn.LayerNorm(width)
-        self.dropout = config.dropout
+        self.dropout = sizes.dropout
 
     def forward(
         self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, mask: Tensor
@@ -157,12 +96,12 @@ class _LayerStack(nn.Module):
 class _Transformer(nn.Module):
     """Encoder, decoder and the projections between them."""
 
-    def __init__(self, config: TadTRConfig) -> None:
+    def __init__(self, sizes: TadTRSizes) -> None:
         super().__init__()
-        self.encoder = _LayerStack([_EncoderLayer(config) for _ in range(config.encoder_layers)])
-        self.decoder = _LayerStack([_DecoderLayer(config) for _ in range(config.decoder_layers)])
-        self.level_embed = nn.Parameter(torch.empty(1, config.d_model))
-        self.reference_points = nn.Linear(config.d_model, 1)
+        self.encoder = _LayerStack([_EncoderLayer(sizes) for _ in range(sizes.encoder_layers)])
+        self.decoder = _LayerStack([_DecoderLayer(sizes) for _ in range(sizes.decoder_layers)])
+        self.level_embed = nn.Parameter(torch.empty(1, sizes.d_model))
+        self.reference_points = nn.Linear(sizes.d_model, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -176,56 +115,72 @@ class _Transformer(nn.Module):
         nn.init.normal_(self.level_embed)
 
 
-class TadTR(nn.Module):
+class TadTR(Detector):
     """TadTR over windows of feature rows.
 
     Args:
         in_channels: channels of a feature row.
         num_classes: number of action classes.
-        config: sizes; the paper's when omitted.
+        config: all its settings; those of the recipe for THUMOS14 when omitted.
     """
+
+    Config = TadTRConfig
+    presets = PRESETS
 
     def __init__(
         self, in_channels: int, num_classes: int, config: TadTRConfig | None = None
     ) -> None:
-        super().__init__()
-        self.config = config = config or TadTRConfig()
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        width = config.d_model
+        super().__init__(in_channels, num_classes, config)
+        sizes: TadTRSizes = self.config.model
+        width = sizes.d_model
         self.input_proj = nn.ModuleList(
             [
                 nn.Sequential(
-                    nn.Conv1d(in_channels, width, kernel_size=1), nn.GroupNorm(_GROUPS, width)
+                    nn.Conv1d(in_channels, width, kernel_size=1), nn.GroupNorm(GROUPS, width)
                 )
             ]
         )
-        self.query_embed = nn.Embedding(config.num_queries, 2 * width)
-        self.transformer = _Transformer(config)
+        self.query_embed = nn.Embedding(sizes.num_queries, 2 * width)
+        self.transformer = _Transformer(sizes)
         class_head = nn.Linear(width, num_classes)
         segment_head = MLP(width, width, 2, 3)
         nn.init.constant_(class_head.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
         nn.init.zeros_(segment_head.layers[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(segment_head.layers[-1].bias)  # type: ignore[arg-type]
         self.class_embed = nn.ModuleList(
-            copy.deepcopy(class_head) for _ in range(config.decoder_layers)
+            copy.deepcopy(class_head) for _ in range(sizes.decoder_layers)
         )
         self.segment_embed = nn.ModuleList(
-            copy.deepcopy(segment_head) for _ in range(config.decoder_layers)
+            copy.deepcopy(segment_head) for _ in range(sizes.decoder_layers)
         )
         with torch.no_grad():  # first guess of a width: sigmoid(-2) = 0.12 of the window
             self.segment_embed[0].layers[-1].bias[1] = -2.0  # type: ignore[index,union-attr]
         nn.init.xavier_uniform_(self.input_proj[0][0].weight)  # type: ignore[index]
         nn.init.zeros_(self.input_proj[0][0].bias)  # type: ignore[index]
-        if config.actionness:
+        if sizes.actionness:
             self.actionness_pred = nn.Sequential(
-                nn.Linear(config.roi_bins * width, width),
+                nn.Linear(sizes.roi_bins * width, width),
                 nn.ReLU(inplace=True),
                 nn.Linear(width, width),
                 nn.ReLU(inplace=True),
                 nn.Linear(width, 1),
                 nn.Sigmoid(),
             )
+
+    @classmethod
+    def clips(
+        cls, config: TadTRConfig, dataset: TALDataset, videos: Sequence[str], *, training: bool
+    ) -> WindowSet:
+        """Returns overlapping windows; in training those with an instance."""
+        clips = config.data
+        return WindowSet(
+            dataset,
+            videos,
+            length=clips.window,
+            overlap=clips.train_overlap if training else clips.test_overlap,
+            min_inside=clips.min_inside,
+            drop_empty=training,
+        )
 
     def forward(self, features: Tensor, mask: Tensor) -> TadTROutput:
         """Detects actions in a batch of windows.
@@ -240,14 +195,12 @@ class TadTR(nn.Module):
         Raises:
             ValueError: the features do not have ``in_channels`` channels.
         """
-        if features.dim() != 3 or features.shape[-1] != self.in_channels:
-            raise ValueError(
-                f"TadTR: expected features of shape [B, T, {self.in_channels}], "
-                f"got {list(features.shape)}"
-            )
+        self.check_input(features)
         memory, valid_ratio = self._encode(features, mask)
         logits, segments = self._decode(memory, mask, valid_ratio)
-        actionness = self._actionness(memory, segments[-1]) if self.config.actionness else None
+        actionness = None
+        if self.config.model.actionness:
+            actionness = self._actionness(memory, segments[-1])
         return TadTROutput(logits, segments, actionness)
 
     def _encode(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +209,7 @@ class TadTR(nn.Module):
         # A 1x1 convolution over [B, T, C] is a matrix product; only its small result is transposed.
         x = F.linear(features, projection.weight[:, :, 0], projection.bias)
         x = normalisation(x.transpose(1, 2)).transpose(1, 2)
-        position = sine_position_encoding(mask, self.config.d_model)
+        position = sine_position_encoding(mask, self.config.model.d_model)
         position = position + self.transformer.level_embed[0]
         num_rows = features.shape[1]
         reference = (torch.arange(num_rows, device=features.device) + 0.5) / num_rows
@@ -267,7 +220,7 @@ class TadTR(nn.Module):
         return x, valid_ratio
 
     def _decode(self, memory: Tensor, mask: Tensor, valid_ratio: Tensor) -> tuple[Tensor, Tensor]:
-        position, x = self.query_embed.weight.split(self.config.d_model, dim=1)
+        position, x = self.query_embed.weight.split(self.config.model.d_model, dim=1)
         position = position.expand(len(memory), -1, -1)
         x = x.expand(len(memory), -1, -1)
         reference = self.transformer.reference_points(position).float().sigmoid()  # [B, Q, 1]
@@ -290,18 +243,71 @@ class TadTR(nn.Module):
 
     def _actionness(self, memory: Tensor, segments: Tensor) -> Tensor:
         batch, num_rows, width = memory.shape
-        config = self.config
+        sizes = self.config.model
         # No gradient to the segments: the head rates them, the decoder moves them.
         center, width_of_segment = segments.detach().unbind(-1)
-        wider = torch.stack((center, width_of_segment * config.roi_scale), dim=-1)
+        wider = torch.stack((center, width_of_segment * sizes.roi_scale), dim=-1)
         rows = center_width_to_start_end(wider) * num_rows
         rows = rows.clamp(0.0, float(num_rows))
         index = torch.arange(batch, device=memory.device, dtype=rows.dtype)
-        index = index[:, None, None].expand(-1, config.num_queries, 1)
+        index = index[:, None, None].expand(-1, sizes.num_queries, 1)
         rois = torch.cat((index, rows), dim=-1).flatten(0, 1)  # [B·Q, 3]
-        bins = ops.segment_roi_align(memory.transpose(1, 2), rois, config.roi_bins)
-        rated = self.actionness_pred(bins.reshape(batch, config.num_queries, width * bins.shape[2]))
+        bins = ops.segment_roi_align(memory.transpose(1, 2), rois, sizes.roi_bins)
+        rated = self.actionness_pred(bins.reshape(batch, sizes.num_queries, width * bins.shape[2]))
         return rated.float().squeeze(-1)
+
+    def loss(self, output: TadTROutput, targets: Targets, whole: Whole) -> dict[str, Tensor]:
+        """Returns the set loss (:func:`~tal_fast.models.tadtr.loss.tadtr_loss`)."""
+        return tadtr_loss(output, targets, self.config.loss, whole)
+
+    def candidates(self, output: TadTROutput, mask: Tensor) -> Candidates:
+        """Returns the best (query, class) pairs by class probability times actionness."""
+        probability = output.logits[-1].sigmoid()
+        if output.actionness is not None:
+            probability = probability * output.actionness[..., None]
+        num_classes = probability.shape[-1]
+        flat = probability.flatten(1)
+        top_k = min(self.config.postprocess.top_k, flat.shape[1])
+        scores, index = flat.topk(top_k, dim=1)
+        segments = center_width_to_start_end(output.segments[-1])
+        query = (index // num_classes)[..., None].expand(-1, -1, 2)
+        # In float64: the seconds of a detection are those of its float32 share of the window.
+        rows = segments.gather(1, query).double() * mask.shape[1]
+        return Candidates(scores, index % num_classes, rows)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Returns all but what steers where attention looks, and that, which learns slowly."""
+        steering = ("reference_points", "sampling_offsets")
+        slow: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (slow if any(key in name for key in steering) else rest).append(parameter)
+        return [ParameterGroup(rest), ParameterGroup(slow, slow=True)]
+
+    def flops(self, rows: int) -> dict[str, int]:
+        """Returns the multiply-adds of matrix products and of attention's samples, by part."""
+        sizes = self.config.model
+        width, hidden, queries = sizes.d_model, sizes.feedforward, sizes.num_queries
+        samples = sizes.num_heads * sizes.num_points
+
+        def deformable(asking: int) -> int:
+            projections = rows * width**2 + asking * (width**2 + 2 * samples * width)
+            return projections + 2 * asking * sizes.num_points * width  # two rows per sample
+
+        feedforward = 2 * width * hidden
+        own = 4 * queries * width**2 + 2 * queries**2 * width
+        heads = queries * (width * self.num_classes + 2 * width**2 + 2 * width)
+        parts = {
+            "input": rows * self.in_channels * width,
+            "encoder": sizes.encoder_layers * (deformable(rows) + rows * feedforward),
+            "decoder": sizes.decoder_layers * (own + deformable(queries) + queries * feedforward)
+            + queries * width,
+            "heads": sizes.decoder_layers * heads,
+        }
+        if sizes.actionness:
+            bins = sizes.roi_bins * width
+            parts["actionness"] = queries * (bins * width + width**2 + width)
+        return parts
 
     def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
         """Loads weights; those of the official code, too.

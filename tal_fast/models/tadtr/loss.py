@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,30 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tal_fast import ops
-from tal_fast.models import TadTROutput
-from tal_fast.models.segments import center_width_to_start_end
+from tal_fast.models.base import Targets, Whole
+from tal_fast.models.segments import center_width_to_start_end, start_end_to_center_width
+from tal_fast.models.tadtr.config import TadTRLoss
+from tal_fast.models.tadtr.matching import match
 from tal_fast.ranges import nvtx_range
-from tal_fast.training.config import LossConfig
-from tal_fast.training.matching import match
 
-__all__ = ["WholeBatch", "focal_loss", "tadtr_loss"]
+__all__ = ["TadTROutput", "focal_loss", "tadtr_loss"]
 
 _EPS = 1e-12  # keeps the IoU of two segments of zero width at 0 instead of NaN
 
 
-class WholeBatch(NamedTuple):
-    """What a loss has to know of a batch of which it sees a part.
+class TadTROutput(NamedTuple):
+    """What one forward pass gives, for every decoder layer (K of them, the last one counts).
 
     Attributes:
-        windows: number of windows in the whole batch.
-        instances: number of their instances.
-        segments: per window of the whole batch ``Tensor[n, 2]``, (centre, width); needed only where
-            ``actionness_targets`` is ``batch``.
+        logits: ``Tensor[K, B, Q, classes]``.
+        segments: ``Tensor[K, B, Q, 2]``, (centre, width) in [0, 1] of the window.
+        actionness: ``Tensor[B, Q]`` in [0, 1] for the last layer's segments, or None.
     """
 
-    windows: int
-    instances: int
-    segments: Sequence[Tensor] | None = None
+    logits: Tensor
+    segments: Tensor
+    actionness: Tensor | None
 
 
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -58,11 +56,7 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> T
 
 
 def tadtr_loss(
-    output: TadTROutput,
-    labels: Sequence[Tensor],
-    segments: Sequence[Tensor],
-    config: LossConfig,
-    whole: WholeBatch | None = None,
+    output: TadTROutput, targets: Targets, config: TadTRLoss, whole: Whole | None = None
 ) -> dict[str, Tensor]:
     """Set loss over all decoder layers, plus actionness on the last.
 
@@ -71,8 +65,7 @@ def tadtr_loss(
 
     Args:
         output: of the model, K layers, B windows, Q queries.
-        labels: per window ``LongTensor[n]``.
-        segments: per window ``Tensor[n, 2]``, (centre, width) in [0, 1].
+        targets: of the B windows.
         config: weights.
         whole: the batch that these windows are a part of; then the losses of all parts add up to
             those of the whole batch. These windows are all of it when None.
@@ -82,11 +75,10 @@ def tadtr_loss(
         unweighted) and ``total`` (weighted), the one to differentiate.
     """
     logits, predicted = output.logits, output.segments
-    counts = [len(item) for item in labels]
-    all_labels = _to_device(torch.cat(list(labels)), logits)
-    all_targets = _to_device(torch.cat(list(segments)), predicted).to(predicted.dtype)
-    if whole is None:
-        whole = WholeBatch(len(counts), sum(counts))
+    counts = list(targets.counts)
+    all_labels = _to_device(targets.labels, logits)
+    all_targets = _to_device(_shares(targets), predicted).to(predicted.dtype)
+    whole = whole or Whole(targets)
     instances = max(whole.instances, 1)
 
     with nvtx_range("tal_fast.matching"):
@@ -111,12 +103,13 @@ def tadtr_loss(
         own = predicted[-1].detach()
         if config.actionness_targets == "video":
             target = _best_iou(own, all_targets, counts)
-        elif whole.segments is None:
-            target = _best_iou(own, all_targets)
         else:
-            target = _best_iou(own, _to_device(torch.cat(list(whole.segments)), own).to(own.dtype))
+            everywhere = whole.targets()
+            if everywhere is not targets:
+                all_targets = _to_device(_shares(everywhere), own).to(own.dtype)
+            target = _best_iou(own, all_targets)
         distance = F.l1_loss(output.actionness, target, reduction="sum")
-        losses["actionness"] = distance / (whole.windows * output.actionness.shape[1])
+        losses["actionness"] = distance / (whole.clips * output.actionness.shape[1])
     weights = {
         "classification": config.classification,
         "l1": config.l1,
@@ -125,6 +118,11 @@ def tadtr_loss(
     }
     losses["total"] = torch.stack([weights[key] * value for key, value in losses.items()]).sum()
     return losses
+
+
+def _shares(targets: Targets) -> Tensor:
+    """Returns ``Tensor[N, 2]`` float32, (centre, width) of instances in [0, 1] of the window."""
+    return (start_end_to_center_width(targets.edges) / targets.length).float()
 
 
 def _to_device(tensor: Tensor, like: Tensor) -> Tensor:

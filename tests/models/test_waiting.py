@@ -16,16 +16,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tal_fast.models import TadTR, TadTRConfig, TadTROutput
-from tal_fast.training.config import LossConfig
-from tal_fast.training.losses import tadtr_loss
+from tal_fast.models.base import Targets
+from tal_fast.models.tadtr import TadTR, TadTRConfig, TadTRLoss, TadTROutput, TadTRSizes
+from tal_fast.models.tadtr.loss import tadtr_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cuda_emulator"))
 
 import emulated as emulator
 
 DEVICE = torch.device("meta")
-MODEL = TadTRConfig(
+SIZES = TadTRSizes(
     d_model=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward=32, num_queries=8
 )
 
@@ -97,22 +97,20 @@ def test_the_guard_refuses_what_asks_for_a_value(read):
 
 
 def targets(counts, device):
-    labels = [torch.zeros(n, dtype=torch.int64, device=device) for n in counts]
-    return labels, [torch.zeros(n, 2, device=device) for n in counts]
+    edges = torch.zeros(sum(counts), 2, dtype=torch.float64, device=device)
+    return Targets(torch.zeros(sum(counts), dtype=torch.int64, device=device), edges, counts, 20)
 
 
 @pytest.mark.parametrize("scope", ["video", "batch"])
 @pytest.mark.parametrize("counts", [(2, 0, 3), (0, 0, 0), (9, 1, 300)])  # 9, 300: over the queries
 def test_a_step_takes_nothing_from_the_host_and_gives_nothing(counts, scope):
-    model = TadTR(16, 5, MODEL).to(DEVICE)
+    model = TadTR(16, 5, TadTRConfig(model=SIZES)).to(DEVICE)
     features = torch.empty(3, 20, 16, device=DEVICE)
     mask = torch.empty(3, 20, dtype=torch.bool, device=DEVICE)
-    labels, segments = targets(counts, DEVICE)
+    wanted = targets(counts, DEVICE)
 
     def step():
-        losses = tadtr_loss(
-            model(features, mask), labels, segments, LossConfig(actionness_targets=scope)
-        )
+        losses = tadtr_loss(model(features, mask), wanted, TadTRLoss(actionness_targets=scope))
         losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
@@ -127,24 +125,25 @@ def example(counts, device="cpu", queries=8):
         torch.rand(*shape, 2, generator=generator).to(device),
         torch.rand(shape[1:], generator=generator).to(device),
     )
-    labels = [torch.randint(5, (n,), generator=generator) for n in counts]
-    return output, labels, [torch.rand(n, 2, generator=generator) for n in counts]
+    labels = torch.randint(5, (sum(counts),), generator=generator)
+    edges = torch.rand(sum(counts), 2, generator=generator, dtype=torch.float64).cumsum(1)
+    return output, Targets(labels, edges, counts, 2)
 
 
 def test_targets_of_the_host_are_copied_once():
-    output, labels, segments = example((2, 0, 3), DEVICE)
-    copies = from_host(lambda: tadtr_loss(output, labels, segments, LossConfig()))
-    assert copies == ["aten._to_copy.default"] * 2  # labels and segments
+    output, wanted = example((2, 0, 3), DEVICE)
+    copies = from_host(lambda: tadtr_loss(output, wanted, TadTRLoss()))
+    assert copies == ["aten._to_copy.default"] * 2  # labels and edges
 
 
 @pytest.mark.skipif(not emulator.LIBRARY.exists(), reason="no emulated CUDA kernels")
 @pytest.mark.parametrize("counts", [(2, 0, 3), (9, 1, 30)])
 def test_losses_and_gradients_have_the_same_bits_on_every_device(counts):
-    output, labels, segments = example(counts)
+    output, wanted = example(counts)
 
     def losses():
         leaves = [item.clone().requires_grad_() for item in output]
-        found = tadtr_loss(TadTROutput(*leaves), labels, segments, LossConfig())
+        found = tadtr_loss(TadTROutput(*leaves), wanted, TadTRLoss())
         return found, torch.autograd.grad(found["total"], leaves)
 
     emulator.assert_same_bits(losses)
@@ -152,12 +151,12 @@ def test_losses_and_gradients_have_the_same_bits_on_every_device(counts):
 
 @pytest.mark.skipif(not emulator.LIBRARY.exists(), reason="no emulated CUDA kernels")
 def test_without_an_assignment_the_loss_is_nan_where_nothing_can_be_raised():
-    output, labels, segments = example((2, 0, 3))
+    output, wanted = example((2, 0, 3))
     output.segments[0, 2, 5] = torch.nan
     with pytest.raises(RuntimeError, match="linear_assignment: expected costs that are not NaN"):
-        tadtr_loss(output, labels, segments, LossConfig())
+        tadtr_loss(output, wanted, TadTRLoss())
     with emulator.emulated():
-        losses = tadtr_loss(output, labels, segments, LossConfig())
+        losses = tadtr_loss(output, wanted, TadTRLoss())
     assert losses["l1"].isnan()
     assert losses["iou"].isnan()
     assert losses["total"].isnan()

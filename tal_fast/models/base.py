@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training, prediction, profiling and studies need of a model: one class, :class:`Detector`.
+
+They know nothing else of it. A model of one's own is a class in any file that derives from it
+(``--model package.module:Class``); ``docs/adding-a-model.md`` walks through one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from tal_fast.data.clips import ClipSet, VideoSet
+from tal_fast.data.dataset import TALDataset
+
+__all__ = [
+    "Candidates",
+    "ClipSettings",
+    "Detector",
+    "DetectorConfig",
+    "NoSettings",
+    "ParameterGroup",
+    "PostprocessConfig",
+    "Targets",
+    "Whole",
+]
+
+STRICT = ConfigDict(extra="forbid")
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Targets(NamedTuple):
+    """The instances of a batch's clips.
+
+    Attributes:
+        labels: ``LongTensor[N]``, classes, clip after clip.
+        edges: ``Tensor[N, 2]`` float64, start and end in rows of the clip; row i covers [i, i + 1).
+        counts: instances of each of the B clips; they sum up to N. On the host, so that nothing
+            waits for a device.
+        length: rows L of the batch, padding included.
+    """
+
+    labels: Tensor
+    edges: Tensor
+    counts: Sequence[int]
+    length: int
+
+
+class Whole:
+    """What a loss has to know of a batch of which it sees a part.
+
+    In several processes each has its part, and the parts' losses add up to the loss of the whole:
+    sums are divided by numbers of the whole batch. This class is the case of one process.
+
+    Attributes:
+        clips: number of clips in the whole batch.
+        instances: number of their instances.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self.clips = len(targets.counts)
+        self.instances = sum(targets.counts)
+        self._targets = targets
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the element-wise sum over the parts; every part must ask in the same order."""
+        return values
+
+    def targets(self) -> Targets:
+        """Returns the targets of all parts, one after the other."""
+        return self._targets
+
+
+class Candidates(NamedTuple):
+    """What a model proposes for each clip before suppression, padded to K.
+
+    Attributes:
+        scores: ``Tensor[B, K]``.
+        labels: ``LongTensor[B, K]``.
+        segments: ``Tensor[B, K, 2]``, start and end in rows of the clip, in edge coordinates.
+        valid: ``BoolTensor[B, K]``, False where there is none; None where there are K everywhere.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    segments: Tensor
+    valid: Tensor | None = None
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that learn alike.
+
+    Attributes:
+        parameters: the tensors.
+        slow: whether ``training.sampling_lr_scale`` applies to their learning rate.
+        decay: whether ``training.weight_decay`` applies to them.
+    """
+
+    parameters: list[nn.Parameter]
+    slow: bool = False
+    decay: bool = True
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoSettings:
+    """A section without settings."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ClipSettings:
+    """How videos become clips.
+
+    Attributes:
+        threads: reader threads.
+    """
+
+    threads: Positive = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class PostprocessConfig:
+    """From candidates to detections.
+
+    Attributes:
+        top_k: candidates kept per clip (of each level, where a model has levels).
+        threshold: candidates with a score up to it are dropped before suppression.
+        nms: ``hard`` drops what overlaps a better detection of its class, ``gaussian`` lowers its
+            score (soft-NMS).
+        nms_threshold: ``hard``: largest IoU that two detections of a class in a video may have.
+        nms_sigma: ``gaussian``: width of the decay exp(-IoU² / sigma).
+        nms_scope: ``all`` detections of a video suppress each other, or only those that touch
+            ``overlaps`` of its clips (TadTR).
+        nms_classes: ``each`` class by itself, or ``all`` classes together.
+        nms_clipped: whether segments are cut to the video before suppression, or after it.
+        voting: least IoU of the detections whose weighted mean a kept segment becomes; 0 turns
+            voting off.
+        min_score: detections below it are dropped, after suppression.
+        min_rows: candidates that are not longer than so many rows are dropped, where a model
+            has points that may give such ones.
+        max_detections: most detections per video.
+    """
+
+    top_k: Positive = 100
+    threshold: NonNegative = 0.0
+    nms: Literal["hard", "gaussian"] = "hard"
+    nms_threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    nms_sigma: Annotated[float, Field(gt=0.0)] = 0.5
+    nms_scope: Literal["all", "overlaps"] = "all"
+    nms_classes: Literal["each", "all"] = "each"
+    nms_clipped: bool = True
+    voting: Share = 0.0
+    min_score: NonNegative = 0.0
+    min_rows: NonNegative = 0.0
+    max_detections: Positive = 1000
+
+
+@dataclass(frozen=True, config=STRICT)
+class DetectorConfig:
+    """The settings of a model; each field is a section of a settings file.
+
+    A model with settings of its own derives from this and declares the sections that it has
+    something to say about, with the defaults of its recipe.
+
+    Attributes:
+        model: sizes.
+        data: how videos become clips.
+        loss: weights of the losses.
+        postprocess: from candidates to detections.
+    """
+
+    model: Any = NoSettings()
+    data: Any = ClipSettings()
+    loss: Any = NoSettings()
+    postprocess: PostprocessConfig = PostprocessConfig()
+
+
+class Detector(nn.Module, ABC):
+    """A model that finds actions in clips of feature rows.
+
+    Args:
+        in_channels: channels of a feature row.
+        num_classes: number of action classes.
+        config: its settings; the defaults when omitted.
+
+    Attributes:
+        Config: dataclass of the settings, :class:`DetectorConfig` or one that derives from it.
+        presets: settings by name, over the defaults: ``{name: {section: {field: value}}}``, where
+            the section ``training`` is that of :class:`tal_fast.training.config.TrainingConfig`.
+        recipe: settings over the defaults that all presets start from.
+    """
+
+    Config: ClassVar[type[Any]] = DetectorConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
+    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init__(self, in_channels: int, num_classes: int, config: Any = None) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.config = self.Config() if config is None else config
+
+    @classmethod
+    def clips(
+        cls, config: Any, dataset: TALDataset, videos: Sequence[str], *, training: bool
+    ) -> ClipSet:
+        """Returns what the model learns from, or looks at in prediction; reads no features.
+
+        Whole videos, unless a model says otherwise.
+
+        Args:
+            config: the settings, of :attr:`Config`.
+            dataset: an open data set.
+            videos: names of the videos.
+            training: learn from (True) or look at.
+        """
+        return VideoSet(dataset, videos)
+
+    def start(self, instances: Sequence[int]) -> None:
+        """Adapts fresh weights to the training data.
+
+        Args:
+            instances: number of training instances of each class.
+        """
+
+    @abstractmethod
+    def forward(self, features: Tensor, mask: Tensor) -> Any:
+        """Computes what :meth:`loss` and :meth:`candidates` start from.
+
+        Tensors in, a NamedTuple of tensors out, and no Python state: it can be traced.
+
+        Args:
+            features: ``Tensor[B, L, in_channels]``, zero on padded rows.
+            mask: ``BoolTensor[B, L]``, True where the row is padding.
+        """
+
+    @abstractmethod
+    def loss(self, output: Any, targets: Targets, whole: Whole) -> dict[str, Tensor]:
+        """Returns scalars, ``total`` among them, the one to differentiate.
+
+        Args:
+            output: of :meth:`forward`.
+            targets: of the same clips.
+            whole: the batch that these clips are a part of; the parts' losses add up to those of
+                the whole batch.
+        """
+
+    @abstractmethod
+    def candidates(self, output: Any, mask: Tensor) -> Candidates:
+        """Returns what the model proposes, before suppression; stays on the device.
+
+        Args:
+            output: of :meth:`forward`.
+            mask: ``BoolTensor[B, L]``, True where the row is padding.
+        """
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Returns who learns how fast, and who decays: all alike, unless a model says otherwise."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def flops(self, rows: int) -> dict[str, int]:
+        """Returns the multiply-adds of a forward pass over one clip, by part.
+
+        Args:
+            rows: rows of the clip, padding included.
+
+        Raises:
+            NotImplementedError: the model does not say.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how much it computes")
+
+    def check_input(self, features: Tensor) -> None:
+        """Checks the shape of the features.
+
+        Raises:
+            ValueError: they do not have ``in_channels`` channels.
+        """
+        if features.dim() != 3 or features.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__}: expected features of shape [B, T, {self.in_channels}], "
+                f"got {list(features.shape)}"
+            )
