@@ -170,7 +170,7 @@ def test_wrong_channels():
 def test_unknown_names_suggest_the_near_one():
     with pytest.raises(ConfigError, match="unknown model 'tadrt'; did you mean 'tadtr'"):
         build_model("tadrt", in_channels=1, num_classes=1)
-    with pytest.raises(ConfigError, match="num_querys'; did you mean 'model.num_queries'"):
+    with pytest.raises(ConfigError, match=r"num_querys'; did you mean 'model\.num_queries'"):
         detector_config("tadtr", {"model": {"num_querys": 3}})
     assert available() == ("tadtr", "tadtr-small")
 
