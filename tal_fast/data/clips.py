@@ -12,7 +12,7 @@ per video, :class:`VideoSet` whole videos, padded or resized.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -144,6 +144,7 @@ class VideoSet:
         resize: int | None = None,
         pad_to: int = 1,
         multiple: int = 1,
+        padding: Callable[[int], int] | None = None,
         max_length: int | None = None,
     ) -> None:
         """Prepares; reads no features.
@@ -154,6 +155,8 @@ class VideoSet:
             resize: rows that every video is resampled to; None keeps its own.
             pad_to: least rows of a batch.
             multiple: the rows of a batch are a multiple of it, as a pyramid of strides needs.
+            padding: gives the rows of a batch by those of its longest clip, in place of ``pad_to``
+                and ``multiple``.
             max_length: refuse videos with more rows (after resizing); None takes any.
 
         Raises:
@@ -171,6 +174,7 @@ class VideoSet:
         self.resize = resize
         self._pad_to = pad_to
         self._multiple = multiple
+        self._padding = padding
         features = dataset.features
         rows = [features[name].rows for name in self.videos] if resize is None else (
             [resize] * len(self.videos))  # fmt: skip
@@ -188,7 +192,9 @@ class VideoSet:
         return len(self.videos)
 
     def slot_length(self, rows: int) -> int:
-        """Returns ``max(pad_to, rows)`` rounded up to the multiple."""
+        """Returns ``max(pad_to, rows)`` rounded up to the multiple, or what ``padding`` gives."""
+        if self._padding is not None:
+            return self._padding(rows)
         return math.ceil(max(self._pad_to, rows) / self._multiple) * self._multiple
 
     def clip(self, index: int, seed: int, epoch: int) -> Clip:
@@ -249,6 +255,7 @@ class CropSet:
         resize: int | None = None,
         pad_to: int | None = None,
         multiple: int = 1,
+        padding: Callable[[int], int] | None = None,
     ) -> None:
         """Prepares; reads no features.
 
@@ -263,6 +270,7 @@ class CropSet:
             resize: resample every video to so many rows first (:class:`VideoSet`).
             pad_to: least rows of a batch; None takes ``max_length``, as ActionFormer does.
             multiple: the rows of a batch are a multiple of it.
+            padding: as in :class:`VideoSet`.
 
         Raises:
             DataError: if a video is unknown or none is given.
@@ -289,6 +297,7 @@ class CropSet:
             resize=resize,
             pad_to=max_length if pad_to is None else pad_to,
             multiple=multiple,
+            padding=padding,
         )
         self.dataset = dataset
         self.videos = self._whole.videos
@@ -305,7 +314,7 @@ class CropSet:
         return len(self.videos)
 
     def slot_length(self, rows: int) -> int:
-        """Returns ``max(pad_to, rows)`` rounded up to the multiple."""
+        """Returns the rows of a batch whose longest crop has so many."""
         return self._whole.slot_length(rows)
 
     def clip(self, index: int, seed: int, epoch: int) -> Clip:

@@ -23,6 +23,7 @@ __all__ = ["ENTRY_POINTS", "Recipe", "available", "detector_of", "recipe"]
 # A model of this library: its class, whose presets are the names that it goes by.
 _DETECTORS = (
     "tal_fast.models.tadtr:TadTR",
+    "tal_fast.models.actionformer:ActionFormer",
 )  # fmt: skip
 
 ENTRY_POINTS = "tal_fast.models"

@@ -44,6 +44,7 @@ from tal_fast.ops.deform_attn_fused import deform_attn_fused
 from tal_fast.ops.dropout import dropout
 from tal_fast.ops.gather_windows import gather_windows
 from tal_fast.ops.linear_assignment import LinearAssignment, linear_assignment
+from tal_fast.ops.local_attn import local_attn
 from tal_fast.ops.matching_cost import matching_cost
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms, nms, soft_nms
 from tal_fast.ops.nms_padded import (
@@ -76,6 +77,7 @@ __all__ = [
     "giou_loss",
     "iou_loss",
     "linear_assignment",
+    "local_attn",
     "matching_cost",
     "nms",
     "nms_padded",

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tal_fast.models.base import Targets, Whole
+from tal_fast.models.losses import focal_loss
 from tal_fast.models.segments import center_width_to_start_end
 from tal_fast.models.tadtr import TadTRLoss, TadTROutput
-from tal_fast.models.tadtr.loss import focal_loss, tadtr_loss
+from tal_fast.models.tadtr.loss import tadtr_loss
 from tal_fast.models.tadtr.matching import match
 
 CONFIG = TadTRLoss()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tal_fast import ops
 from tal_fast.models.base import Targets, Whole
+from tal_fast.models.losses import focal_loss
 from tal_fast.models.segments import center_width_to_start_end, start_end_to_center_width
 from tal_fast.models.tadtr.config import TadTRLoss
 from tal_fast.models.tadtr.matching import match
 from tal_fast.ranges import nvtx_range
 
-__all__ = ["TadTROutput", "focal_loss", "tadtr_loss"]
+__all__ = ["TadTROutput", "tadtr_loss"]
 
 _EPS = 1e-12  # keeps the IoU of two segments of zero width at 0 instead of NaN
 
@@ -34,25 +35,6 @@ class TadTROutput(NamedTuple):
     logits: Tensor
     segments: Tensor
     actionness: Tensor | None
-
-
-def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss, element by element (Lin et al., ICCV 2017, equation 5).
-
-    Args:
-        logits: ``Tensor[...]``.
-        targets: same shape, 1 for the class that is there and 0 elsewhere.
-        alpha: weight of positives; negatives weigh 1 - alpha.
-        gamma: focusing exponent.
-
-    Returns:
-        ``Tensor[...]``, not reduced.
-    """
-    probability = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    wrong = probability + targets - 2 * probability * targets  # 1 - p of the true answer
-    weight = (1 - alpha) + (2 * alpha - 1) * targets
-    return weight * wrong**gamma * cross_entropy
 
 
 def tadtr_loss(

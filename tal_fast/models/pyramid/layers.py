@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers over rows of channels, [B, T, C], whose rows are real, padded, or outside.
+
+A clip of n real rows lies in a batch of T >= n rows. The recipes pad every clip to a length of
+their own before they run it, and what stands in these *padded* rows decides the last real ones: a
+convolution is masked, but the normalisation and the ReLU after it write relu(bias) into padded
+rows, which the next convolution reads. Rows beyond the recipe's length are *outside*: nothing is
+there, and a convolution must read zeros. So each layer takes two masks: ``real`` and ``inside``,
+float [B, T, 1], 1 where a row is real, or real or padded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "ChannelNorm",
+    "DropPath",
+    "Embedding",
+    "MaskedConv",
+    "Rows",
+    "Scale",
+    "conv_rows",
+    "max_pool_rows",
+    "position_code",
+]
+
+
+class Rows(NamedTuple):
+    """Which rows of a level are what; float [B, T, 1] each.
+
+    Attributes:
+        real: 1 on rows of the clip.
+        inside: 1 on rows that the recipe computes, padding included.
+    """
+
+    real: Tensor
+    inside: Tensor
+
+    def halved(self) -> Rows:
+        """Returns the rows of the next level: every second one."""
+        return Rows(self.real[:, ::2], self.inside[:, ::2])
+
+
+def conv_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolves over rows with zeros at both ends: [B, T, C] with [D, C, k] gives [B, T, D].
+
+    As one matrix product over k shifted copies side by side, which is what a convolution of few
+    rows and many channels costs at best.
+    """
+    kernel = weight.shape[-1]
+    if kernel > 1:
+        rows = x.shape[1]
+        padded = F.pad(x, (0, 0, kernel // 2, kernel // 2))
+        x = torch.cat([padded[:, at : at + rows] for at in range(kernel)], dim=-1)
+    return F.linear(x, weight.permute(0, 2, 1).flatten(1), bias)
+
+
+def max_pool_rows(x: Tensor) -> Tensor:
+    """Takes the maximum of three rows around every second one: [B, T, C] gives [B, T / 2, C]."""
+    # As an image of height 1 whose channels lie last, so that nothing is transposed.
+    image = x.transpose(1, 2).unsqueeze(2)
+    pooled = F.max_pool2d(image, (1, 3), stride=(1, 2), padding=(0, 1))
+    return pooled.squeeze(2).transpose(1, 2)
+
+
+class MaskedConv(nn.Module):
+    """A convolution over rows whose outputs are zero on all but real rows.
+
+    Args:
+        width_in: channels of its input.
+        width_out: channels of its output.
+        kernel: rows that it sees; odd.
+        bias: whether it has one; 0 at the start.
+        depthwise: each channel by itself.
+        stride: 1, or 2 for every second row.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        depthwise: bool = False,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        groups = width_in if depthwise else 1
+        self.conv = nn.Conv1d(
+            width_in, width_out, kernel, stride, kernel // 2, groups=groups, bias=bias
+        )
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        """Maps ``Tensor[B, T, width_in]`` to ``Tensor[B, T / stride, width_out]``.
+
+        Args:
+            x: zero on rows outside.
+            rows: of the output.
+        """
+        conv = self.conv
+        if conv.groups > 1:
+            image = x.transpose(1, 2).unsqueeze(2)
+            kernel = conv.weight.unsqueeze(2)
+            stride, padding = (1, conv.stride[0]), (0, conv.kernel_size[0] // 2)
+            image = F.conv2d(image, kernel, conv.bias, stride, padding, groups=conv.groups)
+            out = image.squeeze(2).transpose(1, 2)
+        else:
+            out = conv_rows(x, conv.weight, conv.bias)
+        return out * rows.real
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation of each row over its channels.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Of this shape in the official checkpoints, whose channels come before rows.
+        self.weight = nn.Parameter(torch.ones(1, width, 1))
+        self.bias = nn.Parameter(torch.zeros(1, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises ``Tensor[B, T, C]``."""
+        width = self.weight.shape[1]
+        return F.layer_norm(x, (width,), self.weight.view(width), self.bias.view(width))
+
+
+class Scale(nn.Module):
+    """A learned factor, one number.
+
+    Args:
+        start: what it starts from.
+    """
+
+    def __init__(self, start: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiplies."""
+        return x * self.scale
+
+
+class DropPath(nn.Module):
+    """Layer scale, and in training now and then the whole branch of a clip left out.
+
+    Args:
+        width: channels.
+        probability: of leaving it out.
+        start: what the scales start from.
+    """
+
+    def __init__(self, width: int, probability: float, start: float = 1e-4) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, width, 1), start))
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales ``Tensor[B, T, C]``."""
+        scale = self.scale.view(1, 1, -1)
+        if self.training and self.probability > 0.0:
+            kept = 1.0 - self.probability
+            mask = torch.empty(len(x), 1, 1, device=x.device, dtype=x.dtype).bernoulli_(kept)
+            scale = scale * (mask / kept)
+        return x * scale
+
+
+class Embedding(nn.Module):
+    """Projections of several kinds of features, and the convolutions that follow.
+
+    Its members are put into the backbone under the official names.
+
+    Args:
+        in_channels: channels of the features.
+        width: channels of the output.
+        layers: convolutions.
+        kernel: rows that each sees.
+        inputs: channels of each kind of features; empty for one kind.
+        projected: channels that each is projected to.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        layers: int,
+        kernel: int,
+        inputs: tuple[int, ...] = (),
+        projected: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        if inputs and sum(inputs) != in_channels:
+            raise ValueError(
+                f"expected features of model.inputs = {list(inputs)} channels, "
+                f"{sum(inputs)} in all, got {in_channels}"
+            )
+        self.inputs = inputs
+        if inputs:
+            self.proj = nn.ModuleList(
+                MaskedConv(n_in, n_out, 1) for n_in, n_out in zip(inputs, projected, strict=True)
+            )
+            in_channels = sum(projected)
+        widths = [in_channels] + [width] * layers
+        self.embd = nn.ModuleList(
+            MaskedConv(widths[i], width, kernel, bias=False) for i in range(layers)
+        )
+        self.embd_norm = nn.ModuleList(ChannelNorm(width) for _ in range(layers))
+
+    def embed(self, x: Tensor, rows: Rows) -> Tensor:
+        """Maps features to ``Tensor[B, T, width]``."""
+        if self.inputs:
+            parts = x.split(list(self.inputs), dim=-1)
+            x = torch.cat([p(part, rows) for p, part in zip(self.proj, parts, strict=True)], -1)
+        for conv, norm in zip(self.embd, self.embd_norm, strict=True):
+            # Padded rows hold relu(bias) from here on; rows outside hold nothing.
+            x = F.relu(norm(conv(x, rows))) * rows.inside
+        return x
+
+
+def position_code(padded: Tensor, rows: int, width: int, longest: int) -> Tensor:
+    """Returns ``Tensor[B, rows, width]``, sines and cosines of the row number over sqrt(width).
+
+    Vaswani et al., NeurIPS 2017, section 3.5. In a clip that is padded to more than ``longest``
+    rows, the code of ``longest`` rows is stretched over it.
+
+    Args:
+        padded: ``Tensor[B]``, rows that the recipe pads each clip to.
+        rows: rows of the batch.
+        width: channels; even.
+        longest: rows of the code.
+    """
+    device = padded.device
+    number = torch.arange(longest, dtype=torch.float64, device=device)[:, None]
+    exponent = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
+    phase = number / 10_000.0**exponent
+    code = torch.stack((phase.sin(), phase.cos()), dim=-1).flatten(1).float() / math.sqrt(width)
+    stretch = longest / padded.clamp(min=longest).double()  # [B]
+    place = (torch.arange(rows, device=device) + 0.5) * stretch[:, None] - 0.5  # [B, rows]
+    place = place.clamp(0, longest - 1)
+    before = place.floor().long()
+    share = (place - before).float()[..., None]
+    return torch.lerp(code[before], code[(before + 1).clamp(max=longest - 1)], share)

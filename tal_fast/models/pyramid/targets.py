@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which point learns which instance (ActionFormer, Zhang et al., ECCV 2022, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tal_fast.models.base import Targets
+from tal_fast.models.pyramid.points import Points
+
+__all__ = ["PointTargets", "point_targets"]
+
+_TIE = 1e-3  # rows; of instances whose lengths differ by no more a point learns every class
+
+
+class PointTargets(NamedTuple):
+    """What each point of a batch learns.
+
+    Attributes:
+        classes: ``Tensor[B, P, K]``, 1 where the point has the class, else 0.
+        offsets: ``Tensor[B, P, 2]``, distances from the point to start and end of its instance, in
+            rows of its level; 0 where the point has none.
+    """
+
+    classes: Tensor
+    offsets: Tensor
+
+
+@torch.no_grad()
+def point_targets(
+    targets: Targets, points: Points, num_classes: int, radius: float
+) -> PointTargets:
+    """Assigns instances to points.
+
+    An instance is a candidate of a point that lies strictly inside it and strictly within
+    ``radius`` strides of its centre, and whose distance to the farther end is in the range of the
+    point's level, bounds included. Of several candidates the shortest one wins; those that are
+    longer by at most 1e-3 rows add their classes.
+
+    Args:
+        targets: of the clips.
+        points: of every clip.
+        num_classes: number of classes K.
+        radius: in strides.
+    """
+    device = points.place.device
+    # Points are known by the centres of rows.
+    segments = (targets.edges - 0.5).float().to(device, non_blocking=True)
+    labels = targets.labels.to(device, non_blocking=True)
+    classes, offsets = [], []
+    counts = list(targets.counts)
+    for own, mine in zip(segments.split(counts), labels.split(counts), strict=True):
+        found = _of_clip(own, mine, points, num_classes, radius)
+        classes.append(found.classes)
+        offsets.append(found.offsets)
+    return PointTargets(torch.stack(classes), torch.stack(offsets))
+
+
+def _of_clip(
+    segments: Tensor, labels: Tensor, points: Points, num_classes: int, radius: float
+) -> PointTargets:
+    place = points.place[:, None]  # [P, 1]
+    if not len(segments):
+        nothing = place.new_zeros(len(place), num_classes)
+        return PointTargets(nothing, place.new_zeros(len(place), 2))
+    start, end = segments.unbind(1)  # [N]
+    reach = points.stride[:, None] * radius
+    centre = 0.5 * (start + end)
+    left, right = place - start, end - place  # [P, N]
+    near = torch.minimum(
+        place - torch.maximum(centre - reach, start), torch.minimum(centre + reach, end) - place
+    )
+    farther = torch.maximum(left, right)
+    in_range = (farther >= points.low[:, None]) & (farther <= points.high[:, None])
+    lengths = (end - start).expand_as(left)
+    lengths = lengths.masked_fill(~((near > 0) & in_range), math.inf)
+    shortest, chosen = lengths.min(dim=1)  # the first of several
+    has = shortest < math.inf
+    wins = (lengths <= shortest[:, None] + _TIE) & has[:, None]
+    classes = (wins.float() @ F.one_hot(labels, num_classes).float()).clamp(max=1.0)
+    both = torch.stack((left, right), dim=-1)  # [P, N, 2]
+    own = both.gather(1, chosen[:, None, None].expand(-1, 1, 2))[:, 0]
+    own = own / points.stride[:, None]
+    return PointTargets(classes, own.masked_fill(~has[:, None], 0.0))
