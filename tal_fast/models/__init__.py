@@ -16,6 +16,7 @@ from tal_fast.models.base import (
     DetectorConfig,
     ParameterGroup,
     PostprocessConfig,
+    Section,
     Targets,
     Whole,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "DetectorConfig",
     "ParameterGroup",
     "PostprocessConfig",
+    "Section",
     "TadTR",
     "Targets",
     "Whole",

@@ -23,7 +23,7 @@ __all__ = [
     "ClipSettings",
     "Detector",
     "DetectorConfig",
-    "NoSettings",
+    "Section",
     "ParameterGroup",
     "PostprocessConfig",
     "Targets",
@@ -109,12 +109,12 @@ class ParameterGroup(NamedTuple):
 
 
 @dataclass(frozen=True, config=STRICT)
-class NoSettings:
-    """A section without settings."""
+class Section:
+    """A section of settings, a frozen dataclass; this one has none."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class ClipSettings:
+class ClipSettings(Section):
     """How videos become clips.
 
     Attributes:
@@ -125,7 +125,7 @@ class ClipSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PostprocessConfig:
+class PostprocessConfig(Section):
     """From candidates to detections.
 
     Attributes:
@@ -175,9 +175,9 @@ class DetectorConfig:
         postprocess: from candidates to detections.
     """
 
-    model: Any = NoSettings()
-    data: Any = ClipSettings()
-    loss: Any = NoSettings()
+    model: Section = Section()
+    data: ClipSettings = ClipSettings()
+    loss: Section = Section()
     postprocess: PostprocessConfig = PostprocessConfig()
 
 
