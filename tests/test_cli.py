@@ -362,6 +362,28 @@ class TestPackAndValidate:
         assert "pickles are only read with --allow-pickle" in err
         assert run(capsys, "pack", *arguments, "--allow-pickle")[0] == 0
 
+    def test_a_link_that_leads_nowhere(self, capsys, tmp_path):
+        import numpy as np
+
+        h5py = pytest.importorskip("h5py")
+        features, truth = tmp_path / "x.h5", tmp_path / "a.json"
+        with h5py.File(features, "w") as file:
+            file["a"] = np.ones((40, 2), np.float32)
+            file["b"] = h5py.ExternalLink("gone.h5", "/b")
+        video = {"subset": "s", "duration": 10.0, "fps": 4.0,
+                 "annotations": [{"segment": [1, 2], "label": "walk"}]}  # fmt: skip
+        truth.write_text(json.dumps({"database": {"a": video, "b": video}}))
+        message = "dataset 'b': its external link leads nowhere, expected a dataset at gone.h5: /b"
+        status, _, err = run(capsys, "pack", "--features", features, "--out", tmp_path / "out")
+        assert status == 1
+        assert message in err
+        status, text, _ = run(
+            capsys, "validate", "--annotations", truth, "--features", features, "--stride", "1",
+            "--frames", "1", "--split", "train=s",
+        )  # fmt: skip
+        assert status == 1
+        assert message in " ".join(text.split())
+
     def test_validate_a_data_directory(self, capsys, data, tmp_path):
         content = tmp_path / "v.json"
         arguments = ["--data", data, "--json", content, "--report", tmp_path / "page"]

@@ -208,6 +208,10 @@ def pack(
     rows: Annotated[
         str, typer.Option(help="Streams of unequal rows: equal (an error) or shortest.")
     ] = "equal",
+    reduce: Annotated[
+        str | None,
+        typer.Option(help="Features [T, N, C] of N crops: mean, or the number of one, from 0 on."),
+    ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard; memory is as much.")] = 256,
     allow_pickle: AllowPickle = False,
     overwrite: Annotated[
@@ -239,6 +243,7 @@ def pack(
             dtype=dtype,
             layout=layout,  # type: ignore[arg-type]
             rows=rows,  # type: ignore[arg-type]
+            reduce=int(reduce) if reduce and reduce.isdecimal() else reduce,  # type: ignore[arg-type]
             shard_bytes=shard_mb << 20,
             allow_pickle=allow_pickle,
             overwrite=overwrite,

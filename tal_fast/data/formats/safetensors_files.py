@@ -8,14 +8,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 
-from tal_fast.data.extents import Extent, Layout, checked_extent
+from tal_fast.data.extents import Extent, Layout, checked_extent, from_bfloat16
 from tal_fast.errors import DataError
 
 __all__ = ["INDEX_SUFFIX", "SafetensorsFile", "read_store_index", "store_index"]
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+# What NumPy reads them as, for packing.
+_STORED = {
+    **{"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"},
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+}
 # A sharded store has one file of this ending that says which tensor lies in which shard.
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -83,6 +90,29 @@ class SafetensorsFile:
             _DTYPES.get(kind, kind),
             layout,
         )
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Reads a tensor of floating numbers or integers; bfloat16 as the float32 of equal value.
+
+        Raises:
+            DataError: if it is of another type, or the file cannot be read.
+            KeyError: if there is no such tensor.
+        """
+        entry = self._header[name]
+        kind, (start, end) = str(entry["dtype"]), entry["data_offsets"]
+        where = f"{self.path}: tensor {name!r}"
+        if kind not in _STORED:
+            known = ", ".join(_STORED)
+            raise DataError(f"{where}: expected a dtype among {known}, got {kind}")
+        stored = np.dtype(_STORED[kind])
+        count = (end - start) // stored.itemsize
+        try:
+            values = np.fromfile(self.path, stored, count, offset=self._data + start)
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
+        if len(values) != count:
+            raise DataError(f"{where}: the file became shorter while it was read")
+        return (from_bfloat16(values) if kind == "BF16" else values).reshape(entry["shape"])
 
 
 def store_index(folder: str) -> str | None:
