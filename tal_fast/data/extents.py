@@ -31,7 +31,8 @@ __all__ = [
 Layout = Literal["TC", "CT"]
 # The position of a dtype is its number in csrc/reader/reader.h.
 DTYPES = ("float16", "float32", "float64", "bfloat16")
-_INTEGER = re.compile(r"u?int\d+|[IU]\d+")  # NumPy's names and those of safetensors
+# Other numbers that packing converts, by NumPy's names and those of safetensors.
+_PACKED = re.compile(r"u?int\d+|float(96|128)|[IU]\d+")
 ITEM_SIZES = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
 
 
@@ -161,7 +162,7 @@ def checked_extent(
             :data:`DTYPES`, or does not fit into the file.
     """
     if dtype not in DTYPES:
-        hint = " (tal-fast pack converts integers)" if _INTEGER.fullmatch(dtype) else ""
+        hint = " (tal-fast pack converts it)" if _PACKED.fullmatch(dtype) else ""
         raise DataError(
             f"{where}: expected dtype float16, bfloat16, float32 or float64, got {dtype}{hint}"
         )

@@ -39,9 +39,9 @@ def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Exten
             other, so it is read as such and needs no copy.
 
     Raises:
-        DataError: if the file is missing, empty, no ``.npy`` file, not a 2-D little-endian array of
-            float16, float32 or float64, without rows or columns, or of another size than its
-            header says.
+        DataError: if the file is missing, empty, no ``.npy`` file, not a little-endian array of
+            float16, float32 or float64 with two axes besides those of length 1, without rows or
+            columns, or of another size than its header says.
     """
     return npy_extent(path, layout)
 

@@ -95,6 +95,8 @@ class TestSafetensors:
         [
             ("{", "not valid JSON"),
             ("[]", "expected an object 'weight_map'"),
+            ("[" * 100_000, "not valid JSON"),
+            ('{"weight_map": {"a": "x", "b": "y", "a": "z"}}', "every name once, got 'a' twice"),
             ('{"weight_map": {"a": "../x.safetensors"}}', "expected an object 'weight_map'"),
             ('{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: no such feature"),
         ],
@@ -103,6 +105,18 @@ class TestSafetensors:
         (tmp_path / "x.safetensors.index.json").write_text(text)
         with pytest.raises(DataError, match=message):
             index_features(tmp_path, ["a"])
+
+    def test_a_name_twice_in_a_header(self, tmp_path):
+        safetensors.numpy.save_file({"a": values("a"), "b": values("b")}, tmp_path / "x")
+        content = (tmp_path / "x").read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        text = content[8 : 8 + length].strip()
+        once = text[text.index(b'"b"') : -1]
+        text = text[:-1] + b"," + once.replace(b'"b"', b'"a"') + b"}"
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+        with pytest.raises(DataError, match=r"x\.safetensors: expected (every name once|a whole)"):
+            index_features(path, ["a", "b"])
 
     def test_two_indices(self, tmp_path):
         for name in ("x", "y"):

@@ -88,7 +88,7 @@ def test_integers_are_packed(tmp_path, kind, dtype):
     source = save(tmp_path / "in", kind, VALUES.astype(dtype))
     if kind in ("npy", "safetensors", "hdf5"):
         name = re.escape(dtype) if kind != "safetensors" else r"[IU]\d+"
-        with pytest.raises(DataError, match=rf"got {name} \(tal-fast pack converts integers\)"):
+        with pytest.raises(DataError, match=rf"got {name} \(tal-fast pack converts it\)"):
             index_features(source, ["a"])
     report = pack_features(streams_of(source), tmp_path / "out")
     found = read_array(index_features(tmp_path / "out", ["a"])["a"])

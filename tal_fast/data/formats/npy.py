@@ -79,9 +79,9 @@ def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
     """Reads the header of a ``.npy`` file and checks it against the file's size.
 
     Raises:
-        DataError: if the file is missing, empty, no ``.npy`` file, not a 2-D little-endian array of
-            float16, float32 or float64, without rows or columns, or of another size than its
-            header says.
+        DataError: if the file is missing, empty, no ``.npy`` file, not a little-endian array of
+            float16, float32 or float64 with two axes besides those of length 1, without rows or
+            columns, or of another size than its header says.
     """
     name = os.fspath(path)
     offset, shape, fortran_order, dtype, size = _read_header(name)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,15 @@ _STORED = {
 }
 # A sharded store has one file of this ending that says which tensor lies in which shard.
 INDEX_SUFFIX = ".safetensors.index.json"
+
+
+def _once(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a name that is there twice: JSON readers take the last one without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise DataError(f"{path}: expected every name once, got {name!r} twice")
+    return found
 
 
 class SafetensorsFile:
@@ -54,7 +65,9 @@ class SafetensorsFile:
                 with safetensors.safe_open(self.path, "numpy"):
                     pass
                 length = int.from_bytes(file.read(8), "little")
-                header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+                header: dict[str, dict[str, Any]] = json.loads(
+                    file.read(length), object_pairs_hook=functools.partial(_once, self.path)
+                )
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such feature file") from None
         except OSError as error:
@@ -138,10 +151,12 @@ def read_store_index(path: str) -> dict[str, str]:
     """
     try:
         with open(path, "rb") as file:
-            content = json.load(file)
+            content = json.load(file, object_pairs_hook=functools.partial(_once, path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(shards, Mapping) or not all(
