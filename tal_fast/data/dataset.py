@@ -32,6 +32,7 @@ from tal_fast.data.feature_index import (
 from tal_fast.data.feature_streams import Stream
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.grid import Grid
+from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "load_spec", "open_dataset", "save_spec"]
@@ -304,14 +305,14 @@ def load_spec(file: Path) -> DatasetSpec:
         DataError: if it is missing, not valid YAML, or a key or value is not as it should be.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         raise DataError(
             f"{file}: no such file; a data directory holds a dataset.yaml (tal-fast prepare)"
         ) from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{file}: not valid YAML: {error}") from error
     values = _checked(file, "", content, DatasetSpec)
     values["feature"] = FeatureSpec(

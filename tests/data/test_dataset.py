@@ -156,6 +156,9 @@ def test_not_a_data_directory(tiny, tmp_path):
     (tiny.path / "dataset.yaml").write_text("a: [1")
     with pytest.raises(DataError, match=r"dataset\.yaml: not valid YAML"):
         open_dataset(tiny.path)
+    (tiny.path / "dataset.yaml").write_text("name: x\nname: y\n")
+    with pytest.raises(DataError, match=r"yaml: expected each key once, got 'name' in line 1"):
+        open_dataset(tiny.path)
     (tiny.path / "dataset.yaml").write_text("")
     with pytest.raises(DataError, match="expected the file to hold keys"):
         open_dataset(tiny.path)

@@ -427,7 +427,11 @@ class TestSumUp:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("a: [", "cannot be read"),
+            ("a: [", "not valid YAML"),
+            (
+                "format: 2\nformat: 2\n",
+                "expected each key once, got 'format' in line 1",
+            ),
             ("a: 1", "expected a study's settings"),
             ("{format: 9, settings: {}, hash: x, request: {}, runs: []}", "expected format 2"),
             ("{format: 2, settings: {}, hash: x, request: {}, runs: []}", "edited by hand"),
