@@ -54,7 +54,7 @@ def train(
 
     For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
     """
-    from tal_fast.data import open_dataset
+    from tal_fast.data import WindowSet, open_dataset, require_learnable
     from tal_fast.training import load_config
     from tal_fast.training import train as run
     from tal_fast.training.distributed import launched
@@ -67,6 +67,16 @@ def train(
     dataset = open_dataset(data)
     names = _videos(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
+    windows = WindowSet(
+        dataset,
+        names,
+        length=resolved.data.window,
+        overlap=resolved.data.train_overlap,
+        min_inside=resolved.data.min_inside,
+    )
+    notes = [*dataset.notes(), *require_learnable(windows, f"window of {windows.length} rows")]
+    for note in notes if first else ():
+        say(f"note: {note}")
     with bar("training", shown=first) as update:
 
         def progress(event: Any) -> None:
@@ -106,6 +116,8 @@ def predict(
 
     dataset = open_dataset(data)
     names = _videos(dataset, split, "--split")
+    for note in dataset.notes():
+        say(f"note: {note}")
     with bar("predicting") as update:
         found = run(checkpoint, dataset, names, out, progress=update, threads=threads)
     typer.echo(f"{len(found)} detections in {len(names)} videos\n{out}")

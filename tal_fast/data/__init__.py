@@ -21,7 +21,8 @@ from tal_fast.data.dataset import DatasetSpec, FeatureSpec, TALDataset, open_dat
 from tal_fast.data.extents import Extent, read_array
 from tal_fast.data.feature_index import index_features, read_extent
 from tal_fast.data.grid import Grid
-from tal_fast.data.windows import Window, WindowSet, sliding_windows
+from tal_fast.data.unheld import require_learnable
+from tal_fast.data.windows import Window, WindowRule, WindowSet, sliding_windows
 
 if TYPE_CHECKING:
     from tal_fast.data.batches import Batch, BatchLoader
@@ -45,12 +46,14 @@ __all__ = [
     "Video",
     "VideoSet",
     "Window",
+    "WindowRule",
     "WindowSet",
     "index_features",
     "load_annotations",
     "open_dataset",
     "read_array",
     "read_extent",
+    "require_learnable",
     "save_annotations",
     "save_spec",
     "sliding_windows",

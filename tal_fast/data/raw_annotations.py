@@ -131,14 +131,31 @@ def read_raw_annotations(
 
 def _read_subsets(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if "video" not in columns or "subset" not in columns:
+        # utf-8-sig: spreadsheets begin their files with a byte order mark.
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            columns = [name.strip() for name in next(reader, [])]
+            if columns.count("video") != 1 or columns.count("subset") != 1:
                 raise DataError(
                     f"{path}: expected columns video and subset, got {', '.join(columns)}"
                 )
-            return {row["video"]: row["subset"] for row in reader}
+            places = columns.index("video"), columns.index("subset")
+            table: dict[str, str] = {}
+            for row in reader:
+                if not any(map(str.strip, row)):
+                    continue
+                if len(row) <= max(places):
+                    raise DataError(
+                        f"{path}: line {reader.line_num}: expected {len(columns)} columns, "
+                        f"got {len(row)}"
+                    )
+                video, subset = (row[place].strip() for place in places)
+                if table.setdefault(video, subset) != subset:
+                    raise DataError(
+                        f"{path}: line {reader.line_num}: video {video!r} is in subset {subset!r}, "
+                        f"and in {table[video]!r} above"
+                    )
+            return table
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+import dataclasses
+import math
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import yaml
 
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
 from tal_fast.errors import DataError
@@ -112,25 +117,29 @@ def test_unknown_key(tiny, where, key, message):
     [
         ({"format": 2}, "expected format 1, got 2"),
         ({"name": None}, "expected a key 'name'"),
-        ({"splits": {}}, "expected splits: {train: <subset>, …}, got {}"),
+        ({"splits": {}}, "expected splits to be {train: <subset>, …}, .* got {}"),
         ({"splits": {"train": "trainin"}}, "splits.train: .*'trainin'; did you mean 'training'"),
         ({"splits": {"train": "training", "test": "training"}}, "'a' is in splits train and test"),
-        ({"classes": "run"}, "expected classes to be a list, got 'run'"),
+        ({"splits": {"train": 1, "test": 2}}, "expected splits to be .*, got {'train': 1, 'test'"),
+        ({"classes": "run"}, "expected classes to be a list of class names .*, got 'run'"),
+        ({"classes": ["run", "run"]}, "expected each item of classes once, got 'run' twice"),
+        ({"exclude": {"a": ["x"], "b": ["x"]}}, "each item of exclude once, got 'x' twice"),
+        ({"exclude": ["dd"]}, "exclude: expected annotated videos, got 'dd'; did you mean 'd'"),
         ({"classes": ["run"]}, "label 'jump' is not among the 1 classes"),
         ({"unmatched": "skp"}, "expected unmatched 'error' or 'skip', got 'skp'"),
         ({"feature": 3}, "expected feature to hold keys"),
-        ({"feature": {"layout": "TD"}}, "feature.layout TC or CT, got 'TD'"),
+        ({"feature": {"layout": "TD"}}, "feature.layout 'TC' or 'CT', got 'TD'"),
         ({"feature": {"suffix": ".pt"}}, "4 videos without a feature file <video>.pt"),
         ({"feature": {"template": "x"}}, "dataset.yaml: features: expected a template with one %s"),
         ({"feature": {"template": 3}}, "expected feature.template to be text or a list of it"),
         ({"feature": {"key": [3]}}, r"expected feature.key to be text or a list of it, got \[3\]"),
-        ({"features": 3}, "expected features to be text or a list of it, got 3"),
+        ({"features": 3}, "expected features to be a path or a list of paths, got 3"),
         (
             {"features": ["x", "y"], "feature": {"template": ["%s", "%s", "%s"]}},
             "2, one per folder",
         ),
         ({"feature": {"stride": 0}}, "expected feature.stride > 0, got 0"),
-        ({"feature": {"channels": "x"}}, "expected feature.channels > 0, got 'x'"),
+        ({"feature": {"channels": "x"}}, "expected feature.channels > 0, a whole number, got 'x'"),
         ({"feature": {"channels": 5}}, "expected 5 channels, got 4"),
     ],
 )
@@ -139,6 +148,54 @@ def test_faulty_spec(tiny, changes, message):
     tiny.spec = {k: v for k, v in tiny.spec.items() if v is not None}
     with pytest.raises(DataError, match=message):
         open_dataset(tiny.write())
+
+
+# What is no value for any key but those beside it.
+WRONG = {
+    None: ("exclude", "classes", "ignore_labels", "citation", "feature.channels", "feature.fps",
+           "feature.template", "feature.key"),
+    3: ("feature.channels", "feature.stride", "feature.frames", "feature.fps"),
+    -1: (),
+    True: (),
+    math.nan: (),
+    math.inf: (),
+    10**400: (),
+    "": ("citation", "feature.prefix", "feature.suffix", "feature.template", "feature.key"),
+    "a\0b": ("name", "citation", "feature.prefix", "feature.suffix", "feature.template",
+              "feature.key"),
+    (): ("exclude", "ignore_labels"),
+    (3,): (),
+    (None, "a"): (),
+    (("a", 1),): (),
+}  # fmt: skip
+KEYS = [
+    *(f.name for f in dataclasses.fields(DatasetSpec) if f.name != "feature"),
+    *(f"feature.{f.name}" for f in dataclasses.fields(FeatureSpec)),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_value_of_a_wrong_type_is_named(tiny, key):
+    tiny.write()
+    section, name = key.split(".") if "." in key else ("", key)
+    for value, right in WRONG.items():
+        if key in right:
+            continue
+        given = dict(value) if value and isinstance(value, tuple) and value[0] == ("a", 1) else (
+            list(value) if isinstance(value, tuple) else value)  # fmt: skip
+        spec = copy.deepcopy(tiny.spec)
+        (spec[section] if section else spec)[name] = given
+        (tiny.path / "dataset.yaml").write_text(yaml.safe_dump(spec))
+        with pytest.raises(DataError) as raised:
+            open_dataset(tiny.path)
+        found = re.escape(repr(given)[:200])
+        assert re.search(rf"dataset\.yaml: expected {key} .*, got {found}$", str(raised.value))
+
+
+def test_keys_left_empty_are_as_if_not_there(tiny):
+    tiny.spec |= dict.fromkeys(["exclude", "classes", "ignore_labels", "citation"])
+    tiny.spec["feature"] |= dict.fromkeys(["channels", "fps", "template", "key"])
+    assert open_dataset(tiny.write()).spec == DatasetSpec(name="tiny")
 
 
 def test_fps_nowhere(tiny):

@@ -14,7 +14,7 @@ import torch
 from feature_files import KINDS, write
 
 from tal_fast.data.extents import read_array
-from tal_fast.data.feature_index import index_features, videos_of_streams
+from tal_fast.data.feature_index import index_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.formats import kind_of_content
 from tal_fast.errors import ConfigError, DataError, MissingExtraError
@@ -149,7 +149,8 @@ class TestHdf5:
                 file[f"v_{video}"] = values(video, 4)
         check(index_features(tmp_path / "x.h5", VIDEOS, template="%s/feats"))
         check(index_features(tmp_path / "x.h5", VIDEOS, prefix="v_"), 4)
-        found = videos_of_streams(streams_of(tmp_path / "x.h5", "%s/feats"))
+        with OpenStream(*streams_of(tmp_path / "x.h5", "%s/feats")) as opened:
+            found = opened.videos()
         assert found == list(VIDEOS)
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

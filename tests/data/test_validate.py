@@ -178,7 +178,7 @@ def rare(p):
         (edit("clip01", subset="nope"), "subset", "warning", "'clip01': subset 'nope'"),
         (no_class_in_training, "class-missing", "error", "'run', 4 instances elsewhere"),
         (rare, "imbalance", "warning", "'jump' 408, 'run' 8"),
-        (drop_file, "missing-features", "error", "'clip03': no clip03.npy"),
+        (drop_file, "missing-features", "error", "'clip03': no 'clip03.npy'"),
         (add_file, "extra-features", "warning", "video 'nobody'"),
         (feature("clip01", lambda a: a.astype(int)), "unreadable", "error", "got int64"),
         (feature("clip01", lambda a: a[:, :3]), "channels", "error", "'clip01': 3"),
@@ -205,7 +205,7 @@ def test_planted_fault(planted, plant, check, severity, text):
         "no_class_in_training": set(), "twin": set(), "copy": {"timing"},
     }.get(plant.__qualname__.split(".")[0], set())  # fmt: skip
     if check == "channels":
-        brought = {"timing"}  # of swapped axes
+        brought = {"timing", "never-learned"}  # of swapped axes
     assert {f.check for f in result.findings} - {check} <= brought
     if severity == "error":
         accepted = planted.question(accept=[check, *brought])
@@ -385,6 +385,13 @@ def test_bad_table_of_subsets(tmp_path):
     (tmp_path / "s.csv").write_text("name,subset\na,training\n")
     with pytest.raises(DataError, match=r"s\.csv: expected columns video and subset, got name, s"):
         validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
+    for text, message in (
+        ("video,subset\na\n", "line 2: expected 2 columns, got 1"),
+        ("video,subset\na,x\na,y\n", "line 3: video 'a' is in subset 'y', and in 'x' above"),
+    ):
+        (tmp_path / "s.csv").write_text(text)
+        with pytest.raises(DataError, match=rf"s\.csv: {message}"):
+            validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         validate(tmp_path / "x.json", subsets=tmp_path / "gone.csv")
 
@@ -401,6 +408,21 @@ def test_a_data_directory(tiny):
     assert result.count("timing") == 4
     assert result.proposals[0].stride == 1
     assert validate_dataset(tiny.path, accept=["timing"]).ok
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfvideo,subset\na,training\n",
+        b"video, subset\r\n a, training \r\n\r\n",
+        b'"number", "video", "subset"\n1, "a", "training"\n',
+    ],
+)
+def test_table_of_subsets_from_a_spreadsheet(tmp_path, text):
+    (tmp_path / "x.json").write_text('{"a": {"duration_second": 3}}')
+    (tmp_path / "s.csv").write_bytes(text)
+    (split,) = validate(tmp_path / "x.json", subsets=tmp_path / "s.csv").splits
+    assert (split.name, split.videos) == ("training", 1)
 
 
 class Tags(html.parser.HTMLParser):

@@ -68,6 +68,16 @@ class Hdf5File:
         )
         return found
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a dataset of this name, be it readable or not."""
+        try:
+            self._open(name)
+        except KeyError:
+            return False
+        except DataError:
+            pass  # what is wrong with it is extent's or array's to say
+        return True
+
     def _is_group(self, name: str) -> bool:
         h5py = _h5py()
         return bool(h5py.h5o.get_info(self._file.id, name.encode()).type == h5py.h5o.TYPE_GROUP)
