@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tal_fast.data.annotations import load_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
-from tal_fast.errors import DataError
+from tal_fast.errors import ConfigError, DataError
 
 
 def test_opens(tiny):
@@ -78,6 +79,49 @@ def test_annotation_without_features(tiny):
     tiny.file("d").unlink()
     with pytest.raises(DataError, match="split 'test' has no video with features"):
         open_dataset(tiny.path, unmatched="skip")
+
+
+@pytest.mark.parametrize(
+    ("exclude", "why"),
+    [
+        (["d2", "b"], "excluded by name (exclude)"),
+        ({"camera fell": ["d2", "b"], "none": []}, "camera fell (exclude)"),
+    ],
+)
+def test_excluded_videos_are_left_out_and_stay_in_the_truth(tiny, exclude, why):
+    tiny.database["d2"] = {**tiny.database["d"]}
+    tiny.database["unused"] = {**tiny.database["d"], "subset": "other"}
+    tiny.spec["exclude"] = exclude
+    path = tiny.write()
+    data = open_dataset(path)  # also without features of d2
+    assert data.splits == {"train": ["a", "c"], "test": ["d"]}
+    assert set(data.annotations.videos) == set(data.features) == {"a", "c", "d"}
+    assert data.left_out == {why: ("d2", "b")}
+    assert data.notes() == [f"2 of 5 videos are left out of training and prediction, {why}: d2, b"]
+    assert set(load_annotations(path / "annotations.json").videos) == {*"abcd", "d2", "unused"}
+    save_spec(data.spec, path)
+    assert open_dataset(path).spec == data.spec
+    # A lost file of another video is an error all the same.
+    tiny.file("c").unlink()
+    with pytest.raises(DataError, match=r"video 'c': .*no such feature file"):
+        open_dataset(path)
+
+
+def test_many_videos_left_out_are_counted_and_the_first_named(tiny):
+    for i in range(7):
+        tiny.database[f"x\n{i}"] = {**tiny.database["a"]}
+    tiny.spec["unmatched"] = "skip"
+    (note,) = open_dataset(tiny.write()).notes()
+    first = ", ".join(rf"'x\n{i}'" for i in range(5))
+    assert note == (
+        "7 of 11 videos are left out of training and prediction, without features "
+        f"(unmatched: skip): {first}, …"
+    )
+
+
+def test_unknown_rule_for_unmatched(tiny):
+    with pytest.raises(ConfigError, match="expected unmatched 'error' or 'skip', got 'skp'"):
+        open_dataset(tiny.write(), unmatched="skp")
 
 
 def test_no_feature_folder(tiny):

@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from tal_fast.data.dataset import open_dataset
 from tal_fast.data.feature_streams import streams_of
 from tal_fast.data.validation import FeatureQuestion, validate, validate_dataset, write_report
 from tal_fast.data.validation.result import CHECKS
 from tal_fast.data.validation.timing import Proposal, propose
+from tal_fast.data.windows import WindowRule, WindowSet
 from tal_fast.errors import ConfigError, DataError, MissingExtraError
 
 CHANNELS = 5
@@ -394,6 +396,58 @@ def test_bad_table_of_subsets(tmp_path):
             validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         validate(tmp_path / "x.json", subsets=tmp_path / "gone.csv")
+
+
+def test_what_a_data_directory_leaves_out(tiny):
+    tiny.database["d"]["annotations"].append({"label": "fly", "label_id": 2, "segment": [4, 5]})
+    tiny.database["a"]["annotations"].append({"label": "fly", "label_id": 2, "segment": [2.6, 3]})
+    tiny.spec["exclude"] = {"camera fell": ["a"], "typo": ["bb"]}
+    del tiny.features["b"], tiny.features["a"]
+    tiny.features["x"] = tiny.values(7, 12)
+    tiny.spec["unmatched"] = "skip"
+    result = validate_dataset(tiny.write())
+    assert [(f.check, f.severity, f.examples) for f in result.findings] == [
+        ("excluded", "error", ("video 'bb'; did you mean 'b'?",)),
+        ("class-missing", "error", ("'fly', 1 instances elsewhere",)),
+        ("excluded", "warning", ("video 'a'",)),
+        ("missing-features", "warning", ("video 'b'",)),
+        ("extra-features", "warning", ("video 'x'",)),
+    ]
+    assert [(s.name, s.videos) for s in result.splits] == [("train", 1), ("test", 1)]
+    assert not result.ok
+    del tiny.spec["exclude"]["typo"], tiny.spec["unmatched"]
+    found = {f.check for f in validate_dataset(tiny.write()).errors}
+    assert found == {"class-missing", "missing-features", "extra-features"}
+
+
+def test_instances_that_no_window_holds(tiny):
+    """At 10 rows a second; c has 333 rows, windows of 128 begin every 32."""
+    tiny.database["c"]["annotations"] += [
+        {"label": "run", "label_id": 1, "segment": [5, 22.2]},  # 172 rows, 128 are less than 3/4
+        {"label": "jump", "label_id": 0, "segment": [5, 22]},
+        {"label": "swim", "label_id": 2, "segment": [10, 30]},
+    ]
+    tiny.database["d"]["annotations"].append({"label": "swim", "label_id": 2, "segment": [1, 2]})
+    result = validate_dataset(tiny.write())
+    assert [(f.check, f.severity, f.count, f.examples) for f in result.findings] == [
+        ("never-learned", "error", 1, ("'swim': 1 of 1",)),
+        ("never-learned", "warning", 1, ("'run': 1 of 4",)),
+    ]
+    assert "into any window of 128 rows" in result.findings[1].message
+    # As the set of windows itself counts.
+    data = open_dataset(tiny.path)
+    windows = WindowSet(data, data.splits["train"])
+    assert windows.unheld == {"run": (1, 4), "swim": (1, 1)}
+    assert validate_dataset(tiny.path, windows=WindowRule(length=256)).findings == ()
+    # What is cut to its video first, and what is a fault of its own.
+    tiny.database["c"]["annotations"][2:] = [{"label": "run", "label_id": 1, "segment": [25, 50]}]
+    tiny.database["d"]["annotations"].pop()
+    assert {f.check for f in validate_dataset(tiny.write()).findings} == {"out-of-range"}
+    for rule, count in (("clamp", 0), ("keep", 1)):
+        tiny.spec["out_of_range"] = rule
+        assert validate_dataset(tiny.write()).count("never-learned") == count
+        data = open_dataset(tiny.path)
+        assert len(WindowSet(data, data.splits["train"]).unheld) == count
 
 
 def test_a_data_directory(tiny):
