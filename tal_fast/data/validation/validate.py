@@ -299,8 +299,8 @@ def _never_learned(
         if unheld[label]:
             gone = unheld[label] == total[label]
             faults.add("never-learned", "error" if gone else "warning",
-                       "no instance of the class fits" if gone else "instances do not fit"
-                       f" into any window of {length} rows",
+                       f"{'no instance of the class fits' if gone else 'instances do not fit'} "
+                       f"into any window of {length} rows",
                        f"{label!r}: {unheld[label]} of {total[label]}", unheld[label])  # fmt: skip
 
 
