@@ -193,6 +193,15 @@ class TestThumos14:
             open_dataset(tmp_path / "out")
         assert data.annotations.videos[first].segments[2].tolist() == [2.0, 12.0]
 
+    def test_a_video_listed_twice(self, thumos, tmp_path):
+        thumos.save()
+        path = thumos.annotations(("Validation", "Test"))
+        name = thumos.names[1]
+        path.write_text(path.read_text().replace(f'"{name}"', f'"{thumos.names[3]}"'))
+        with pytest.raises(DataError, match=f"'{thumos.names[3]}'"):
+            prepare_thumos14(path, FeatureChoice([thumos.folder]), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
     def test_excluded_videos(self, thumos, tmp_path):
         thumos.save()
         name = thumos.names[5]
