@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,15 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.data.grid import Grid
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["DatasetSpec", "FeatureSpec", "TALDataset", "load_spec", "open_dataset", "save_spec"]
+__all__ = [
+    "DatasetSpec",
+    "FeatureSpec",
+    "TALDataset",
+    "dataset_annotations",
+    "load_spec",
+    "open_dataset",
+    "save_spec",
+]
 
 FORMAT = 1
 _SHOWN = 5
@@ -211,22 +219,12 @@ def open_dataset(
     Raises:
         DataError: if something is missing, unknown, faulty or does not fit together.
     """
-    folder = Path(path)
-    file = folder
-    if folder.is_dir():
-        file = folder / "dataset.yaml"
-    else:
-        folder = folder.parent
+    folder, file = _place(path)
     spec = load_spec(file)
     rule = unmatched or spec.unmatched
     if rule not in ("error", "skip"):
         raise DataError(f"{file}: expected unmatched 'error' or 'skip', got {rule!r}")
-    annotations = load_annotations(
-        folder / spec.annotations,
-        classes=spec.classes,
-        out_of_range=out_of_range or spec.out_of_range,  # type: ignore[arg-type]
-        ignore_labels=spec.ignore_labels,
-    )
+    annotations = _annotations(folder, spec, out_of_range or spec.out_of_range)
     splits = _splits(file, spec, annotations)
     names = list(dict.fromkeys(name for split in splits.values() for name in split))
     feature = spec.feature
@@ -253,8 +251,47 @@ def open_dataset(
                 f"{spec.annotations}, first {without[0]!r}"
             )
     selected = annotations.select(extents)
-    selected = Annotations(selected.videos, selected.classes, annotations.report)
+    selected = replace(selected, report=annotations.report)
     return TALDataset(spec.name, selected, extents, splits, spec, folder)
+
+
+def dataset_annotations(path: str | os.PathLike[str]) -> Annotations:
+    """Returns what predictions for a data directory are scored against.
+
+    Features are not looked at: a video whose features are lost is annotated all the same. Segments
+    are as the file has them: ``out_of_range: clamp`` makes targets for training, not truth.
+
+    Args:
+        path: the directory, or its ``dataset.yaml``.
+
+    Returns:
+        The videos of the splits, with the classes of ``dataset.yaml`` and without its
+        ``ignore_labels``.
+
+    Raises:
+        DataError: if ``dataset.yaml`` or the annotations are missing or faulty.
+    """
+    folder, file = _place(path)
+    spec = load_spec(file)
+    rule = "keep" if spec.out_of_range == "clamp" else spec.out_of_range
+    annotations = _annotations(folder, spec, rule)
+    splits = _splits(file, spec, annotations)
+    return annotations.select(name for names in splits.values() for name in names)
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Returns a data directory and its ``dataset.yaml``, of which ``path`` is one."""
+    place = Path(path)
+    return (place, place / "dataset.yaml") if place.is_dir() else (place.parent, place)
+
+
+def _annotations(folder: Path, spec: DatasetSpec, rule: str) -> Annotations:
+    return load_annotations(
+        folder / spec.annotations,
+        classes=spec.classes,
+        out_of_range=rule,  # type: ignore[arg-type]
+        ignore_labels=spec.ignore_labels,
+    )
 
 
 def _match(

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-from itertools import chain
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Columns", "read_columns"]
+
+_FIELDS = (b'"segment"', b'"label"', b'"score"')
+# What stands before a value of an object: the brace or the comma, and the key.
+_KEY = re.compile(rb'\s*[{,]\s*"(?:[^"\\]|\\.)*"\s*:\s*')
+_END = re.compile(rb"\s*\{?\s*\}")
 
 
 class Columns(NamedTuple):
@@ -30,17 +35,35 @@ class Columns(NamedTuple):
     score: npt.NDArray[np.float64]
 
 
+class _Repeated(Exception):
+    """A key is, or may be, in an object twice, and msgspec would keep the last."""
+
+
+class _Decoders(NamedTuple):
+    members: Any
+    records: Any
+
+
 def read_columns(text: bytes) -> Columns | None:
     """Returns the predictions, not yet checked for finite and ordered times; None if it cannot."""
-    decode = _decoder()
-    if decode is None:
+    decoders = _decoders()
+    if decoders is None:
         return None
     try:
-        results = decode(text).results
+        content = bytes(_members(decoders, text)["results"])
+        results = _members(decoders, content)
+        records: list[Any] = []
+        sizes: list[int] = []
+        for value in results.values():
+            own = decoders.records(value)
+            records += own
+            sizes.append(len(own))
     except Exception:  # the slow way finds out what is wrong
         return None
-    records = list(chain.from_iterable(results.values()))
-    sizes = [len(entries) for entries in results.values()]
+    # Records that name a field twice have more of that key than there are records; so have those
+    # with further texts of that name, and keys may be written with escapes: both are rare enough.
+    if b"\\u00" in content or any(content.count(name) != len(records) for name in _FIELDS):
+        return None
     index: dict[str | int, int] = {}
     label = [index.setdefault(record.label, len(index)) for record in records]
     segments = np.array([record.segment for record in records], dtype=np.float64).reshape(-1, 2)
@@ -55,8 +78,26 @@ def read_columns(text: bytes) -> Columns | None:
     )
 
 
+def _members(decoders: _Decoders, text: bytes) -> dict[str, Any]:
+    """Returns the values of an object as JSON texts, after checking that no key is lost.
+
+    Raises:
+        _Repeated: the members that msgspec gives are not all that the text has.
+    """
+    found: dict[str, Any] = decoders.members(text)
+    place = 0
+    for value in found.values():
+        key = _KEY.match(text, place)
+        if key is None or not text.startswith(bytes(value), key.end()):
+            raise _Repeated
+        place = key.end() + len(bytes(value))
+    if _END.match(text, place) is None:
+        raise _Repeated
+    return found
+
+
 @functools.cache
-def _decoder() -> Any:
+def _decoders() -> _Decoders | None:
     try:
         msgspec = importlib.import_module("msgspec")
     except ImportError:
@@ -67,5 +108,7 @@ def _decoder() -> Any:
         [("segment", tuple[float, float]), ("label", str | int), ("score", float)],
         gc=False,
     )
-    content = msgspec.defstruct("Results", [("results", dict[str, list[record]])])  # type: ignore[valid-type]
-    return msgspec.json.Decoder(content).decode
+    return _Decoders(
+        members=msgspec.json.Decoder(dict[str, msgspec.Raw]).decode,
+        records=msgspec.json.Decoder(list[record]).decode,  # type: ignore[valid-type]
+    )

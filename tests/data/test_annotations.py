@@ -184,7 +184,7 @@ def test_video_that_is_no_object():
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.json: no such annotation file"):
+    with pytest.raises(DataError, match=r"gone\.json: no such file \(annotations\)"):
         load_annotations(tmp_path / "gone.json")
 
 

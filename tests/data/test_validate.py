@@ -366,7 +366,7 @@ def test_bad_arguments(planted, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such annotation file"),
+        (None, r"no such file \(annotations\)"),
         ("{", "not valid JSON"),
         ("[]", "expected an object of videos, got list"),
         ("{}", "expected an object 'database'"),
