@@ -327,8 +327,9 @@ class _Loader:
                 f"{nearest(label, index)}"
             )
             return None
-        pair = isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2
-        start, end = (number(segment[0]), number(segment[1])) if pair else (None, None)
+        start = end = None
+        if isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2:
+            start, end = number(segment[0]), number(segment[1])
         if start is None or end is None:
             self.faults.append(
                 f"{where}: expected segment [start, end] in seconds, got {segment!r:.60}"

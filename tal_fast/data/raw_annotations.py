@@ -87,7 +87,8 @@ def read_raw_annotations(
     Args:
         path: JSON of the form ``{"database": {video: {subset, duration, fps, annotations}}}``, or
             ``{video: {duration_second, duration_frame, annotations}}``; plain or gzipped.
-        subsets: CSV with the columns ``video`` and ``subset``, for a file that names no subsets.
+        subsets: CSV with the columns ``video`` and ``subset``, for a file that names no subsets;
+            UTF-8 with or without a byte order mark.
         allow_repeated: take the last of several entries of one video and list it in ``repeated``,
             where it is an error else.
 
@@ -120,20 +121,30 @@ def read_raw_annotations(
 
 def _read_subsets(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if "video" not in columns or "subset" not in columns:
-                raise DataError(
-                    f"{path}: expected columns video and subset, got {', '.join(columns)}"
-                )
-            return {row["video"]: row["subset"] for row in reader}
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected CSV in UTF-8, got {error}") from error
+    columns = rows[0] if rows else []
+    if "video" not in columns or "subset" not in columns:
+        raise DataError(f"{path}: expected columns video and subset, got {', '.join(columns)}")
+    video, subset = columns.index("video"), columns.index("subset")
+    table: dict[str, str] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        if len(row) <= max(video, subset):
+            raise DataError(f"{path}: row {line}: expected {len(columns)} columns, got {len(row)}")
+        if table.setdefault(row[video], row[subset]) != row[subset]:
+            raise DataError(
+                f"{path}: row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it "
+                f"is in {table[row[video]]!r}"
+            )
+    return table
 
 
 def _video(where: str, name: str, entry: Mapping[str, Any], subsets: Mapping[str, str]) -> RawVideo:

@@ -191,7 +191,9 @@ def evaluate_arrays(
     truth_video, found_video, num_videos = _compact(truth.video, found.video)
     if classes is None:
         classes = 1 + max(int(truth.label.max()), int(found.label.max(initial=0)))
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    if isinstance(classes, (int, np.integer)):
+        classes = tuple(map(str, range(int(classes))))
+    names = tuple(classes)
     return _run(
         thresholds,
         replace(truth, video=truth_video),

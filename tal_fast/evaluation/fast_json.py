@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,8 @@ import numpy.typing as npt
 __all__ = ["Columns", "read_columns"]
 
 _FIELDS = (b'"segment"', b'"label"', b'"score"')
-# What stands before a value of an object: the brace or the comma, and the key.
-_KEY = re.compile(rb'\s*[{,]\s*"(?:[^"\\]|\\.)*"\s*:\s*')
-_END = re.compile(rb"\s*\{?\s*\}")
+# A letter written as an escape, which would hide a key from `_is_whole`.
+_HIDDEN = re.compile(rb"\\u00[4-7]")
 
 
 class Columns(NamedTuple):
@@ -35,35 +35,19 @@ class Columns(NamedTuple):
     score: npt.NDArray[np.float64]
 
 
-class _Repeated(Exception):
-    """A key is, or may be, in an object twice, and msgspec would keep the last."""
-
-
-class _Decoders(NamedTuple):
-    members: Any
-    records: Any
-
-
 def read_columns(text: bytes) -> Columns | None:
     """Returns the predictions, not yet checked for finite and ordered times; None if it cannot."""
-    decoders = _decoders()
-    if decoders is None:
+    decode = _decoder()
+    if decode is None:
         return None
     try:
-        content = bytes(_members(decoders, text)["results"])
-        results = _members(decoders, content)
-        records: list[Any] = []
-        sizes: list[int] = []
-        for value in results.values():
-            own = decoders.records(value)
-            records += own
-            sizes.append(len(own))
+        results = decode(text).results
     except Exception:  # the slow way finds out what is wrong
         return None
-    # Records that name a field twice have more of that key than there are records; so have those
-    # with further texts of that name, and keys may be written with escapes: both are rare enough.
-    if b"\\u00" in content or any(content.count(name) != len(records) for name in _FIELDS):
+    records = list(chain.from_iterable(results.values()))
+    if not _is_whole(text, len(results), len(records)):
         return None
+    sizes = [len(entries) for entries in results.values()]
     index: dict[str | int, int] = {}
     label = [index.setdefault(record.label, len(index)) for record in records]
     segments = np.array([record.segment for record in records], dtype=np.float64).reshape(-1, 2)
@@ -78,26 +62,23 @@ def read_columns(text: bytes) -> Columns | None:
     )
 
 
-def _members(decoders: _Decoders, text: bytes) -> dict[str, Any]:
-    """Returns the values of an object as JSON texts, after checking that no key is lost.
+def _is_whole(text: bytes, videos: int, records: int) -> bool:
+    """Returns whether a text holds no more than what was found in it.
 
-    Raises:
-        _Repeated: the members that msgspec gives are not all that the text has.
+    Of a key that an object holds twice, msgspec keeps the last. Then the text has more lists than
+    one per video and one per record, or names something more often. So it may where all is well, in
+    fields that nobody asked for or in names: the slow way sees the difference.
     """
-    found: dict[str, Any] = decoders.members(text)
-    place = 0
-    for value in found.values():
-        key = _KEY.match(text, place)
-        if key is None or not text.startswith(bytes(value), key.end()):
-            raise _Repeated
-        place = key.end() + len(bytes(value))
-    if _END.match(text, place) is None:
-        raise _Repeated
-    return found
+    return (
+        text.count(b'"results"') == 1
+        and text.count(b"[") == videos + records
+        and all(text.count(name) == records for name in _FIELDS)
+        and _HIDDEN.search(text) is None
+    )
 
 
 @functools.cache
-def _decoders() -> _Decoders | None:
+def _decoder() -> Any:
     try:
         msgspec = importlib.import_module("msgspec")
     except ImportError:
@@ -108,7 +89,5 @@ def _decoders() -> _Decoders | None:
         [("segment", tuple[float, float]), ("label", str | int), ("score", float)],
         gc=False,
     )
-    return _Decoders(
-        members=msgspec.json.Decoder(dict[str, msgspec.Raw]).decode,
-        records=msgspec.json.Decoder(list[record]).decode,  # type: ignore[valid-type]
-    )
+    content = msgspec.defstruct("Results", [("results", dict[str, list[record]])])  # type: ignore[valid-type]
+    return msgspec.json.Decoder(content).decode

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tal_fast.data.feature_streams import streams_of
+from tal_fast.data.raw_annotations import read_raw_annotations
 from tal_fast.data.validation import FeatureQuestion, validate, validate_dataset, write_report
 from tal_fast.data.validation.result import CHECKS
 from tal_fast.data.validation.timing import Proposal, propose
@@ -387,6 +388,20 @@ def test_bad_table_of_subsets(tmp_path):
         validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         validate(tmp_path / "x.json", subsets=tmp_path / "gone.csv")
+
+
+def test_table_of_subsets_as_spreadsheets_write_it(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": {"duration_second": 3}, "b": {"duration_second": 4}}')
+    table = tmp_path / "s.csv"
+    table.write_text("\ufeffvideo, subset\na, training\n\nb, test\na, training\n", "utf-8")
+    raw = read_raw_annotations(tmp_path / "x.json", subsets=table)
+    assert [video.subset for video in raw.videos] == ["training", "test"]
+    table.write_text("video,subset\na,training\na,test\n")
+    with pytest.raises(DataError, match=r"row 3: video 'a' is in subset 'test', above it is in 't"):
+        read_raw_annotations(tmp_path / "x.json", subsets=table)
+    table.write_text("video,subset\na\n")
+    with pytest.raises(DataError, match="row 2: expected 2 columns, got 1"):
+        read_raw_annotations(tmp_path / "x.json", subsets=table)
 
 
 def test_a_data_directory(tiny):
