@@ -133,7 +133,9 @@ class TALDataset:
 
     Attributes:
         name: short name of the data set.
-        annotations: instances of all videos of the splits.
+        annotations: instances of all videos of the splits, as training wants them.
+        truth: the same as detections are scored against: without the cuts of
+            ``out_of_range: clamp``.
         features: extent of each of these videos.
         splits: split name -> names of its videos.
         spec: the ``dataset.yaml`` it came from.
@@ -142,6 +144,7 @@ class TALDataset:
 
     name: str
     annotations: Annotations
+    truth: Annotations
     features: dict[str, Extent]
     splits: dict[str, list[str]]
     spec: DatasetSpec
@@ -250,9 +253,11 @@ def open_dataset(
                 f"{file}: feature.fps is not set and {len(without)} videos have no fps in "
                 f"{spec.annotations}, first {without[0]!r}"
             )
-    selected = annotations.select(extents)
-    selected = replace(selected, report=annotations.report)
-    return TALDataset(spec.name, selected, extents, splits, spec, folder)
+    selected = replace(annotations.select(extents), report=annotations.report)
+    truth = selected
+    if annotations.report.clamped or annotations.report.dropped:
+        truth = _annotations(folder, spec, "keep").select(extents)
+    return TALDataset(spec.name, selected, truth, extents, splits, spec, folder)
 
 
 def dataset_annotations(path: str | os.PathLike[str]) -> Annotations:

@@ -319,8 +319,7 @@ def _translate(
     if truth.no_numbers:
         _check_names(truth, found)
     else:
-        numbered = {number: i for i, number in enumerate(ids) if number is not None}
-        class_index.update(numbered)
+        class_index.update((number, i) for i, number in enumerate(ids) if number is not None)
     new_label = np.array([class_index.get(name, -1) for name in found.classes], dtype=np.int64)
     label = new_label[found.label] if len(found) else np.zeros(0, np.int64)
     bad = label < 0

@@ -93,8 +93,7 @@ def read_ground_truth(
             type, reversed, before 0 or not finite. The message names file, video and position.
     """
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-        annotations = dataset_annotations(source)
-        return _from_annotations(annotations, subset, dialect, os.fspath(source))
+        return _from_annotations(dataset_annotations(source), subset, dialect, os.fspath(source))
     if isinstance(source, Annotations):
         return _from_annotations(source, subset, dialect, "ground truth")
     origin, content = read_json(source, "ground truth")

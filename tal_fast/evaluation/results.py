@@ -172,8 +172,8 @@ def _from_columns(origin: str, content: Any) -> Detections:
     videos: dict[str, int] = {}
     owners = [videos.setdefault(str(video), len(videos)) for video in names]
     labels: dict[str | int, int] = {}
-    column = as_labels(f"{origin}: column label", columns["label"]) if names else []
-    label = [labels.setdefault(name, len(labels)) for name in plain(column)]
+    own = plain(as_labels(f"{origin}: column label", columns["label"]))
+    label = [labels.setdefault(name, len(labels)) for name in own]
     detections = Detections(
         videos=tuple(videos),
         classes=tuple(labels),
