@@ -130,7 +130,9 @@ def predict(
     "--report report",
 )
 def evaluate(
-    annotations: Annotated[Path, typer.Option(help="Annotation JSON, or a data directory.")],
+    annotations: Annotated[
+        Path, typer.Option(help="Annotation JSON, also gzipped, or a data directory.")
+    ],
     predictions: Annotated[Path, typer.Option(help="Results: JSON or JSON lines, also gzipped.")],
     subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
     tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
@@ -169,25 +171,25 @@ def evaluate(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read ActionFormer's eval_results.pkl.")
     ] = False,
+    strict_times: Annotated[
+        bool, typer.Option("--strict-times", help="Refuse predictions that start before 0 s.")
+    ] = False,
 ) -> None:
     """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
     import json
     import warnings
 
     from tal_fast import evaluation
-    from tal_fast.data import open_dataset
     from tal_fast.data.files import write_text_atomically
     from tal_fast.study.sampling.draws import parse_shares
 
     thresholds = parse_shares("--tiou", tiou)
-    # A data directory knows its classes, also those that no annotation shows.
-    truth = open_dataset(annotations).annotations if annotations.is_dir() else annotations
 
     def run(results: Path) -> evaluation.EvaluationResult:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", evaluation.EvaluationWarning)  # printed as notes
             return evaluation.evaluate(
-                truth,
+                annotations,
                 results,
                 thresholds,
                 subset,
@@ -195,6 +197,7 @@ def evaluate(
                 strict=strict,
                 ties=ties,
                 allow_pickle=allow_pickle,
+                strict_times=strict_times,
             )
 
     result = run(predictions)

@@ -16,8 +16,16 @@ from tal_fast.data.annotations import (
     load_annotations,
     save_annotations,
 )
+from tal_fast.data.class_ids import ClassIds
 from tal_fast.data.clips import Clip, CropSet, VideoSet
-from tal_fast.data.dataset import DatasetSpec, FeatureSpec, TALDataset, open_dataset, save_spec
+from tal_fast.data.dataset import (
+    DatasetSpec,
+    FeatureSpec,
+    TALDataset,
+    dataset_annotations,
+    open_dataset,
+    save_spec,
+)
 from tal_fast.data.extents import Extent, read_array
 from tal_fast.data.feature_index import index_features, read_extent
 from tal_fast.data.grid import Grid
@@ -34,6 +42,7 @@ __all__ = [
     "Annotations",
     "Batch",
     "BatchLoader",
+    "ClassIds",
     "Clip",
     "ClipDataset",
     "CropSet",
@@ -48,6 +57,7 @@ __all__ = [
     "Window",
     "WindowRule",
     "WindowSet",
+    "dataset_annotations",
     "index_features",
     "load_annotations",
     "open_dataset",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tal_fast.data.annotations import Annotations, load_annotations
@@ -19,6 +19,7 @@ __all__ = [
     "DatasetSpec",
     "FeatureSpec",
     "TALDataset",
+    "dataset_annotations",
     "left_out_by_name",
     "load_spec",
     "open_dataset",
@@ -35,7 +36,9 @@ class TALDataset:
 
     Attributes:
         name: short name of the data set.
-        annotations: instances of all videos of the splits.
+        annotations: instances of all videos of the splits, as training wants them.
+        truth: the same as detections are scored against: without the cuts of
+            ``out_of_range: clamp``.
         features: extent of each of these videos.
         splits: split name -> names of its videos.
         spec: the ``dataset.yaml`` it came from.
@@ -45,6 +48,7 @@ class TALDataset:
 
     name: str
     annotations: Annotations
+    truth: Annotations
     features: dict[str, Extent]
     splits: dict[str, list[str]]
     spec: DatasetSpec
@@ -141,12 +145,7 @@ def open_dataset(
     if unmatched not in (None, "error", "skip"):
         raise ConfigError(f"open_dataset: expected unmatched 'error' or 'skip', got {unmatched!r}")
     spec = load_spec(file)
-    annotations = load_annotations(
-        folder / spec.annotations,
-        classes=spec.classes,
-        out_of_range=out_of_range or spec.out_of_range,  # type: ignore[arg-type]
-        ignore_labels=spec.ignore_labels,
-    )
+    annotations = _annotations(folder, spec, out_of_range or spec.out_of_range)
     given = _splits(file, spec, annotations)
     names = [name for split in given.values() for name in split]
     left_out = left_out_by_name(file, spec, annotations.videos, names)
@@ -182,9 +181,45 @@ def open_dataset(
                 f"{file}: feature.fps is not set and {len(without)} videos have no fps in "
                 f"{spec.annotations}, first {without[0]!r}"
             )
-    selected = annotations.select(extents)
-    selected = Annotations(selected.videos, selected.classes, annotations.report)
-    return TALDataset(spec.name, selected, extents, splits, spec, folder, left_out)
+    selected = replace(annotations.select(extents), report=annotations.report)
+    truth = selected
+    if annotations.report.clamped or annotations.report.dropped:
+        truth = _annotations(folder, spec, "keep").select(extents)
+    return TALDataset(spec.name, selected, truth, extents, splits, spec, folder, left_out)
+
+
+def dataset_annotations(path: str | os.PathLike[str]) -> Annotations:
+    """Returns what predictions for a data directory are scored against.
+
+    Features are not looked at, nor is ``exclude``: a video whose features are lost is annotated all
+    the same. Segments are as the file has them: ``out_of_range: clamp`` makes targets for training,
+    not truth.
+
+    Args:
+        path: the directory, or its ``dataset.yaml``.
+
+    Returns:
+        The videos of the splits, with the classes of ``dataset.yaml`` and without its
+        ``ignore_labels``.
+
+    Raises:
+        DataError: if ``dataset.yaml`` or the annotations are missing or faulty.
+    """
+    file = spec_file(path)
+    spec = load_spec(file)
+    rule = "keep" if spec.out_of_range == "clamp" else spec.out_of_range
+    annotations = _annotations(file.parent, spec, rule)
+    splits = _splits(file, spec, annotations)
+    return annotations.select(name for names in splits.values() for name in names)
+
+
+def _annotations(folder: Path, spec: DatasetSpec, rule: str) -> Annotations:
+    return load_annotations(
+        folder / spec.annotations,
+        classes=spec.classes,
+        out_of_range=rule,  # type: ignore[arg-type]
+        ignore_labels=spec.ignore_labels,
+    )
 
 
 def left_out_by_name(

@@ -138,6 +138,8 @@ def test_segments_beyond_the_end_only_on_request(tiny):
     data = open_dataset(tiny.path, out_of_range="clamp")
     assert data.annotations.report.clamped == 1
     assert data.annotations.videos["a"].segments[0].tolist() == [1.0, 4.0]
+    assert data.truth.videos["a"].segments[0].tolist() == [1.0, 7.0]  # scores are against this
+    assert list(data.truth.videos) == list(data.annotations.videos)
     tiny.spec["out_of_range"] = "clamp"
     assert open_dataset(tiny.write()).annotations.report.clamped == 1
 

@@ -368,7 +368,7 @@ def test_bad_arguments(planted, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such annotation file"),
+        (None, r"no such file \(annotations\)"),
         ("{", "not valid JSON"),
         ("[]", "expected an object of videos, got list"),
         ("{}", "expected an object 'database'"),
@@ -388,8 +388,8 @@ def test_bad_table_of_subsets(tmp_path):
     with pytest.raises(DataError, match=r"s\.csv: expected columns video and subset, got name, s"):
         validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
     for text, message in (
-        ("video,subset\na\n", "line 2: expected 2 columns, got 1"),
-        ("video,subset\na,x\na,y\n", "line 3: video 'a' is in subset 'y', and in 'x' above"),
+        ("video,subset\na\n", "row 2: expected 2 columns, got 1"),
+        ("video,subset\na,x\na,y\n", "row 3: video 'a' is in subset 'y', above it is in 'x'"),
     ):
         (tmp_path / "s.csv").write_text(text)
         with pytest.raises(DataError, match=rf"s\.csv: {message}"):

@@ -191,11 +191,6 @@ def prepare_videos(
     repairs = repairs or Repairs()
     _check_arguments(features, repairs)
     raw = read_raw_annotations(annotations, subsets=subsets)
-    if raw.repeated:
-        raise DataError(
-            f"{raw.path}: expected each video once, got {raw.repeated[0]!r} more than once "
-            f"({len(raw.repeated)} in all)"
-        )
     chosen = _splits(raw, splits)
     wanted = [v for v in raw.videos if v.subset in set(chosen.values())]
     unknown = sorted(set(repairs.exclude) - {video.name for video in raw.videos})

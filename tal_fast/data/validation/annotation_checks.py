@@ -84,8 +84,8 @@ def annotation_faults(
         faults: takes what is found.
     """
     for name in raw.repeated:
-        faults.add("repeated-video", "error", "listed more than once in the annotation file; only "
-                   "the last is seen", f"video {name!r}")  # fmt: skip
+        faults.add("repeated-video", "error", "listed more than once in the annotation file, which "
+                   "no other command reads", f"video {name!r}")  # fmt: skip
     used = {subset for subsets in splits.values() for subset in subsets}
     names_by_id: dict[int, str] = {}
     ids_by_name: dict[str, int] = {}

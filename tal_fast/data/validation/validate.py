@@ -116,7 +116,7 @@ def validate(
         ConfigError: if an argument is unknown.
     """
     _check_arguments(accept, out_of_range, group)
-    raw = read_raw_annotations(annotations, subsets=subsets)
+    raw = read_raw_annotations(annotations, subsets=subsets, allow_repeated=True)
     if splits is None:
         subset_names = dict.fromkeys(video.subset for video in raw.videos)
         chosen: dict[str, list[str]] = {name or "(none)": [name] for name in subset_names}
