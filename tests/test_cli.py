@@ -485,6 +485,66 @@ def test_train_names_classes_without_a_training_video(capsys, data, tmp_path):
     assert "no training video has an instance of BasketballDunk" in err
 
 
+@pytest.fixture
+def few(tmp_path) -> Path:
+    """Four videos of 30 s, one without features, one with an instance of all of it."""
+    import numpy as np
+
+    from tal_fast.data import DatasetSpec, FeatureSpec, save_spec
+
+    (tmp_path / "few" / "features").mkdir(parents=True)
+    database = {
+        name: {
+            "subset": "validation" if name == "d" else "training",
+            "duration": 30.0,
+            "annotations": [
+                {"label": "walk", "segment": [0.0, 30.0] if name == "b" else [3.0, 5.0]},
+                {"label": "run", "segment": [7.0, 8.0]},
+            ],
+        }
+        for name in "abcd"
+    }
+    (tmp_path / "few" / "annotations.json").write_text(json.dumps({"database": database}))
+    for name in "abd":
+        np.save(tmp_path / "few" / "features" / f"{name}.npy", np.ones((300, 8), np.float32))
+    save_spec(
+        DatasetSpec("few", feature=FeatureSpec(fps=10), exclude={"lost": ["c"]}), tmp_path / "few"
+    )
+    return tmp_path / "few"
+
+
+def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp_path):
+    small = ["d_model=32", "num_heads=2", "encoder_layers=1", "decoder_layers=1", "feedforward=16"]
+    settings = [x for text in small for x in ("--set", f"model.{text}")]
+    settings += ["--set", "training.epochs=1", "--threads", 1]
+    left_out = "note: 1 of 4 videos are left out of training and prediction, lost (exclude): c\n"
+    unheld = (
+        "note: 1 of 4 instances are never learned, no window of 128 rows holds them: walk 1 of 2\n"
+    )
+    train = ["train", "--data", few, "--out", tmp_path / "run", *settings]
+    status, _, err = run(capsys, *train)
+    assert (status, err) == (0, left_out + unheld)
+    predict = ["--checkpoint", tmp_path / "run/checkpoint.pt", "--data", few, "--threads", 1]
+    status, _, err = run(capsys, "predict", *predict, "--out", tmp_path / "results.json")
+    assert (status, err) == (0, left_out)
+    status, out, err = run(capsys, "validate", "--data", few, "--accept", "timing")
+    assert "left out of training and prediction (exclude); scoring counts them" in out
+    assert "'walk': 1 of 2" in out
+    # A class of which nothing is left.
+    text = (few / "annotations.json").read_text().replace("[3.0, 5.0]", "[0.0, 30.0]")
+    (few / "annotations.json").write_text(text)
+    study = ["study", "run", "--data", few, "--out", tmp_path / "study"]
+    for arguments in (train, study):
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert "no window of 128 rows holds any instance of walk (1 of 2 classes)" in err
+    status, out, _ = run(capsys, "validate", "--data", few)
+    assert status == 1
+    assert "training may not start: never-learned" in out
+    status, out, _ = run(capsys, "validate", "--data", few, "--window", 256)
+    assert "never-learned" not in out
+
+
 @pytest.mark.slow
 def test_train_predict_evaluate_and_study(capsys, tmp_path):
     """The real thing, end to end, on small videos that hold every class."""

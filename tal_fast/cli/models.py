@@ -54,7 +54,7 @@ def train(
 
     For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
     """
-    from tal_fast.data import open_dataset
+    from tal_fast.data import WindowSet, open_dataset, require_learnable
     from tal_fast.training import load_config
     from tal_fast.training import train as run
     from tal_fast.training.distributed import launched
@@ -67,6 +67,16 @@ def train(
     dataset = open_dataset(data)
     names = _videos(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
+    windows = WindowSet(
+        dataset,
+        names,
+        length=resolved.data.window,
+        overlap=resolved.data.train_overlap,
+        min_inside=resolved.data.min_inside,
+    )
+    notes = [*dataset.notes(), *require_learnable(windows, f"window of {windows.length} rows")]
+    for note in notes if first else ():
+        say(f"note: {note}")
     with bar("training", shown=first) as update:
 
         def progress(event: Any) -> None:
@@ -106,6 +116,8 @@ def predict(
 
     dataset = open_dataset(data)
     names = _videos(dataset, split, "--split")
+    for note in dataset.notes():
+        say(f"note: {note}")
     with bar("predicting") as update:
         found = run(checkpoint, dataset, names, out, progress=update, threads=threads)
     typer.echo(f"{len(found)} detections in {len(names)} videos\n{out}")
@@ -118,7 +130,9 @@ def predict(
     "--report report",
 )
 def evaluate(
-    annotations: Annotated[Path, typer.Option(help="Annotation JSON, or a data directory.")],
+    annotations: Annotated[
+        Path, typer.Option(help="Annotation JSON, also gzipped, or a data directory.")
+    ],
     predictions: Annotated[Path, typer.Option(help="Results: JSON or JSON lines, also gzipped.")],
     subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
     tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
@@ -157,25 +171,25 @@ def evaluate(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read ActionFormer's eval_results.pkl.")
     ] = False,
+    strict_times: Annotated[
+        bool, typer.Option("--strict-times", help="Refuse predictions that start before 0 s.")
+    ] = False,
 ) -> None:
     """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
     import json
     import warnings
 
     from tal_fast import evaluation
-    from tal_fast.data import open_dataset
     from tal_fast.data.files import write_text_atomically
     from tal_fast.study.sampling.draws import parse_shares
 
     thresholds = parse_shares("--tiou", tiou)
-    # A data directory knows its classes, also those that no annotation shows.
-    truth = open_dataset(annotations).annotations if annotations.is_dir() else annotations
 
     def run(results: Path) -> evaluation.EvaluationResult:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", evaluation.EvaluationWarning)  # printed as notes
             return evaluation.evaluate(
-                truth,
+                annotations,
                 results,
                 thresholds,
                 subset,
@@ -183,6 +197,7 @@ def evaluate(
                 strict=strict,
                 ties=ties,
                 allow_pickle=allow_pickle,
+                strict_times=strict_times,
             )
 
     result = run(predictions)

@@ -11,6 +11,7 @@ per video, :class:`VideoSet` whole videos, padded or resized.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -20,9 +21,16 @@ import numpy.typing as npt
 
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
+from tal_fast.data.unheld import count_unheld
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["Clip", "ClipSet", "CropSet", "VideoSet", "known_videos"]
+__all__ = [
+    "Clip",
+    "ClipSet",
+    "CropSet",
+    "VideoSet",
+    "known_videos",
+]
 
 _CROP = 0  # purposes of random numbers (order.item_numbers)
 
@@ -67,6 +75,14 @@ class ClipSet(Protocol):
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Rows of each item, or the most it can have: int64 [n]."""
+
+    @property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Instances that no item can hold, so that they are never learned.
+
+        Class -> (how many of its instances, of how many in these videos), for the classes that have
+        any.
+        """
 
     def __len__(self) -> int:
         """Number of items."""
@@ -162,6 +178,11 @@ class VideoSet:
     def __len__(self) -> int:
         """Number of videos."""
         return len(self.videos)
+
+    @property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Nothing: a whole video holds all of its instances; see :class:`ClipSet`."""
+        return {}
 
     def slot_length(self, rows: int) -> int:
         """Returns ``max(pad_to, rows)`` rounded up to the multiple."""
@@ -280,6 +301,30 @@ class CropSet:
         """Number of videos."""
         return len(self.videos)
 
+    @functools.cached_property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Class -> how many of its instances no crop can hold, of how many; see :class:`ClipSet`.
+
+        Every place that a crop of the greatest length may take counts, however rarely it is drawn.
+        """
+        held = {}
+        for index, name in enumerate(self.videos):
+            whole = self._whole.clip(index, 0, 0)
+            length = max(self._lengths(whole.rows))
+            held[name] = _holds(
+                whole.edges, whole.rows, length, self._reach(name), self._min_inside
+            )
+        return count_unheld(self.dataset, held)
+
+    def _lengths(self, rows: int) -> tuple[int, int]:
+        """Returns least and greatest length of a crop of a video of so many rows."""
+        if rows > self.max_length:
+            return self.max_length, self.max_length
+        if self._crop_ratio is None:
+            return rows, rows
+        low, high = self._crop_ratio
+        return max(round(low * rows), 1), min(round(high * rows), rows)
+
     def slot_length(self, rows: int) -> int:
         """Returns ``max(pad_to, rows)`` rounded up to the multiple."""
         return self._whole.slot_length(rows)
@@ -296,11 +341,8 @@ class CropSet:
         rows = whole.rows
         before, after = self._reach(whole.video)
         numbers = item_numbers(seed, epoch, index, _CROP, self._trials + 1)
-        length = min(rows, self.max_length)
-        if rows <= self.max_length and self._crop_ratio is not None:
-            low = max(round(self._crop_ratio[0] * rows), 1)
-            high = min(round(self._crop_ratio[1] * rows), rows)
-            length = low + below(numbers[0], high - low + 1)
+        low, high = self._lengths(rows)
+        length = low + below(numbers[0], high - low + 1)
         places = [below(n, rows - length + 1) for n in numbers[1:]] if length < rows else [0]
         start, chosen, edges = _first_with_instance(
             whole.edges, places, length, (before, after), self._min_inside
@@ -317,6 +359,26 @@ class CropSet:
             # A resampled row is taken to see what it covers, as in ActionFormer's ActivityNet code.
             offset = 0.5 if self._whole.resize is not None else 0.5 * grid.frames / grid.stride
         return offset - 0.5, offset + 0.5
+
+
+def _holds(
+    edges: npt.NDArray[np.float64],
+    rows: int,
+    length: int,
+    reach: tuple[float, float],
+    min_inside: float,
+) -> npt.NDArray[np.bool_]:
+    """Returns which instances some place of a crop would hold: bool [N]."""
+    # The part inside is concave in the place, with corners where the crop's edges meet the
+    # instance's: it is greatest at a whole number beside a corner, or at the ends.
+    corners = np.stack([edges[:, 0] + reach[0], edges[:, 1] - length - reach[1]])  # [2, N]
+    places = np.concatenate([np.floor(corners), np.ceil(corners)])
+    places = np.clip(places, 0, rows - length)  # [4, N]
+    low = np.maximum(edges[:, 0], places - reach[0])
+    high = np.minimum(edges[:, 1], places + length + reach[1])
+    inside = (high - low) / (edges[:, 1] - edges[:, 0])
+    held: npt.NDArray[np.bool_] = (inside >= min_inside).any(axis=0)
+    return held
 
 
 def _first_with_instance(

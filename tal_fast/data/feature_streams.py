@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tal_fast.data.extents import Extent, Layout
+from tal_fast.data.feature_folder import feature_files, is_there, require_file_name
 from tal_fast.data.formats import (
     IN_PLACE,
     KEYED,
@@ -167,14 +168,6 @@ class OpenStream:
 
     # ---- what there is -------------------------------------------------------------------------
 
-    def _listing(self) -> list[str]:
-        try:
-            return sorted(name for name in os.listdir(self.stream.path) if name[0] != ".")
-        except OSError as error:
-            raise DataError(
-                f"{self.stream.path}: cannot be read: {error.strerror or error}"
-            ) from error
-
     def _refuse_unfinished(self) -> None:
         path = self.stream.path
         if os.path.exists(os.path.join(path, "pack.json")) and store_index(path) is None:
@@ -187,9 +180,11 @@ class OpenStream:
         if store_index(self.stream.path) is not None:
             return "%s"
         endings: dict[str, str] = {}
-        for name in self._listing():
-            if kind_of_name(name) is not None:
-                endings.setdefault(os.path.splitext(name)[1], name)
+        # Only where none lies in the folder itself, those below it tell.
+        for beside in ((), None):
+            for name in () if endings else feature_files(self.stream.path, beside):
+                if kind_of_name(name) is not None:
+                    endings.setdefault(os.path.splitext(name)[1], name)
         if not endings:
             raise DataError(
                 f"{self.stream.path}: no file of a known ending ({', '.join(SUFFIXES)}); "
@@ -211,7 +206,7 @@ class OpenStream:
         if index is not None:
             return read_store_index(index)
         shards: dict[str, str] = {}
-        for name in self._listing():
+        for name in feature_files(self.stream.path, ()):
             if kind_of_name(name) != "safetensors":
                 continue
             path = os.path.join(self.stream.path, name)
@@ -223,24 +218,34 @@ class OpenStream:
                 shards[tensor] = path
         return shards or None
 
-    def entries(self) -> list[str]:
-        """Returns the names of all files, or of all arrays of the file or store."""
+    def entries(self, beside: Collection[str] | None = None) -> list[str]:
+        """Returns the names of all files, or of all arrays of the file or store.
+
+        Args:
+            beside: of a folder of files, only those in the folders of these videos, and in the
+                folder itself; None takes all below it.
+
+        Raises:
+            DataError: if the folder cannot be read.
+        """
         if self._shards is not None:
             return list(self._shards)
         if self.is_folder:
-            return self._listing()
+            # Where the template has folders, a video beside others has one of its own.
+            names = None if beside is None or "/" in self.template else map(self.entry, beside)
+            return feature_files(self.stream.path, None if names is None else list(names))
         if self._kind == "safetensors":
             return self._safetensors(self.stream.path).names()
         if self._kind == "hdf5":
             return self._hdf5(self.stream.path).names()
         return [str(name) for name in self._mapping(self.stream.path)]
 
-    def videos(self) -> list[str]:
+    def videos(self, beside: Collection[str] | None = None) -> list[str]:
         """Returns the videos that the template finds among :meth:`entries`."""
         start, end = len(self._start), len(self._end)
         return [
             name[start : len(name) - end]
-            for name in self.entries()
+            for name in self.entries(beside)
             if len(name) > start + end and name.startswith(self._start) and name.endswith(self._end)
         ]
 
@@ -252,13 +257,35 @@ class OpenStream:
         """Returns the path of the file that should hold a video.
 
         Raises:
+            DataError: if the video's id cannot name a file of the folder.
             KeyError: if the store has no such tensor.
         """
         if self._shards is not None:
             return self._shards[self.entry(video)]
         if self.is_folder:
+            require_file_name(self.stream.path, video)
             return os.path.join(self.stream.path, self.entry(video))
         return self.stream.path
+
+    def holds(self, video: str) -> bool:
+        """Whether there is a file or array of this video, be it sound or not.
+
+        It is looked for by its own name, not in a listing, as :meth:`extent` and :meth:`array` do:
+        whatever asks whether a video has features asks here.
+
+        Raises:
+            DataError: if the video's id cannot name a file of the folder, or a file that many share
+                is faulty.
+        """
+        if self._shards is not None:
+            return self.entry(video) in self._shards
+        if self.is_folder:
+            return is_there(self.file(video))
+        if self._kind == "safetensors":
+            return self._safetensors(self.stream.path).holds(self.entry(video))
+        if self._kind == "hdf5":
+            return self._hdf5(self.stream.path).holds(self.entry(video))
+        return self.entry(video) in self._mapping(self.stream.path)
 
     # ---- one video -----------------------------------------------------------------------------
 
@@ -271,11 +298,19 @@ class OpenStream:
             KeyError: if there is no such array.
         """
         path = self.file(video)
+        try:
+            return self._extent(video, path, layout)
+        except DataError:
+            # Which of the formats' errors it is does not matter where there is no file.
+            if self.is_folder:
+                self._require(path)
+            raise
+
+    def _extent(self, video: str, path: str, layout: Layout) -> Extent:
         kind = self._kind_of(path)
         if kind == "npy":
             return npy_extent(path, layout)
         if kind not in IN_PLACE:
-            self._require(path)
             raise needs_packing(path, kind)
         if kind == "safetensors":
             tensors = self._safetensors(path)
@@ -371,7 +406,7 @@ class OpenStream:
         return self._kind or kind_of_content(path)
 
     def _require(self, path: str) -> None:
-        if not os.path.lexists(path):
+        if not is_there(path):
             raise FileNotFoundError(path)
 
     def _name(self, video: str, file: SafetensorsFile | Hdf5File, path: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from tal_fast.data.clips import Clip, known_videos
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
+from tal_fast.data.unheld import count_unheld
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["Window", "WindowSet", "sliding_windows"]
+__all__ = ["Window", "WindowRule", "WindowSet", "sliding_windows"]
 
 _COVERS = ("tail", "tadtr-train", "tadtr-test", "opentad")
 _JITTER = 1  # purpose of random numbers (order.item_numbers)
@@ -116,6 +118,54 @@ def _opentad_windows(rows: int, length: int, overlap: float) -> list[tuple[int, 
     return windows
 
 
+@dataclass(frozen=True)
+class WindowRule:
+    """How videos are cut into windows and which instances a window owns; TadTR's by default.
+
+    Attributes:
+        length: rows of a window.
+        overlap: part of a window that the next one repeats, in [0, 1).
+        min_inside: least part of an instance inside a window for it to be a target, in (0, 1].
+        cover: what happens at the end of a video (:func:`sliding_windows`).
+    """
+
+    length: int = 128
+    overlap: float = 0.75
+    min_inside: float = 0.75
+    cover: str = "tail"
+
+    def __post_init__(self) -> None:
+        """Checks that the numbers are in range.
+
+        Raises:
+            ConfigError: if one is not.
+        """
+        if not 0 < self.min_inside <= 1:
+            raise ConfigError(f"WindowRule: expected min_inside in (0, 1], got {self.min_inside}")
+        self.windows(1)
+
+    def windows(self, rows: int) -> list[tuple[int, int]]:
+        """Returns the windows [start, stop) of a video of so many rows."""
+        return sliding_windows(rows, self.length, self.overlap, self.cover)
+
+    def owned(
+        self, edges: npt.NDArray[np.float64], windows: Sequence[tuple[int, int]]
+    ) -> npt.NDArray[np.bool_]:
+        """Returns which windows own which instances: bool [W, N].
+
+        Args:
+            edges: float64 [N, 2], start and end of each instance in rows of the video.
+            windows: [start, stop) of each window.
+        """
+        bounds = np.asarray(windows, dtype=np.float64)  # [W, 2]
+        starts = np.maximum(edges[None, :, 0], bounds[:, None, 0])  # [W, N]
+        ends = np.minimum(edges[None, :, 1], bounds[:, None, 1])
+        inside = (ends - starts) / (edges[:, 1] - edges[:, 0])
+        # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
+        owned: npt.NDArray[np.bool_] = inside >= self.min_inside - 1e-9
+        return owned
+
+
 class WindowSet:
     """The windows of some videos with their targets, as TadTR cuts them for training.
 
@@ -163,15 +213,14 @@ class WindowSet:
             DataError: if a video is unknown, none is given, or no window is left.
             ConfigError: if a number is out of range.
         """
-        if not 0 < min_inside <= 1:
-            raise ConfigError(f"WindowSet: expected min_inside in (0, 1], got {min_inside}")
+        self._rule = WindowRule(int(length), overlap, min_inside, cover)
         if jitter < 0:
             raise ConfigError(f"WindowSet: expected jitter >= 0, got {jitter}")
         self.dataset = dataset
         self.length = int(length)
         self.windows: list[Window] = []
         self.dropped = 0
-        self._min_inside = min_inside
+        self._held: dict[str, npt.NDArray[np.bool_]] = {}
         self._drop_empty = drop_empty
         self._jitter = int(jitter)
         self._labels: list[npt.NDArray[np.int64]] = []
@@ -179,8 +228,7 @@ class WindowSet:
         self._instances: list[npt.NDArray[np.int64]] = []
         names = known_videos(dataset, videos, "WindowSet")
         for name in names:
-            spans = sliding_windows(dataset.features[name].rows, self.length, overlap, cover)
-            self._cut(name, spans)
+            self._cut(name, self._rule.windows(dataset.features[name].rows))
         if not self.windows:
             raise DataError(
                 f"WindowSet: none of the {self.dropped} windows of {len(names)} videos holds "
@@ -200,12 +248,8 @@ class WindowSet:
     def _cut(self, name: str, spans: list[tuple[int, int]]) -> None:
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)  # [N, 2]
-        bounds = np.asarray(spans, dtype=np.float64)  # [W, 2]
-        starts = np.maximum(edges[None, :, 0], bounds[:, None, 0])  # [W, N]
-        ends = np.minimum(edges[None, :, 1], bounds[:, None, 1])
-        inside = (ends - starts) / (edges[:, 1] - edges[:, 0])
-        # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
-        chosen = inside >= self._min_inside - 1e-9
+        chosen = self._rule.owned(edges, spans)
+        self._held[name] = np.any(chosen, axis=0)
         for w, (start, stop) in enumerate(spans):
             mine = np.flatnonzero(chosen[w])
             if self._drop_empty and not len(mine):
@@ -214,11 +258,19 @@ class WindowSet:
             self.windows.append(Window(name, start, stop))
             self._instances.append(mine)
             self._labels.append(video.labels[mine])
-            self._edges.append(np.stack([starts[w, mine] - start, ends[w, mine] - start], axis=1))
+            self._edges.append(np.clip(edges[mine], start, stop) - start)
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.windows)
+
+    @functools.cached_property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Class -> how many of its instances no window owns, of how many; see :class:`ClipSet`.
+
+        Counted before any jitter, and kept by :meth:`subset`.
+        """
+        return count_unheld(self.dataset, self._held)
 
     def subset(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> WindowSet:
         """Returns the same set with only some of its windows.
@@ -307,12 +359,8 @@ class WindowSet:
         """Returns labels and edges of the instances of a window."""
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)
-        clipped = np.clip(edges, start, stop)
-        inside = (np.minimum(edges[:, 1], stop) - np.maximum(edges[:, 0], start)) / (
-            edges[:, 1] - edges[:, 0]
-        )
-        mine = inside >= self._min_inside - 1e-9
-        return video.labels[mine], clipped[mine] - start
+        mine = self._rule.owned(edges, [(start, stop)])[0]
+        return video.labels[mine], np.clip(edges[mine], start, stop) - start
 
     def targets(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Returns the instances of a window before any jitter.

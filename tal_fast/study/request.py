@@ -45,6 +45,7 @@ class Request:
         dataset: the opened data set.
         split: the videos that train and test.
         windows: the windows of all training videos.
+        notes: what of the data is left out, or never learned.
         budgets: what ends the trainings.
         holdout: share of the sample that the settings keep back.
         settings: what decides the outcomes.
@@ -58,6 +59,7 @@ class Request:
     dataset: Any
     split: Split
     windows: WindowSet
+    notes: tuple[str, ...]
     budgets: tuple[str, ...]
     holdout: float
     settings: dict[str, Any]
@@ -156,7 +158,7 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
         ConfigError: the request makes no sense.
         DataError: the data is faulty.
     """
-    from tal_fast.data import WindowSet, open_dataset
+    from tal_fast.data import WindowSet, open_dataset, require_learnable
     from tal_fast.training import config_to_dict, load_config
 
     parse_fractions(spec.fractions)
@@ -199,6 +201,7 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
         min_inside=config.data.min_inside,
         drop_empty=True,
     )
+    notes = (*dataset.notes(), *require_learnable(windows, f"window of {windows.length} rows"))
     resolved = config_to_dict(config)
     # Always written out, so that a study of epochs can be extended by one of steps.
     resolved["training"]["steps"] = config.training.steps or config.training.epochs * max(
@@ -210,6 +213,7 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
         dataset=dataset,
         split=split,
         windows=windows,
+        notes=notes,
         budgets=budgets,
         holdout=config.training.holdout,
         settings=settings,

@@ -190,6 +190,8 @@ def run_study(
         def note_runs() -> None:
             write_study(out, request.settings, spec, runs, budgets=request.budgets, trials=asked)
 
+        for note in request.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         note_runs()
         write_text_atomically(out / CONFIG, request.config_text)
         tasks = [request.task(trial) for trial in wanted if trial.name not in records]

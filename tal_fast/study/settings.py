@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError
 
 __all__ = [
@@ -39,8 +40,6 @@ BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
 """What may end the trainings of a study, ``training.budget``, in the order in which it is shown."""
 _FORMAT = 2
 _SHOWN = 5
-# A study of many runs has a long file, which libyaml reads ten times as fast.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Settings that a trial sets itself, or that change its speed and not its outcome.
 _NOT_THE_STUDYS = (
     ("training", "seed"),
@@ -216,10 +215,10 @@ def read_study(out: Path) -> dict[str, Any] | None:
     """
     path = out / STUDY_FILE
     try:
-        study = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        study = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         return None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     keys = ("format", "settings", "hash", "request", "runs")
     if not isinstance(study, dict) or any(key not in study for key in keys):

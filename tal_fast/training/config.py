@@ -17,6 +17,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError
 from tal_fast.models import TadTRConfig, available, model_config
 
@@ -253,7 +254,7 @@ def load_config(
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r}: expected section.field=value")
-        value: Any = _parse_yaml(text, f"override {override!r}")
+        value: Any = parse_yaml(text, f"override {override!r}", ConfigError)
         for part in reversed(key.split(".")):
             value = {part: value}
         _merge(settings, value, "")
@@ -297,7 +298,7 @@ def _plain(value: Any) -> Any:
 def _merge(base: dict[str, Any], changes: Mapping[str, Any], prefix: str) -> None:
     for key, value in changes.items():
         if key not in base:
-            near = difflib.get_close_matches(key, list(base), n=1)
+            near = difflib.get_close_matches(str(key), list(base), n=1)
             # The right field in the wrong section is a common slip: look through all of them.
             home = near[0] if near else _section_of(key)
             hint = f"; did you mean {(prefix if near else '') + home!r}?" if home else ""
@@ -325,16 +326,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from None
-    loaded = _parse_yaml(text, str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    loaded = parse_yaml(text, str(path), ConfigError)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected sections of settings, got {type(loaded).__name__}")
     return loaded
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None

@@ -267,7 +267,7 @@ def _test(
 
 def _score(data: TALDataset, videos: Sequence[str], found: Detections) -> EvaluationResult:
     # On the threads of this trial: those of the machine belong to the trials beside it, too.
-    truth = data.annotations.select(videos)
+    truth = data.truth.select(videos)
     return evaluate(truth, found, num_threads=torch.get_num_threads())
 
 

@@ -9,7 +9,7 @@ import pytest
 from feature_files import VIDEOS, check, values
 
 from tal_fast.data.extents import read_array
-from tal_fast.data.feature_index import index_features, videos_of_streams
+from tal_fast.data.feature_index import index_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.packing import pack_features
 from tal_fast.errors import DataError, MissingExtraError
@@ -36,7 +36,7 @@ def test_names_in_groups_and_a_prefix(tmp_path):
             file[f"v_{video}"] = values(video, 4)
     check(index_features(tmp_path / "x.h5", VIDEOS, template="%s/feats"))
     check(index_features(tmp_path / "x.h5", VIDEOS, prefix="v_"), 4)
-    found = videos_of_streams(streams_of(tmp_path / "x.h5", "%s/feats"))
+    found = found_videos(streams_of(tmp_path / "x.h5", "%s/feats"))
     assert found == list(VIDEOS)
 
 
@@ -115,6 +115,11 @@ def packed(folder, name, expected):
         np.testing.assert_array_equal(read_array(extent), expected[video])
 
 
+def found_videos(streams):
+    with OpenStream(*streams) as opened:
+        return sorted(opened.videos())
+
+
 class TestLinks:
     @pytest.fixture
     def linked(self, tmp_path):
@@ -147,7 +152,7 @@ class TestLinks:
         assert extents["itself"].path == path
 
     def test_no_video_is_dropped_behind_a_link(self, tmp_path, linked):
-        assert videos_of_streams(streams_of(tmp_path / "all.h5")) == sorted(linked)
+        assert found_videos(streams_of(tmp_path / "all.h5")) == sorted(linked)
         packed(tmp_path, "all.h5", linked)
 
     def test_a_change_of_the_linked_file_is_noticed(self, tmp_path, linked):
@@ -170,7 +175,7 @@ class TestLinks:
         (tmp_path / "notes.txt").write_text("hello")
         with h5py.File(tmp_path / "all.h5", "a") as file:
             file["bad"] = h5py.ExternalLink(*link) if len(link) == 2 else h5py.SoftLink(*link)
-        assert "bad" in videos_of_streams(streams_of(tmp_path / "all.h5"))
+        assert "bad" in found_videos(streams_of(tmp_path / "all.h5"))
         message = "video 'bad': .*all.h5: dataset 'bad': its " + message
         with pytest.raises(DataError, match=message):
             index_features(tmp_path / "all.h5", ["own", "bad"])
@@ -181,7 +186,7 @@ class TestLinks:
         with h5py.File(tmp_path / "x.h5", "w") as file:
             file["g/a"] = ROWS
             file["g/h"] = h5py.SoftLink("/g")
-        assert videos_of_streams(streams_of(tmp_path / "x.h5")) == ["g/a"]
+        assert found_videos(streams_of(tmp_path / "x.h5")) == ["g/a"]
 
 
 class TestStorage:

@@ -15,6 +15,7 @@ import fake_experiment as fake
 import pytest
 import yaml
 
+from tal_fast.data import open_dataset
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study import report_study, run_study
 from tal_fast.study.execution.executors import threads_per_job, visible_gpus
@@ -42,6 +43,20 @@ def comparable(spec) -> dict:
 
 
 class TestRun:
+    def test_says_at_the_start_what_is_left_out(self, spec, quiet, no_pictures, tmp_path):
+        data = shutil.copytree(spec.data, tmp_path / "copy")
+        first = open_dataset(data).splits["test"][0]
+        with open(data / "dataset.yaml", "a") as file:
+            file.write(f"exclude: {{lost at sea: [{first}]}}\n")
+        (data / "features" / f"{first}.npy").unlink()
+        spec = replace(spec, data=data, repetitions=1, fractions=(1.0,))
+        run_study(spec, experiment=fake.learn, console=quiet)
+        said = quiet.file.getvalue().splitlines()
+        assert said[0] == (
+            "note: 1 of 26 videos are left out of training and prediction, lost at sea (exclude): "
+            f"{first}"
+        )
+
     def test_every_trial_once_and_nothing_anew(self, spec, quiet):
         result = run_study(spec, experiment=fake.learn, console=quiet)
         assert (result.ran, result.reused) == (6, 0)
@@ -427,7 +442,11 @@ class TestSumUp:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("a: [", "cannot be read"),
+            ("a: [", "not valid YAML"),
+            (
+                "format: 2\nformat: 2\n",
+                "expected each key once, got 'format' in line 1",
+            ),
             ("a: 1", "expected a study's settings"),
             ("{format: 9, settings: {}, hash: x, request: {}, runs: []}", "expected format 2"),
             ("{format: 2, settings: {}, hash: x, request: {}, runs: []}", "edited by hand"),

@@ -80,8 +80,17 @@ def test_bad_files(tmp_path):
     path.write_text("- a\n- b\n")
     with pytest.raises(ConfigError, match="expected sections of settings, got list"):
         load_config(path)
-    path.write_text("training: {epochs: [}")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(path)
+    for text, message in (
+        (b"training: {epochs: [}", "not valid YAML"),
+        (b"name: tadtr\xe9\n", "not valid YAML"),
+        (
+            b"training: {epochs: 3}\ntraining: {seed: 7}\n",
+            "once, got 'training' in line 1",
+        ),
+        (b"1: 2\n", "unknown setting '1'"),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
     with pytest.raises(ConfigError, match="unknown model 'tadr'; did you mean 'tadtr'"):
         preset("tadr")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tal_fast.errors import DataError
-from tal_fast.evaluation import evaluate, read_results
+from tal_fast.evaluation import Detections, evaluate, read_results
 from tal_fast.models import TadTROutput
 from tal_fast.training import detect, predict, run_experiment
 from tal_fast.training.checkpoint import load_model
@@ -34,11 +34,39 @@ def test_whole_experiment(data, config, out):
     assert result.average_map == pytest.approx(np.mean(list(result.map_per_threshold.values())))
     truth = data.annotations.select(data.splits["test"])
     assert evaluate(truth, out / "predictions.json").average_map == result.average_map
+    assert data.truth is data.annotations  # nothing was cut
     assert result.peak_memory_mib > 10
     # the checkpoint alone gives the same file
     before = (out / "predictions.json").read_bytes()
     predict(out / "checkpoint.pt", data, data.splits["test"], out / "again.json")
     assert (out / "again.json").read_bytes() == before
+
+
+def test_scores_are_against_the_uncut_truth(data, config, out, monkeypatch):
+    """Detections that are the annotations, some beyond their videos' end, score 1."""
+    test = data.splits["test"]
+    far = {
+        name: replace(video, segments=video.segments + np.array([0.0, 50.0]))
+        for name, video in data.annotations.videos.items()
+    }
+    cut = {name: replace(v, segments=v.segments[:, :1] + [[0.0, 0.1]]) for name, v in far.items()}
+    found = Detections.from_videos(
+        {
+            name: (far[name].segments, far[name].labels, np.ones(len(far[name].labels)))
+            for name in test
+        },
+        data.classes,
+    )
+    monkeypatch.setattr("tal_fast.training.experiment.predict", lambda *a, **k: found)
+    known = replace(
+        data,
+        annotations=replace(data.annotations, videos=cut),
+        truth=replace(data.truth, videos=far),
+    )
+    result = run_experiment(
+        config, known, train_videos=data.splits["train"], test_videos=test, out=out
+    )
+    assert result.average_map == 1.0
 
 
 def test_videos_in_both_lists(data, config, out):

@@ -67,6 +67,16 @@ class Hdf5File:
         """
         return list(self._walk(self._file, "", ()))
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a dataset of this name, be it readable or not."""
+        try:
+            self._open(name)
+        except KeyError:
+            return False
+        except DataError:
+            pass  # what is wrong with it is extent's or array's to say
+        return True
+
     def _walk(self, group: Any, above: str, parents: tuple[Any, ...]) -> Iterator[str]:
         h5o = self._h5py.h5o
         for name in group:

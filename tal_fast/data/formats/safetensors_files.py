@@ -85,6 +85,10 @@ class SafetensorsFile:
         """Returns the names of the tensors."""
         return list(self._header)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._header
+
     def extent(self, name: str, layout: Layout = "TC") -> Extent:
         """Returns where a tensor lies.
 

@@ -203,9 +203,16 @@ def _check_names(names: list[str], opened: Sequence[OpenStream]) -> None:
         raise DataError(
             f"{opened[0].stream.path}: no video of the form {opened[0].template!r} to pack"
         )
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{opened[0].stream.path}: video {name!r}: its name is not UTF-8, as the names in "
+                "a store are; rename the file"
+            ) from None
     for stream in opened:
-        there = set(stream.videos())
-        missing = [name for name in names if name not in there]
+        missing = [name for name in names if not stream.holds(name)]
         if missing:
             more = ", …" if len(missing) > _SHOWN else ""
             raise DataError(
