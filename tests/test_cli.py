@@ -266,6 +266,7 @@ class TestCommands:
         arguments = ["--data", "d", "--out", "o", "--fractions", "0.5,1", "--repetitions", "2"]
         arguments += ["--split", "random", "--seed", "4", "--set", "training.epochs=1"]
         arguments += ["--set", "training.batch_size=2", "--jobs", "2", "--threads", "1"]
+        arguments += ["--trust-times"]
         status, out, err = run(capsys, "study", "run", *arguments)
         assert status == 0
         (spec,) = asked
@@ -273,6 +274,7 @@ class TestCommands:
         assert (spec.fractions, spec.repetitions, spec.split) == ((0.5, 1.0), 2, "random")
         assert spec.overrides == ("training.epochs=1", "training.batch_size=2")
         assert (spec.seed, spec.jobs, spec.threads) == (4, 2, 1)
+        assert spec.trust_times
         assert "all 4 trials were there already, nothing was trained" in out
         assert str(tmp_path / "curve.csv") in out
         assert "note: no picture" in err

@@ -24,6 +24,7 @@ __all__ = [
     "Overwrite",
     "Settings",
     "Threads",
+    "TrustTimes",
     "app",
     "bar",
     "command",
@@ -73,6 +74,14 @@ Settings = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads.")]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+TrustTimes = Annotated[
+    bool,
+    typer.Option(
+        "--trust-times",
+        help="Go on although feature files have another size or time: they hold what they held.",
+    ),
+]
 
 
 def say(message: str) -> None:

@@ -18,6 +18,12 @@ from torch import Tensor
 
 from tal_fast.data.batches import Batch, BatchLoader
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.fingerprint import (
+    changed_annotations,
+    changed_features,
+    data_facts,
+    data_fingerprint,
+)
 from tal_fast.data.windows import WindowSet
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
@@ -37,6 +43,9 @@ __all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
 # After an epoch the state is saved, unless the epochs are so short that saving would take more than
 # about this share of the time.
 _SAVING_SHARE = 0.02
+_STATE = {"identity", "model", "optimizer", "scaler", "kept", "budget", "checked", "random"} | {
+    "progress", "seconds", "log", "sums",
+}  # fmt: skip
 _LOSSES = ("total", "classification", "l1", "iou", "actionness")
 _LOG_COLUMNS = (
     "epoch",
@@ -115,6 +124,9 @@ class Trainer:
         progress: called after every step.
         validate: scores a model by held-out videos, and so picks the weights to keep; the same
             score in every process.
+        held: names of those videos.
+        trust_times: go on from ``resume.pt`` although feature files have another size or time than
+            when it was written, since they hold the same.
     """
 
     def __init__(
@@ -127,6 +139,8 @@ class Trainer:
         positions: Sequence[int] | None = None,
         progress: Callable[[ProgressEvent], None] | None = None,
         validate: Callable[[TadTR], float] | None = None,
+        held: Sequence[str] = (),
+        trust_times: bool = False,
     ) -> None:
         self.config = config
         self.data = data
@@ -135,6 +149,8 @@ class Trainer:
         self.positions = None if positions is None else list(positions)
         self.progress = progress
         self.validate = validate
+        self.held = list(held)
+        self.trust_times = trust_times
 
     def run(self, resume: bool = True) -> TrainingSummary:
         """Trains to the end, from where an interrupted run with the same settings stopped.
@@ -144,7 +160,7 @@ class Trainer:
         Raises:
             ConfigError: several processes cannot share the batches.
             DataError: no training video, or none with an instance.
-            TrainingError: the loss is not finite, or ``resume.pt`` is of other settings.
+            TrainingError: the loss is not finite, or ``resume.pt`` is of other settings or data.
             KeyboardInterrupt: after the state was written.
         """
         self._start()
@@ -214,10 +230,12 @@ class Trainer:
         if self.positions is not None:
             self.windows = self.windows.subset(self.positions)
         distributed.require_same(
-            "settings, videos or windows", (self._identity(), len(self.windows))
+            "settings, videos or windows, or in the data",
+            (self._identity(), len(self.windows), data_fingerprint(self.data)),
         )
         if distributed.is_first():
             self.out.mkdir(parents=True, exist_ok=True)
+            self._facts = data_facts(self.data, (*self.videos, *self.held))
         self.device = resolve_device(config.training.device)
         torch.manual_seed(config.training.seed)
         self.model = TadTR(self.data.channels, self.data.num_classes, config.model)
@@ -263,33 +281,54 @@ class Trainer:
         began = time.perf_counter()
         cuda = self.device.type == "cuda"
         random = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
+        random_states = distributed.gathered(random)
+        if distributed.is_first():
+            self._write_state(random_states)
+        ended = time.perf_counter()
+        self._saving = (ended - began, ended)
+
+    def _write_state(self, random: list[Any]) -> None:
         content = {
             "identity": self._identity(),
+            "data": self._facts,
             **self.stepper.state_dict(),
             "kept": self.kept.state_dict(),
             "budget": self.budget.state_dict(),
             "checked": self._checked,
-            "random": distributed.gathered(random),
+            "random": random,
             "progress": [self.epoch, self.batches_done, self.step],
             "seconds": self.seconds,
             "log": self.log,
             "sums": self.sums,
         }
-        if distributed.is_first():
-            write_checkpoint(self.out / "resume.pt", content)
-        ended = time.perf_counter()
-        self._saving = (ended - began, ended)
+        write_checkpoint(self.out / "resume.pt", content)
 
     def _saved_state(self) -> dict[str, Any] | None:
+        """Returns the state to go on from, None without one; the first process alone reads it."""
         path = self.out / "resume.pt"
-        return read_checkpoint(path) if path.exists() else None
+        if not path.exists():
+            return None
+        state = read_checkpoint(path)
+        missing = _STATE - state.keys()
+        if missing:
+            raise TrainingError(
+                f"{path}: not the state of a training, it lacks {sorted(missing)}; start anew with "
+                "--no-resume"
+            )
+        anew = "use another directory, or start anew with --no-resume"
+        if state["identity"] != self._identity():
+            raise TrainingError(f"{path} is of a training with other settings or videos; {anew}")
+        # Earlier versions kept nothing of the data.
+        then = state.get("data", self._facts)
+        changed = changed_annotations(then, self._facts)
+        if changed is None and not self.trust_times:
+            changed = changed_features(then, self._facts)
+            anew += "; if the files hold what they held (copied, restored, packed): --trust-times"
+        if changed is not None:
+            raise TrainingError(f"{path} is of a training on other data: {changed}; {anew}")
+        return state
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["identity"] != self._identity():
-            raise TrainingError(
-                f"{self.out / 'resume.pt'} is of a training with other settings or videos; use "
-                "another directory, or start anew with --no-resume"
-            )
         if len(state["random"]) != distributed.world_size():
             raise TrainingError(
                 f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "

@@ -47,6 +47,23 @@ def test_videos_in_both_lists(data, config, out):
         run_experiment(config, data, train_videos=train, test_videos=train[:1], out=out)
 
 
+def test_test_videos_without_an_instance(data, config, out):
+    videos, none_left = dict(data.annotations.videos), data.splits["test"]
+    for name in none_left:
+        none = {"segments": videos[name].segments[:0], "labels": videos[name].labels[:0]}
+        videos[name] = replace(videos[name], **none)
+    bare = replace(data, annotations=replace(data.annotations, videos=videos))
+    with pytest.raises(DataError, match="expected an instance in the 4 test videos"):
+        run_experiment(
+            config,
+            bare,
+            train_videos=data.splits["train"],
+            test_videos=data.splits["test"],
+            out=out,
+        )
+    assert not out.exists()
+
+
 class Oracle(torch.nn.Module):
     """Answers with segments that the test chooses, wherever the window lies."""
 

@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tal_fast.data import open_dataset
 from tal_fast.errors import DataError, TrainingError
 from tal_fast.models import TadTR
 from tal_fast.training import train
 from tal_fast.training.checkpoint import load_model, read_checkpoint, save_model
 from tal_fast.training.ema import WeightAverage
+from tal_fast.training.experiment import _hold_out
 from tal_fast.training.step import parameter_groups
 from tal_fast.training.trainer import Trainer
 
@@ -95,17 +100,86 @@ def test_resume_is_bit_exact(data, config, tmp_path, when, ema):
         assert [row[column] for row in logs[0]] == [row[column] for row in logs[1]]
 
 
-def test_resume_refuses_other_settings(data, config, out):
-    def stop(event):
-        if event.epoch == 2:
-            raise StopAtError
+def stop_in_epoch_2(event):
+    if event.epoch == 2:
+        raise StopAtError
 
+
+def test_resume_refuses_other_settings(data, config, out):
     with pytest.raises(StopAtError):
-        train(config, data, data.splits["train"], out, progress=stop)
+        train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)
     other = with_training(config, learning_rate=1e-3)
     with pytest.raises(TrainingError, match="other settings or videos"):
         train(other, data, data.splits["train"], out)
     train(other, data, data.splits["train"], out, resume=False)
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    return Path(shutil.copytree(data.path, tmp_path / "data"))
+
+
+def swap_labels(folder, video):
+    path = folder / "annotations.json"
+    content = json.loads(path.read_text())
+    database = content["database"].values()
+    label = {item["label"] for entry in database for item in entry["annotations"]}
+    first, second, *_ = sorted(label)
+    swapped = {first: second, second: first}
+    for entry in database:
+        for item in entry["annotations"]:
+            item["label"] = swapped.get(item["label"], item["label"])
+            item.pop("label_id", None)
+    path.write_text(json.dumps(content))
+
+
+def double_features(folder, video):
+    path = folder / "features" / f"{video}.npy"
+    np.save(path, 2 * np.load(path))
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.34])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_labels, r"resume.pt is of a training on other data: .* --no-resume"),
+        (double_features, r"the features of video '{video}' have changed: .*--trust-times"),
+    ],
+)
+def test_resume_refuses_other_data(folder, config, out, change, message, holdout):
+    config = with_training(config, holdout=holdout)
+    dataset = open_dataset(folder)
+    videos = dataset.splits["train"]
+    with pytest.raises(StopAtError):
+        train(config, dataset, videos, out, progress=stop_in_epoch_2)
+    # A held-out video decides as well which weights are kept.
+    changed = videos[-1] if not holdout else _hold_out(dataset, videos, holdout, 42)[1][0]
+    change(folder, changed)
+    dataset = open_dataset(folder)
+    with pytest.raises(TrainingError, match=message.format(video=changed)):
+        train(config, dataset, videos, out)
+    if change is double_features:
+        train(config, dataset, videos, out, trust_times=True)
+    else:
+        with pytest.raises(TrainingError, match="on other data"):
+            train(config, dataset, videos, out, trust_times=True)
+
+
+def test_resume_by_another_version(data, config, out):
+    """One that kept nothing of the data goes on; one of another kind says so."""
+    with pytest.raises(StopAtError):
+        train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)
+    path = out / "resume.pt"
+    state = read_checkpoint(path)
+    del state["data"]
+    torch.save(state, path)
+    again = []
+    train(config, data, data.splits["train"], out, progress=again.append)
+    assert len(again) < again[-1].total_steps
+    del state["kept"]
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r"it lacks \['kept'\]; start anew"):
+        train(config, data, data.splits["train"], out)
 
 
 def test_hold_out_picks_the_epoch_and_never_trains_on_it(data, config, out):
@@ -121,6 +195,37 @@ def test_hold_out_picks_the_epoch_and_never_trains_on_it(data, config, out):
 def test_hold_out_of_everything(data, config, out):
     with pytest.raises(DataError, match="leaves none of 1 training videos"):
         train(with_training(config, holdout=0.5), data, data.splits["train"][:1], out)
+
+
+def without_instances(folder, videos):
+    path = folder / "annotations.json"
+    content = json.loads(path.read_text())
+    for video in videos:
+        content["database"][video]["annotations"] = []
+    path.write_text(json.dumps(content))
+    return open_dataset(folder)
+
+
+def test_hold_out_can_be_rated_whatever_the_seed(data, folder, config, out):
+    videos = data.splits["train"]
+    sparse = without_instances(folder, videos[:3])
+    draws = {seed: _hold_out(data, videos, 0.34, seed)[1] for seed in range(30)}
+    failed = [seed for seed, held in draws.items() if set(held) <= set(videos[:3])]
+    assert failed  # by the seed a draw was of empty videos, and the first rating ended the run
+    for seed, held in draws.items():
+        again = _hold_out(sparse, videos, 0.34, seed)
+        assert not set(again[0]) & set(again[1])
+        assert set(again[1]) - set(videos[:3])
+        assert (again[1] == held) == (seed not in failed)
+    sparse_config = with_training(config, holdout=0.34, seed=failed[0], epochs=1)
+    train(sparse_config, sparse, videos, out)
+
+
+def test_hold_out_without_instances(data, folder, config, out):
+    sparse = without_instances(folder, data.splits["train"][1:])
+    with pytest.raises(DataError, match="one to train on and one to rate by, found them in 1"):
+        train(with_training(config, holdout=0.34), sparse, data.splits["train"], out)
+    assert not out.exists()
 
 
 def test_fewer_windows_than_a_batch_still_train(data, config, out):
