@@ -22,11 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tal_fast import ops
+from tal_fast.errors import TrainingError
 from tal_fast.models.layers import MLP, DeformableAttention, sine_position_encoding
 from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
 
 __all__ = ["TadTR", "TadTRConfig", "TadTROutput"]
 
+# Prefixes of keys in the state dict of a model that another one holds.
+_WRAPPERS = {
+    "module.": "DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+}
 _GROUPS = 32  # of the input projection's group normalisation
 _CLASS_PRIOR = 0.01  # start of the class probabilities (focal loss, Lin et al. 2017, section 3.3)
 
@@ -307,7 +313,17 @@ class TadTR(nn.Module):
         """Loads weights; those of the official code, too.
 
         Its checkpoints list the segment heads twice, once under the decoder.
+
+        Raises:
+            TrainingError: all keys carry the prefix of a wrapper.
+            RuntimeError: keys or shapes do not fit, as torch says it.
         """
+        for prefix, wrapper in _WRAPPERS.items():
+            if state_dict and all(key.startswith(prefix) for key in state_dict):
+                raise TrainingError(
+                    f"TadTR: the keys carry the prefix {prefix!r} of {wrapper}: load "
+                    f"{{key.removeprefix({prefix!r}): value for key, value in weights.items()}}"
+                )
         twice = "transformer.decoder.segment_embed."
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith(twice)}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

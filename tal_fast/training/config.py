@@ -34,7 +34,7 @@ __all__ = [
     "save_config",
 ]
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -227,6 +227,9 @@ def preset(name: str) -> ExperimentConfig:
     return ExperimentConfig(name=name, model=model_config(name))
 
 
+_named = preset  # for load_config, which has an argument `preset`
+
+
 def load_config(
     path: str | Path | None = None,
     *,
@@ -247,7 +250,7 @@ def load_config(
     if path is not None:
         from_file = _read_yaml(Path(path))
     name = preset or str(from_file.get("name", "tadtr"))
-    settings = config_to_dict(globals()["preset"](name))
+    settings = config_to_dict(_named(name))
     _merge(settings, {**from_file, "name": name}, "")
     for override in overrides:
         key, equals, text = override.partition("=")

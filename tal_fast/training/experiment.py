@@ -92,8 +92,8 @@ def train(
     """Trains a model and writes config.yaml, environment.json, log.csv and checkpoint.pt.
 
     With ``training.holdout`` > 0 that share of ``videos`` is kept back and picks the weights, in
-    the first draw of the seed that leaves an instance on both sides; no other video is ever looked at.
-    Where ``training.ema`` names several modes of averaging, each further one has its own
+    the first draw of the seed that leaves an instance on both sides; no other video is ever looked
+    at. Where ``training.ema`` names several modes of averaging, each further one has its own
     checkpoint, ``checkpoint_plain.pt``.
 
     Under torchrun its processes train together (:mod:`tal_fast.training.distributed`).

@@ -18,24 +18,21 @@ from torch import Tensor
 
 from tal_fast.data.batches import Batch, BatchLoader
 from tal_fast.data.dataset import TALDataset
-from tal_fast.data.fingerprint import (
-    changed_annotations,
-    changed_features,
-    data_facts,
-    data_fingerprint,
-)
+from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.windows import WindowSet
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
 from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.budget import make_budget
-from tal_fast.training.checkpoint import read_checkpoint, save_model, write_checkpoint
+from tal_fast.training.checkpoint import save_model, write_checkpoint
 from tal_fast.training.config import ExperimentConfig, config_to_dict
 from tal_fast.training.device import resolve_device
 from tal_fast.training.events import EventWriter
+from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights
+from tal_fast.training.resume import read_state
 from tal_fast.training.step import Stepper, diverged
 
 __all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
@@ -43,9 +40,6 @@ __all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
 # After an epoch the state is saved, unless the epochs are so short that saving would take more than
 # about this share of the time.
 _SAVING_SHARE = 0.02
-_STATE = {"identity", "model", "optimizer", "scaler", "kept", "budget", "checked", "random"} | {
-    "progress", "seconds", "log", "sums",
-}  # fmt: skip
 _LOSSES = ("total", "classification", "l1", "iou", "actionness")
 _LOG_COLUMNS = (
     "epoch",
@@ -270,6 +264,9 @@ class Trainer:
 
     def _write_model(self, path: Path, weights: dict[str, Tensor]) -> None:
         if distributed.is_first():
+            first = not_finite_weights(weights)
+            if first is not None:
+                raise diverged("the weights are", self._when(), first)
             classes = self.data.annotations.classes
             save_model(path, weights, self.config, classes, self.data.channels)
 
@@ -304,29 +301,10 @@ class Trainer:
         write_checkpoint(self.out / "resume.pt", content)
 
     def _saved_state(self) -> dict[str, Any] | None:
-        """Returns the state to go on from, None without one; the first process alone reads it."""
-        path = self.out / "resume.pt"
-        if not path.exists():
-            return None
-        state = read_checkpoint(path)
-        missing = _STATE - state.keys()
-        if missing:
-            raise TrainingError(
-                f"{path}: not the state of a training, it lacks {sorted(missing)}; start anew with "
-                "--no-resume"
-            )
-        anew = "use another directory, or start anew with --no-resume"
-        if state["identity"] != self._identity():
-            raise TrainingError(f"{path} is of a training with other settings or videos; {anew}")
-        # Earlier versions kept nothing of the data.
-        then = state.get("data", self._facts)
-        changed = changed_annotations(then, self._facts)
-        if changed is None and not self.trust_times:
-            changed = changed_features(then, self._facts)
-            anew += "; if the files hold what they held (copied, restored, packed): --trust-times"
-        if changed is not None:
-            raise TrainingError(f"{path} is of a training on other data: {changed}; {anew}")
-        return state
+        """Returns the state to go on from; the first process alone reads it."""
+        return read_state(
+            self.out / "resume.pt", self._identity(), self._facts, trust_times=self.trust_times
+        )
 
     def _restore(self, state: dict[str, Any]) -> None:
         if len(state["random"]) != distributed.world_size():
@@ -408,6 +386,12 @@ class Trainer:
         if not done and distributed.from_first(self._saving_is_due):
             self._save()
 
+    def _when(self) -> str:
+        rate = self.stepper.optimizer.param_groups[0]["lr"]
+        # The epoch's number rises when it is done, before its weights are rated and kept.
+        epoch = max(1, math.ceil(self.step / self._steps_per_epoch))
+        return f"step {self.step} (epoch {epoch}, learning rate {rate:g})"
+
     def _set_learning_rate(self) -> float:
         config = self.config.training
         falls = self.budget.falls(self.step, self.seconds)
@@ -419,7 +403,10 @@ class Trainer:
         """Rates the weights by the held-out videos, unless that was done after this very step."""
         if self._checked == self.step or not self.kept.rates:
             return
-        scores, improved = self.kept.rate(epoch, self.step)
+        try:
+            scores, improved = self.kept.rate(epoch, self.step)
+        except TrainingError as error:
+            raise TrainingError(f"held-out videos after {self._when()}: {error}") from error
         self._checked = self.step
         self._ratings["holdout_map"] = scores[self.kept.modes[0]]
         self.budget.rated(improved)
@@ -427,12 +414,16 @@ class Trainer:
     def _step(self, batch: Batch, interrupted: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """Returns the losses of the whole batch, and whether any process wants to stop."""
         self.step += 1
-        values = self.stepper.run(batch, self.step)
+        values = self.stepper.run(batch, self._when())
         self.kept.update()
         # One copy for all numbers of the step.
         mine = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        if not math.isfinite(mine["total"]):
-            raise diverged("the loss is", self.step, batch)
+        for key, value in mine.items():
+            # Under a gradient scaler that is how a too large scale shows; it leaves out the step.
+            is_scale = key == "gradient_norm" and self.stepper.scaler.is_enabled()
+            if not math.isfinite(value) and not is_scale:
+                what = "the gradients are" if key == "gradient_norm" else "the loss is"
+                raise diverged(what, self._when(), key, batch.windows)
         norm, seconds = mine.pop("gradient_norm"), time.perf_counter() - self._began
         if not distributed.is_first():  # all know the same norm, and go by the first one's clock
             norm = seconds = 0.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tal_fast.data import open_dataset
 from tal_fast.errors import DataError, TrainingError
 from tal_fast.models import TadTR
 from tal_fast.training import train
-from tal_fast.training.checkpoint import load_model, read_checkpoint, save_model
+from tal_fast.training.checkpoint import load_model, read_checkpoint
 from tal_fast.training.ema import WeightAverage
 from tal_fast.training.experiment import _hold_out
 from tal_fast.training.step import parameter_groups
@@ -233,10 +234,47 @@ def test_fewer_windows_than_a_batch_still_train(data, config, out):
     assert train(config, data, data.splits["train"], out).steps == config.training.epochs
 
 
-def test_loss_that_is_not_finite_stops(data, config, out):
-    with pytest.raises(TrainingError, match=r"(the loss is|the outputs are) not finite at step"):
-        train(with_training(config, learning_rate=1e30, epochs=20), data,
-              data.splits["train"], out)  # fmt: skip
+@pytest.mark.parametrize("amp", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rate", [1e6, 1e30])
+def test_training_that_diverges_says_where(data, config, out, rate, amp):
+    config = with_training(config, learning_rate=rate, epochs=20, amp=amp)
+    message = (
+        r"(loss is|outputs are|gradients are) not finite at step \d+ \(epoch \d+, "
+        rf"learning rate {re.escape(f'{rate:g}')}\), windows of .*; the first is .*; lower training"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train(config, data, data.splits["train"], out)
+
+
+def test_features_that_are_too_large_say_so(folder, config, out):
+    for path in (folder / "features").iterdir():
+        np.save(path, 1e25 * np.load(path))
+    dataset = open_dataset(folder)
+    message = (
+        r"outputs are not finite at step 1 \(epoch 1, learning rate 0.0002\).* the first is the "
+        r"output of input_proj.0.1, for features up to \d.*e\+2\d"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train(config, dataset, dataset.splits["train"], out)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.34])
+def test_the_last_step_may_not_break_the_weights(data, config, out, holdout):
+    config = with_training(
+        config, learning_rate=3e38, epochs=1, batch_size=10_000, weight_decay=0.0, holdout=holdout
+    )
+    with pytest.raises(TrainingError, match=r"not finite.*the first is the parameter '.*values"):
+        train(config, data, data.splits["train"], out)
+    assert not (out / "checkpoint.pt").exists()
+
+
+def test_an_error_of_another_kind_stays_what_it_is(data, config, out, monkeypatch):
+    def broken(*_arguments):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(TadTR, "_decode", broken)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        train(config, data, data.splits["train"], out)
 
 
 def test_float16_needs_cuda(data, config, out):
@@ -308,34 +346,3 @@ def test_corrected_average_is_adams_formula():
     share = 0.9**5
     expected = (plain.weights["weight"] - share * start) / (1 - share)
     torch.testing.assert_close(corrected.weights["weight"], expected)
-
-
-def test_damaged_checkpoints(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    with pytest.raises(TrainingError, match="no checkpoint at"):
-        read_checkpoint(path)
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(TrainingError, match="not a readable checkpoint"):
-        read_checkpoint(path)
-    torch.save({"format": 99}, path)
-    with pytest.raises(TrainingError, match="expected checkpoint format 1, found 99"):
-        read_checkpoint(path)
-    torch.save({"format": 1}, path)
-    with pytest.raises(TrainingError, match="it lacks"):
-        load_model(path)
-
-
-def test_loading_a_model_draws_no_initial_weights(data, config, tmp_path):
-    torch.manual_seed(5)
-    model = TadTR(data.channels, data.num_classes, config.model)
-    path = tmp_path / "checkpoint.pt"
-    half = {key: value.half() for key, value in model.state_dict().items()}
-    save_model(path, half, config, data.annotations.classes, data.channels)
-    before = torch.get_rng_state()
-    loaded, _, _ = load_model(path)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(parameter.requires_grad for parameter in loaded.parameters())
-    found = loaded.state_dict()
-    assert {value.device.type for value in found.values()} == {"cpu"}
-    assert {value.dtype for value in found.values()} == {torch.float32}
-    assert same(found, {key: value.float() for key, value in half.items()})
