@@ -232,7 +232,8 @@ class Trainer:
             self._facts = data_facts(self.data, (*self.videos, *self.held))
         self.device = resolve_device(config.training.device)
         torch.manual_seed(config.training.seed)
-        self.model = TadTR(self.data.channels, self.data.num_classes, config.model)
+        with torch.device("cpu"):  # the same initial weights on every device, and by default on any
+            self.model = TadTR(self.data.channels, self.data.num_classes, config.model)
         self.model.to(self.device).train()
         distributed.seed_apart(config.training.seed)
         self.stepper = Stepper(self.model, config)

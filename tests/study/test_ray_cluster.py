@@ -184,7 +184,7 @@ class TestOnTheCluster:
         events = []
         executor = cluster(nodes.address, study)
         facts = executor.connect()
-        assert (facts.machines, facts.slots, facts.cpus) == (2, 2, 2)
+        assert (facts.machines, facts.slots) == (2, 2)
         assert facts.gpus_per_trial == 0
         tasks = make_tasks("learn_slowly")
         outcomes = list(executor.run(tasks, lambda name, event: events.append((name, event))))
