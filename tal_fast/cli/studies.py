@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tal_fast.cli.app import (
+    MOST_THREADS,
     Config,
     Data,
     Jobs,
@@ -125,7 +126,11 @@ def study_run(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Torch threads per trial; default: cores / jobs, on a cluster 1."),
+        typer.Option(
+            min=1,
+            max=MOST_THREADS,
+            help="Torch threads per trial; default: cores / jobs, on a cluster 1.",
+        ),
     ] = None,
     ray: Annotated[
         str | None,

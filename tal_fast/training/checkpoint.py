@@ -115,6 +115,16 @@ def save_model(
     write_checkpoint(path, content)
 
 
+def _is_weight(key: Any, value: Any) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
 def load_model(path: str | Path) -> tuple[TadTR, ExperimentConfig, tuple[str, ...]]:
     """Builds the model of a checkpoint written by :func:`save_model`, in evaluation mode.
 
@@ -133,19 +143,20 @@ def load_model(path: str | Path) -> tuple[TadTR, ExperimentConfig, tuple[str, ..
             f"{path}: not a model checkpoint, it lacks {sorted(missing)}{unfinished}"
         )
     weights, classes = content["model"], content["classes"]
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise TrainingError(f"{path}: expected a state dict under 'model'")
+    if not isinstance(weights, dict) or not all(map(_is_weight, weights, weights.values())):
+        raise TrainingError(f"{path}: expected a state dict of real tensors under 'model'")
     if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         raise TrainingError(f"{path}: expected names under 'classes', got {classes!r:.60}")
-    if not isinstance(content["in_channels"], int):
-        raise TrainingError(f"{path}: expected a number under 'in_channels'")
+    channels = content["in_channels"]
+    if not isinstance(channels, int) or channels < 1:
+        raise TrainingError(f"{path}: expected 'in_channels' above 0, got {channels!r}")
     try:
         config = config_from_dict(content["config"])
     except ConfigError as error:
         raise TrainingError(f"{path}: {error}") from error
     # Without initial weights: drawing them took longer than reading the trained ones.
     with torch.device("meta"):
-        model = TadTR(content["in_channels"], len(classes), config.model)
+        model = TadTR(channels, len(classes), config.model)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

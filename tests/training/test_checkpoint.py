@@ -92,9 +92,18 @@ def model(data, config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", 1, "expected a state dict under 'model'"),
+        ("model", 1, "expected a state dict of real tensors under 'model'"),
+        ("model", {1: torch.zeros(1)}, "expected a state dict of real tensors"),
+        (
+            "model",
+            {"a": torch.zeros(1, dtype=torch.int64)},
+            "expected a state dict of real",
+        ),
+        ("model", {"a": torch.zeros(1).to_sparse()}, "expected a state dict of real"),
+        ("model", {"a": torch.empty(1, device="meta")}, "expected a state dict of real"),
         ("classes", 3, "expected names under 'classes', got 3"),
-        ("in_channels", "x", "expected a number under 'in_channels'"),
+        ("in_channels", "x", "expected 'in_channels' above 0, got 'x'"),
+        ("in_channels", -3, "expected 'in_channels' above 0, got -3"),
         ("config", {"a": 1}, "bad setting"),
         ("in_channels", 7, "weights do not fit the model: size mismatch for input_proj.0.0.weight"),
     ],

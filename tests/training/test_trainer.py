@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tal_fast.data import open_dataset
-from tal_fast.errors import DataError, TrainingError
+from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.models import TadTR
 from tal_fast.training import train
 from tal_fast.training.checkpoint import load_model, read_checkpoint
@@ -283,9 +283,10 @@ def test_float16_needs_cuda(data, config, out):
               data.splits["train"], out)  # fmt: skip
 
 
-def test_unknown_device(data, config, out):
-    with pytest.raises(Exception, match="expected auto, cpu or cuda, got 'tpu9'"):
-        train(with_training(config, device="tpu9"), data, data.splits["train"], out)
+@pytest.mark.parametrize("device", ["tpu9", "meta", "mps"])
+def test_unknown_device(data, config, out, device):
+    with pytest.raises(ConfigError, match=f"expected auto, cpu or cuda, got '{device}'"):
+        train(with_training(config, device=device), data, data.splits["train"], out)
 
 
 @pytest.mark.parametrize("target", ["/dev/full", "/proc/none"])
