@@ -129,6 +129,11 @@ class TestStatus:
             ["study", "run", "--data", "d", "--out", "o", "--model", "tadtr-smal"],
             ["train", "--data", "d", "--out", "o", "--set", "training.epoch=3"],
             ["train", "--data", "d", "--out", "o", "--set", "epochs"],
+            ["train", "--data", "d", "--out", "o", "--model", ""],
+            ["train", "--data", "d", "--out", "o", "--threads", "100000"],
+            ["train", "--data", "d", "--out", "o", "--seed", "99999999999999999999"],
+            ["train", "--data", "d", "--out", "o", "--set", "training.learning_rate=.inf"],
+            ["study", "run", "--data", "d", "--out", "o", "--threads", "100000"],
             ["prepare", "synthetic", "--out", "o", "--size", "dem"],
             ["evaluate", "--annotations", "a", "--predictions", "p", "--tiou", "0.3:2"],
         ],
@@ -184,6 +189,16 @@ class TestStatus:
             (DataError("a file"), 1, "error: a file"),
             (OSError(28, "No space left on device", "x.pt"), 1, "error: x.pt: No space left on"),
             (KeyboardInterrupt(), 130, "interrupted"),
+            (
+                MemoryError("Unable to"),
+                1,
+                "error: memory does not suffice: Unable to",
+            ),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes\nline"),
+                1,
+                "error: memory does not suffice: DefaultCPUAllocator: can't allocate",
+            ),
         ],
     )
     def test_errors_of_commands(self, capsys, monkeypatch, error, status, message):
@@ -200,12 +215,13 @@ class TestStatus:
         with pytest.raises(DataError, match="no study here"):
             cli.main(["study", "report", "--study", "nowhere"])
 
-    def test_bugs_keep_their_traceback(self, monkeypatch):
+    @pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("a bug")])
+    def test_bugs_keep_their_traceback(self, monkeypatch, error):
         def fail(path, **options):
-            raise ZeroDivisionError
+            raise error
 
         monkeypatch.setattr("tal_fast.study.report_study", fail)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(type(error)):
             cli.main(["study", "report", "--study", "nowhere"])
 
 
@@ -266,6 +282,7 @@ class TestCommands:
         arguments = ["--data", "d", "--out", "o", "--fractions", "0.5,1", "--repetitions", "2"]
         arguments += ["--split", "random", "--seed", "4", "--set", "training.epochs=1"]
         arguments += ["--set", "training.batch_size=2", "--jobs", "2", "--threads", "1"]
+        arguments += ["--trust-times"]
         status, out, err = run(capsys, "study", "run", *arguments)
         assert status == 0
         (spec,) = asked
@@ -273,6 +290,7 @@ class TestCommands:
         assert (spec.fractions, spec.repetitions, spec.split) == ((0.5, 1.0), 2, "random")
         assert spec.overrides == ("training.epochs=1", "training.batch_size=2")
         assert (spec.seed, spec.jobs, spec.threads) == (4, 2, 1)
+        assert spec.trust_times
         assert "all 4 trials were there already, nothing was trained" in out
         assert str(tmp_path / "curve.csv") in out
         assert "note: no picture" in err

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import Config, Data, Model, Out, Settings, Threads, app, bar, command, say
+from tal_fast.cli.app import (
+    Config,
+    Data,
+    Model,
+    Out,
+    Settings,
+    Threads,
+    TrustTimes,
+    app,
+    bar,
+    command,
+    say,
+)
 from tal_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +61,7 @@ def train(
     ] = True,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
     threads: Threads = None,
+    trust_times: TrustTimes = False,
 ) -> None:
     """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there.
 
@@ -86,7 +99,14 @@ def train(
             update(event.step, event.total_steps, note)
 
         summary = run(
-            resolved, dataset, names, out, resume=resume, progress=progress, threads=threads
+            resolved,
+            dataset,
+            names,
+            out,
+            resume=resume,
+            progress=progress,
+            threads=threads,
+            trust_times=trust_times,
         )
     if not first:
         return

@@ -349,13 +349,13 @@ class FeatureLoader:
         return {
             "features": features,
             "mask": mask,
-            "lengths": torch.tensor([clip.stop - clip.start for clip in clips]),
+            "lengths": torch.tensor([clip.stop - clip.start for clip in clips], device="cpu"),
             "labels": torch.from_numpy(np.concatenate([clip.labels for clip in clips])),
             "segments": torch.from_numpy(edges),
-            "counts": torch.tensor([len(clip.labels) for clip in clips]),
+            "counts": torch.tensor([len(clip.labels) for clip in clips], device="cpu"),
             "indices": torch.from_numpy(plan.indices.copy()),
-            "starts": torch.tensor([clip.start for clip in clips]),
-            "rows": torch.tensor([clip.rows for clip in clips]),
+            "starts": torch.tensor([clip.start for clip in clips], device="cpu"),
+            "rows": torch.tensor([clip.rows for clip in clips], device="cpu"),
             "videos": [clip.video for clip in clips],
         }
 

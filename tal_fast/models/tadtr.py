@@ -22,11 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tal_fast import ops
+from tal_fast.errors import TrainingError
 from tal_fast.models.layers import MLP, DeformableAttention, sine_position_encoding
 from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
 
 __all__ = ["TadTR", "TadTRConfig", "TadTROutput"]
 
+# Prefixes of keys in the state dict of a model that another one holds.
+_WRAPPERS = {
+    "module.": "DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+}
 _GROUPS = 32  # of the input projection's group normalisation
 _CLASS_PRIOR = 0.01  # start of the class probabilities (focal loss, Lin et al. 2017, section 3.3)
 
@@ -102,10 +108,10 @@ class _EncoderLayer(nn.Module):
         super().__init__()
         width, hidden = config.d_model, config.feedforward
         self.self_attn = DeformableAttention(width, config.num_heads, 1, config.num_points)
-        self.norm1 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, dtype=torch.float32)
+        self.linear1 = nn.Linear(width, hidden, dtype=torch.float32)
+        self.linear2 = nn.Linear(hidden, width, dtype=torch.float32)
+        self.norm2 = nn.LayerNorm(width, dtype=torch.float32)
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
@@ -123,14 +129,14 @@ class _DecoderLayer(nn.Module):
         super().__init__()
         width, hidden = config.d_model, config.feedforward
         self.cross_attn = DeformableAttention(width, config.num_heads, 1, config.num_points)
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, dtype=torch.float32)
         self.self_attn = nn.MultiheadAttention(
-            width, config.num_heads, dropout=config.dropout, batch_first=True
+            width, config.num_heads, dropout=config.dropout, batch_first=True, dtype=torch.float32
         )
-        self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, dtype=torch.float32)
+        self.linear1 = nn.Linear(width, hidden, dtype=torch.float32)
+        self.linear2 = nn.Linear(hidden, width, dtype=torch.float32)
+        self.norm3 = nn.LayerNorm(width, dtype=torch.float32)
         self.dropout = config.dropout
 
     def forward(
@@ -161,8 +167,8 @@ class _Transformer(nn.Module):
         super().__init__()
         self.encoder = _LayerStack([_EncoderLayer(config) for _ in range(config.encoder_layers)])
         self.decoder = _LayerStack([_DecoderLayer(config) for _ in range(config.decoder_layers)])
-        self.level_embed = nn.Parameter(torch.empty(1, config.d_model))
-        self.reference_points = nn.Linear(config.d_model, 1)
+        self.level_embed = nn.Parameter(torch.empty(1, config.d_model, dtype=torch.float32))
+        self.reference_points = nn.Linear(config.d_model, 1, dtype=torch.float32)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -196,13 +202,14 @@ class TadTR(nn.Module):
         self.input_proj = nn.ModuleList(
             [
                 nn.Sequential(
-                    nn.Conv1d(in_channels, width, kernel_size=1), nn.GroupNorm(_GROUPS, width)
+                    nn.Conv1d(in_channels, width, kernel_size=1, dtype=torch.float32),
+                    nn.GroupNorm(_GROUPS, width, dtype=torch.float32),
                 )
             ]
         )
-        self.query_embed = nn.Embedding(config.num_queries, 2 * width)
+        self.query_embed = nn.Embedding(config.num_queries, 2 * width, dtype=torch.float32)
         self.transformer = _Transformer(config)
-        class_head = nn.Linear(width, num_classes)
+        class_head = nn.Linear(width, num_classes, dtype=torch.float32)
         segment_head = MLP(width, width, 2, 3)
         nn.init.constant_(class_head.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
         nn.init.zeros_(segment_head.layers[-1].weight)  # type: ignore[arg-type]
@@ -219,11 +226,11 @@ class TadTR(nn.Module):
         nn.init.zeros_(self.input_proj[0][0].bias)  # type: ignore[index]
         if config.actionness:
             self.actionness_pred = nn.Sequential(
-                nn.Linear(config.roi_bins * width, width),
+                nn.Linear(config.roi_bins * width, width, dtype=torch.float32),
                 nn.ReLU(inplace=True),
-                nn.Linear(width, width),
+                nn.Linear(width, width, dtype=torch.float32),
                 nn.ReLU(inplace=True),
-                nn.Linear(width, 1),
+                nn.Linear(width, 1, dtype=torch.float32),
                 nn.Sigmoid(),
             )
 
@@ -259,7 +266,9 @@ class TadTR(nn.Module):
         position = sine_position_encoding(mask, self.config.d_model)
         position = position + self.transformer.level_embed[0]
         num_rows = features.shape[1]
-        reference = (torch.arange(num_rows, device=features.device) + 0.5) / num_rows
+        reference = (
+            torch.arange(num_rows, device=features.device, dtype=torch.float32) + 0.5
+        ) / num_rows
         reference = reference[None, :, None, None].expand(len(features), -1, -1, -1)
         for layer in self.transformer.encoder.layers:
             x = layer(x, position, reference, mask)
@@ -307,7 +316,17 @@ class TadTR(nn.Module):
         """Loads weights; those of the official code, too.
 
         Its checkpoints list the segment heads twice, once under the decoder.
+
+        Raises:
+            TrainingError: all keys carry the prefix of a wrapper.
+            RuntimeError: keys or shapes do not fit, as torch says it.
         """
+        for prefix, wrapper in _WRAPPERS.items():
+            if state_dict and all(key.startswith(prefix) for key in state_dict):
+                raise TrainingError(
+                    f"TadTR: the keys carry the prefix {prefix!r} of {wrapper}: load "
+                    f"{{key.removeprefix({prefix!r}): value for key, value in weights.items()}}"
+                )
         twice = "transformer.decoder.segment_embed."
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith(twice)}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

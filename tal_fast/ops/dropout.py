@@ -79,7 +79,7 @@ def _draw_seed(device: torch.device) -> tuple[int, Tensor | None]:
     """Returns the two parts of a seed: a number, and a tensor for what runs again and again."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return 0, torch.randint(2**63 - 1, (), device=device)
-    return int(torch.randint(2**63 - 1, ())), None
+    return int(torch.randint(2**63 - 1, (), device="cpu")), None
 
 
 @torch.library.register_fake("tal_fast::dropout")

@@ -116,7 +116,7 @@ def _flatten(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int], list[int]]:
                 f"for problem {p}"
             )
     if not matrices:
-        return torch.empty(0), [], []
+        return torch.empty(0, dtype=torch.float32, device="cpu"), [], []
     flat = torch.cat([matrix.reshape(-1) for matrix in matrices])
     return flat, [matrix.shape[0] for matrix in matrices], [matrix.shape[1] for matrix in matrices]
 

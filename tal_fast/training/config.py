@@ -35,8 +35,8 @@ __all__ = [
     "save_config",
 ]
 
-_STRICT = ConfigDict(extra="forbid")
-Positive = Annotated[int, Field(gt=0)]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Above = Annotated[float, Field(gt=0.0)]
@@ -160,7 +160,7 @@ class TrainingConfig:
     clip_norm: NonNegative = 0.1
     lr_drops: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (0.875,)
     lr_drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 42
     amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: EmaModes = ("off",)
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
@@ -228,6 +228,9 @@ def preset(name: str) -> ExperimentConfig:
     return ExperimentConfig(name=name, model=model_config(name))
 
 
+_named = preset  # for load_config, which has an argument `preset`
+
+
 def load_config(
     path: str | Path | None = None,
     *,
@@ -247,8 +250,8 @@ def load_config(
     from_file: dict[str, Any] = {}
     if path is not None:
         from_file = _read_yaml(Path(path))
-    name = preset or str(from_file.get("name", "tadtr"))
-    settings = config_to_dict(globals()["preset"](name))
+    name = str(from_file.get("name", "tadtr")) if preset is None else preset
+    settings = config_to_dict(_named(name))
     _merge(settings, {**from_file, "name": name}, "")
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tal_fast import ops
-from tal_fast.data.batches import BatchLoader
+from tal_fast.data.batches import Batch, BatchLoader
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.windows import WindowSet
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models import TadTR, TadTROutput
 from tal_fast.models.segments import center_width_to_start_end
@@ -22,6 +22,7 @@ from tal_fast.ranges import nvtx_range
 from tal_fast.training.checkpoint import load_model
 from tal_fast.training.config import ExperimentConfig
 from tal_fast.training.device import autocast, resolve_device
+from tal_fast.training.finite import first_not_finite, windows_of
 
 __all__ = ["detect", "predict"]
 
@@ -52,7 +53,7 @@ def predict(
 
     Raises:
         DataError: the data's channels or classes are not those of the checkpoint.
-        TrainingError: the checkpoint cannot be read.
+        TrainingError: the checkpoint cannot be read, or what it gives is not finite.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -96,8 +97,10 @@ def detect(
 
     Returns:
         Detections grouped by video, in falling order of score.
+
+    Raises:
+        TrainingError: the outputs are not finite.
     """
-    device = next(model.parameters()).device
     windows = WindowSet(
         data,
         videos,
@@ -122,10 +125,8 @@ def detect(
         ) as loader:
             done = 0
             for batch in loader:
-                with nvtx_range("tal_fast.forward"), autocast(device, config.training.amp):
-                    output = model(batch.features.to(device), batch.mask.to(device))
-                score, label, segment = _best(output, config.postprocess.top_k)
-                rows = segment.double().cpu().numpy() * config.data.window
+                score, label, segment = _outputs(model, batch, config)
+                rows = segment.double().numpy() * config.data.window
                 for index, window in enumerate(batch.windows):
                     video = data.annotations.videos[window.video]
                     seconds = data.grid(window.video).to_seconds(rows[index] + window.start)
@@ -134,8 +135,8 @@ def detect(
                     bounds = np.array([window.start, window.stop], dtype=np.float64)
                     spans.append(data.grid(window.video).to_seconds(bounds))
                     window_videos.append(number[window.video])
-                scores.append(score.flatten().cpu())
-                labels.append(label.flatten().cpu())
+                scores.append(score.flatten())
+                labels.append(label.flatten())
                 done += len(batch.windows)
                 if progress is not None:
                     progress(done, len(windows))
@@ -145,13 +146,40 @@ def detect(
         torch.from_numpy(np.concatenate(segments)),
         torch.cat(scores).double(),
         torch.cat(labels),
-        torch.tensor(owners),
+        torch.tensor(owners, device="cpu"),
         torch.from_numpy(np.array(spans)),
-        torch.tensor(window_videos),
+        torch.tensor(window_videos, device="cpu"),
         videos,
         data.annotations.classes,
         config,
     )
+
+
+def _outputs(model: TadTR, batch: Batch, config: ExperimentConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what :func:`_best` gives for a batch, on the host.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    device = next(model.parameters()).device
+    features, mask = batch.features.to(device), batch.mask.to(device)
+    failure: Exception | None = None
+    try:
+        with nvtx_range("tal_fast.forward"), autocast(device, config.training.amp):
+            output = model(features, mask)
+        score, label, segment = (x.cpu() for x in _best(output, config.postprocess.top_k))
+        if bool(torch.isfinite(score).all()) and bool(torch.isfinite(segment).all()):
+            return score, label, segment
+    except (RuntimeError, ValueError) as error:
+        failure = error  # ops on a CPU refuse what is not finite
+    with autocast(device, config.training.amp):
+        first = first_not_finite(model, features, mask)
+    if failure is not None and first is None:
+        raise failure
+    raise TrainingError(
+        f"the outputs are not finite for {windows_of(batch.windows)}; the first is "
+        f"{first or 'a score'}"
+    ) from failure
 
 
 def _best(output: TadTROutput, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,23 +4,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tal_fast.data.batches import Batch
+from tal_fast.data.windows import Window
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
 from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
 from tal_fast.training.device import autocast
+from tal_fast.training.finite import first_not_finite, windows_of
 from tal_fast.training.losses import WholeBatch, tadtr_loss
 
 __all__ = ["Stepper", "diverged", "parameter_groups"]
-
-_EXPLODED = 1e12  # products of larger weights leave float32
 
 
 def parameter_groups(model: torch.nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -68,12 +69,12 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
-    def run(self, batch: Batch, number: int) -> dict[str, Tensor]:
+    def run(self, batch: Batch, when: str) -> dict[str, Tensor]:
         """Makes a step, without waiting for it to end on a GPU.
 
         Args:
             batch: this process's part of the windows.
-            number: of the step, for messages.
+            when: names the step in messages.
 
         Returns:
             This process's parts of the losses, which add up to those of the whole batch, and
@@ -95,9 +96,11 @@ class Stepper:
                 losses = tadtr_loss(output, batch.labels, batch.segments, self.config.loss, whole)
         except (RuntimeError, ValueError) as error:
             # Ops and matching refuse values that are not finite; the cause is the training.
-            if all(bool((p.abs() < _EXPLODED).all()) for p in self.model.parameters()):
+            with autocast(self.device, self.config.training.amp):
+                first = first_not_finite(self.model, features, mask)
+            if first is None:
                 raise
-            raise diverged("the outputs are", number, batch) from error
+            raise diverged("the outputs are", when, first, batch.windows) from error
         with nvtx_range("tal_fast.backward"):
             self.scaler.scale(losses["total"]).backward()
             distributed.add_up_gradients(self.model)
@@ -135,10 +138,17 @@ class Stepper:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def diverged(what: str, number: int, batch: Batch) -> TrainingError:
-    """Returns the error of a step whose numbers are not finite."""
-    videos = sorted({window.video for window in batch.windows})
+def diverged(what: str, when: str, first: str, windows: Sequence[Window] = ()) -> TrainingError:
+    """Returns the error of a training whose numbers are not finite.
+
+    Args:
+        what: and its verb, as in ``"the loss is"``.
+        when: step, epoch and learning rate.
+        first: what was not finite first.
+        windows: of the batch.
+    """
+    where = f", {windows_of(windows)}" if windows else ""
     return TrainingError(
-        f"{what} not finite at step {number} (windows of {', '.join(videos)}); lower "
-        "training.learning_rate or check the features"
+        f"{what} not finite at {when}{where}; the first is {first}; lower training.learning_rate "
+        "or check the features"
     )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_experiment as fake
+import numpy as np
 import pytest
 import yaml
 
@@ -62,7 +63,7 @@ class TestRun:
         assert (result.ran, result.reused) == (6, 0)
         assert ran(spec) == names(spec) == ALL
         files = {"config.yaml", "curve.csv", "curve.png", "curve.svg", "report.html", "study.yaml"}
-        files |= {"fits.json", "fits.png", "fits.svg", "tiou.png", "tiou.svg"}
+        files |= {"data.json", "fits.json", "fits.png", "fits.svg", "tiou.png", "tiou.svg"}
         assert files | {"trials", "trials.csv"} == {path.name for path in spec.out.iterdir()}
 
         before = {path: path.read_bytes() for path in sorted(spec.out.rglob("*")) if path.is_file()}
@@ -269,11 +270,45 @@ class TestSettings:
         shutil.copytree(spec.data, other)
         run_study(replace(spec, data=other), experiment=fake.fail, console=quiet)  # a moved copy
         annotations = json.loads((other / "annotations.json").read_text())
-        video = next(v for v in annotations["database"].values() if v["annotations"])
+        name, video = next(v for v in annotations["database"].items() if v[1]["annotations"])
         video["annotations"][0]["segment"][0] += 0.01
         (other / "annotations.json").write_text(json.dumps(annotations))
+        with pytest.raises(
+            ConfigError, match=f"video '{name}' has other annotations .*never mixed"
+        ):
+            run_study(replace(spec, data=other), experiment=fake.learn, console=quiet)
+        (spec.out / "data.json").unlink()  # of an earlier version
         with pytest.raises(ConfigError, match=r"data\.fingerprint is"):
             run_study(replace(spec, data=other), experiment=fake.learn, console=quiet)
+
+    @pytest.mark.usefixtures("no_pictures")
+    def test_other_features_are_refused(self, spec, quiet, tmp_path):
+        spec = replace(spec, data=Path(shutil.copytree(spec.data, tmp_path / "data")))
+        run_study(spec, experiment=fake.learn, console=quiet)
+        file = sorted((spec.data / "features").iterdir())[0]
+        np.save(file, np.load(file) * 2)
+        message = f"features of video '{file.stem}' have changed: .*--trust-times"
+        with pytest.raises(ConfigError, match=message):
+            run_study(spec, experiment=fake.learn, console=quiet)
+        trusting = replace(spec, trust_times=True)
+        assert run_study(trusting, experiment=fake.fail, console=quiet).ran == 0
+        assert run_study(spec, experiment=fake.fail, console=quiet).ran == 0  # as they are now
+
+    @pytest.mark.usefixtures("no_pictures")
+    def test_a_study_of_an_earlier_version_goes_on(self, spec, quiet):
+        run_study(spec, experiment=fake.learn, console=quiet)
+        (spec.out / "data.json").unlink()
+        assert run_study(spec, experiment=fake.fail, console=quiet).ran == 0
+        assert "kept nothing of its feature files" in quiet.file.getvalue().replace("\n", " ")
+        assert (spec.out / "data.json").exists()
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"classes": []}'])
+    @pytest.mark.usefixtures("no_pictures")
+    def test_damaged_data_file(self, spec, quiet, content):
+        run_study(spec, experiment=fake.learn, console=quiet)
+        (spec.out / "data.json").write_text(content)
+        with pytest.raises(DataError, match=r"data\.json: (cannot be read|expected the keys)"):
+            run_study(spec, experiment=fake.learn, console=quiet)
 
     def test_a_foreign_trial_is_refused(self, spec, quiet, tmp_path):
         run_study(spec, experiment=fake.learn, console=quiet)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import Detections, evaluate, read_results
-from tal_fast.models import TadTROutput
+from tal_fast.models import TadTR, TadTROutput
 from tal_fast.training import detect, predict, run_experiment
 from tal_fast.training.checkpoint import load_model
 
@@ -75,6 +75,23 @@ def test_videos_in_both_lists(data, config, out):
         run_experiment(config, data, train_videos=train, test_videos=train[:1], out=out)
 
 
+def test_test_videos_without_an_instance(data, config, out):
+    videos, none_left = dict(data.annotations.videos), data.splits["test"]
+    for name in none_left:
+        none = {"segments": videos[name].segments[:0], "labels": videos[name].labels[:0]}
+        videos[name] = replace(videos[name], **none)
+    bare = replace(data, annotations=replace(data.annotations, videos=videos))
+    with pytest.raises(DataError, match="expected an instance in the 4 test videos"):
+        run_experiment(
+            config,
+            bare,
+            train_videos=data.splits["train"],
+            test_videos=data.splits["test"],
+            out=out,
+        )
+    assert not out.exists()
+
+
 class Oracle(torch.nn.Module):
     """Answers with segments that the test chooses, wherever the window lies."""
 
@@ -105,6 +122,21 @@ def test_detections_are_in_seconds_of_the_video(data, config):
     assert (starts <= max(rows - 32, 0)).all()
     np.testing.assert_allclose(grid.to_grid(found.end) - grid.to_grid(found.start), 8, atol=1e-6)
     assert set(found.label.tolist()) == {1}
+
+
+@pytest.mark.parametrize("large", [0.0, 1e30])
+def test_outputs_that_are_not_finite_are_refused(data, config, large):
+    model = TadTR(data.channels, data.num_classes, config.model)
+    with torch.no_grad():
+        model.segment_embed[0].layers[0].weight.fill_(large or torch.nan)
+        model.segment_embed[0].layers[1].weight.fill_(large)
+    first = "output of segment_embed.0" if large else "parameter 'segment_embed.0.layers.0.weight'"
+    video = data.splits["test"][0]
+    with pytest.raises(TrainingError, match=f"not finite for windows of {video}.*{first}"):
+        detect(model, data, [video], config)
+    oracle = Oracle(data.num_classes, [[0.5, float("nan")]])  # as a GPU, which cannot raise
+    with pytest.raises(TrainingError, match=r"not finite .*the first is the outputs themselves"):
+        detect(oracle, data, [video], config)
 
 
 def test_overlapping_windows_and_queries_are_merged(data, config):

@@ -56,14 +56,12 @@ class ClusterFacts:
     Attributes:
         machines: its machines.
         slots: trials that they can run at a time.
-        cpus: their CPUs, as Ray counts them.
         gpus: their GPUs.
         gpus_per_trial: the share that each trial gets.
     """
 
     machines: int
     slots: int
-    cpus: float
     gpus: float
     gpus_per_trial: float
 
