@@ -5,6 +5,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Both would fail what is slow because the machine is busy.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # torch's cache of compiled graphs outlives a change of an op's schema and would replay old calls.
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from processes import HANG
+
 STEPS = 40
 
 
@@ -101,26 +103,55 @@ def learn_under_averages(config, data, *, train_videos, out, positions=None, pro
     return result
 
 
-def learn_slowly(config, data, *, train_videos, out, resume, progress, steps=STEPS, **rest):
+def learn_slowly(config, data, *, train_videos, out, resume, progress, stays=None, **rest):
     """Learns in steps of 20 ms, with a checkpoint after each, from which it goes on."""
     checkpoint = out / "step.txt"
     first = int(checkpoint.read_text()) if resume and checkpoint.exists() else 0
     _log(out, pid=os.getpid(), first=first)
-    for step in range(first, steps):
+
+    def report(step):
+        progress(SimpleNamespace(stage="train", step=step, total_steps=STEPS, epoch=1, epochs=1))
+
+    for step in range(first, STEPS):
         time.sleep(0.02)
         temporary = out / "step.tmp"
         temporary.write_text(str(step + 1))
         temporary.replace(checkpoint)
-        progress(
-            SimpleNamespace(stage="train", step=step + 1, total_steps=steps, epoch=1, epochs=1)
-        )
+        report(step + 1)
+    end = time.monotonic() + HANG
+    while stays is not None and not first and stays(out.parent.parent):
+        assert time.monotonic() < end, "nobody told this trial to go on"
+        time.sleep(0.02)
+        report(STEPS)
     _log(out, pid=os.getpid(), finished=True)
     return _finish(config, train_videos, out)
 
 
-def learn_for_long(*arguments, **rest):
-    """As learn_slowly, for three seconds."""
-    return learn_slowly(*arguments, steps=150, **rest)
+def _telling(study: Path) -> Path:
+    return study.parent / f"{study.name}.told"
+
+
+def tell(study: Path) -> None:
+    """Lets go on what waits for it in the two below."""
+    _telling(study).touch()
+
+
+def _untold(study: Path) -> bool:
+    return not _telling(study).exists()
+
+
+def learn_until_told(*arguments, **rest):
+    """As learn_slowly, but stays at its last step until it is told to go on, or is resumed."""
+    return learn_slowly(*arguments, stays=_untold, **rest)
+
+
+def learn_two_until_told(*arguments, **rest):
+    """As learn_slowly for the first two trials that finish, for the others as learn_until_told."""
+
+    def stays(study: Path) -> bool:
+        return _untold(study) and sum("finished" in call for call in read_calls(study)) >= 2
+
+    return learn_slowly(*arguments, stays=stays, **rest)
 
 
 def stuck(config, data, *, train_videos, test_videos, out, resume, progress, threads):
