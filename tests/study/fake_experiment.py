@@ -20,6 +20,8 @@ from typing import Any
 from processes import HANG
 
 STEPS = 40
+# Of a worker: the one that trains, the one that waits for tasks, and the reader's.
+THREADS = 3
 
 
 @dataclass
@@ -224,11 +226,17 @@ def learn_in_earnest(config, data, *, out, progress, **rest):
 
     from tal_fast.training import run_experiment
 
-    most = 0
+    most, process = 0, psutil.Process()
 
     def watched(event):
         nonlocal most
-        most = max(most, psutil.Process().num_threads())
+        count = process.num_threads()
+        for _ in range(100):
+            if count <= THREADS:
+                break
+            time.sleep(0.02)  # a joined thread is listed until the kernel has let it go
+            count = process.num_threads()
+        most = max(most, count)
         progress(event)
 
     result = run_experiment(config, data, out=out, progress=watched, **rest)
