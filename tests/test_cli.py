@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from tal_fast import cli
 from tal_fast.data import open_dataset
@@ -484,16 +485,14 @@ class TestPackAndValidate:
 
 def test_broken_pipe(tmp_path):
     """``tal-fast ... | head`` ends without a traceback."""
-    process = subprocess.Popen(
+    with started(
         [sys.executable, "-m", "tal_fast", "info"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    process.stdout.close()
-    error = process.stderr.read().decode()
-    process.stderr.close()
-    process.wait()
+    ) as process:
+        process.stdout.close()
+        error = process.stderr.read().decode()
     assert "Traceback" not in error
 
 
