@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["check_tensors", "position"]
 
 
-def check_tensors(op: str, **tensors: Tensor | None) -> None:
+def check_tensors(op: str, *, optional: str | None = None, **tensors: Tensor | None) -> None:
     """Refuses what is no tensor, and tensors on several devices.
 
     Here and not in the native op: which implementation runs depends on the devices, so none of them
@@ -19,8 +19,8 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
 
     Args:
         op: the name of the op, for the message.
-        **tensors: the arguments by name, the first being the one that says the device. None stands
-            for an optional argument that was not given; the first must not be None.
+        optional: the argument that may be None, not the first one.
+        **tensors: the arguments by name, the first being the one that says the device.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -36,10 +36,11 @@ def check_tensors(op: str, **tensors: Tensor | None) -> None:
                 raise RuntimeError(
                     f"{op}: expected {name} on {device} like {first}, got {tensor.device}"
                 )
-        elif tensor is not None or device is None:
-            kind = type(tensor).__name__
+        elif tensor is not None or name != optional:
             hint = "" if tensor is None else f": torch.as_tensor({name}) makes one"
-            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {kind}{hint}")
+            raise TypeError(
+                f"{op}: expected {name} to be a torch.Tensor, got {type(tensor).__name__}{hint}"
+            )
 
 
 def position(op: str, argument: str, word: object, words: tuple[str | None, ...]) -> int:

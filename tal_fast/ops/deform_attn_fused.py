@@ -92,6 +92,7 @@ def deform_attn_fused(
         sampling_offsets=sampling_offsets,
         attention_logits=attention_logits,
         padding_mask=padding_mask,
+        optional="padding_mask",
     )
     half = reference_points.dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(value.device.type):

@@ -58,7 +58,7 @@ def dropout(
         >>> bool(ops.dropout(torch.ones(1000), 0.5).eq(0).any())
         True
     """
-    check_tensors("dropout", x=x, residual=residual)
+    check_tensors("dropout", x=x, residual=residual, optional="residual")
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
     native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x.device.type)

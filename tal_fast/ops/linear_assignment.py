@@ -84,6 +84,8 @@ def linear_assignment(
 column=tensor([1, 0, 1, 0]))
     """
     if isinstance(costs, Sequence):
+        matrices: dict[str, Any] = {f"costs[{p}]": matrix for p, matrix in enumerate(costs)}
+        check_tensors("linear_assignment", **matrices)
         if row_counts is not None or column_counts is not None:
             raise RuntimeError(
                 "linear_assignment: expected no row_counts and column_counts beside a sequence of "
@@ -114,9 +116,6 @@ column=tensor([1, 0, 1, 0]))
 
 
 def _flatten(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int], list[int]]:
-    check_tensors(
-        "linear_assignment", **{f"costs[{p}]": matrix for p, matrix in enumerate(matrices)}
-    )
     for p, matrix in enumerate(matrices):
         if matrix.dim() != 2:
             raise RuntimeError(

@@ -15,7 +15,9 @@ One set of rules holds for all three functions:
 * On a GPU the host waits once per call, for the size of the result and for whether values are
   wrong; ``tal_fast.ops.nms_padded`` has the functions that wait for nothing.
 * Nothing here is differentiable: the returned scores carry no gradient, the returned indices select
-  from differentiable tensors.
+  from differentiable tensors. Tensors that require a gradient are taken as they are; forward mode
+  (``torch.func.jvp``, ``torch.autograd.forward_ad``) and gradients of ``torch.func``, which would
+  take the scores for constants, are refused where the result has scores or segments.
 
 The rules of other code bases are arguments. ActionFormer, TriDet, TemporalMaxer and OpenTAD use
 ``DIALECT = dict(iou_comparison="ge", length_eps=1e-6)`` on float32 input:
@@ -120,6 +122,8 @@ def nms(
 
     Raises:
         ValueError: if ``iou_comparison`` is none of the two.
+        TypeError: an argument that should be a tensor is none; lists and NumPy arrays are not
+            converted, as their dtype and device are a choice.
         RuntimeError: on wrong shapes, dtypes or devices, options out of range, a NaN score (also
             without validation: it has no rank), or a segment that is not finite or ends before it
             starts (the row is named).
@@ -199,6 +203,8 @@ def soft_nms(
 
     Raises:
         ValueError: if ``method`` or ``iou_comparison`` is unknown.
+        TypeError: an argument that should be a tensor is none; lists and NumPy arrays are not
+            converted, as their dtype and device are a choice.
         RuntimeError: on wrong shapes, dtypes or devices, options out of range, a NaN score (also
             without validation), or a segment that is not finite or ends before it starts (the row
             is named).
@@ -289,6 +295,8 @@ def batched_nms(
 
     Raises:
         ValueError: if ``method``, ``iou_comparison`` or ``voting_weight`` is unknown.
+        TypeError: an argument that should be a tensor is none; lists and NumPy arrays are not
+            converted, as their dtype and device are a choice.
         RuntimeError: on wrong shapes, dtypes or devices, options out of range, a NaN score (with
             voting, one that is not finite), or a segment that is not finite or ends before it
             starts (the row is named).
@@ -300,7 +308,9 @@ def batched_nms(
         tensor([1, 2])
     """
     op = "batched_nms"
-    check_tensors(op, segments=segments, scores=scores, labels=labels, videos=videos)
+    check_tensors(
+        op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
+    )
     refuse_derivatives(op, segments=segments, scores=scores)
     indices, kept_scores, refined = torch.ops.tal_fast.batched_nms.default(
         segments,

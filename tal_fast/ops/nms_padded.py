@@ -72,6 +72,7 @@ def nms_padded(
 
     Raises:
         ValueError: if ``iou_comparison`` is none of the two.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: as ``nms`` does; for values on the CPU alone.
 
     Example:
@@ -132,6 +133,7 @@ def soft_nms_padded(
 
     Raises:
         ValueError: if ``method`` or ``iou_comparison`` is unknown.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: as ``soft_nms`` does; for values on the CPU alone.
 
     Example:
@@ -215,6 +217,7 @@ def batched_nms_padded(
 
     Raises:
         ValueError: if ``method``, ``iou_comparison`` or ``voting_weight`` is unknown.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: as ``batched_nms`` does, and on a video number out of range; for values on
             the CPU alone.
 
@@ -230,7 +233,9 @@ def batched_nms_padded(
                 [ 1,  2, -1]]), tensor([0, 2]))
     """
     op = "batched_nms_padded"
-    check_tensors(op, segments=segments, scores=scores, labels=labels, videos=videos)
+    check_tensors(
+        op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
+    )
     refuse_derivatives(op, segments=segments, scores=scores)
     return PaddedNMSResult(
         *torch.ops.tal_fast.batched_nms_padded.default(

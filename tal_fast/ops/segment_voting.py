@@ -48,6 +48,7 @@ def segment_voting(
 
     Raises:
         ValueError: if ``weight`` is none of the two.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: on wrong shapes, dtypes or devices, a threshold out of range, a score that is
             not finite, or a segment that is not finite or ends before it starts (the row is named).
             On a GPU values are not checked, as the host would have to wait for them.

@@ -1,150 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """No op gives a derivative of 0 that is none: the right one or an error, in both modes of torch.
 
-``CASES`` has every public op. A new op fails here until it says what its derivatives are.
+``CASES`` has every public op. A new one fails here until it says there what its derivatives are.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import emulated as emulator
 import pytest
 import torch
+from op_cases import CASES, SCORES, A, B, Case, random
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tal_fast import ops
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class Case(NamedTuple):
-    """One call, as a function of the tensors that could have a derivative."""
-
-    call: Callable[..., Any]
-    tensors: tuple[Tensor, ...]
-    forward: str
-    """right: gives the tangent; refused: NotImplementedError; indices: returns no other numbers."""
-    twice: bool = False
-    """Whether it has second derivatives; without, they are refused."""
-
-
-A, B = random(5, 2).cumsum(1), random(5, 2, seed=1).cumsum(1)
-SCORES, LABELS = random(5, seed=2), torch.tensor([0, 0, 1, 1, 0])
-FEATURES = random(2, 4, 7)
-ENDS = torch.tensor([[[0.0, 2.9, 3.0, 6.0], [1.0, 1.0, 2.0, 9.0]]] * 2, dtype=torch.float64)
-ROIS = torch.tensor([[0.0, 1.0, 4.5], [1.0, 0.0, 6.0]], dtype=torch.float64)
-LEVELS = (4, 2)  # rows
-ATTENTION = (random(2, 6, 2, 3), random(2, 3, 2, 2, 2) * 1.4 - 0.2, random(2, 3, 2, 2, 2, seed=1))
-PADDED = torch.tensor([[False] * 5 + [True], [False] * 6])
-DROPPED = torch.cat([random(6), -random(6)])
-COUNTS = [2, 1]
-
-
-def dropout(*tensors: Tensor, **options: Any) -> Tensor:
-    torch.manual_seed(0)
-    return ops.dropout(*tensors, p=0.5, **options)
-
-
-def scores_of(op: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    return lambda a, scores: op(a, scores, **options)
-
-
-CASES: dict[str, list[Case]] = {
-    "segment_iou": [
-        Case(lambda a, b, k=kind, p=aligned: ops.segment_iou(a, b, k, p, 0.1), (A, b), "right")
-        for kind in ("iou", "giou", "diou", "ioa")
-        for aligned, b in ((False, B[:3]), (True, B))
-    ],
-    **{
-        name: [
-            Case(lambda a, b, n=name, r=reduction: getattr(ops, n)(a, b, r), (A, B), "right")
-            for reduction in ("none", "mean")
-        ]
-        for name in ("iou_loss", "giou_loss", "diou_loss")
-    },
-    "deform_attn": [
-        Case(lambda v, at, weights: ops.deform_attn(v, LEVELS, at, weights), ATTENTION, "right")
-    ],
-    "deform_attn_fused": [
-        Case(
-            lambda v, at, o, w, m=mask: ops.deform_attn_fused(v, LEVELS, at, o, w, m),
-            (ATTENTION[0], random(2, 3, 2, last, seed=3), ATTENTION[1] * 3, ATTENTION[2]),
-            "right",
-        )
-        for last, mask in ((1, None), (2, PADDED))
-    ],
-    "boundary_max_pool": [
-        Case(lambda x: ops.boundary_max_pool(x, ENDS), (FEATURES,), "right", twice=True),
-        Case(lambda x: ops.boundary_max_pool(x, ENDS, "afsd"), (FEATURES,), "refused", twice=True),
-    ],
-    "segment_roi_align": [
-        Case(lambda x: ops.segment_roi_align(x, ROIS, 3), (FEATURES,), "right", twice=True),
-        Case(lambda rois: ops.segment_roi_align(FEATURES, rois, 3), (ROIS,), "refused"),
-    ],
-    "dropout": [
-        Case(dropout, (DROPPED,), "right", twice=True),
-        Case(lambda x: dropout(x, relu=True), (DROPPED,), "right", twice=True),
-        Case(lambda x, y: dropout(x, residual=y), (DROPPED, random(12)), "right", twice=True),
-    ],
-    "gather_windows": [
-        Case(
-            lambda x: ops.gather_windows(x, torch.tensor([0, 2]), torch.tensor([3, 2]), 3),
-            (FEATURES[0],),
-            "refused",
-        )
-    ],
-    "matching_cost": [
-        Case(
-            lambda x, s, t: ops.matching_cost(x, s, torch.tensor([0, 1, 1]), t, COUNTS),
-            (FEATURES, random(2, 4, 2), B[:3]),
-            "refused",
-        )
-    ],
-    "soft_nms": [Case(scores_of(ops.soft_nms), (A, SCORES), "refused")],
-    "soft_nms_padded": [
-        Case(scores_of(ops.soft_nms_padded, max_segments=3), (A, SCORES), "refused")
-    ],
-    "batched_nms": [Case(scores_of(ops.batched_nms, labels=LABELS), (A, SCORES), "refused")],
-    "batched_nms_padded": [
-        Case(
-            scores_of(ops.batched_nms_padded, labels=LABELS, max_segments=3),
-            (A, SCORES),
-            "refused",
-        )
-    ],
-    "fuse_windows": [
-        Case(
-            scores_of(
-                ops.fuse_windows,
-                labels=LABELS,
-                windows=LABELS,
-                window_spans=B[:2],
-                window_videos=torch.zeros(2, dtype=torch.int64),
-            ),
-            (A, SCORES),
-            "refused",
-        )
-    ],
-    "segment_voting": [
-        Case(lambda k, a, s: ops.segment_voting(k, a, s, 0.5), (A[:2], A, SCORES), "refused")
-    ],
-    "nms": [Case(scores_of(ops.nms, iou_threshold=0.5), (A, SCORES), "indices")],
-    "nms_padded": [
-        Case(scores_of(ops.nms_padded, iou_threshold=0.5, max_segments=3), (A, SCORES), "indices")
-    ],
-    "linear_assignment": [
-        Case(lambda costs: ops.linear_assignment(costs, 2, [3]), (random(6),), "indices")
-    ],
-    "ragged_index": [Case(lambda x: ops.ragged_index(COUNTS, x), (A,), "indices")],
-}
 
 # A kernel that looks for tangents would take longer than they do: their public functions look.
 ASKED_IN_PYTHON = {
@@ -185,6 +60,7 @@ def floats(result: Any) -> list[Tensor]:
     ]
 
 
+@pytest.mark.cpu_only
 def test_every_public_op_has_a_case():
     functions = {name for name in ops.__all__ if inspect.isfunction(getattr(ops, name))}
     assert set(CASES) == functions
@@ -201,6 +77,7 @@ def test_tangents_are_right(case):
     )
 
 
+@pytest.mark.cpu_only
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # linearize of torch
 @cases("right")
 def test_transforms_give_the_same_tangents(case):
@@ -227,6 +104,7 @@ def test_transforms_give_the_same_tangents(case):
     torch.testing.assert_close(total, expected)
 
 
+@pytest.mark.cpu_only
 @cases("refused")
 def test_tangents_that_would_be_lost_are_refused(case):
     for place, x in enumerate(case.tensors):
@@ -247,6 +125,7 @@ def test_tangents_that_would_be_lost_are_refused(case):
         torch.func.jvp(lambda x, f=call: f(x.detach()), (x,), (torch.ones_like(x),))
 
 
+@pytest.mark.cpu_only
 @cases("indices")
 def test_indices_need_no_tangent(case):
     with forward_ad.dual_level():
@@ -285,7 +164,7 @@ def test_native_ops_lose_no_tangent():
             duals = pytree.tree_map_only(
                 Tensor,
                 lambda x: (
-                    forward_ad.make_dual(x.detach(), torch.ones_like(x))
+                    forward_ad.make_dual(x.detach().clone(), torch.ones_like(x))
                     if x.is_floating_point()
                     else x
                 ),
@@ -297,6 +176,7 @@ def test_native_ops_lose_no_tangent():
                 assert forward_ad.unpack_dual(x).tangent is not None, name
 
 
+@pytest.mark.cpu_only
 @cases("right")
 def test_second_derivatives_are_right_or_refused(case):
     tensors = [x.clone().requires_grad_() for x in case.tensors]
@@ -308,17 +188,17 @@ def test_second_derivatives_are_right_or_refused(case):
     with refused:
         sum(grad.sum() for grad in grads).backward()
 
-    def dual() -> Tensor:
+    def dual(*tensors: Tensor) -> Tensor:
         return case.call(*[forward_ad.make_dual(x, torch.ones_like(x)) for x in tensors])
 
     with forward_ad.dual_level():
-        out = dual().sum()
+        out = dual(*tensors).sum()
         with refused:
             torch.autograd.grad(out, tensors)
 
     def tangent(*tensors: Tensor) -> Tensor:
         with forward_ad.dual_level():
-            return forward_ad.unpack_dual(dual()).tangent
+            return forward_ad.unpack_dual(dual(*tensors)).tangent
 
     # A tangent that is composed of ops may have a gradient, which is then right. (torch cannot take
     # that of its own softmax.)
@@ -326,6 +206,7 @@ def test_second_derivatives_are_right_or_refused(case):
     assert refusal is None or "second derivatives" in refusal or "output 0 of Exp" in refusal
 
 
+@pytest.mark.cpu_only
 def test_gradient_beside_a_tangent():
     """Outside the level the gradient of a result that had a tangent is the ordinary one."""
     a = A.clone().requires_grad_()
@@ -337,6 +218,7 @@ def test_gradient_beside_a_tangent():
     assert torch.equal(grad, torch.autograd.grad(ops.segment_iou(a, B).sum(), a)[0])
 
 
+@pytest.mark.cpu_only
 @cases("right", "refused")
 def test_gradients_of_torch_func_are_those_of_autograd_or_refused(case):
     def total(*tensors: Tensor) -> Tensor:
@@ -352,6 +234,7 @@ def test_gradients_of_torch_func_are_those_of_autograd_or_refused(case):
     assert all(map(torch.equal, grads, torch.autograd.grad(total(*tensors), tensors)))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.filterwarnings("ignore::UserWarning")  # vmap runs a custom op once per element
 def test_vmap_inside_and_outside_of_forward_mode():
     batch = torch.stack([A, A * 2, A + 1])
@@ -373,6 +256,7 @@ def test_vmap_inside_and_outside_of_forward_mode():
         torch.func.grad(lambda s: soft(s).sum())(scores)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @cases("right")
 def test_tangents_have_the_dtype_of_the_result(case, dtype):
@@ -389,6 +273,7 @@ def test_tangents_have_the_dtype_of_the_result(case, dtype):
     torch.testing.assert_close(tangent.double(), expected, rtol=16 * step, atol=16 * step)
 
 
+@pytest.mark.cpu_only
 def test_compiled_functions_keep_their_tangents():
     def tangent(x: Tensor, v: Tensor) -> Tensor:
         return torch.func.jvp(lambda x: ops.segment_iou(x, B), (x,), (v,))[1]
