@@ -27,19 +27,31 @@ def check_tensors(op: str, *, optional: str | None = None, **tensors: Tensor | N
         RuntimeError: an argument is on another device than the first one.
     """
     device = None
+    for tensor in tensors.values():
+        if not isinstance(tensor, Tensor):
+            break
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            break
+    else:
+        return
+    _explain(op, optional, tensors)
+
+
+def _explain(op: str, optional: str | None, tensors: dict[str, Tensor | None]) -> None:
+    first, like = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor):
-            if device is None:
-                device = tensor.device
-            elif tensor.device != device:
-                first = next(iter(tensors))
-                raise RuntimeError(
-                    f"{op}: expected {name} on {device} like {first}, got {tensor.device}"
-                )
-        elif tensor is not None or name != optional:
+        if not isinstance(tensor, Tensor):
+            if tensor is None and name == optional:
+                continue
             hint = "" if tensor is None else f": torch.as_tensor({name}) makes one"
             raise TypeError(
                 f"{op}: expected {name} to be a torch.Tensor, got {type(tensor).__name__}{hint}"
+            )
+        if like is not None and tensor.device != like.device:
+            raise RuntimeError(
+                f"{op}: expected {name} on {like.device} like {first}, got {tensor.device}"
             )
 
 
@@ -49,8 +61,10 @@ def position(op: str, argument: str, word: object, words: tuple[str | None, ...]
     Raises:
         ValueError: it is none of them; the message lists them.
     """
-    for index, known in enumerate(words):
-        if word is known or (isinstance(word, str) and word == known):
-            return index
-    allowed = ", ".join(str(known) for known in words)
-    raise ValueError(f"{op}: expected {argument} to be one of {allowed}, got {word!r}")
+    try:
+        return words.index(word)
+    except ValueError:
+        allowed = ", ".join(str(known) for known in words)
+        raise ValueError(
+            f"{op}: expected {argument} to be one of {allowed}, got {word!r}"
+        ) from None

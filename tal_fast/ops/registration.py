@@ -40,6 +40,18 @@ _jvps: dict[str, Jvp] = {}
 _differentiable_once: set[str] = set()
 
 
+class _Always:
+    _current_level = 0
+
+
+# Three questions of less than a tenth of a microsecond each. torch.compile enters a level without
+# the counter of torch.autograd.forward_ad, so transforms and modes that trace count as well.
+_transform = torch._C._functorch.maybe_current_level
+_modes = torch._C._len_torch_dispatch_stack
+# Should torch rename the counter, the arguments are looked at in every call.
+_counter: Any = forward_ad if hasattr(forward_ad, "_current_level") else _Always()
+
+
 def register_autograd(
     op: str,
     backward: Callable[..., Any],
@@ -106,9 +118,8 @@ def refuse_derivatives(op: str, **tensors: Tensor | None) -> None:
     Also if ``torch.func`` asks for a gradient: where autograd would say that there is none, it
     takes what carries none for a constant.
     """
-    # Numbers that torch keeps anyway: the question costs a call next to nothing.
-    transformed = not torch.compiler.is_dynamo_compiling() and _transformed()
-    if not (transformed or _in_dual_level()):
+    transformed = not torch.compiler.is_dynamo_compiling() and _transform() is not None
+    if not transformed and _counter._current_level < 0:
         return
     for name, tensor in tensors.items():
         if tensor is None:
@@ -128,22 +139,6 @@ def no_tangent(op: str, names: str) -> NotImplementedError:
         f"{op} does not support forward AD (torch.func.jvp, torch.autograd.forward_ad), and "
         f"{names} has a tangent: detach() it if no derivative is wanted"
     )
-
-
-def _in_dual_level() -> bool:
-    # Should torch rename its counter, the arguments are looked at every time.
-    return getattr(forward_ad, "_current_level", 0) >= 0
-
-
-def _transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work."""
-    return torch._C._functorch.maybe_current_level() is not None
-
-
-def _tangents_possible() -> bool:
-    # torch.compile enters a level without the counter, so where a mode traces the arguments are
-    # looked at too.
-    return _in_dual_level() or _transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def make_dual(tensor: Tensor, tangent: Tensor | None) -> Tensor:
@@ -179,10 +174,10 @@ class _Library(torch.library.Library):
         op = getattr(torch.ops.tal_fast, op_name).default
 
         def kernel(keyset: Any, *arguments: Any) -> Any:
-            if _tangents_possible() and any(
-                isinstance(x, Tensor) and unpack_dual(x)[1] is not None for x in arguments
-            ):
-                return _with_tangents(op, arguments)
+            if _counter._current_level >= 0 or _transform() is not None or _modes():
+                tensors = (x for x in arguments if isinstance(x, Tensor))
+                if any(unpack_dual(x)[1] is not None for x in tensors):
+                    return _with_tangents(op, arguments)
             return fn(keyset, *arguments)
 
         return super().impl(op_name, kernel, *args, **options)

@@ -68,7 +68,7 @@ CASES: dict[str, list[Case]] = {
     "deform_attn_fused": [
         Case(
             lambda v, at, o, w, m=mask: ops.deform_attn_fused(v, LEVELS, at, o, w, m),
-            (ATTENTION[0], random(2, 2, 2, last, seed=3), ATTENTION[1] * 3, ATTENTION[2]),
+            (ATTENTION[0], random(2, 2, 2, last, seed=5), ATTENTION[1] * 3, ATTENTION[2]),
             "right",
         )
         for last, mask in ((1, None), (2, PADDED))
