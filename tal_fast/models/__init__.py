@@ -19,6 +19,7 @@ from tal_fast.models.base import (
     Section,
     Targets,
     Whole,
+    plain_defaults,
 )
 from tal_fast.models.registry import available, detector_of, recipe
 from tal_fast.models.settings import detector_config
@@ -56,4 +57,5 @@ def build_model(name: str, *, in_channels: int, num_classes: int, **overrides: A
         ConfigError: the name or one of the overrides is unknown.
     """
     config = detector_config(name, {"model": overrides})
-    return detector_of(name)(in_channels, num_classes, config)
+    with plain_defaults(None):
+        return detector_of(name)(in_channels, num_classes, config)
