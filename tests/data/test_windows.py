@@ -343,5 +343,7 @@ def test_a_class_without_an_instance_in_a_window(tiny):
     for name in "ab":
         del tiny.database[name]["annotations"][0]
     data = open_dataset(tiny.write())
-    with pytest.raises(DataError, match=r"no window holds any instance of run \(1 of 2 classes\)"):
+    with pytest.raises(
+        DataError, match=r"no window of 128 rows holds any instance of run \(1 of 2 classes\)"
+    ):
         require_learnable(WindowSet(data, ["a", "b", "c"]))

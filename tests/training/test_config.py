@@ -18,7 +18,7 @@ from tal_fast.training.config import (
 
 def test_presets_are_the_recipes():
     paper, small = preset("tadtr"), preset("tadtr-small")
-    assert preset_names() == ("tadtr", "tadtr-small")
+    assert {"tadtr", "tadtr-small"} <= set(preset_names())
     sizes = paper.detector.model
     assert (sizes.d_model, sizes.encoder_layers, sizes.decoder_layers) == (256, 4, 4)
     sizes = small.detector.model

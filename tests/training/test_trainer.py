@@ -240,7 +240,7 @@ def test_training_that_diverges_says_where(data, config, out, rate, amp):
     config = with_training(config, learning_rate=rate, epochs=20, amp=amp)
     message = (
         r"(loss is|outputs are|gradients are) not finite at step \d+ \(epoch \d+, "
-        rf"learning rate {re.escape(f'{rate:g}')}\), windows of .*; the first is .*; lower training"
+        rf"learning rate {re.escape(f'{rate:g}')}\), clips of .*; the first is .*; lower training"
     )
     with pytest.raises(TrainingError, match=message):
         train(config, data, data.splits["train"], out)
