@@ -15,6 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # Presets of CMakePresets.json for test-native. `debug` has all that `asan` has, but for its speed.
+# With `debug-wide` the kernels of every instruction set: test-all takes that time.
 SANITIZED := debug tsan
 RESULTS ?= results/demo
 # For cuda-link: the CUDA build of torch to link against, and where.
@@ -65,7 +66,7 @@ test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native t
 	wait $$beside || { tail -n 60 build/beside.log; status=1; }; \
 	tail -n 1 build/beside.log; exit $$status
 
-test-all: SANITIZED += asan
+test-all: SANITIZED := debug-wide asan tsan
 test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
 	build/asan/fuzz_reader 120
 	$(BIN)/python -m pytest -q
