@@ -3,7 +3,7 @@
 
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -290,4 +290,4 @@ TAL_FAST_INSTANTIATE(Half)
 TAL_FAST_INSTANTIATE(BFloat16)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -73,6 +73,31 @@ def test_one_at_a_time(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(f"b{index}" for index in range(20))
 
 
+def test_a_directory_that_is_renamed_while_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    looks = []
+
+    def is_dir(path: Path) -> bool:
+        looks.append(path)
+        if len(looks) == 1:  # mkdir has found it there, and looks again
+            path.rename(tmp_path / "b")
+        return os.path.isdir(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with locked_directory(tmp_path / "a", wait=HANG, busy="busy"):
+        assert os.listdir(tmp_path / "a") == [LOCK_FILE]
+    assert looks
+
+
+def test_a_file_in_place_of_the_directory(tmp_path):
+    (tmp_path / "a").touch()
+    with (
+        pytest.raises(FileExistsError),
+        locked_directory(tmp_path / "a", wait=HANG, busy="busy"),
+    ):
+        pass
+
+
 def test_who_waits_takes_the_finished_trial(tmp_path):
     calls, inside, go_on = [], threading.Event(), threading.Event()
 

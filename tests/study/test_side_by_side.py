@@ -13,7 +13,7 @@ from tal_fast.study import run_study
 SMALL = (
     "model.d_model=32", "model.num_heads=4", "model.encoder_layers=1", "model.decoder_layers=2",
     "model.feedforward=32", "model.num_queries=8", "model.roi_bins=4", "training.epochs=2",
-    "training.batch_size=4", "data.window=32", "training.ema=off,corrected",
+    "training.batch_size=4", "data.window=64", "training.ema=off,corrected",
     "training.tensorboard=never",
 )  # fmt: skip
 

@@ -49,7 +49,12 @@ def _is_lock(file: int, opened: int) -> bool:
 
 def _lock(directory: Path, files: contextlib.ExitStack) -> tuple[int, int] | None:
     """Tries once; returns the open directory and its locked file, None when it is busy."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if directory.exists() and not directory.is_dir():
+            raise
+        return None  # its holder renamed it between the two looks that mkdir takes
     with contextlib.ExitStack() as closing:
         try:
             opened = os.open(directory, os.O_RDONLY)
