@@ -113,6 +113,37 @@ def train(
 
 @command(
     app,
+    "import-checkpoint",
+    "tal-fast import-checkpoint epoch_034.pth.tar --preset actionformer --data data/thumos14 "
+    "--out runs/official",
+)
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="Checkpoint of the model's official code.")],
+    data: Data,
+    out: Out,
+    preset: Annotated[str, typer.Option(help="Model and sizes of the checkpoint.")],
+    settings: Settings = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ema or raw; the average where there is one by default."),
+    ] = None,
+) -> None:
+    """Turn an official checkpoint into one that predict takes.
+
+    The data gives the names of the classes, which such a checkpoint lacks; their order must be that
+    of its outputs.
+    """
+    from tal_fast.data import dataset_annotations
+    from tal_fast.training import import_checkpoint as run
+    from tal_fast.training import load_config
+
+    config = load_config(preset=preset, overrides=settings or [])
+    classes = dataset_annotations(data).classes
+    typer.echo(run(file, config, classes, out, weights=weights))
+
+
+@command(
+    app,
     "predict",
     "tal-fast predict --checkpoint runs/first/checkpoint.pt --data data/hapt --out results.json",
 )

@@ -10,9 +10,11 @@ import pickle
 import warnings
 from typing import Any
 
+import numpy as np
+
 from tal_fast.errors import DataError
 
-__all__ = ["array_globals", "unpickle_arrays"]
+__all__ = ["array_globals", "torch_globals", "unpickle_arrays"]
 
 # What the pickle of a NumPy array or number names, in NumPy 1 and 2, in old protocols and new.
 _MODULES = (
@@ -23,6 +25,10 @@ _MODULES = (
     "numpy._core.numeric",
 )
 _NAMES = ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")
+
+
+# What a pickle of a numeric array makes its dtype of.
+_DTYPE_CLASSES = sorted({type(np.dtype(code)) for code in "?bhilqBHILQefdg"}, key=str)
 
 
 @functools.cache
@@ -42,6 +48,16 @@ def array_globals() -> dict[str, Any]:
             found.update({f"{module}.{name}": value for name, value in names.items()})
             break
     return found
+
+
+def torch_globals() -> list[Any]:
+    """Returns what ``torch.load(weights_only=True)`` may find besides tensors and plain values.
+
+    NumPy's arrays and numbers, by the names that its versions give them, for
+    ``torch.serialization.safe_globals``.
+    """
+    names: list[Any] = [(value, name) for name, value in array_globals().items()]
+    return names + _DTYPE_CLASSES
 
 
 class _ArraysOnly(pickle.Unpickler):

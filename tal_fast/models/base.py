@@ -220,9 +220,11 @@ class Detector(nn.Module, ABC):
         presets: settings by name, over the defaults: ``{name: {section: {field: value}}}``, where
             the section ``training`` is that of :class:`tal_fast.training.config.TrainingConfig`.
         recipe: settings over the defaults that all presets start from.
+        unofficial: keys of the state dict that checkpoints of the model's official code lack.
     """
 
     Config: ClassVar[type[Any]] = DetectorConfig
+    unofficial: ClassVar[frozenset[str]] = frozenset()
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -300,6 +302,23 @@ class Detector(nn.Module, ABC):
             NotImplementedError: the model does not say.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how much it computes")
+
+    @classmethod
+    def sizes_of(cls, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """Returns channels of the features and number of classes of an official checkpoint.
+
+        Args:
+            weights: a state dict of the model's official code.
+
+        Returns:
+            (in_channels, num_classes), or None if the weights are of something else.
+        """
+        return None
+
+    @classmethod
+    def is_repeated(cls, key: str) -> bool:
+        """Tells whether official checkpoints list under this key what is elsewhere, too."""
+        return False
 
     def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
         """Loads weights.

@@ -10,6 +10,7 @@ from tal_fast.training.config import (
     save_config,
 )
 from tal_fast.training.experiment import ExperimentResult, run_experiment, train
+from tal_fast.training.imported import import_checkpoint
 from tal_fast.training.inference import detect, predict
 from tal_fast.training.trainer import ProgressEvent, TrainingSummary
 
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingSummary",
     "config_to_dict",
     "detect",
+    "import_checkpoint",
     "load_config",
     "predict",
     "preset",

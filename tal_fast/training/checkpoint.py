@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.data.unpickling import torch_globals
 from tal_fast.errors import ConfigError, TrainingError
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
@@ -24,7 +25,14 @@ from tal_fast.training.config import ExperimentConfig, config_from_dict, config_
 from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.foreign_files import foreign_file
 
-__all__ = ["load_model", "read_checkpoint", "save_model", "write_checkpoint"]
+__all__ = [
+    "described_content",
+    "load_model",
+    "read_checkpoint",
+    "read_torch_file",
+    "save_model",
+    "write_checkpoint",
+]
 
 _FORMAT = 1
 
@@ -47,18 +55,19 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU.
+def read_torch_file(path: str | Path) -> Any:
+    """Reads tensors, plain values and NumPy's arrays that torch has saved, onto the CPU.
 
     Raises:
-        TrainingError: the file is missing, damaged or of another kind.
+        TrainingError: the file is missing or damaged, or holds anything else.
     """
     path = Path(path)
     try:
         other = foreign_file(path)
         if other is not None:
             raise TrainingError(f"{path} is not a checkpoint: it is {other}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(torch_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"no checkpoint at {path}") from None
     except TrainingError:
@@ -67,9 +76,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a broken pickle fails in any way it likes
         raise TrainingError(f"{path} is not a readable checkpoint: {_why(error)}") from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of this library onto the CPU.
+
+    Raises:
+        TrainingError: the file is missing, damaged or of another kind.
+    """
+    content = read_torch_file(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise TrainingError(
-            f"{path}: expected checkpoint format {_FORMAT} of tal_fast, found {_described(content)}"
+            f"{path}: expected checkpoint format {_FORMAT} of tal_fast, "
+            f"found {described_content(content)}"
         )
     return content
 
@@ -87,7 +106,7 @@ def _why(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
-def _described(content: Any) -> str:
+def described_content(content: Any) -> str:
     """Says what a file of another tool holds."""
     if not isinstance(content, dict):
         return f"an object of type {type(content).__name__}"

@@ -16,13 +16,10 @@ import numpy.typing as npt
 from tal_fast.data.formats import Kind
 from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
-from tal_fast.data.unpickling import array_globals, unpickle_arrays
+from tal_fast.data.unpickling import torch_globals, unpickle_arrays
 from tal_fast.errors import ConfigError, DataError
 
 __all__ = ["array_file", "close_array_file", "pick"]
-
-# What a pickle of a numeric array makes its dtype of.
-_DTYPE_CLASSES = sorted({type(np.dtype(code)) for code in "?bhilqBHILQefdg"}, key=str)
 
 
 def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[str, Any] | Any:
@@ -75,11 +72,8 @@ def close_array_file(content: Any) -> None:
 def _load_torch(path: str) -> Any:
     import torch
 
-    # NumPy's arrays, by the names that its versions give them, and nothing else.
-    allowed: list[Any] = [(value, name) for name, value in array_globals().items()]
-    allowed += _DTYPE_CLASSES
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(torch_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise

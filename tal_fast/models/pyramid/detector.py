@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ class PyramidDetector(Detector):
 
     Config: ClassVar[type[Any]] = PyramidConfig
     recipe = RECIPE
+    unofficial = frozenset({"normaliser"})
     normaliser: Tensor
 
     def __init__(self, in_channels: int, num_classes: int, config: Any = None) -> None:
@@ -241,8 +243,19 @@ class PyramidDetector(Detector):
         """
         return output.offsets.gather(1, point[..., None].expand(-1, -1, 2))
 
+    @classmethod
+    def sizes_of(cls, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """Returns channels and classes, by the first convolutions and the class head."""
+        kinds = [key for key in weights if re.fullmatch(r"backbone\.proj\.\d+\.conv\.weight", key)]
+        stems = [weights.get(key) for key in kinds or ["backbone.embd.0.conv.weight"]]
+        head = weights.get("cls_head.cls_head.conv.bias")
+        if head is None or any(stem is None for stem in stems):
+            return None
+        return sum(stem.shape[1] for stem in stems if stem is not None), len(head)
+
     def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
         """Loads weights; those of the official code, too, which leave out the running number."""
         if "normaliser" not in state_dict and "module.normaliser" not in state_dict:
-            state_dict = {**state_dict, "normaliser": self.normaliser}
+            start = torch.tensor(self.config.loss.normaliser, dtype=torch.float32, device="cpu")
+            state_dict = {**state_dict, "normaliser": start}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

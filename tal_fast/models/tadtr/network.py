@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -312,6 +312,17 @@ class TadTR(Detector):
             parts["actionness"] = queries * (bins * width + width**2 + width)
         return parts
 
+    @classmethod
+    def sizes_of(cls, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """Returns channels and classes, by the input projection and the first class head."""
+        stem, head = weights.get("input_proj.0.0.weight"), weights.get("class_embed.0.bias")
+        return None if stem is None or head is None else (stem.shape[1], len(head))
+
+    @classmethod
+    def is_repeated(cls, key: str) -> bool:
+        """Tells whether a key is of the segment heads as the decoder lists them again."""
+        return key.startswith("transformer.decoder.segment_embed.")
+
     def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
         """Loads weights; those of the official code, too.
 
@@ -321,6 +332,5 @@ class TadTR(Detector):
             TrainingError: all keys carry the prefix of a wrapper.
             RuntimeError: keys or shapes do not fit, as torch says it.
         """
-        twice = "transformer.decoder.segment_embed."
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(twice)}
+        state_dict = {k: v for k, v in state_dict.items() if not self.is_repeated(k)}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
