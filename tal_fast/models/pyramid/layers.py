@@ -55,6 +55,10 @@ class Rows(NamedTuple):
         halves = torch.div(self.padded, 2, rounding_mode="floor")
         return Rows(self.real[:, ::2], self.inside[:, ::2], halves)
 
+    def cut(self, rows: int) -> Rows:
+        """Returns the first rows."""
+        return Rows(self.real[:, :rows], self.inside[:, :rows], self.padded)
+
     def counts(self) -> Tensor:
         """Returns ``Tensor[B, T, 1]``: how often each row counts in what the recipe averages.
 
