@@ -62,10 +62,10 @@ def random_weights(model: nn.Module, seed: int) -> None:
         last = name.rsplit(".", 1)[-1]
         if last == "scale":
             drawn = 0.5 + 0.2 * drawn
-        elif value.dim() == 3 and value.shape[1] > 1 and last == "weight" and value.shape[0] > 1:
-            drawn = drawn / (value.shape[1] * value.shape[2]) ** 0.5
-        elif last == "weight" and value.shape[0] == 1 or value.dim() == 1 and last == "weight":
+        elif last == "weight" and (value.dim() == 1 or value.shape[0] == 1):  # of a normalisation
             drawn = 1.0 + 0.2 * drawn
+        elif last == "weight" and value.shape[1] > 1:
+            drawn = drawn / (value.shape[1] * value.shape[2]) ** 0.5
         else:
             drawn = 0.2 * drawn
         state[name] = drawn
@@ -145,7 +145,12 @@ def _answer(root: str, request: dict[str, Any]) -> dict[str, Any]:
 def _outputs(model: Any, one: dict[str, Any]) -> dict[str, Tensor]:
     features, masks = model.preprocessing([one])
     levels, masks = model.neck(*model.backbone(features, masks))
-    heads = {"logits": "cls_head", "offsets": "reg_head", "starts": "start_head", "ends": "end_head"}
+    heads = {
+        "logits": "cls_head",
+        "offsets": "reg_head",
+        "starts": "start_head",
+        "ends": "end_head",
+    }
     found = {
         name: [level[0].t() for level in getattr(model, head)(levels, masks)]
         for name, head in heads.items()

@@ -7,8 +7,6 @@ Zhang, Wu, Li: "ActionFormer: Localizing Moments of Actions with Transformers", 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from tal_fast import ops
 from tal_fast.models.actionformer.config import PRESETS, ActionFormerConfig, ActionFormerSizes
 from tal_fast.models.pyramid.backbone import Backbone
+from tal_fast.models.pyramid.convolution import conv_macs, linear_rows
 from tal_fast.models.pyramid.detector import PyramidDetector, PyramidOutput
 from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
 from tal_fast.models.pyramid.layers import (
@@ -24,8 +23,6 @@ from tal_fast.models.pyramid.layers import (
     LevelNorms,
     MaskedConv,
     Rows,
-    conv_macs,
-    linear_rows,
     max_pool_rows,
 )
 from tal_fast.models.pyramid.points import join_levels

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tal_fast.models.pyramid.convolution import conv_macs, conv_rows, depthwise_rows
+
 __all__ = [
     "ChannelNorm",
     "DropPath",
@@ -26,11 +28,7 @@ __all__ = [
     "MaskedConv",
     "Rows",
     "Scale",
-    "conv_macs",
-    "conv_rows",
-    "depthwise_rows",
     "group_norm_rows",
-    "linear_rows",
     "max_pool_rows",
     "position_code",
 ]
@@ -65,47 +63,7 @@ class Rows(NamedTuple):
         Padded rows that the batch leaves out count as copies of its last one.
         """
         missing = (self.padded - self.inside.shape[1]).clamp(min=0)
-        return torch.cat(
-            (self.inside[:, :-1], self.inside[:, -1:] + missing.view(-1, 1, 1)), dim=1
-        )
-
-
-def conv_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolves over rows with zeros at both ends: [B, T, C] with [D, C, k] gives [B, T, D].
-
-    As one matrix product over k shifted copies side by side, which is what a convolution of few
-    rows and many channels costs at best.
-    """
-    kernel = weight.shape[-1]
-    if kernel > 1:
-        rows = x.shape[1]
-        padded = F.pad(x, (0, 0, kernel // 2, kernel // 2))
-        x = torch.cat([padded[:, at : at + rows] for at in range(kernel)], dim=-1)
-    return F.linear(x, weight.permute(0, 2, 1).flatten(1), bias)
-
-
-def linear_rows(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """Applies a convolution of one row to ``Tensor[B, T, C]``."""
-    return conv_rows(x, conv.weight, conv.bias)
-
-
-def depthwise_rows(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """Convolves each channel by itself: [B, T, C] with [C, 1, k] gives [B, T / stride, C]."""
-    # As an image of height 1 whose channels lie last, so that nothing is transposed.
-    image = F.conv2d(
-        x.transpose(1, 2).unsqueeze(2),
-        weight.unsqueeze(2),
-        bias,
-        (1, stride),
-        (0, weight.shape[-1] // 2),
-        groups=weight.shape[0],
-    )
-    return image.squeeze(2).transpose(1, 2)
-
-
-def conv_macs(part: nn.Module, rows: int) -> int:
-    """Returns the multiply-adds of all convolutions of a part for so many rows of output."""
-    return rows * sum(conv.weight.numel() for conv in part.modules() if isinstance(conv, nn.Conv1d))
+        return torch.cat((self.inside[:, :-1], self.inside[:, -1:] + missing.view(-1, 1, 1)), dim=1)
 
 
 def max_pool_rows(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ checkpoints load.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tal_fast.models.losses import focal_loss
 from tal_fast.models.pyramid.backbone import Backbone
 from tal_fast.models.pyramid.config import RECIPE, epochs
+from tal_fast.models.pyramid.convolution import conv_macs, depthwise_rows, linear_rows
 from tal_fast.models.pyramid.detector import PyramidDetector
 from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
 from tal_fast.models.pyramid.layers import (
@@ -24,10 +25,7 @@ from tal_fast.models.pyramid.layers import (
     DropPath,
     LevelNorms,
     Rows,
-    conv_macs,
-    depthwise_rows,
     group_norm_rows,
-    linear_rows,
     max_pool_rows,
 )
 from tal_fast.models.pyramid.losses import offset_diou, offset_iou
@@ -58,11 +56,17 @@ class TriDetOutput(NamedTuple):
     valid: Tensor
 
 
+class _Depthwise(nn.Conv1d):
+    """A convolution of each channel by itself."""
+
+    def __init__(self, width: int, kernel: int, start: float) -> None:
+        super().__init__(width, width, kernel, groups=width)
+        nn.init.normal_(self.weight, 0.0, start)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+
 class _Block(nn.Module):
     """Scalable-granularity perception: gated convolutions of two widths, and feed-forward."""
-
-    # The convolutions of the gates; each channel by itself.
-    GATES = ("psi", "fc", "convw", "convkw", "global_fc")
 
     def __init__(self, sizes: TriDetSizes, stride: int, window: int, drop_path: float) -> None:
         super().__init__()
@@ -70,12 +74,11 @@ class _Block(nn.Module):
         self.stride = stride
         self.ln = ChannelNorm(width)
         self.gn = nn.GroupNorm(GROUPS, width)
-        kernels = (window, 1, window, sizes.wide(window), 1)
-        for name, kernel in zip(self.GATES, kernels, strict=True):
-            conv = nn.Conv1d(width, width, kernel, groups=width)
-            nn.init.normal_(conv.weight, 0.0, sizes.gate_start)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-            self.add_module(name, conv)
+        self.psi = _Depthwise(width, window, sizes.gate_start)
+        self.fc = _Depthwise(width, 1, sizes.gate_start)
+        self.convw = _Depthwise(width, window, sizes.gate_start)
+        self.convkw = _Depthwise(width, sizes.wide(window), sizes.gate_start)
+        self.global_fc = _Depthwise(width, 1, sizes.gate_start)
         # Of these indices in the official checkpoints: 1 is the activation.
         first, second = nn.Conv1d(width, sizes.hidden, 1), nn.Conv1d(sizes.hidden, width, 1)
         self.mlp = nn.ModuleDict({"0": first, "2": second})
@@ -108,26 +111,30 @@ class _Block(nn.Module):
 
     def _gated(self, y: Tensor, counts: Tensor) -> Tensor:
         """Adds what the gates let through of ``Tensor[B, T, width]``, which is zero outside."""
-        psi, fc, narrow, wide, overall = (self.get_submodule(name) for name in self.GATES)
         mean = (counts / counts.sum(1, keepdim=True)).transpose(1, 2) @ y  # [B, 1, width]
-        phi = F.relu(mean * overall.weight.view(-1) + overall.bias)
-        # Both widths see the same rows: one convolution with the sum of their kernels.
-        short, long = sorted((narrow.weight, wide.weight), key=lambda weight: weight.shape[2])
+        phi = F.relu(_of_row(self.global_fc, mean))
+        # Two widths over the same rows: one convolution with the sum of their kernels.
+        short, long = sorted((self.convw.weight, self.convkw.weight), key=lambda w: w.shape[2])
         margin = (long.shape[2] - short.shape[2]) // 2
         kernel = long + F.pad(short, (margin, margin))
-        window = depthwise_rows(y, kernel, narrow.bias + wide.bias)
-        window = window * depthwise_rows(y, psi.weight, psi.bias)
-        return y * (1.0 + fc.weight.view(-1) * phi) + fc.bias * phi + window
+        windows = depthwise_rows(y, kernel, self.convw.bias + self.convkw.bias)  # type: ignore[operator]
+        psi = depthwise_rows(y, self.psi.weight, self.psi.bias)
+        return _of_row(self.fc, y) * phi + windows * psi + y
 
     def macs(self, rows: int) -> int:
         """Returns the multiply-adds of the convolutions for so many rows of output."""
-        overall = conv_macs(self.get_submodule("global_fc"), 1)  # of the mean over all rows
-        return conv_macs(self, rows) - rows * overall + overall
+        of_mean = self.global_fc  # which is one row
+        return conv_macs(self, rows) - conv_macs(of_mean, rows) + conv_macs(of_mean, 1)
+
+
+def _of_row(conv: Any, x: Tensor) -> Tensor:
+    """Applies a depthwise convolution of one row to ``Tensor[B, T, C]``."""
+    return torch.addcmul(conv.bias, x, conv.weight.view(-1))
 
 
 def _look_at_gates(block: Any, _: Any) -> None:
     """Sees whether loaded weights let anything through the gates of a block."""
-    gates = (block.get_submodule(name) for name in block.GATES)
+    gates = (part for part in block.children() if isinstance(part, _Depthwise))
     block.still = not any(bool(p.detach().any()) for gate in gates for p in gate.parameters())
 
 
@@ -149,7 +156,9 @@ class TriDet(PyramidDetector):
 
     Config = TriDetConfig
     presets = PRESETS
-    recipe = {"training": {**RECIPE["training"], **epochs(20, 20), "weight_decay": 0.025}}
+    recipe: ClassVar[dict[str, Any]] = {
+        "training": {**RECIPE["training"], **epochs(20, 20), "weight_decay": 0.025}
+    }
 
     def __init__(
         self, in_channels: int, num_classes: int, config: TriDetConfig | None = None
@@ -299,6 +308,5 @@ class TriDet(PyramidDetector):
             **self.backbone.macs(rows),
             "class head": conv_macs(self.cls_head, points),
             "offset head": conv_macs(self.reg_head, points),
-            "boundary heads": conv_macs(self.start_head, points)
-            + conv_macs(self.end_head, points),
+            "boundary heads": conv_macs(self.start_head, points) + conv_macs(self.end_head, points),
         }
