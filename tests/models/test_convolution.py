@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tal_fast.models.pyramid.convolution import conv_rows, depthwise_rows
+from tal_fast.models.pyramid.convolution import conv_norm_relu, conv_rows, depthwise_rows
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -29,6 +29,40 @@ def test_convolution_and_its_gradients(clips, rows, kernel):
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+# Runs of used rows near each other and far, at both ends and nowhere.
+RUNS = ([(0, 5), (9, 20), (70, 71)], [(3, 60), (90, 100)], [])
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_rows_that_are_not_used_make_no_difference(kernel):
+    torch.manual_seed(0)
+    x = torch.randn(3, 100, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, 6, kernel, dtype=torch.float64, requires_grad=True)
+    scale, bias = (torch.randn(8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    real = torch.zeros(3, 100, 1, dtype=torch.float64)
+    for clip, runs in enumerate(RUNS):
+        for first, end in runs:
+            real[clip, first:end] = 1
+    inside = torch.ones_like(real)
+    inside[:, 95:] = 0
+    real = real * inside
+    whole = F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2).transpose(1, 2) * real
+    normed = F.relu(F.layer_norm(whole, (8,), scale, bias)) * inside
+    inputs = (x, weight, scale, bias)
+    for found, expected, of in (
+        (conv_rows(x, weight, None, real) * real, whole, inputs[:2]),
+        (conv_norm_relu(*inputs, real, inside), normed, inputs),
+    ):
+        torch.testing.assert_close(found, expected)
+        grad = torch.randn_like(expected)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, of, grad, retain_graph=True),
+            torch.autograd.grad(expected, of, grad, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_convolution_in_bfloat16_adds_up_in_float32():

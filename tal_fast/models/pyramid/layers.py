@@ -12,13 +12,18 @@ float [B, T, 1], 1 where a row is real, or real or padded.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tal_fast.models.pyramid.convolution import conv_macs, conv_rows, depthwise_rows
+from tal_fast.models.pyramid.convolution import (
+    conv_macs,
+    conv_norm_relu,
+    conv_rows,
+    depthwise_rows,
+)
 
 __all__ = [
     "ChannelNorm",
@@ -30,6 +35,7 @@ __all__ = [
     "Scale",
     "group_norm_rows",
     "max_pool_rows",
+    "norm_relu",
     "position_code",
 ]
 
@@ -115,7 +121,7 @@ class MaskedConv(nn.Module):
         if conv.groups > 1:
             out = depthwise_rows(x, conv.weight, conv.bias, conv.stride[0])
         else:
-            out = conv_rows(x, conv.weight, conv.bias)
+            out = conv_rows(x, conv.weight, conv.bias, rows.real)
         return out * rows.real
 
 
@@ -136,6 +142,15 @@ class ChannelNorm(nn.Module):
         """Normalises ``Tensor[B, T, C]``."""
         width = self.weight.shape[1]
         return F.layer_norm(x, (width,), self.weight.view(width), self.bias.view(width))
+
+
+def norm_relu(conv: Any, norm: Any, x: Tensor, rows: Rows) -> Tensor:
+    """Applies a :class:`MaskedConv` without bias, a :class:`ChannelNorm` and a ReLU.
+
+    Padded rows hold relu(bias) of the normalisation from here on; rows outside hold nothing.
+    """
+    scale, bias = norm.weight.view(-1), norm.bias.view(-1)
+    return conv_norm_relu(x, conv.conv.weight, scale, bias, rows.real, rows.inside)
 
 
 class LevelNorms(nn.Module):
@@ -278,8 +293,7 @@ class Embedding(nn.Module):
             parts = x.split(list(self.inputs), dim=-1)
             x = torch.cat([p(part, rows) for p, part in zip(self.proj, parts, strict=True)], -1)
         for conv, norm in zip(self.embd, self.embd_norm, strict=True):
-            # Padded rows hold relu(bias) from here on; rows outside hold nothing.
-            x = F.relu(norm(conv(x, rows))) * rows.inside
+            x = norm_relu(conv, norm, x, rows)
         return x
 
     def embedding_macs(self, rows: int) -> int:
