@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 __all__ = ["conv_macs", "conv_norm_relu", "conv_rows", "depthwise_rows", "linear_rows"]
 
-Span = tuple[int, int, int]  # clip, first row, row after the last
-_NEAR = 32  # rows; used ones that are nearer to each other are computed together
+# First row, row after the last, and the same of their clip, all clips one after the other.
+Span = tuple[int, int, int, int]
+_NEAR = 64  # rows; used ones that are nearer to each other are computed together
 
 
 def conv_rows(x: Tensor, weight: Tensor, bias: Tensor | None, used: Tensor | None = None) -> Tensor:
@@ -133,60 +134,73 @@ class _ConvNormReLU(torch.autograd.Function):
 
 def _spans(x: Tensor, used: Tensor | None) -> list[Span]:
     """Returns what covers the used rows of each clip."""
+    clips, rows = x.shape[:2]
     if used is None:
-        return [(clip, 0, x.shape[1]) for clip in range(len(x))]
+        return [(at * rows, (at + 1) * rows, at * rows, (at + 1) * rows) for at in range(clips)]
     steps = F.pad(used[..., 0], (1, 1)).diff(dim=1)  # 1 at a first row, -1 after a last one
     firsts = steps.eq(1).nonzero().tolist()
     ends = steps.eq(-1).nonzero().tolist()
     spans: list[Span] = []
     for (clip, first), (_, end) in zip(firsts, ends, strict=True):
-        if spans and spans[-1][0] == clip and first - spans[-1][2] < _NEAR:
-            first = spans.pop()[1]
-        spans.append((clip, first, end))
+        low = clip * rows
+        near = spans and spans[-1][2] == low and low + first - spans[-1][1] < _NEAR
+        start = spans.pop()[0] if near else low + first
+        spans.append((start, low + end, low, low + rows))
     return spans
 
 
-def _taps(kernel: int, rows: int, span: Span) -> Iterator[tuple[int, slice, slice]]:
-    """Yields each row of the kernel, rows of the output, and the rows of the input that they see.
+def _sides(kernel: int, spans: list[Span]) -> Iterator[tuple[int, slice, slice]]:
+    """Yields rows of the kernel but the middle one, rows of a span, and what they see there."""
+    for first, end, low, high in spans:
+        for at in range(kernel):
+            shift = at - kernel // 2
+            start, stop = max(first, low - shift), min(end, high - shift)
+            if shift and start < stop:
+                yield at, slice(start, stop), slice(start + shift, stop + shift)
 
-    Together they cover what rows of the span see.
-    """
-    _, first, end = span
-    for at in range(kernel):
-        shift = at - kernel // 2
-        low, high = max(first, -shift), min(end, rows - shift)
-        if low < high:
-            yield at, slice(low, high), slice(low + shift, high + shift)
+
+def _middle(x: Tensor, tap: Tensor, spans: list[Span]) -> Tensor:
+    """Returns ``Tensor[B T, D]``: of each row of the spans its own product, 0 elsewhere."""
+    out = x.new_empty(len(x), tap.shape[1])
+    done = 0
+    for first, end, _, _ in spans:
+        out[done:first].zero_()
+        torch.mm(x[first:end], tap, out=out[first:end])
+        done = end
+    out[done:].zero_()
+    return out
 
 
 def _convolved(x: Tensor, weight: Tensor, spans: list[Span]) -> Tensor:
     """Returns ``Tensor[B, T, D]``, 0 beyond the spans."""
-    width, _, kernel = weight.shape
+    kernel = weight.shape[2]
     taps = weight.permute(2, 1, 0).contiguous()
-    out = x.new_zeros(*x.shape[:2], width)
-    for span in spans:
-        for at, to, source in _taps(kernel, x.shape[1], span):
-            out[span[0], to].addmm_(x[span[0], source], taps[at])
-    return out
+    flat = x.flatten(0, 1)
+    out = _middle(flat, taps[kernel // 2], spans)
+    for at, rows, seen in _sides(kernel, spans):
+        out[rows].addmm_(flat[seen], taps[at])
+    return out.view(*x.shape[:2], weight.shape[0])
 
 
 def _gradients(
     x: Tensor, weight: Tensor, grad: Tensor, spans: list[Span], need_x: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Returns the gradients of a convolution, those that are needed."""
-    kernel, rows = weight.shape[2], x.shape[1]
+    kernel = weight.shape[2]
+    flat, grad = x.flatten(0, 1), grad.flatten(0, 1)
     of_x = of_weight = None
     if need_x:
         taps = weight.permute(2, 0, 1).contiguous()
-        of_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        for span in spans:
-            for at, to, source in _taps(kernel, rows, span):
-                of_x[span[0], source].addmm_(grad[span[0], to], taps[at])
+        of_x = _middle(grad, taps[kernel // 2], spans)
+        for at, rows, seen in _sides(kernel, spans):
+            of_x[seen].addmm_(grad[rows], taps[at])
+        of_x = of_x.view(x.shape)
     if need_weight:
         sums = weight.new_zeros(kernel, *weight.shape[:2])
-        for span in spans:
-            for at, to, source in _taps(kernel, rows, span):
-                sums[at].addmm_(grad[span[0], to].t(), x[span[0], source])
+        for first, end, _, _ in spans:
+            sums[kernel // 2].addmm_(grad[first:end].t(), flat[first:end])
+        for at, rows, seen in _sides(kernel, spans):
+            sums[at].addmm_(grad[rows].t(), flat[seen])
         of_weight = sums.permute(1, 2, 0)
     return of_x, of_weight
 
