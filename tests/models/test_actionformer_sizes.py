@@ -33,7 +33,8 @@ def test_sizes_of_the_official_models(
     assert sum(p.numel() for p in model.parameters()) == parameters
     parts = model.flops(model.config.data.max_length)
     band = parts.pop("attention") / 1e9
-    assert round(sum(parts.values()) / 1e9, 3 if convolutions < 2 else 2) == convolutions
+    digit = 0.001 if convolutions < 2 else 0.01
+    assert sum(parts.values()) / 1e9 == pytest.approx(convolutions, abs=0.52 * digit)
     if attention is not None:
         assert round(band, 3) == attention
 
