@@ -24,6 +24,7 @@ __all__ = ["ENTRY_POINTS", "Recipe", "available", "detector_of", "recipe"]
 _DETECTORS = (
     "tal_fast.models.tadtr:TadTR",
     "tal_fast.models.actionformer:ActionFormer",
+    "tal_fast.models.tridet:TriDet",
 )  # fmt: skip
 
 ENTRY_POINTS = "tal_fast.models"

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tal_fast.models.base import STRICT, Positive, Share
-from tal_fast.models.pyramid.config import PyramidConfig, PyramidSizes, doubling_ranges
+from tal_fast.models.pyramid.config import PyramidConfig, PyramidSizes, doubling_ranges, epochs
 
 __all__ = ["PRESETS", "ActionFormerConfig", "ActionFormerSizes"]
 
@@ -66,18 +66,14 @@ class ActionFormerConfig(PyramidConfig):
     model: ActionFormerSizes = ActionFormerSizes()
 
 
-def _epochs(warmup: int, cosine: int) -> dict[str, Any]:
-    return {"epochs": warmup + cosine, "warmup": warmup / (warmup + cosine)}
-
-
-_R2 = [list(pair) for pair in doubling_ranges(6, overlapping=True)]
+_R2 = doubling_ranges(6, overlapping=True)
 _ANET: dict[str, dict[str, Any]] = {
     "model": {
         "width": 256, "head_width": 256, "windows": [7, 7, 7, 7, 7, -1], "position_code": True,
     },
     "data": {"max_length": 192, "resize": 192},
     "loss": {"normaliser": 200.0, "smoothing": 0.1, "weight": 2.0},
-    "training": {**_epochs(5, 10), "learning_rate": 1e-3, "batch_size": 16},
+    "training": {**epochs(5, 10), "learning_rate": 1e-3, "batch_size": 16},
     "postprocess": {
         "nms_classes": "all", "nms_sigma": 0.75, "voting": 0.9, "min_rows": 0.001,
         "max_detections": 100,
@@ -87,7 +83,7 @@ _EPIC: dict[str, dict[str, Any]] = {
     "model": {"windows": [9]},
     "data": {"min_inside": 0.3},
     "loss": {"normaliser": 250.0, "ranges": _R2},
-    "training": _epochs(5, 16),
+    "training": epochs(5, 16),
     "postprocess": {"nms_sigma": 0.4, "top_k": 5000, "max_detections": 2000},
 }
 
@@ -96,7 +92,6 @@ def _ego4d(
     width: int, heads: int, levels: int, inputs: list[int] | None = None,
     projected: list[int] | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    ranges = [list(pair) for pair in doubling_ranges(levels, overlapping=True)]
     sizes = {
         "width": width, "head_width": width, "heads": heads, "levels": levels, "windows": [9],
         "dropout": 0.1, "position_code": True,
@@ -106,8 +101,8 @@ def _ego4d(
     return {
         "model": sizes,
         "data": {"max_length": 1024, "min_inside": 0.3},
-        "loss": {"ranges": ranges},
-        "training": _epochs(5, 10),
+        "loss": {"ranges": doubling_ranges(levels, overlapping=True)},
+        "training": epochs(5, 10),
         "postprocess": {"nms_sigma": 0.9, "top_k": 5000, "max_detections": 2000},
     }
 
@@ -119,7 +114,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "actionformer-small": {
         "model": {"width": 128, "head_width": 128, "windows": [9]},
         "data": {"max_length": 1280},
-        "training": {**_epochs(5, 35)},
+        "training": epochs(5, 35),
     },
     "actionformer-anet-tsp": _ANET,
     "actionformer-anet-i3d": _ANET,

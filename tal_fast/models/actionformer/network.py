@@ -7,24 +7,23 @@ Zhang, Wu, Li: "ActionFormer: Localizing Moments of Actions with Transformers", 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tal_fast import ops
 from tal_fast.models.actionformer.config import PRESETS, ActionFormerConfig, ActionFormerSizes
+from tal_fast.models.pyramid.backbone import Backbone
+from tal_fast.models.pyramid.convolution import conv_macs, linear_rows
 from tal_fast.models.pyramid.detector import PyramidDetector, PyramidOutput
 from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
 from tal_fast.models.pyramid.layers import (
     ChannelNorm,
     DropPath,
-    Embedding,
+    LevelNorms,
     MaskedConv,
     Rows,
     max_pool_rows,
-    position_code,
 )
 from tal_fast.models.pyramid.points import join_levels
 
@@ -50,7 +49,7 @@ class _Attention(nn.Module):
     def _projected(self, name: str, x: Tensor, rows: Rows) -> Tensor:
         """Returns ``Tensor[B, T', heads, width / heads]``."""
         x = self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_conv")(x, rows))
-        x = _linear(self.get_submodule(name), x)
+        x = linear_rows(self.get_submodule(name), x)
         return x.unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
@@ -63,12 +62,7 @@ class _Attention(nn.Module):
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
             attended = attended.transpose(1, 2)
-        return _linear(self.get_submodule("proj"), attended.flatten(2)) * rows.real
-
-
-def _linear(conv: Any, x: Tensor) -> Tensor:
-    """Applies a convolution of one row to ``Tensor[B, T, C]``."""
-    return F.linear(x, conv.weight[:, :, 0], conv.bias)
+        return linear_rows(self.get_submodule("proj"), attended.flatten(2)) * rows.real
 
 
 class _Block(nn.Module):
@@ -101,60 +95,14 @@ class _Block(nn.Module):
             rows = rows.halved()
             x = max_pool_rows(x)
         x = x * rows.real + self.drop_path_attn(self.attn(normed, rows))
-        hidden = F.gelu(_linear(self.mlp["0"], self.ln2(x)))
+        hidden = F.gelu(linear_rows(self.mlp["0"], self.ln2(x)))
         hidden = ops.dropout(hidden, self.dropout, self.training)
-        out = ops.dropout(_linear(self.mlp["3"], hidden), self.dropout, self.training)
+        out = ops.dropout(linear_rows(self.mlp["3"], hidden), self.dropout, self.training)
         return x + self.drop_path_mlp(out * rows.real), rows
 
-
-class _Backbone(Embedding):
-    """Embedding, stem and the branch that halves the rows."""
-
-    def __init__(self, in_channels: int, sizes: ActionFormerSizes, longest: int) -> None:
-        super().__init__(
-            in_channels,
-            sizes.width,
-            sizes.embed_layers,
-            sizes.kernel,
-            sizes.inputs,
-            sizes.projected,
-        )
-        self.longest = longest if sizes.position_code else None
-        self.stem = nn.ModuleList(
-            _Block(sizes, 1, sizes.window(0)) for _ in range(sizes.stem_layers)
-        )
-        self.branch = nn.ModuleList(
-            _Block(sizes, 2, sizes.window(level)) for level in range(1, sizes.levels)
-        )
-
-    def forward(self, x: Tensor, rows: Rows, padded: Tensor) -> tuple[list[Tensor], list[Rows]]:
-        """Returns features and rows of each level."""
-        x = self.embed(x, rows)
-        if self.longest is not None:
-            code = position_code(padded, x.shape[1], x.shape[2], self.longest)
-            x = x + code * rows.real
-        for block in self.stem:
-            x, rows = block(x, rows)
-        levels, level_rows = [x], [rows]
-        for block in self.branch:
-            x, rows = block(x, rows)
-            levels.append(x)
-            level_rows.append(rows)
-        return levels, level_rows
-
-
-class _Neck(nn.Module):
-    """A normalisation per level."""
-
-    def __init__(self, sizes: ActionFormerSizes) -> None:
-        super().__init__()
-        self.fpn_norms = nn.ModuleList(ChannelNorm(sizes.width) for _ in range(sizes.levels))
-
-    def forward(self, levels: list[Tensor], rows: list[Rows]) -> list[Tensor]:
-        return [
-            norm(level) * item.inside
-            for norm, level, item in zip(self.fpn_norms, levels, rows, strict=True)
-        ]
+    def macs(self, rows: int) -> int:
+        """Returns the multiply-adds of the convolutions for so many rows of output."""
+        return conv_macs(self, rows)
 
 
 class ActionFormer(PyramidDetector):
@@ -174,8 +122,14 @@ class ActionFormer(PyramidDetector):
     ) -> None:
         super().__init__(in_channels, num_classes, config)
         sizes: ActionFormerSizes = self.config.model
-        self.backbone = _Backbone(in_channels, sizes, self.config.data.max_length)
-        self.neck = _Neck(sizes)
+        self.backbone = Backbone(
+            in_channels,
+            sizes,
+            self.config.data.max_length,
+            stem=[_Block(sizes, 1, sizes.window(0)) for _ in range(sizes.stem_layers)],
+            branch=[_Block(sizes, 2, sizes.window(level)) for level in range(1, sizes.levels)],
+        )
+        self.neck = LevelNorms(sizes.width, sizes.levels)
         head = (sizes.width, sizes.head_width)
         layers, kernel = sizes.head_layers, sizes.head_kernel
         self.cls_head = ClassHead(*head, num_classes, layers, kernel, sizes.class_prior)
@@ -206,8 +160,29 @@ class ActionFormer(PyramidDetector):
                 the coarsest level's stride.
         """
         self.check_input(features)
-        levels, rows = self.backbone(features, self.rows(mask), self.padded_rows(mask))
+        levels, rows = self.backbone(features, self.rows(mask))
         half = self.config.model.head_kernel // 2
         joined = join_levels(self.neck(levels, rows), rows, half)
         valid = torch.cat([item.real[..., 0] for item in rows], dim=1) > 0
         return PyramidOutput(self.cls_head(joined), self.reg_head(joined), valid)
+
+    def flops(self, rows: int) -> dict[str, int]:
+        """Returns the multiply-adds of convolutions and matrix products over one clip, by part.
+
+        Args:
+            rows: rows of the clip, padding included.
+        """
+        sizes: ActionFormerSizes = self.config.model
+        attention = 0
+        for level in range(sizes.levels):
+            window, own = sizes.window(level), rows >> level
+            seen = min(2 * (window // 2) + 1, own) if window > 1 else own
+            blocks = sizes.stem_layers if level == 0 else 1
+            attention += blocks * 2 * own * seen * sizes.width
+        points = sum(rows >> level for level in range(sizes.levels))
+        return {
+            **self.backbone.macs(rows),
+            "attention": attention,
+            "class head": conv_macs(self.cls_head, points),
+            "offset head": conv_macs(self.reg_head, points),
+        }

@@ -26,6 +26,7 @@ __all__ = [
     "PyramidLoss",
     "PyramidSizes",
     "doubling_ranges",
+    "epochs",
 ]
 
 Ranges = tuple[tuple[NonNegative, NonNegative], ...]
@@ -184,16 +185,20 @@ class PyramidConfig(DetectorConfig):
                 )
 
 
+def epochs(warmup: int, cosine: int) -> dict[str, Any]:
+    """Returns the settings of a training by its epochs before and after the learning rate's top."""
+    return {"epochs": warmup + cosine, "warmup": warmup / (warmup + cosine)}
+
+
 # Of all three on THUMOS14, but for epochs and weight decay.
 RECIPE: dict[str, dict[str, Any]] = {
     "training": {
-        "epochs": 35,
+        **epochs(5, 30),
         "batch_size": 2,
         "learning_rate": 1e-4,
         "weight_decay": 0.05,
         "clip_norm": 1.0,
         "schedule": "cosine",
-        "warmup": 5 / 35,
         "ema": ["plain"],
         "ema_decay": 0.999,
     }

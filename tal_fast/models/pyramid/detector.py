@@ -114,15 +114,23 @@ class PyramidDetector(Detector):
         Raises:
             ValueError: L cannot be halved for every level.
         """
-        coarsest, length = 1 << (self.config.model.levels - 1), mask.shape[1]
+        self.check_length(mask.shape[1])
+        padded = self.padded_rows(mask)
+        inside = torch.arange(mask.shape[1], device=mask.device) < padded[:, None]
+        return Rows((~mask).float()[..., None], inside.float()[..., None], padded)
+
+    def check_length(self, length: int) -> None:
+        """Checks the rows of a batch.
+
+        Raises:
+            ValueError: they cannot be halved for every level.
+        """
+        coarsest = 1 << (self.config.model.levels - 1)
         if length % coarsest:
             raise ValueError(
                 f"{type(self).__name__}: expected rows in multiples of {coarsest} for "
                 f"{self.config.model.levels} levels, got {length}"
             )
-        padded = self.padded_rows(mask)
-        inside = torch.arange(length, device=mask.device) < padded[:, None]
-        return Rows((~mask).float()[..., None], inside.float()[..., None])
 
     def padded_rows(self, mask: Tensor) -> Tensor:
         """Returns ``LongTensor[B]``: the rows that the recipe pads each clip to."""

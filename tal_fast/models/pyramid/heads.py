@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tal_fast.models.pyramid.layers import ChannelNorm, MaskedConv, Scale
+from tal_fast.models.pyramid.layers import ChannelNorm, MaskedConv, Scale, norm_relu
 from tal_fast.models.pyramid.points import Joined
 
 __all__ = ["ClassHead", "OffsetHead", "prior_bias"]
@@ -46,7 +46,7 @@ class _Head(nn.Module):
         """Returns what the last convolution reads: ``Tensor[B, J, width]``."""
         x, rows = joined.features, joined.rows
         for conv, norm in zip(self.head, self.norm, strict=True):
-            x = F.relu(norm(conv(x, rows))) * rows.inside
+            x = norm_relu(conv, norm, x, rows)
         return x
 
 

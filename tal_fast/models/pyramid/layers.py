@@ -12,53 +12,64 @@ float [B, T, 1], 1 where a row is real, or real or padded.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tal_fast.models.pyramid.convolution import (
+    conv_macs,
+    conv_norm_relu,
+    conv_rows,
+    depthwise_rows,
+)
+
 __all__ = [
     "ChannelNorm",
     "DropPath",
     "Embedding",
+    "LevelNorms",
     "MaskedConv",
     "Rows",
     "Scale",
-    "conv_rows",
+    "group_norm_rows",
     "max_pool_rows",
+    "norm_relu",
     "position_code",
 ]
 
 
 class Rows(NamedTuple):
-    """Which rows of a level are what; float [B, T, 1] each.
+    """Which rows of a level are what.
 
     Attributes:
-        real: 1 on rows of the clip.
-        inside: 1 on rows that the recipe computes, padding included.
+        real: ``Tensor[B, T, 1]``, 1 on rows of the clip.
+        inside: ``Tensor[B, T, 1]``, 1 on rows that the recipe computes, padding included.
+        padded: ``LongTensor[B]``, how many these are in the recipe; more than T where the batch
+            leaves out padded rows.
     """
 
     real: Tensor
     inside: Tensor
+    padded: Tensor
 
     def halved(self) -> Rows:
         """Returns the rows of the next level: every second one."""
-        return Rows(self.real[:, ::2], self.inside[:, ::2])
+        halves = torch.div(self.padded, 2, rounding_mode="floor")
+        return Rows(self.real[:, ::2], self.inside[:, ::2], halves)
 
+    def cut(self, rows: int) -> Rows:
+        """Returns the first rows."""
+        return Rows(self.real[:, :rows], self.inside[:, :rows], self.padded)
 
-def conv_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolves over rows with zeros at both ends: [B, T, C] with [D, C, k] gives [B, T, D].
+    def counts(self) -> Tensor:
+        """Returns ``Tensor[B, T, 1]``: how often each row counts in what the recipe averages.
 
-    As one matrix product over k shifted copies side by side, which is what a convolution of few
-    rows and many channels costs at best.
-    """
-    kernel = weight.shape[-1]
-    if kernel > 1:
-        rows = x.shape[1]
-        padded = F.pad(x, (0, 0, kernel // 2, kernel // 2))
-        x = torch.cat([padded[:, at : at + rows] for at in range(kernel)], dim=-1)
-    return F.linear(x, weight.permute(0, 2, 1).flatten(1), bias)
+        Padded rows that the batch leaves out count as copies of its last one.
+        """
+        missing = (self.padded - self.inside.shape[1]).clamp(min=0)
+        return torch.cat((self.inside[:, :-1], self.inside[:, -1:] + missing.view(-1, 1, 1)), dim=1)
 
 
 def max_pool_rows(x: Tensor) -> Tensor:
@@ -115,13 +126,9 @@ class MaskedConv(nn.Module):
         """
         conv = self.conv
         if conv.groups > 1:
-            image = x.transpose(1, 2).unsqueeze(2)
-            kernel = conv.weight.unsqueeze(2)
-            stride, padding = (1, conv.stride[0]), (0, conv.kernel_size[0] // 2)
-            image = F.conv2d(image, kernel, conv.bias, stride, padding, groups=conv.groups)
-            out = image.squeeze(2).transpose(1, 2)
+            out = depthwise_rows(x, conv.weight, conv.bias, conv.stride[0])
         else:
-            out = conv_rows(x, conv.weight, conv.bias)
+            out = conv_rows(x, conv.weight, conv.bias, rows.real)
         return out * rows.real
 
 
@@ -142,6 +149,68 @@ class ChannelNorm(nn.Module):
         """Normalises ``Tensor[B, T, C]``."""
         width = self.weight.shape[1]
         return F.layer_norm(x, (width,), self.weight.view(width), self.bias.view(width))
+
+
+def norm_relu(conv: Any, norm: Any, x: Tensor, rows: Rows) -> Tensor:
+    """Applies a :class:`MaskedConv` without bias, a :class:`ChannelNorm` and a ReLU.
+
+    Padded rows hold relu(bias) of the normalisation from here on; rows outside hold nothing.
+    """
+    scale, bias = norm.weight.view(-1), norm.bias.view(-1)
+    return conv_norm_relu(x, conv.conv.weight, scale, bias, rows.real, rows.inside)
+
+
+class LevelNorms(nn.Module):
+    """A normalisation per level.
+
+    Args:
+        width: channels.
+        levels: number of levels.
+    """
+
+    def __init__(self, width: int, levels: int) -> None:
+        super().__init__()
+        self.fpn_norms = nn.ModuleList(ChannelNorm(width) for _ in range(levels))
+
+    def forward(self, levels: list[Tensor], rows: list[Rows]) -> list[Tensor]:
+        """Normalises ``Tensor[B, T / 2^l, C]`` of each level l; rows outside become zero."""
+        return [
+            norm(level) * item.inside
+            for norm, level, item in zip(self.fpn_norms, levels, rows, strict=True)
+        ]
+
+
+def group_norm_rows(
+    x: Tensor,
+    counts: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalises groups of channels over all rows of a clip (Wu and He, ECCV 2018).
+
+    Args:
+        x: ``Tensor[B, T, C]``, finite everywhere.
+        counts: ``Tensor[B, T, 1]``, how often each row counts.
+        groups: number of groups G; consecutive channels form one.
+        weight: ``Tensor[C]``; None for 1.
+        bias: ``Tensor[C]``; None for 0.
+        eps: what the variance is widened by.
+    """
+    width = x.shape[2] // groups
+    share = (counts / (counts.sum(1, keepdim=True) * width)).transpose(1, 2)  # [B, 1, T]
+
+    def mean_of(values: Tensor) -> Tensor:
+        """Returns ``Tensor[B, 1, C]``: of each channel's group."""
+        sums = (share @ values).unflatten(2, (groups, width)).sum(3, keepdim=True)
+        return sums.expand(-1, -1, -1, width).flatten(2)
+
+    centred = x.float() - mean_of(x.float())
+    factor = torch.rsqrt(mean_of(centred.square()) + eps)
+    if weight is not None:
+        factor = factor * weight
+    return centred * factor if bias is None else torch.addcmul(bias, centred, factor)
 
 
 class Scale(nn.Module):
@@ -231,9 +300,12 @@ class Embedding(nn.Module):
             parts = x.split(list(self.inputs), dim=-1)
             x = torch.cat([p(part, rows) for p, part in zip(self.proj, parts, strict=True)], -1)
         for conv, norm in zip(self.embd, self.embd_norm, strict=True):
-            # Padded rows hold relu(bias) from here on; rows outside hold nothing.
-            x = F.relu(norm(conv(x, rows))) * rows.inside
+            x = norm_relu(conv, norm, x, rows)
         return x
+
+    def embedding_macs(self, rows: int) -> int:
+        """Returns the multiply-adds of the embedding."""
+        return conv_macs(self.embd, rows) + (conv_macs(self.proj, rows) if self.inputs else 0)
 
 
 def position_code(padded: Tensor, rows: int, width: int, longest: int) -> Tensor:

@@ -103,7 +103,11 @@ def join_levels(levels: list[Tensor], rows: list[Rows], gap: int) -> Joined:
 
     return Joined(
         joined(levels),
-        Rows(joined([item.real for item in rows]), joined([item.inside for item in rows])),
+        Rows(
+            joined([item.real for item in rows]),
+            joined([item.inside for item in rows]),
+            rows[0].padded,
+        ),
         gap,
         tuple(level.shape[1] for level in levels),
     )

@@ -25,10 +25,12 @@ class PointTargets(NamedTuple):
         classes: ``Tensor[B, P, K]``, 1 where the point has the class, else 0.
         offsets: ``Tensor[B, P, 2]``, distances from the point to start and end of its instance, in
             rows of its level; 0 where the point has none.
+        most: no more (point, class) pairs than this are 1 in ``classes``; known to the host.
     """
 
     classes: Tensor
     offsets: Tensor
+    most: int
 
 
 @torch.no_grad()
@@ -56,18 +58,22 @@ def point_targets(
     counts = list(targets.counts)
     for own, mine in zip(segments.split(counts), labels.split(counts), strict=True):
         found = _of_clip(own, mine, points, num_classes, radius)
-        classes.append(found.classes)
-        offsets.append(found.offsets)
-    return PointTargets(torch.stack(classes), torch.stack(offsets))
+        classes.append(found[0])
+        offsets.append(found[1])
+    # Of each instance those within the radius; one more for a rounded bound.
+    near = len(points.sizes) * (math.ceil(2 * radius) + 1)
+    most = min(near * sum(counts), sum(map(len, classes)) * num_classes)
+    return PointTargets(torch.stack(classes), torch.stack(offsets), most)
 
 
 def _of_clip(
     segments: Tensor, labels: Tensor, points: Points, num_classes: int, radius: float
-) -> PointTargets:
+) -> tuple[Tensor, Tensor]:
+    """Returns classes and offsets of the points of one clip."""
     place = points.place[:, None]  # [P, 1]
     if not len(segments):
         nothing = place.new_zeros(len(place), num_classes)
-        return PointTargets(nothing, place.new_zeros(len(place), 2))
+        return nothing, place.new_zeros(len(place), 2)
     start, end = segments.unbind(1)  # [N]
     reach = points.stride[:, None] * radius
     centre = 0.5 * (start + end)
@@ -86,4 +92,4 @@ def _of_clip(
     both = torch.stack((left, right), dim=-1)  # [P, N, 2]
     own = both.gather(1, chosen[:, None, None].expand(-1, 1, 2))[:, 0]
     own = own / points.stride[:, None]
-    return PointTargets(classes, own.masked_fill(~has[:, None], 0.0))
+    return classes, own.masked_fill(~has[:, None], 0.0)
