@@ -38,20 +38,6 @@ Units units_of(const LocalAttnShape& shape, int64_t products) {
   return {block, count(block), std::max<int64_t>(1, kWorkPerTask / std::max<int64_t>(1, work))};
 }
 
-// The mask as the kernels read it.
-class Padding {
- public:
-  explicit Padding(const std::optional<Tensor>& mask) {
-    if (mask) {
-      mask_ = torch::stable::contiguous(*mask);
-    }
-  }
-  const bool* data() const { return mask_ ? const_data<bool>(*mask_) : nullptr; }
-
- private:
-  std::optional<Tensor> mask_;
-};
-
 Tensor local_attn_cpu(const Tensor& query,  // [B, T, H, D]
                       const Tensor& key,    // [B, T, H, D]
                       const Tensor& value,  // [B, T, H, D]
@@ -64,7 +50,7 @@ Tensor local_attn_cpu(const Tensor& query,  // [B, T, H, D]
   if (out.numel() == 0) {
     return out;
   }
-  const Padding padding(mask);
+  const LocalAttnPadding padding(mask);
   const Units units = units_of(shape, 2);
   dispatch_float(query.scalar_type(), "local_attn", "query", [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -107,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor> local_attn_backward_cpu(
   if (query.numel() == 0 || !(needs_query || needs_key || needs_value)) {
     return {grad_query, grad_key, grad_value};
   }
-  const Padding padding(mask);
+  const LocalAttnPadding padding(mask);
   const Units units = units_of(shape, 5);
   dispatch_float(query.scalar_type(), "local_attn_backward", "query", [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -2,6 +2,8 @@
 // What local_attn checks on every device.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -57,6 +59,20 @@ inline LocalAttnShape local_attn_shape(const Tensor& query, int64_t window) {
   const int64_t half = std::min(window / 2, std::max<int64_t>(query.size(1) - 1, 0));
   return {query.size(0), query.size(1), query.size(2), query.size(3), half};
 }
+
+// The mask as the kernels read it.
+class LocalAttnPadding {
+ public:
+  explicit LocalAttnPadding(const std::optional<Tensor>& mask) {
+    if (mask) {
+      mask_ = torch::stable::contiguous(*mask);
+    }
+  }
+  const bool* data() const { return mask_ ? const_data<bool>(*mask_) : nullptr; }
+
+ private:
+  std::optional<Tensor> mask_;
+};
 
 template <typename T>
 LocalAttnInput<T> local_attn_input(const Tensor& tensor) {
