@@ -12,9 +12,9 @@
 namespace tal_fast {
 namespace {
 
-// Shared memory that leaves room for two blocks per multiprocessor.
-constexpr size_t kSharedBudget = 112 * 1024;
-// Fewer rows at a time than these cost more barriers than a second block per multiprocessor gains.
+// Shared memory that leaves room for three blocks per multiprocessor.
+constexpr size_t kSharedBudget = 75 * 1024;
+// Fewer rows at a time than these cost more barriers than more blocks per multiprocessor gain.
 constexpr int64_t kFewestRows = 16;
 
 // Rows that fit into shared memory beside the block's own.

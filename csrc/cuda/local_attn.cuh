@@ -27,20 +27,21 @@ struct LocalAttnRowSums {
 
 template <typename T, LocalAttnPass kPass>
 struct LocalAttnKernel {
+  using C = ComputeType<T>;
+
   static constexpr const char* kName = kPass == LocalAttnPass::kForward ? "local_attn forward"
                                        : kPass == LocalAttnPass::kQuery
                                            ? "local_attn backward, rows"
                                            : "local_attn backward, keys";
-  static constexpr int kThreads = 256;
-  static constexpr int kBlocks = 2;
+  static constexpr int kThreads = 128;
+  static constexpr int kBlocks = 3;
   static constexpr int kMostWarps = kThreads / kWarp;
-  static constexpr int kRows = 4;                              // of a warp
-  static constexpr int kParts = 4;                             // channels of a lane at a time
-  static constexpr bool kTwo = kPass == LocalAttnPass::kKeys;  // results
+  static constexpr int kRows = 4;                                      // of a warp
+  static constexpr bool kTwo = kPass == LocalAttnPass::kKeys;          // results
   static constexpr bool kGradient = kPass != LocalAttnPass::kForward;  // second dots
-
-  using C = ComputeType<T>;
   static constexpr int kPack = kPackSize<C> < kRows ? kPackSize<C> : kRows;
+  // Channels of a lane at a time: what registers are enough for.
+  static constexpr int kParts = sizeof(C) == sizeof(double) ? 2 : 4;
 
   LocalAttnShape shape;
   // The rows that are owned: their dots with the others give scores, and gradients of weights.
