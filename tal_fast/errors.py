@@ -7,6 +7,7 @@ real bugs keep theirs.
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TalFastError",
     "TrainingError",
     "nearest",
+    "same_to_the_eye",
 ]
 
 
@@ -52,5 +54,20 @@ class MissingExtraError(TalFastError, ImportError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    words = list(known)
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return same_to_the_eye(word, words) or (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def same_to_the_eye(word: str, known: Iterable[str]) -> str:
+    """Returns a hint at a known word that only differs in its Unicode form, or an empty string."""
+    if word.isascii():
+        return ""
+    form = unicodedata.normalize("NFC", word)
+    twin = next((k for k in known if k != word and unicodedata.normalize("NFC", k) == form), None)
+    if twin is None:
+        return ""
+    return (
+        f"; did you mean {twin!r}? It looks the same, but is in another Unicode form: "
+        f"{twin!a}, not {word!a}"
+    )

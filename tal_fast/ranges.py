@@ -13,7 +13,7 @@ import os
 from contextlib import AbstractContextManager
 from typing import Any
 
-__all__ = ["enable_ranges", "nvtx_range", "ranges_enabled"]
+__all__ = ["enable_ranges", "nvtx_range"]
 
 _OFF: AbstractContextManager[None] = contextlib.nullcontext()
 _annotate: Any = None
@@ -28,11 +28,6 @@ def enable_ranges(on: bool = True) -> None:
     import nvtx
 
     _annotate = nvtx.annotate
-
-
-def ranges_enabled() -> bool:
-    """Returns whether :func:`nvtx_range` emits ranges."""
-    return _annotate is not None
 
 
 def nvtx_range(name: str) -> AbstractContextManager[Any]:

@@ -2,9 +2,21 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A shell has what it runs in the background ignore Ctrl-C; what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Both would fail what is slow because the machine is busy.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # torch's cache of compiled graphs outlives a change of an op's schema and would replay old calls.
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import HANG
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -259,7 +260,7 @@ def test_gpu_check_reads_the_sanitizer(output, problem):
 def test_a_failing_step_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     import gpu_check
 
-    def step(name, code, limit=20.0):
+    def step(name, code, limit=HANG):
         command = [sys.executable, "-c", code]
         return gpu_check.Step(name, name, command, limit, command)
 

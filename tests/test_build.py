@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tal_fast
 from tal_fast import info
@@ -217,3 +218,9 @@ def test_no_torch_internals_leak_into_the_ops() -> None:
     )
     leaks = [s for s in done.stdout.splitlines() if re.search(r"\b(at|c10|torch)::", s)]
     assert not leaks, leaks[:3]
+
+
+def test_hooks_run_the_programs_of_any_environment() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    programs = [hook["entry"].split()[0] for repo in config["repos"] for hook in repo["hooks"]]
+    assert programs == ["ruff", "ruff", "mypy", "clang-format"]

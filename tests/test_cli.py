@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import started
 
 from tal_fast import cli
 from tal_fast.data import open_dataset
@@ -129,6 +130,11 @@ class TestStatus:
             ["study", "run", "--data", "d", "--out", "o", "--model", "tadtr-smal"],
             ["train", "--data", "d", "--out", "o", "--set", "training.epoch=3"],
             ["train", "--data", "d", "--out", "o", "--set", "epochs"],
+            ["train", "--data", "d", "--out", "o", "--model", ""],
+            ["train", "--data", "d", "--out", "o", "--threads", "100000"],
+            ["train", "--data", "d", "--out", "o", "--seed", "99999999999999999999"],
+            ["train", "--data", "d", "--out", "o", "--set", "training.learning_rate=.inf"],
+            ["study", "run", "--data", "d", "--out", "o", "--threads", "100000"],
             ["prepare", "synthetic", "--out", "o", "--size", "dem"],
             ["evaluate", "--annotations", "a", "--predictions", "p", "--tiou", "0.3:2"],
         ],
@@ -184,6 +190,16 @@ class TestStatus:
             (DataError("a file"), 1, "error: a file"),
             (OSError(28, "No space left on device", "x.pt"), 1, "error: x.pt: No space left on"),
             (KeyboardInterrupt(), 130, "interrupted"),
+            (
+                MemoryError("Unable to"),
+                1,
+                "error: memory does not suffice: Unable to",
+            ),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes\nline"),
+                1,
+                "error: memory does not suffice: DefaultCPUAllocator: can't allocate",
+            ),
         ],
     )
     def test_errors_of_commands(self, capsys, monkeypatch, error, status, message):
@@ -200,12 +216,13 @@ class TestStatus:
         with pytest.raises(DataError, match="no study here"):
             cli.main(["study", "report", "--study", "nowhere"])
 
-    def test_bugs_keep_their_traceback(self, monkeypatch):
+    @pytest.mark.parametrize("error", [ZeroDivisionError(), RuntimeError("a bug")])
+    def test_bugs_keep_their_traceback(self, monkeypatch, error):
         def fail(path, **options):
-            raise ZeroDivisionError
+            raise error
 
         monkeypatch.setattr("tal_fast.study.report_study", fail)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(type(error)):
             cli.main(["study", "report", "--study", "nowhere"])
 
 
@@ -266,6 +283,7 @@ class TestCommands:
         arguments = ["--data", "d", "--out", "o", "--fractions", "0.5,1", "--repetitions", "2"]
         arguments += ["--split", "random", "--seed", "4", "--set", "training.epochs=1"]
         arguments += ["--set", "training.batch_size=2", "--jobs", "2", "--threads", "1"]
+        arguments += ["--trust-times"]
         status, out, err = run(capsys, "study", "run", *arguments)
         assert status == 0
         (spec,) = asked
@@ -273,6 +291,7 @@ class TestCommands:
         assert (spec.fractions, spec.repetitions, spec.split) == ((0.5, 1.0), 2, "random")
         assert spec.overrides == ("training.epochs=1", "training.batch_size=2")
         assert (spec.seed, spec.jobs, spec.threads) == (4, 2, 1)
+        assert spec.trust_times
         assert "all 4 trials were there already, nothing was trained" in out
         assert str(tmp_path / "curve.csv") in out
         assert "note: no picture" in err
@@ -362,6 +381,28 @@ class TestPackAndValidate:
         assert "pickles are only read with --allow-pickle" in err
         assert run(capsys, "pack", *arguments, "--allow-pickle")[0] == 0
 
+    def test_a_link_that_leads_nowhere(self, capsys, tmp_path):
+        import numpy as np
+
+        h5py = pytest.importorskip("h5py")
+        features, truth = tmp_path / "x.h5", tmp_path / "a.json"
+        with h5py.File(features, "w") as file:
+            file["a"] = np.ones((40, 2), np.float32)
+            file["b"] = h5py.ExternalLink("gone.h5", "/b")
+        video = {"subset": "s", "duration": 10.0, "fps": 4.0,
+                 "annotations": [{"segment": [1, 2], "label": "walk"}]}  # fmt: skip
+        truth.write_text(json.dumps({"database": {"a": video, "b": video}}))
+        message = "dataset 'b': its external link leads nowhere, expected a dataset at gone.h5: /b"
+        status, _, err = run(capsys, "pack", "--features", features, "--out", tmp_path / "out")
+        assert status == 1
+        assert message in err
+        status, text, _ = run(
+            capsys, "validate", "--annotations", truth, "--features", features, "--stride", "1",
+            "--frames", "1", "--split", "train=s",
+        )  # fmt: skip
+        assert status == 1
+        assert message in " ".join(text.split())
+
     def test_validate_a_data_directory(self, capsys, data, tmp_path):
         content = tmp_path / "v.json"
         arguments = ["--data", data, "--json", content, "--report", tmp_path / "page"]
@@ -444,16 +485,14 @@ class TestPackAndValidate:
 
 def test_broken_pipe(tmp_path):
     """``tal-fast ... | head`` ends without a traceback."""
-    process = subprocess.Popen(
+    with started(
         [sys.executable, "-m", "tal_fast", "info"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    process.stdout.close()
-    error = process.stderr.read().decode()
-    process.stderr.close()
-    process.wait()
+    ) as process:
+        process.stdout.close()
+        error = process.stderr.read().decode()
     assert "Traceback" not in error
 
 
@@ -461,6 +500,66 @@ def test_train_names_classes_without_a_training_video(capsys, data, tmp_path):
     status, _, err = run(capsys, "train", "--data", data, "--out", tmp_path / "run")
     assert status == 1
     assert "no training video has an instance of BasketballDunk" in err
+
+
+@pytest.fixture
+def few(tmp_path) -> Path:
+    """Four videos of 30 s, one without features, one with an instance of all of it."""
+    import numpy as np
+
+    from tal_fast.data import DatasetSpec, FeatureSpec, save_spec
+
+    (tmp_path / "few" / "features").mkdir(parents=True)
+    database = {
+        name: {
+            "subset": "validation" if name == "d" else "training",
+            "duration": 30.0,
+            "annotations": [
+                {"label": "walk", "segment": [0.0, 30.0] if name == "b" else [3.0, 5.0]},
+                {"label": "run", "segment": [7.0, 8.0]},
+            ],
+        }
+        for name in "abcd"
+    }
+    (tmp_path / "few" / "annotations.json").write_text(json.dumps({"database": database}))
+    for name in "abd":
+        np.save(tmp_path / "few" / "features" / f"{name}.npy", np.ones((300, 8), np.float32))
+    save_spec(
+        DatasetSpec("few", feature=FeatureSpec(fps=10), exclude={"lost": ["c"]}), tmp_path / "few"
+    )
+    return tmp_path / "few"
+
+
+def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp_path):
+    small = ["d_model=32", "num_heads=2", "encoder_layers=1", "decoder_layers=1", "feedforward=16"]
+    settings = [x for text in small for x in ("--set", f"model.{text}")]
+    settings += ["--set", "training.epochs=1", "--threads", 1]
+    left_out = "note: 1 of 4 videos are left out of training and prediction, lost (exclude): c\n"
+    unheld = (
+        "note: 1 of 4 instances are never learned, no window of 128 rows holds them: walk 1 of 2\n"
+    )
+    train = ["train", "--data", few, "--out", tmp_path / "run", *settings]
+    status, _, err = run(capsys, *train)
+    assert (status, err) == (0, left_out + unheld)
+    predict = ["--checkpoint", tmp_path / "run/checkpoint.pt", "--data", few, "--threads", 1]
+    status, _, err = run(capsys, "predict", *predict, "--out", tmp_path / "results.json")
+    assert (status, err) == (0, left_out)
+    status, out, err = run(capsys, "validate", "--data", few, "--accept", "timing")
+    assert "left out of training and prediction (exclude); scoring counts them" in out
+    assert "'walk': 1 of 2" in out
+    # A class of which nothing is left.
+    text = (few / "annotations.json").read_text().replace("[3.0, 5.0]", "[0.0, 30.0]")
+    (few / "annotations.json").write_text(text)
+    study = ["study", "run", "--data", few, "--out", tmp_path / "study"]
+    for arguments in (train, study):
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert "no window of 128 rows holds any instance of walk (1 of 2 classes)" in err
+    status, out, _ = run(capsys, "validate", "--data", few)
+    assert status == 1
+    assert "training may not start: never-learned" in out
+    status, out, _ = run(capsys, "validate", "--data", few, "--window", 256)
+    assert "never-learned" not in out
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ __all__ = [
     "Overwrite",
     "Settings",
     "Threads",
+    "TrustTimes",
     "app",
     "bar",
     "command",
@@ -70,9 +71,21 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="One setting; may be repeated."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Torch threads.")]
+# More than any machine's cores: a slip of the keyboard should not ask the system for so many.
+MOST_THREADS = 4096
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="Torch threads.")
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+TrustTimes = Annotated[
+    bool,
+    typer.Option(
+        "--trust-times",
+        help="Go on although feature files have another size or time: they hold what they held.",
+    ),
+]
 
 
 def say(message: str) -> None:
@@ -85,6 +98,15 @@ def _of_several() -> tuple[int, int] | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Tells whether memory ran out; torch has a type for that on a GPU alone."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (type(error) is RuntimeError and "can't allocate memory" in str(error))
+    )
 
 
 def _guarded(function: _Command, name: str, several: bool) -> _Command:
@@ -101,14 +123,18 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
             if place is None or place[0] == 0:
                 say("interrupted")
             raise typer.Exit(130) from None
-        except (TalFastError, OSError) as error:
+        except (TalFastError, OSError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, (TalFastError, OSError)) and not _no_memory(error):
+                raise
             if os.environ.get("TAL_FAST_TRACEBACK", "0") not in ("", "0"):
                 raise
             if isinstance(error, BrokenPipeError):  # `tal-fast ... | head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
             text = str(error)
-            if not isinstance(error, TalFastError):
+            if _no_memory(error):
+                text = f"memory does not suffice: {text.partition(chr(10))[0]}"
+            elif isinstance(error, OSError) and not isinstance(error, TalFastError):
                 text = f"{error.filename or 'system'}: {error.strerror or error}"
             who = "" if place is None else f"process {place[0]} of {place[1]}: "
             say(f"{who}error: {text}")

@@ -34,7 +34,9 @@ Pack = Annotated[
 ]
 OutOfRange = Annotated[str, typer.Option(help="Segments beyond their video: error, clamp or keep.")]
 NonPositive = Annotated[str, typer.Option(help="Segments without length: error or drop.")]
-Missing = Annotated[str, typer.Option(help="Videos without features: error or skip.")]
+Missing = Annotated[
+    str, typer.Option(help="Videos without features: error, or skip in training and prediction.")
+]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave a video out; may be repeated.")]
 
 
@@ -208,6 +210,10 @@ def pack(
     rows: Annotated[
         str, typer.Option(help="Streams of unequal rows: equal (an error) or shortest.")
     ] = "equal",
+    reduce: Annotated[
+        str | None,
+        typer.Option(help="Features [T, N, C] of N crops: mean, or the number of one, from 0 on."),
+    ] = None,
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard; memory is as much.")] = 256,
     allow_pickle: AllowPickle = False,
     overwrite: Annotated[
@@ -239,6 +245,7 @@ def pack(
             dtype=dtype,
             layout=layout,  # type: ignore[arg-type]
             rows=rows,  # type: ignore[arg-type]
+            reduce=int(reduce) if reduce and reduce.isdecimal() else reduce,  # type: ignore[arg-type]
             shard_bytes=shard_mb << 20,
             allow_pickle=allow_pickle,
             overwrite=overwrite,
@@ -280,6 +287,13 @@ def validate(
     accept: Annotated[
         list[str] | None, typer.Option(metavar="CHECK", help="Errors that do not count.")
     ] = None,
+    window: Annotated[int, typer.Option(min=1, help="Rows of a training window.")] = 128,
+    overlap: Annotated[
+        float, typer.Option(help="Part of a training window that the next one repeats.")
+    ] = 0.75,
+    min_inside: Annotated[
+        float, typer.Option(help="Part of an instance that a window must hold to own it.")
+    ] = 0.75,
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Do not read the features themselves.")
     ] = False,
@@ -291,7 +305,7 @@ def validate(
     """Check annotations and features, and that they fit each other; exit status 0: may train."""
     import json
 
-    from tal_fast.data import validation
+    from tal_fast.data import WindowRule, validation
     from tal_fast.data.feature_streams import streams_of
     from tal_fast.data.files import write_text_atomically
 
@@ -308,6 +322,7 @@ def validate(
     splits: dict[str, list[str]] = {}
     for name, _, subset in pairs:
         splits.setdefault(name, []).append(subset)
+    windows = WindowRule(window, overlap, min_inside)
     with bar("reading features") as update:
         options: dict[str, Any] = {
             "group": group,
@@ -316,7 +331,7 @@ def validate(
             "progress": update,
         }
         if data is not None:
-            result = validation.validate_dataset(data, **options)
+            result = validation.validate_dataset(data, windows=windows, **options)
         else:
             assert annotations is not None
             question = None
@@ -329,6 +344,7 @@ def validate(
                     fps,
                     layout,  # type: ignore[arg-type]
                     channels,
+                    windows,
                 )
             result = validation.validate(
                 annotations,

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import Config, Data, Model, Out, Settings, Threads, app, bar, command, say
+from tal_fast.cli.app import (
+    Config,
+    Data,
+    Model,
+    Out,
+    Settings,
+    Threads,
+    TrustTimes,
+    app,
+    bar,
+    command,
+    say,
+)
 from tal_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,12 +61,14 @@ def train(
     ] = True,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
     threads: Threads = None,
+    trust_times: TrustTimes = False,
 ) -> None:
     """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there.
 
     For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
     """
-    from tal_fast.data import open_dataset
+    from tal_fast.data import open_dataset, require_learnable
+    from tal_fast.models import detector_of
     from tal_fast.training import load_config
     from tal_fast.training import train as run
     from tal_fast.training.distributed import launched
@@ -67,6 +81,10 @@ def train(
     dataset = open_dataset(data)
     names = _videos(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
+    clips = detector_of(resolved.name).clips(resolved.detector, dataset, names, training=True)
+    notes = [*dataset.notes(), *require_learnable(clips)]
+    for note in notes if first else ():
+        say(f"note: {note}")
     with bar("training", shown=first) as update:
 
         def progress(event: Any) -> None:
@@ -76,7 +94,14 @@ def train(
             update(event.step, event.total_steps, note)
 
         summary = run(
-            resolved, dataset, names, out, resume=resume, progress=progress, threads=threads
+            resolved,
+            dataset,
+            names,
+            out,
+            resume=resume,
+            progress=progress,
+            threads=threads,
+            trust_times=trust_times,
         )
     if not first:
         return
@@ -106,6 +131,8 @@ def predict(
 
     dataset = open_dataset(data)
     names = _videos(dataset, split, "--split")
+    for note in dataset.notes():
+        say(f"note: {note}")
     with bar("predicting") as update:
         found = run(checkpoint, dataset, names, out, progress=update, threads=threads)
     typer.echo(f"{len(found)} detections in {len(names)} videos\n{out}")
@@ -118,7 +145,9 @@ def predict(
     "--report report",
 )
 def evaluate(
-    annotations: Annotated[Path, typer.Option(help="Annotation JSON, or a data directory.")],
+    annotations: Annotated[
+        Path, typer.Option(help="Annotation JSON, also gzipped, or a data directory.")
+    ],
     predictions: Annotated[Path, typer.Option(help="Results: JSON or JSON lines, also gzipped.")],
     subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
     tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
@@ -157,25 +186,25 @@ def evaluate(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read ActionFormer's eval_results.pkl.")
     ] = False,
+    strict_times: Annotated[
+        bool, typer.Option("--strict-times", help="Refuse predictions that start before 0 s.")
+    ] = False,
 ) -> None:
     """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
     import json
     import warnings
 
     from tal_fast import evaluation
-    from tal_fast.data import open_dataset
     from tal_fast.data.files import write_text_atomically
     from tal_fast.study.sampling.draws import parse_shares
 
     thresholds = parse_shares("--tiou", tiou)
-    # A data directory knows its classes, also those that no annotation shows.
-    truth = open_dataset(annotations).annotations if annotations.is_dir() else annotations
 
     def run(results: Path) -> evaluation.EvaluationResult:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", evaluation.EvaluationWarning)  # printed as notes
             return evaluation.evaluate(
-                truth,
+                annotations,
                 results,
                 thresholds,
                 subset,
@@ -183,6 +212,7 @@ def evaluate(
                 strict=strict,
                 ties=ties,
                 allow_pickle=allow_pickle,
+                strict_times=strict_times,
             )
 
     result = run(predictions)

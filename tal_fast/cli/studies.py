@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import Config, Data, Jobs, Model, Out, Settings, bar, command, say, study_app
+from tal_fast.cli.app import (
+    MOST_THREADS,
+    Config,
+    Data,
+    Jobs,
+    Model,
+    Out,
+    Settings,
+    TrustTimes,
+    bar,
+    command,
+    say,
+    study_app,
+)
 
 if TYPE_CHECKING:
     from tal_fast.study import StudyResult
@@ -113,7 +126,11 @@ def study_run(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Torch threads per trial; default: cores / jobs, on a cluster 1."),
+        typer.Option(
+            min=1,
+            max=MOST_THREADS,
+            help="Torch threads per trial; default: cores / jobs, on a cluster 1.",
+        ),
     ] = None,
     ray: Annotated[
         str | None,
@@ -126,6 +143,7 @@ def study_run(
         float | None,
         typer.Option(help="On a cluster: GPUs of each trial; 0.25 lets four share one."),
     ] = None,
+    trust_times: TrustTimes = False,
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast.study import StudySpec, run_study
@@ -149,6 +167,7 @@ def study_run(
         threads=threads,
         ray=ray,
         gpus_per_trial=gpus_per_trial,
+        trust_times=trust_times,
     )
     _print_study(run_study(spec))
 

@@ -16,12 +16,21 @@ from tal_fast.data.annotations import (
     load_annotations,
     save_annotations,
 )
+from tal_fast.data.class_ids import ClassIds
 from tal_fast.data.clips import Clip, CropSet, VideoSet
-from tal_fast.data.dataset import DatasetSpec, FeatureSpec, TALDataset, open_dataset, save_spec
+from tal_fast.data.dataset import (
+    DatasetSpec,
+    FeatureSpec,
+    TALDataset,
+    dataset_annotations,
+    open_dataset,
+    save_spec,
+)
 from tal_fast.data.extents import Extent, read_array
 from tal_fast.data.feature_index import index_features, read_extent
 from tal_fast.data.grid import Grid
-from tal_fast.data.windows import Window, WindowSet, sliding_windows
+from tal_fast.data.unheld import require_learnable
+from tal_fast.data.windows import Window, WindowRule, WindowSet, sliding_windows
 
 if TYPE_CHECKING:
     from tal_fast.data.batches import Batch
@@ -32,6 +41,7 @@ __all__ = [
     "AnnotationReport",
     "Annotations",
     "Batch",
+    "ClassIds",
     "Clip",
     "ClipDataset",
     "CropSet",
@@ -44,12 +54,15 @@ __all__ = [
     "Video",
     "VideoSet",
     "Window",
+    "WindowRule",
     "WindowSet",
+    "dataset_annotations",
     "index_features",
     "load_annotations",
     "open_dataset",
     "read_array",
     "read_extent",
+    "require_learnable",
     "save_annotations",
     "save_spec",
     "sliding_windows",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_values import listed_classes, number, plain, subset_name
+from tal_fast.data.class_ids import ClassIds, collect_class_ids
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.json_files import read_json
 from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = [
@@ -87,11 +90,14 @@ class Annotations:
         videos: by name, in the order of the file.
         classes: class names; a label is an index into it.
         report: what was counted while loading.
+        class_ids: the file's own numbers of the classes (``label_id``), which predictions may use;
+            None where there is no file: a class's number is its place in ``classes`` then.
     """
 
     videos: dict[str, Video]
     classes: tuple[str, ...]
     report: AnnotationReport = field(default_factory=AnnotationReport)
+    class_ids: ClassIds | None = None
 
     @property
     def num_instances(self) -> int:
@@ -116,7 +122,7 @@ class Annotations:
                 f"annotations: expected a subset among {known}, got {name!r}"
                 f"{nearest(name, self.subsets)}"
             )
-        return Annotations(chosen, self.classes)
+        return Annotations(chosen, self.classes, class_ids=self.class_ids)
 
     def select(self, names: Iterable[str]) -> Annotations:
         """Returns the named videos in the order given, with the same classes.
@@ -132,7 +138,7 @@ class Annotations:
                     f"{nearest(name, self.videos)}"
                 )
             chosen[name] = self.videos[name]
-        return Annotations(chosen, self.classes)
+        return Annotations(chosen, self.classes, class_ids=self.class_ids)
 
 
 def load_annotations(
@@ -145,7 +151,8 @@ def load_annotations(
     """Reads and checks an annotation file.
 
     Args:
-        source: path of a JSON file, or its content.
+        source: path of a JSON file, plain or gzipped, or its content; numbers and lists in it may
+            be NumPy's.
         classes: names in the order of the labels. Default: ordered by ``label_id`` when every
             annotation carries one, else sorted by name.
         out_of_range: what to do with a segment that starts before 0 or ends after its video:
@@ -157,10 +164,11 @@ def load_annotations(
         The annotations; videos without instances are kept.
 
     Raises:
-        DataError: if the file is missing or is not such a file, a segment is not two finite numbers
-            or ends at or before its start, a label is not in ``classes``, a label and its
-            ``label_id`` contradict another annotation, or (``"error"``) a segment is out of range.
-            Faults are collected: the message counts them and names the first few.
+        DataError: if the file is missing or is not such a file, holds a video or another key twice,
+            a segment is not two finite numbers or ends at or before its start, a label is not text
+            or not in ``classes``, a label and its ``label_id`` contradict another annotation (and
+            ``classes`` is not given), or (``"error"``) a segment is out of range. Faults of
+            segments are collected: the message counts them and names the first few.
         ConfigError: if ``out_of_range`` is not one of the three rules.
     """
     if out_of_range not in ("error", "clamp", "keep"):
@@ -168,37 +176,15 @@ def load_annotations(
             "load_annotations: expected out_of_range 'error', 'clamp' or 'keep', "
             f"got {out_of_range!r}"
         )
-    origin, database = _read_database(source)
-    return _Loader(origin, classes, out_of_range, frozenset(ignore_labels)).load(database)
-
-
-def _read_database(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
-    """Returns (name for messages, the ``database`` mapping)."""
-    if isinstance(source, Mapping):
-        origin, content = "annotations", source
-    else:
-        origin = os.fspath(source)
-        try:
-            content = json.loads(Path(source).read_bytes())
-        except FileNotFoundError:
-            raise DataError(f"{origin}: no such annotation file") from None
-        except OSError as error:
-            raise DataError(f"{origin}: cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{origin}: expected JSON in UTF-8, got {error}") from error
-        except json.JSONDecodeError as error:
-            size = os.path.getsize(origin)
-            cut = "; the file looks truncated" if error.pos >= size - 2 else ""
-            raise DataError(
-                f"{origin}: not valid JSON at line {error.lineno}, column {error.colno}: "
-                f"{error.msg}{cut}"
-            ) from error
+    origin, content = read_json(source, "annotations")
     if not isinstance(content, Mapping) or not isinstance(content.get("database"), Mapping):
-        found = sorted(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        mapping = isinstance(content, Mapping)
+        found = sorted(map(str, content))[:5] if mapping else type(content).__name__
         raise DataError(f"{origin}: expected an object with a 'database' object, got {found}")
     if not content["database"]:
         raise DataError(f"{origin}: expected at least one video, got an empty database")
-    return origin, content["database"]
+    loader = _Loader(origin, classes, out_of_range, frozenset(ignore_labels))
+    return loader.load(content["database"], listed_classes(content))
 
 
 class _Loader:
@@ -219,10 +205,14 @@ class _Loader:
         self.strays: list[str] = []
         self.total = self.clamped = self.dropped = self.left_out = 0
 
-    def load(self, database: Mapping[str, Any]) -> Annotations:
-        classes = self._classes(database)
+    def load(self, database: Mapping[str, Any], listed: Sequence[str] | None) -> Annotations:
+        classes, class_ids = self._classes(database, listed)
         index = {name: i for i, name in enumerate(classes)}
-        videos = {str(name): self._video(str(name), v, index) for name, v in database.items()}
+        videos: dict[str, Video] = {}
+        for key, entry in database.items():
+            if str(key) in videos:  # a mapping may hold 1 and "1"
+                raise DataError(f"{self.origin}: video {str(key)!r} is listed more than once")
+            videos[str(key)] = self._video(str(key), entry, index)
         problems = list(self.faults)
         if self.rule == "error" and self.strays:
             problems += self.strays
@@ -245,55 +235,61 @@ class _Loader:
             ignored=self.left_out,
             examples=tuple(self.strays[:_SHOWN]),
         )
-        return Annotations(videos, classes, report)
+        return Annotations(videos, classes, report, class_ids)
 
-    def _classes(self, database: Mapping[str, Any]) -> tuple[str, ...]:
+    def _classes(
+        self, database: Mapping[str, Any], listed: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], ClassIds]:
+        """Returns the class names in the order of the labels, and the file's numbers of them."""
+        labelled = list(self._labelled(database))
         if self.given_classes is not None:
             given = tuple(str(name) for name in self.given_classes)
             if len(set(given)) != len(given) or not given:
                 raise DataError(
                     f"{self.origin}: expected class names that are all different, got {given}"
                 )
-            return given
-        id_of: dict[str, int] = {}
-        name_of: dict[int, str] = {}
-        complete = True
+            return given, collect_class_ids(labelled, given, listed)
+        class_ids = collect_class_ids(labelled, listed)
+        if class_ids.contradiction:
+            raise DataError(f"{self.origin}: {class_ids.contradiction}")
+        names = {label for _, _, label, _ in labelled}
+        if not names:
+            raise DataError(f"{self.origin}: {self._why_no_label(database)}")
+        order = class_ids.numbers.__getitem__ if class_ids.complete else None
+        return tuple(sorted(names, key=order)), class_ids
+
+    def _labelled(self, database: Mapping[str, Any]) -> Iterator[tuple[str, int, str, Any]]:
+        """Yields video, position, label and label_id of the annotations that have a label."""
         for video, entry in database.items():
             for position, item in enumerate(_items(entry)):
-                label = item.get("label") if isinstance(item, Mapping) else None
-                if not isinstance(label, str) or label in self.ignored:
-                    continue
-                number = item.get("label_id")
-                if not isinstance(number, int):
-                    complete = False
-                    id_of.setdefault(label, -1)
-                    continue
-                if id_of.setdefault(label, number) not in (number, -1) or (
-                    name_of.setdefault(number, label) != label
-                ):
-                    raise DataError(
-                        f"{self.origin}: video {video!r}, annotation {position}: label {label!r} "
-                        f"with label_id {number} contradicts label_id {id_of[label]} of "
-                        f"{name_of.get(number, label)!r} elsewhere in the file"
-                    )
-        if not id_of:
-            raise DataError(f"{self.origin}: no label in any annotation, and no class list given")
-        return tuple(sorted(id_of, key=id_of.__getitem__ if complete else None))
+                label = plain(item.get("label")) if isinstance(item, Mapping) else None
+                if isinstance(label, str) and label not in self.ignored:
+                    yield str(video), position, str(label), item.get("label_id")
+
+    def _why_no_label(self, database: Mapping[str, Any]) -> str:
+        for video, entry in database.items():
+            for position, item in enumerate(_items(entry)):
+                label = plain(item.get("label")) if isinstance(item, Mapping) else None
+                if not isinstance(label, str):
+                    return f"video {str(video)!r}, annotation {position}: {_bad_label(label)}"
+        return "no label in any annotation, and no class list given"
 
     def _video(self, name: str, entry: Any, index: Mapping[str, int]) -> Video:
         where = f"video {name!r}"
         if not isinstance(entry, Mapping):
             raise DataError(f"{self.origin}: {where}: expected an object, got {entry!r:.60}")
-        duration = _number(entry.get("duration"))
+        duration = number(entry.get("duration"))
         if duration is None or not duration > 0 or math.isinf(duration):
             raise DataError(
                 f"{self.origin}: {where}: expected a duration > 0 in seconds, "
-                f"got {entry.get('duration')!r}"
+                f"got {entry.get('duration')!r:.60}"
             )
-        fps = None if entry.get("fps") is None else _number(entry["fps"])
+        fps = None if entry.get("fps") is None else number(entry["fps"])
         if entry.get("fps") is not None and (fps is None or not 0 < fps < math.inf):
-            raise DataError(f"{self.origin}: {where}: expected fps > 0, got {entry['fps']!r}")
-        items = entry.get("annotations") or []
+            raise DataError(f"{self.origin}: {where}: expected fps > 0, got {entry['fps']!r:.60}")
+        items = plain(entry.get("annotations"))
+        if items is None:
+            items = ()
         if not isinstance(items, Sequence) or isinstance(items, str):
             raise DataError(f"{self.origin}: {where}: expected a list of annotations")
         segments: list[tuple[float, float]] = []
@@ -305,7 +301,7 @@ class _Loader:
                 labels.append(kept[2])
         return Video(
             name=name,
-            subset=str(entry.get("subset", "")),
+            subset=subset_name(f"{self.origin}: {where}", entry),
             duration=duration,
             fps=fps,
             segments=np.asarray(segments, dtype=np.float64).reshape(-1, 2),
@@ -317,10 +313,10 @@ class _Loader:
     ) -> tuple[float, float, int] | None:
         """Returns (start, end, label), or None for an instance that is left out or faulty."""
         self.total += 1
-        label = item.get("label") if isinstance(item, Mapping) else None
-        segment = item.get("segment") if isinstance(item, Mapping) else None
+        label = plain(item.get("label")) if isinstance(item, Mapping) else None
+        segment = plain(item.get("segment")) if isinstance(item, Mapping) else None
         if not isinstance(label, str):
-            self.faults.append(f"{where}: expected a label, got {label!r}")
+            self.faults.append(f"{where}: {_bad_label(label)}")
             return None
         if label in self.ignored:
             self.left_out += 1
@@ -331,15 +327,14 @@ class _Loader:
                 f"{nearest(label, index)}"
             )
             return None
-        numbers = (
-            [_number(x) for x in segment]
-            if isinstance(segment, Sequence) and not isinstance(segment, str)
-            else []
-        )
-        if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
-            self.faults.append(f"{where}: expected segment [start, end] in seconds, got {segment}")
+        start = end = None
+        if isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2:
+            start, end = number(segment[0]), number(segment[1])
+        if start is None or end is None:
+            self.faults.append(
+                f"{where}: expected segment [start, end] in seconds, got {segment!r:.60}"
+            )
             return None
-        start, end = numbers[0], numbers[1]
         if not (math.isfinite(start) and math.isfinite(end)):
             self.faults.append(f"{where}: segment [{start}, {end}] is not finite")
             return None
@@ -360,20 +355,22 @@ class _Loader:
 
 
 def _items(entry: Any) -> Sequence[Any]:
-    items = entry.get("annotations") if isinstance(entry, Mapping) else None
+    items = plain(entry.get("annotations")) if isinstance(entry, Mapping) else None
     return items if isinstance(items, Sequence) and not isinstance(items, str) else ()
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value)
+def _bad_label(label: Any) -> str:
+    hint = "" if label is None else "; a label is a class name, its number is label_id"
+    return f"expected a label, got {label!r:.60}{hint}"
 
 
 def save_annotations(
     annotations: Annotations, path: str | os.PathLike[str], *, version: str = "1.0"
 ) -> Path:
     """Writes annotations in the form that :func:`load_annotations` reads, in one step.
+
+    ``label_id`` is the number that :attr:`Annotations.class_ids` gives a class, and left out where
+    the numbers of some classes are in doubt; where no class has one, it is the label.
 
     Args:
         annotations: what to write.
@@ -383,6 +380,8 @@ def save_annotations(
     Raises:
         DataError: if the file cannot be written.
     """
+    ids = annotations.class_ids
+    numbers = ids.numbers if ids is not None and ids.numbers else None
     database = {}
     for video in annotations.videos.values():
         entry: dict[str, Any] = {"subset": video.subset, "duration": video.duration}
@@ -391,7 +390,7 @@ def save_annotations(
         entry["annotations"] = [
             {
                 "label": annotations.classes[label],
-                "label_id": label,
+                **_label_id(annotations.classes[label], label, numbers),
                 "segment": [start, end],
             }
             for (start, end), label in zip(
@@ -401,3 +400,9 @@ def save_annotations(
         database[video.name] = entry
     text = json.dumps({"version": version, "database": database}, ensure_ascii=False)
     return write_text_atomically(path, text + "\n")
+
+
+def _label_id(name: str, label: int, numbers: Mapping[str, int] | None) -> dict[str, int]:
+    if numbers is None:
+        return {"label_id": label}
+    return {"label_id": numbers[name]} if name in numbers else {}

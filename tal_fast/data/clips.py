@@ -11,6 +11,7 @@ per video, :class:`VideoSet` whole videos, padded or resized.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -20,9 +21,17 @@ import numpy.typing as npt
 
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
+from tal_fast.data.unheld import count_unheld
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["Clip", "ClipSet", "CropSet", "VideoSet", "known_videos", "owned_instances"]
+__all__ = [
+    "Clip",
+    "ClipSet",
+    "CropSet",
+    "VideoSet",
+    "known_videos",
+    "owned_instances",
+]
 
 Edges = npt.NDArray[np.float64]
 
@@ -70,6 +79,18 @@ class ClipSet(Protocol):
     def lengths(self) -> npt.NDArray[np.int64]:
         """Rows of each item, or the most it can have: int64 [n]."""
 
+    @property
+    def unit(self) -> str:
+        """What an item is, for messages."""
+
+    @property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Instances that no item can hold, so that they are never learned.
+
+        Class -> (how many of its instances, of how many in these videos), for the classes that have
+        any.
+        """
+
     def __len__(self) -> int:
         """Number of items."""
 
@@ -100,24 +121,23 @@ def known_videos(dataset: TALDataset, videos: Iterable[str], where: str) -> list
 
 def owned_instances(
     edges: Edges, start: float | Edges, stop: float | Edges, min_inside: float
-) -> tuple[npt.NDArray[np.bool_], Edges]:
+) -> npt.NDArray[np.bool_]:
     """Says which instances a clip owns: those of which enough lies in it.
 
     Args:
         edges: float64 [N, 2], start and end of each instance in rows of the video.
-        start: where the clip begins, or float64 [W] of W clips.
+        start: where the clip begins, a number or an array that broadcasts against [N].
         stop: where it ends, likewise.
         min_inside: least part of an instance inside, in (0, 1].
 
     Returns:
-        bool [N] or [W, N]; and float64 [N, 2] or [W, N, 2], the instances cut to the clip.
+        bool [N], or of the shape that comes out.
     """
-    begin, end = np.asarray(start)[..., None], np.asarray(stop)[..., None]
-    low, high = np.maximum(edges[:, 0], begin), np.minimum(edges[:, 1], end)
-    inside = (high - low) / (edges[:, 1] - edges[:, 0])
+    inside = np.minimum(edges[:, 1], stop) - np.maximum(edges[:, 0], start)
+    share = inside / (edges[:, 1] - edges[:, 0])
     # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
-    owned = (inside >= min_inside - 1e-9) & (inside > 0)
-    return owned, np.stack((low, high), axis=-1)
+    owned: npt.NDArray[np.bool_] = (share >= min_inside - 1e-9) & (share > 0)
+    return owned
 
 
 class VideoSet:
@@ -190,6 +210,16 @@ class VideoSet:
     def __len__(self) -> int:
         """Number of videos."""
         return len(self.videos)
+
+    @property
+    def unit(self) -> str:
+        """What an item is."""
+        return "whole video"
+
+    @property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Nothing: a whole video holds all of its instances; see :class:`ClipSet`."""
+        return {}
 
     def slot_length(self, rows: int) -> int:
         """Returns ``max(pad_to, rows)`` rounded up to the multiple, or what ``padding`` gives."""
@@ -313,6 +343,35 @@ class CropSet:
         """Number of videos."""
         return len(self.videos)
 
+    @property
+    def unit(self) -> str:
+        """``crop of at most 2304 rows``."""
+        return f"crop of at most {self.max_length} rows"
+
+    @functools.cached_property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Class -> how many of its instances no crop can hold, of how many; see :class:`ClipSet`.
+
+        Every place that a crop of the greatest length may take counts, however rarely it is drawn.
+        """
+        held = {}
+        for index, name in enumerate(self.videos):
+            whole = self._whole.clip(index, 0, 0)
+            length = max(self._lengths(whole.rows))
+            held[name] = _holds(
+                whole.edges, whole.rows, length, self._reach(name), self._min_inside
+            )
+        return count_unheld(self.dataset, held)
+
+    def _lengths(self, rows: int) -> tuple[int, int]:
+        """Returns least and greatest length of a crop of a video of so many rows."""
+        if rows > self.max_length:
+            return self.max_length, self.max_length
+        if self._crop_ratio is None:
+            return rows, rows
+        low, high = self._crop_ratio
+        return max(round(low * rows), 1), min(round(high * rows), rows)
+
     def slot_length(self, rows: int) -> int:
         """Returns the rows of a batch whose longest crop has so many."""
         return self._whole.slot_length(rows)
@@ -329,11 +388,8 @@ class CropSet:
         rows = whole.rows
         before, after = self._reach(whole.video)
         numbers = item_numbers(seed, epoch, index, _CROP, self._trials + 1)
-        length = min(rows, self.max_length)
-        if rows <= self.max_length and self._crop_ratio is not None:
-            low = max(round(self._crop_ratio[0] * rows), 1)
-            high = min(round(self._crop_ratio[1] * rows), rows)
-            length = low + below(numbers[0], high - low + 1)
+        low, high = self._lengths(rows)
+        length = low + below(numbers[0], high - low + 1)
         places = [below(n, rows - length + 1) for n in numbers[1:]] if length < rows else [0]
         start, chosen, edges = _first_with_instance(
             whole.edges, places, length, (before, after), self._min_inside
@@ -352,6 +408,24 @@ class CropSet:
         return offset - 0.5, offset + 0.5
 
 
+def _holds(
+    edges: npt.NDArray[np.float64],
+    rows: int,
+    length: int,
+    reach: tuple[float, float],
+    min_inside: float,
+) -> npt.NDArray[np.bool_]:
+    """Returns which instances some place of a crop would hold: bool [N]."""
+    # The part inside is concave in the place, with corners where the crop's edges meet the
+    # instance's: it is greatest at a whole number beside a corner, or at the ends.
+    corners = np.stack([edges[:, 0] + reach[0], edges[:, 1] - length - reach[1]])  # [2, N]
+    places = np.concatenate([np.floor(corners), np.ceil(corners)])
+    places = np.clip(places, 0, rows - length)  # [4, N]
+    owned = owned_instances(edges, places - reach[0], places + length + reach[1], min_inside)
+    held: npt.NDArray[np.bool_] = np.any(owned, axis=0)
+    return held
+
+
 def _first_with_instance(
     edges: Edges,
     places: Sequence[int],
@@ -361,10 +435,8 @@ def _first_with_instance(
 ) -> tuple[int, npt.NDArray[np.intp], Edges]:
     """Returns place, targets and clipped edges of the first place with a target, else the last."""
     for start in places:
-        owned, clipped = owned_instances(
-            edges, start - reach[0], start + length + reach[1], min_inside
-        )
-        chosen = np.flatnonzero(owned)
+        low, high = start - reach[0], start + length + reach[1]
+        chosen = np.flatnonzero(owned_instances(edges, low, high, min_inside))
         if len(chosen) or not len(edges):
             break
-    return start, chosen, clipped - start
+    return start, chosen, np.clip(edges, low, high) - start

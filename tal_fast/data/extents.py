@@ -6,6 +6,7 @@ Reading them here, in NumPy, is for preparation and checks; batches come from th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,11 +16,23 @@ import numpy.typing as npt
 
 from tal_fast.errors import DataError
 
-__all__ = ["DTYPES", "ITEM_SIZES", "Extent", "Layout", "beside", "checked_extent", "read_array"]
+__all__ = [
+    "DTYPES",
+    "ITEM_SIZES",
+    "Extent",
+    "Layout",
+    "beside",
+    "checked_extent",
+    "from_bfloat16",
+    "read_array",
+    "two_axes",
+]
 
 Layout = Literal["TC", "CT"]
 # The position of a dtype is its number in csrc/reader/reader.h.
 DTYPES = ("float16", "float32", "float64", "bfloat16")
+# Other numbers that packing converts, by NumPy's names and those of safetensors.
+_PACKED = re.compile(r"u?int\d+|float(96|128)|[IU]\d+")
 ITEM_SIZES = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
 
 
@@ -84,6 +97,40 @@ def beside(parts: Sequence[Extent]) -> Extent:
     return replace(first, beside=tuple(others)) if others else first
 
 
+def two_axes(where: str, shape: Sequence[int], layout: Layout) -> tuple[int, int]:
+    """Returns the shape of features without the axes of length 1 that are no rows or channels.
+
+    [1, T, C], [T, 1, 1, C] and [T, C, 1, 1] are [T, C]: leaving out an axis of length 1 moves no
+    number. Where only one axis is longer than 1, it has to be the one that holds the channels (a
+    single row); where it is not, nobody knows what it is.
+
+    Args:
+        where: file and array, for messages.
+        shape: of the array, as it is stored.
+        layout: what the two axes that are left mean.
+
+    Raises:
+        DataError: if they are not two, or one of them has length 0.
+    """
+    found = list(shape)
+    if len(found) > 2:
+        longer = [size for size in found if size != 1]
+        channels = found[-1] if layout == "TC" else found[0]
+        if len(longer) == 2:
+            found = longer
+        elif longer in ([channels], []):
+            found = [1, channels] if layout == "TC" else [channels, 1]
+    if len(found) != 2:
+        crops = "; tal-fast pack --reduce takes one crop of [T, N, C], or their mean"
+        raise DataError(
+            f"{where}: expected a 2-D array [{', '.join(layout)}], got shape {list(shape)}"
+            f"{crops if len(shape) == 3 and 1 not in shape else ''}"
+        )
+    if 0 in found:
+        raise DataError(f"{where}: expected at least one row and channel, got shape {list(shape)}")
+    return found[0], found[1]
+
+
 def checked_extent(
     where: str,
     path: str,
@@ -103,7 +150,7 @@ def checked_extent(
         path: the file.
         size: its bytes.
         offset: byte of the first element.
-        shape: of the array.
+        shape: of the array; axes of length 1 that are no rows or channels are left out.
         dtype: name of its elements' type.
         layout: what its two axes mean.
         fortran_order: the first axis is the fastest. An array of one layout has then the bytes of
@@ -115,16 +162,12 @@ def checked_extent(
             :data:`DTYPES`, or does not fit into the file.
     """
     if dtype not in DTYPES:
+        hint = " (tal-fast pack converts it)" if _PACKED.fullmatch(dtype) else ""
         raise DataError(
-            f"{where}: expected dtype float16, bfloat16, float32 or float64, got {dtype}"
+            f"{where}: expected dtype float16, bfloat16, float32 or float64, got {dtype}{hint}"
         )
-    if len(shape) != 2:
-        raise DataError(
-            f"{where}: expected a 2-D array [{', '.join(layout)}], got shape {list(shape)}"
-        )
-    if shape[0] < 1 or shape[1] < 1:
-        raise DataError(f"{where}: expected at least one row and channel, got shape {list(shape)}")
-    rows, columns = (shape[0], shape[1]) if layout == "TC" else (shape[1], shape[0])
+    first, second = two_axes(where, shape, layout)
+    rows, columns = (first, second) if layout == "TC" else (second, first)
     stored: Layout = layout if not fortran_order else ("CT" if layout == "TC" else "TC")
     extent = Extent(path, offset, rows, columns, dtype, stored)
     end = offset + extent.num_bytes
@@ -151,6 +194,11 @@ def read_array(extent: Extent) -> npt.NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
+def from_bfloat16(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Returns the float32 numbers that equal bfloat16 ones, given by their bits."""
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
 def _read_part(part: Extent) -> npt.NDArray[Any]:
     count = part.rows * part.columns
     stored = np.dtype("uint16" if part.dtype == "bfloat16" else part.dtype).newbyteorder("<")
@@ -166,7 +214,7 @@ def _read_part(part: Extent) -> npt.NDArray[Any]:
             f"{len(values) * stored.itemsize}: the file is shorter than when it was indexed"
         )
     if part.dtype == "bfloat16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
+        values = from_bfloat16(values)
     if part.layout == "TC":
         return values.reshape(part.rows, part.columns)
     return values.reshape(part.columns, part.rows).T

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.formats.npy import npy_extent
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, nearest, same_to_the_eye
 
 __all__ = [
     "DTYPES",
@@ -24,7 +24,8 @@ __all__ = [
     "index_features",
     "index_streams",
     "read_extent",
-    "videos_of_streams",
+    "unannotated",
+    "without_features",
 ]
 
 _SHOWN = 5
@@ -39,9 +40,9 @@ def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Exten
             other, so it is read as such and needs no copy.
 
     Raises:
-        DataError: if the file is missing, empty, no ``.npy`` file, not a 2-D little-endian array of
-            float16, float32 or float64, without rows or columns, or of another size than its
-            header says.
+        DataError: if the file is missing, empty, no ``.npy`` file, not a little-endian array of
+            float16, float32 or float64 with two axes besides those of length 1, without rows or
+            columns, or of another size than its header says.
     """
     return npy_extent(path, layout)
 
@@ -193,15 +194,10 @@ def _index_stream(
     for video in names:
         try:
             found[video] = opened.extent(video, layout)
-        except KeyError:
-            missing.append(video)
-        except FileNotFoundError:
+        except (KeyError, FileNotFoundError):
             missing.append(video)
         except DataError as error:
-            if opened.is_folder and not os.path.lexists(opened.file(video)):
-                missing.append(video)
-            else:
-                faults.append(f"video {video!r}: {error}")
+            faults.append(f"video {video!r}: {error}")
     if missing:
         faults.insert(0, _describe_missing(missing, opened))
     return found
@@ -210,7 +206,7 @@ def _index_stream(
 def _describe_missing(missing: list[str], opened: OpenStream) -> str:
     """Says which videos are missing, and what something that is there is called."""
     path = opened.stream.path
-    entries = opened.entries()
+    entries = opened.entries(missing)
     if opened.is_folder:
         first = f"video {missing[0]!r}: {opened.file(missing[0])}: no such feature file"
         what, holder = f"a feature file {opened.template.replace('%s', '<video>')}", "folder"
@@ -221,14 +217,39 @@ def _describe_missing(missing: list[str], opened: OpenStream) -> str:
         return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000])
     example = f"; the {holder} holds, for example, {min(entries)!r}" if entries else (
         f"; the {holder} is empty")  # fmt: skip
+    example = same_to_the_eye(opened.entry(missing[0]), entries) or example
     return f"{len(missing)} videos without {what}, first {first}{example}"
 
 
-def videos_of_streams(streams: Sequence[Stream], *, allow_pickle: bool = False) -> list[str]:
-    """Returns the videos that the first stream holds, by its template.
+def without_features(
+    streams: Sequence[Stream], videos: Iterable[str], *, allow_pickle: bool = False
+) -> list[str]:
+    """Returns the videos that some stream does not hold, in the order given.
+
+    Args:
+        streams: where the features lie.
+        videos: names of the videos.
+        allow_pickle: look into a pickle of arrays, where a stream is one.
+
+    Raises:
+        DataError: if a stream cannot be read, or an id cannot name a file.
+    """
+    left = list(videos)
+    lacking: set[str] = set()
+    for stream in streams:
+        with OpenStream(stream, allow_pickle=allow_pickle) as opened:
+            lacking.update(video for video in left if not opened.holds(video))
+    return [video for video in left if video in lacking]
+
+
+def unannotated(streams: Sequence[Stream], annotated: Collection[str]) -> list[str]:
+    """Returns the ids of features that belong to none of the videos, sorted.
+
+    Of a folder of files, those beside the files of the videos count: in the folder itself, and in
+    folders below it that an id (``P01/P01_01``) leads to. It is the first stream that is looked at.
 
     Raises:
         DataError: if it cannot be read.
     """
-    with OpenStream(streams[0], allow_pickle=allow_pickle) as opened:
-        return opened.videos()
+    with OpenStream(streams[0]) as opened:
+        return sorted(set(opened.videos(annotated)) - set(annotated))

@@ -7,16 +7,17 @@ safetensors shards. A video's features are the columns of its streams side by si
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.extents import Extent, Layout
+from tal_fast.data.feature_folder import feature_files, is_there, require_file_name
 from tal_fast.data.formats import (
     IN_PLACE,
     KEYED,
@@ -26,9 +27,10 @@ from tal_fast.data.formats import (
     kind_of_name,
     needs_packing,
 )
-from tal_fast.data.formats.arrays import array_file, pick
+from tal_fast.data.formats.arrays import array_file, close_array_file, pick
 from tal_fast.data.formats.hdf5 import Hdf5File
-from tal_fast.data.formats.npy import npy_extent
+from tal_fast.data.formats.npy import npy_array, npy_extent
+from tal_fast.data.formats.rows import Reduce, as_crops, as_rows, reduced
 from tal_fast.data.formats.safetensors_files import SafetensorsFile, read_store_index, store_index
 from tal_fast.errors import ConfigError, DataError
 
@@ -99,6 +101,7 @@ class OpenStream:
     Attributes:
         stream: where it lies.
         template: its template, also when the stream left it open.
+        crops: crops of each row, once :meth:`array` has reduced some.
     """
 
     def __init__(self, stream: Stream, *, allow_pickle: bool = False) -> None:
@@ -112,6 +115,7 @@ class OpenStream:
             DataError: if there is nothing, or the folder's files do not tell one template.
         """
         self.stream = stream
+        self.crops: int | None = None
         self._allow_pickle = allow_pickle
         self._files: dict[str, SafetensorsFile | Hdf5File] = {}
         self._arrays: tuple[str, Any] | None = None
@@ -158,17 +162,11 @@ class OpenStream:
             if isinstance(file, Hdf5File):
                 file.close()
         self._files.clear()
+        if self._arrays is not None:
+            close_array_file(self._arrays[1])
         self._arrays = None
 
     # ---- what there is -------------------------------------------------------------------------
-
-    def _listing(self) -> list[str]:
-        try:
-            return sorted(name for name in os.listdir(self.stream.path) if name[0] != ".")
-        except OSError as error:
-            raise DataError(
-                f"{self.stream.path}: cannot be read: {error.strerror or error}"
-            ) from error
 
     def _refuse_unfinished(self) -> None:
         path = self.stream.path
@@ -182,9 +180,11 @@ class OpenStream:
         if store_index(self.stream.path) is not None:
             return "%s"
         endings: dict[str, str] = {}
-        for name in self._listing():
-            if kind_of_name(name) is not None:
-                endings.setdefault(os.path.splitext(name)[1], name)
+        # Only where none lies in the folder itself, those below it tell.
+        for beside in ((), None):
+            for name in () if endings else feature_files(self.stream.path, beside):
+                if kind_of_name(name) is not None:
+                    endings.setdefault(os.path.splitext(name)[1], name)
         if not endings:
             raise DataError(
                 f"{self.stream.path}: no file of a known ending ({', '.join(SUFFIXES)}); "
@@ -206,7 +206,7 @@ class OpenStream:
         if index is not None:
             return read_store_index(index)
         shards: dict[str, str] = {}
-        for name in self._listing():
+        for name in feature_files(self.stream.path, ()):
             if kind_of_name(name) != "safetensors":
                 continue
             path = os.path.join(self.stream.path, name)
@@ -218,24 +218,34 @@ class OpenStream:
                 shards[tensor] = path
         return shards or None
 
-    def entries(self) -> list[str]:
-        """Returns the names of all files, or of all arrays of the file or store."""
+    def entries(self, beside: Collection[str] | None = None) -> list[str]:
+        """Returns the names of all files, or of all arrays of the file or store.
+
+        Args:
+            beside: of a folder of files, only those in the folders of these videos, and in the
+                folder itself; None takes all below it.
+
+        Raises:
+            DataError: if the folder cannot be read.
+        """
         if self._shards is not None:
             return list(self._shards)
         if self.is_folder:
-            return self._listing()
+            # Where the template has folders, a video beside others has one of its own.
+            names = None if beside is None or "/" in self.template else map(self.entry, beside)
+            return feature_files(self.stream.path, None if names is None else list(names))
         if self._kind == "safetensors":
             return self._safetensors(self.stream.path).names()
         if self._kind == "hdf5":
             return self._hdf5(self.stream.path).names()
         return [str(name) for name in self._mapping(self.stream.path)]
 
-    def videos(self) -> list[str]:
+    def videos(self, beside: Collection[str] | None = None) -> list[str]:
         """Returns the videos that the template finds among :meth:`entries`."""
         start, end = len(self._start), len(self._end)
         return [
             name[start : len(name) - end]
-            for name in self.entries()
+            for name in self.entries(beside)
             if len(name) > start + end and name.startswith(self._start) and name.endswith(self._end)
         ]
 
@@ -247,13 +257,35 @@ class OpenStream:
         """Returns the path of the file that should hold a video.
 
         Raises:
+            DataError: if the video's id cannot name a file of the folder.
             KeyError: if the store has no such tensor.
         """
         if self._shards is not None:
             return self._shards[self.entry(video)]
         if self.is_folder:
+            require_file_name(self.stream.path, video)
             return os.path.join(self.stream.path, self.entry(video))
         return self.stream.path
+
+    def holds(self, video: str) -> bool:
+        """Whether there is a file or array of this video, be it sound or not.
+
+        It is looked for by its own name, not in a listing, as :meth:`extent` and :meth:`array` do:
+        whatever asks whether a video has features asks here.
+
+        Raises:
+            DataError: if the video's id cannot name a file of the folder, or a file that many share
+                is faulty.
+        """
+        if self._shards is not None:
+            return self.entry(video) in self._shards
+        if self.is_folder:
+            return is_there(self.file(video))
+        if self._kind == "safetensors":
+            return self._safetensors(self.stream.path).holds(self.entry(video))
+        if self._kind == "hdf5":
+            return self._hdf5(self.stream.path).holds(self.entry(video))
+        return self.entry(video) in self._mapping(self.stream.path)
 
     # ---- one video -----------------------------------------------------------------------------
 
@@ -266,71 +298,107 @@ class OpenStream:
             KeyError: if there is no such array.
         """
         path = self.file(video)
+        try:
+            return self._extent(video, path, layout)
+        except DataError:
+            # Which of the formats' errors it is does not matter where there is no file.
+            if self.is_folder:
+                self._require(path)
+            raise
+
+    def _extent(self, video: str, path: str, layout: Layout) -> Extent:
         kind = self._kind_of(path)
         if kind == "npy":
             return npy_extent(path, layout)
         if kind not in IN_PLACE:
-            self._require(path)
             raise needs_packing(path, kind)
         if kind == "safetensors":
             tensors = self._safetensors(path)
             return tensors.extent(self._name(video, tensors, path), layout)
-        datasets = self._hdf5(path)
-        try:
+        with self._datasets(path) as datasets:
             return datasets.extent(self._name(video, datasets, path), layout)
-        finally:
-            if self.is_folder:
-                self._files.pop(path).close()  # type: ignore[union-attr]
 
-    def in_place(self, video: str) -> bool:
-        """Whether a video can be read where it lies, so that :meth:`extent` gives it.
+    def array(
+        self, video: str, layout: Layout = "TC", reduce: Reduce | None = None
+    ) -> npt.NDArray[Any]:
+        """Reads a video of any format: [T, C] of float16, float32 or float64.
 
-        Raises:
-            DataError: if its file is faulty.
-            KeyError: if there is no such array.
-        """
-        path = self.file(video)
-        kind = self._kind_of(path)
-        if kind == "hdf5":
-            return self._hdf5(path).is_contiguous(self._name(video, self._hdf5(path), path))
-        return kind == "safetensors" or (kind == "npy" and not _is_big_endian(path))
-
-    def array(self, video: str, layout: Layout = "TC") -> npt.NDArray[Any]:
-        """Reads a video that has no extent: [T, C] of its own floating type.
+        Args:
+            video: its name.
+            layout: what the axes of the array mean.
+            reduce: what to take of the crops of an array [T, N, C].
 
         Raises:
-            DataError: if its file is faulty, or does not hold a 2-D array of floating numbers.
+            DataError: if its file is faulty, does not hold a 2-D array of numbers, or has no such
+                crop or another number of them than the videos before.
             ConfigError: if it is a pickle and those are not allowed.
             FileNotFoundError: if there is no such file.
             KeyError: if there is no such array.
         """
+        where, values = self._stored(video)
+        if reduce is not None:
+            values = as_crops(where, values)
+            self.crops = self.crops or values.shape[1]
+            # Also what shows that the axes are others than [T, N, C].
+            if values.shape[1] != self.crops:
+                raise DataError(
+                    f"{where}: expected {self.crops} crops in the middle axis as in the video "
+                    f"before, got shape {list(values.shape)}"
+                )
+            values = reduced(where, values, reduce)
+        return as_rows(where, values, layout)
+
+    def _stored(self, video: str) -> tuple[str, npt.NDArray[Any]]:
+        """Returns where a video's array is, for messages, and the array as it is stored."""
         path = self.file(video)
         kind = self._kind_of(path)
         self._require(path)
-        where = path
+        if kind == "npy":
+            return path, npy_array(path)
+        if kind == "safetensors":
+            tensors = self._safetensors(path)
+            name = self._name(video, tensors, path)
+            return f"{path}: tensor {name!r}", tensors.array(name)
         if kind == "hdf5":
-            datasets = self._hdf5(path)
-            name = self._name(video, datasets, path)
-            where, values = f"{path}: dataset {name!r}", datasets.array(name)
-            if self.is_folder:
-                self._files.pop(path).close()  # type: ignore[union-attr]
-        elif kind == "npy":
-            try:
-                values = np.load(path, allow_pickle=False)
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-            except Exception as error:  # as in npy_extent
-                raise DataError(f"{path}: not a whole .npy file: {error}") from error
-        elif self.is_folder:
+            with self._datasets(path) as datasets:
+                name = self._name(video, datasets, path)
+                return f"{path}: dataset {name!r}", datasets.array(name)
+        if self.is_folder:
             content = array_file(path, kind, allow_pickle=self._allow_pickle)
-            values = pick(path, content, self.stream.key)
-        else:
-            name = self.entry(video)
-            content = self._mapping(path)
-            if name not in content:
-                raise KeyError(name)
-            where, values = f"{path}: {name!r}", pick(path, content, name)
-        return _as_rows(where, values, layout)
+            try:
+                return path, pick(path, content, self.stream.key)
+            finally:
+                close_array_file(content)
+        name = self.entry(video)
+        content = self._mapping(path)
+        if name not in content:
+            raise KeyError(name)
+        return f"{path}: {name!r}", pick(path, content, name)
+
+    def files(self, video: str) -> list[str]:
+        """Returns all files that a video's numbers come from, :meth:`file` first.
+
+        An HDF5 file may lead to others: by external links, as raw files, as sources of a virtual
+        dataset.
+
+        Raises:
+            DataError: if one of them is missing or faulty.
+            KeyError: if there is no such array.
+        """
+        path = self.file(video)
+        if not os.path.lexists(path) or self._kind_of(path) != "hdf5":
+            return [path]
+        with self._datasets(path) as datasets:
+            return [path, *datasets.files(self._name(video, datasets, path))]
+
+    @contextlib.contextmanager
+    def _datasets(self, path: str) -> Iterator[Hdf5File]:
+        """Opens an HDF5 file; closes it if it holds one video alone."""
+        try:
+            yield self._hdf5(path)
+        finally:
+            if self.is_folder and path in self._files:
+                self._files.pop(path).close()  # type: ignore[union-attr]
 
     def _kind_of(self, path: str) -> Kind:
         if self._shards is not None:
@@ -338,7 +406,7 @@ class OpenStream:
         return self._kind or kind_of_content(path)
 
     def _require(self, path: str) -> None:
-        if not os.path.lexists(path):
+        if not is_there(path):
             raise FileNotFoundError(path)
 
     def _name(self, video: str, file: SafetensorsFile | Hdf5File, path: str) -> str:
@@ -386,25 +454,3 @@ class OpenStream:
             self._arrays = (path, content)
         mapping: Mapping[str, Any] = self._arrays[1]
         return mapping
-
-
-def _is_big_endian(path: str) -> bool:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).dtype.byteorder == ">"
-    except Exception:
-        return False  # its extent says what is wrong with it
-
-
-def _as_rows(where: str, values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
-    if values.dtype.kind != "f" or values.dtype.itemsize not in (2, 4, 8):
-        raise DataError(f"{where}: expected dtype float16, float32 or float64, got {values.dtype}")
-    if values.ndim != 2:
-        raise DataError(
-            f"{where}: expected a 2-D array [{', '.join(layout)}], got shape {list(values.shape)}"
-        )
-    if 0 in values.shape:
-        raise DataError(
-            f"{where}: expected at least one row and channel, got shape {list(values.shape)}"
-        )
-    native = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return native if layout == "TC" else native.T

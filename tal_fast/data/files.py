@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -23,18 +24,26 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
     """Writes ``text`` beside ``path`` and renames it into place.
 
+    A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
+
     Raises:
         DataError: if it cannot be written; nothing is left behind then.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+            return target
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

@@ -8,14 +8,13 @@ also one without numbers, and tells what the JSON parser would hide (a video lis
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from tal_fast.data.annotation_values import finite_or_none, subset_name
+from tal_fast.data.json_files import parse_with_repeats, read_bytes, repeated_keys
 from tal_fast.errors import DataError
 
 __all__ = ["RawAnnotations", "RawInstance", "RawVideo", "read_raw_annotations"]
@@ -68,7 +67,7 @@ class RawAnnotations:
         form: ``"database"`` (ActivityNet, ActionFormer, OpenTAD, TadTR) or ``"flat"`` (BMN,
             mmaction2).
         videos: in the order of the file.
-        repeated: keys that the file holds more than once; only the last one's content counts.
+        repeated: videos that the file holds more than once; only the last one's content counts.
     """
 
     path: str
@@ -78,40 +77,29 @@ class RawAnnotations:
 
 
 def read_raw_annotations(
-    path: str | os.PathLike[str], *, subsets: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    subsets: str | os.PathLike[str] | None = None,
+    allow_repeated: bool = False,
 ) -> RawAnnotations:
     """Reads an annotation file without judging its instances.
 
     Args:
         path: JSON of the form ``{"database": {video: {subset, duration, fps, annotations}}}``, or
-            ``{video: {duration_second, duration_frame, annotations}}``.
-        subsets: CSV with the columns ``video`` and ``subset``, for a file that names no subsets.
+            ``{video: {duration_second, duration_frame, annotations}}``; plain or gzipped.
+        subsets: CSV with the columns ``video`` and ``subset``, for a file that names no subsets;
+            UTF-8 with or without a byte order mark.
+        allow_repeated: take the last of several entries of one video and list it in ``repeated``,
+            where it is an error else.
 
     Raises:
-        DataError: if a file is missing, not such a file, or names no video.
+        DataError: if a file is missing, not such a file, names no video, or holds a key twice.
     """
-    name = os.fspath(path)
-    repeated: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(items)
-        if len(content) < len(items):
-            seen: set[str] = set()
-            for key, value in items:
-                # Only videos: a repeated key of an instance shows in its content.
-                if key in seen and isinstance(value, Mapping):
-                    repeated.append(key)
-                seen.add(key)
-        return content
-
-    try:
-        content = json.loads(Path(name).read_bytes(), object_pairs_hook=pairs)
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such annotation file") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{name}: not valid JSON: {error}") from error
+    name, text = read_bytes(path, "annotations")
+    content, repeats = parse_with_repeats(name, text)
+    refused = [repeat for repeat in repeats if not (allow_repeated and repeat.video)]
+    if refused:
+        raise repeated_keys(name, refused)
     if not isinstance(content, Mapping):
         raise DataError(f"{name}: expected an object of videos, got {type(content).__name__}")
     form = "database" if isinstance(content.get("database"), Mapping) else "flat"
@@ -125,32 +113,45 @@ def read_raw_annotations(
         without = next(k for k, entry in entries.items() if "duration_second" not in entry)
         raise DataError(f"{name}: video {without!r}: expected duration_second")
     table = {} if subsets is None else _read_subsets(os.fspath(subsets))
-    videos = tuple(_video(str(key), entry, table) for key, entry in entries.items())
-    return RawAnnotations(name, form, videos, tuple(repeated))
+    videos = tuple(
+        _video(f"{name}: video {key!r}", str(key), entry, table) for key, entry in entries.items()
+    )
+    return RawAnnotations(name, form, videos, tuple(repeat.key for repeat in repeats))
 
 
 def _read_subsets(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if "video" not in columns or "subset" not in columns:
-                raise DataError(
-                    f"{path}: expected columns video and subset, got {', '.join(columns)}"
-                )
-            return {row["video"]: row["subset"] for row in reader}
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            rows = [[cell.strip() for cell in row] for row in reader]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected CSV in UTF-8, got {error}") from error
+    columns = rows[0] if rows else []
+    if "video" not in columns or "subset" not in columns:
+        raise DataError(f"{path}: expected columns video and subset, got {', '.join(columns)}")
+    video, subset = columns.index("video"), columns.index("subset")
+    table: dict[str, str] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        if len(row) <= max(video, subset):
+            raise DataError(f"{path}: row {line}: expected {len(columns)} columns, got {len(row)}")
+        if table.setdefault(row[video], row[subset]) != row[subset]:
+            raise DataError(
+                f"{path}: row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it "
+                f"is in {table[row[video]]!r}"
+            )
+    return table
 
 
-def _video(name: str, entry: Mapping[str, Any], subsets: Mapping[str, str]) -> RawVideo:
-    duration = _number(entry.get("duration", entry.get("duration_second")))
-    fps = _number(entry.get("fps"))
-    frames = _number(entry.get("frame", entry.get("duration_frame")))
+def _video(where: str, name: str, entry: Mapping[str, Any], subsets: Mapping[str, str]) -> RawVideo:
+    duration = finite_or_none(entry.get("duration", entry.get("duration_second")))
+    fps = finite_or_none(entry.get("fps"))
+    frames = finite_or_none(entry.get("frame", entry.get("duration_frame")))
     if fps is None and frames is not None and duration:
         fps = frames / duration  # OpenTAD and BMN give the frames instead
     items = entry.get("annotations") or ()
@@ -158,7 +159,7 @@ def _video(name: str, entry: Mapping[str, Any], subsets: Mapping[str, str]) -> R
         items = ()
     return RawVideo(
         name=name,
-        subset=str(entry.get("subset") or subsets.get(name, "")),
+        subset=subset_name(where, entry) or subsets.get(name, ""),
         duration=duration if duration and duration > 0 else None,
         fps=fps if fps and fps > 0 else None,
         instances=tuple(_instance(i, item) for i, item in enumerate(items)),
@@ -171,7 +172,7 @@ def _instance(position: int, item: Any) -> RawInstance:
     label, number, segment = item.get("label"), item.get("label_id"), item.get("segment")
     edges: list[float | None] = [None, None]
     if isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2:
-        edges = [_number(segment[0]), _number(segment[1])]
+        edges = [finite_or_none(segment[0]), finite_or_none(segment[1])]
     return RawInstance(
         position=position,
         label=label if isinstance(label, str) else None,
@@ -179,9 +180,3 @@ def _instance(position: int, item: Any) -> RawInstance:
         start=edges[0],
         end=edges[1],
     )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None

@@ -49,7 +49,9 @@ class Slots:
             if base.size < size:
                 base = None
         if base is None:
-            memory = torch.empty(self._largest, dtype=torch.uint8, pin_memory=self._pinned)
+            memory = torch.empty(
+                self._largest, dtype=torch.uint8, device="cpu", pin_memory=self._pinned
+            )
             base = memory.numpy()
         view = base[:size].view(_Slot)
         weakref.finalize(view, self._give_back, base).atexit = False

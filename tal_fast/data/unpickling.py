@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import pickle
+import warnings
 from typing import Any
 
 from tal_fast.errors import DataError
 
-__all__ = ["unpickle_arrays"]
+__all__ = ["array_globals", "unpickle_arrays"]
 
 # What the pickle of a NumPy array or number names, in NumPy 1 and 2, in old protocols and new.
 _MODULES = (
@@ -22,12 +25,33 @@ _MODULES = (
 _NAMES = ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")
 
 
+@functools.cache
+def array_globals() -> dict[str, Any]:
+    """Returns what a pickle of NumPy arrays may name: full name -> object, nothing else."""
+    found: dict[str, Any] = {"_codecs.encode": importlib.import_module("_codecs").encode}
+    for module in _MODULES:
+        # The old module forwards to the new one with a warning, or is gone: its names stay.
+        for home in (module.replace(".core.", "._core."), module):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                try:
+                    content = importlib.import_module(home)
+                    names = {n: getattr(content, n) for n in _NAMES if hasattr(content, n)}
+                except ImportError:
+                    continue
+            found.update({f"{module}.{name}": value for name, value in names.items()})
+            break
+    return found
+
+
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        bytes_of_old = (module, name) == ("_codecs", "encode")
-        if bytes_of_old or (module in _MODULES and name in _NAMES):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, only arrays are read")
+        try:
+            return array_globals()[f"{module}.{name}"]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it holds {module}.{name}, only arrays are read"
+            ) from None
 
 
 def unpickle_arrays(origin: str, content: bytes) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from tal_fast.data.clips import Clip, ClipSet, known_videos, owned_instances
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
+from tal_fast.data.unheld import count_unheld
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["Window", "WindowSet", "sliding_windows", "windows_of"]
+__all__ = ["Window", "WindowRule", "WindowSet", "sliding_windows", "windows_of"]
 
 _COVERS = ("tail", "tadtr-train", "tadtr-test", "opentad")
 _JITTER = 1  # purpose of random numbers (order.item_numbers)
@@ -116,6 +118,49 @@ def _opentad_windows(rows: int, length: int, overlap: float) -> list[tuple[int, 
     return windows
 
 
+@dataclass(frozen=True)
+class WindowRule:
+    """How videos are cut into windows and which instances a window owns; TadTR's by default.
+
+    Attributes:
+        length: rows of a window.
+        overlap: part of a window that the next one repeats, in [0, 1).
+        min_inside: least part of an instance inside a window for it to be a target, in (0, 1].
+        cover: what happens at the end of a video (:func:`sliding_windows`).
+    """
+
+    length: int = 128
+    overlap: float = 0.75
+    min_inside: float = 0.75
+    cover: str = "tail"
+
+    def __post_init__(self) -> None:
+        """Checks that the numbers are in range.
+
+        Raises:
+            ConfigError: if one is not.
+        """
+        if not 0 < self.min_inside <= 1:
+            raise ConfigError(f"WindowRule: expected min_inside in (0, 1], got {self.min_inside}")
+        self.windows(1)
+
+    def windows(self, rows: int) -> list[tuple[int, int]]:
+        """Returns the windows [start, stop) of a video of so many rows."""
+        return sliding_windows(rows, self.length, self.overlap, self.cover)
+
+    def owned(
+        self, edges: npt.NDArray[np.float64], windows: Sequence[tuple[int, int]]
+    ) -> npt.NDArray[np.bool_]:
+        """Returns which windows own which instances: bool [W, N].
+
+        Args:
+            edges: float64 [N, 2], start and end of each instance in rows of the video.
+            windows: [start, stop) of each window.
+        """
+        bounds = np.asarray(windows, dtype=np.float64)  # [W, 2]
+        return owned_instances(edges, bounds[:, :1], bounds[:, 1:], self.min_inside)
+
+
 class WindowSet:
     """The windows of some videos with their targets, as TadTR cuts them for training.
 
@@ -163,15 +208,14 @@ class WindowSet:
             DataError: if a video is unknown, none is given, or no window is left.
             ConfigError: if a number is out of range.
         """
-        if not 0 < min_inside <= 1:
-            raise ConfigError(f"WindowSet: expected min_inside in (0, 1], got {min_inside}")
+        self._rule = WindowRule(int(length), overlap, min_inside, cover)
         if jitter < 0:
             raise ConfigError(f"WindowSet: expected jitter >= 0, got {jitter}")
         self.dataset = dataset
         self.length = int(length)
         self.windows: list[Window] = []
         self.dropped = 0
-        self._min_inside = min_inside
+        self._held: dict[str, npt.NDArray[np.bool_]] = {}
         self._drop_empty = drop_empty
         self._jitter = int(jitter)
         self._labels: list[npt.NDArray[np.int64]] = []
@@ -179,8 +223,7 @@ class WindowSet:
         self._instances: list[npt.NDArray[np.int64]] = []
         names = known_videos(dataset, videos, "WindowSet")
         for name in names:
-            spans = sliding_windows(dataset.features[name].rows, self.length, overlap, cover)
-            self._cut(name, spans)
+            self._cut(name, self._rule.windows(dataset.features[name].rows))
         if not self.windows:
             raise DataError(
                 f"WindowSet: none of the {self.dropped} windows of {len(names)} videos holds "
@@ -200,8 +243,8 @@ class WindowSet:
     def _cut(self, name: str, spans: list[tuple[int, int]]) -> None:
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)  # [N, 2]
-        bounds = np.asarray(spans, dtype=np.float64)  # [W, 2]
-        owned, cut = owned_instances(edges, bounds[:, 0], bounds[:, 1], self._min_inside)
+        owned = self._rule.owned(edges, spans)
+        self._held[name] = np.any(owned, axis=0)
         for w, (start, stop) in enumerate(spans):
             mine = np.flatnonzero(owned[w])
             if self._drop_empty and not len(mine):
@@ -210,11 +253,24 @@ class WindowSet:
             self.windows.append(Window(name, start, stop))
             self._instances.append(mine)
             self._labels.append(video.labels[mine])
-            self._edges.append(cut[w, mine] - start)
+            self._edges.append(np.clip(edges[mine], start, stop) - start)
 
     def __len__(self) -> int:
         """Number of windows."""
         return len(self.windows)
+
+    @property
+    def unit(self) -> str:
+        """``window of 128 rows``."""
+        return f"window of {self.length} rows"
+
+    @functools.cached_property
+    def unheld(self) -> dict[str, tuple[int, int]]:
+        """Class -> how many of its instances no window owns, of how many; see :class:`ClipSet`.
+
+        Counted before any jitter, and kept by :meth:`subset`.
+        """
+        return count_unheld(self.dataset, self._held)
 
     def subset(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> WindowSet:
         """Returns the same set with only some of its windows.
@@ -302,8 +358,8 @@ class WindowSet:
         """Returns labels and edges of the instances of a window."""
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)
-        owned, cut = owned_instances(edges, start, stop, self._min_inside)
-        return video.labels[owned], cut[owned] - start
+        mine = self._rule.owned(edges, [(start, stop)])[0]
+        return video.labels[mine], np.clip(edges[mine], start, stop) - start
 
 
 def windows_of(clips: ClipSet) -> WindowSet:
@@ -315,6 +371,6 @@ def windows_of(clips: ClipSet) -> WindowSet:
     if not isinstance(clips, WindowSet):
         raise ConfigError(
             "windows: expected a model that learns from sliding windows, this one learns from a "
-            f"{type(clips).__name__}; sample videos instead"
+            f"{clips.unit}; sample videos instead"
         )
     return clips

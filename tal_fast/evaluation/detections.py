@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError, nearest
+from tal_fast.evaluation.arrays import as_array, as_labels
 from tal_fast.evaluation.records import check_times, others
 
 __all__ = ["Detections", "VideoDetections"]
@@ -28,7 +30,8 @@ class Detections:
 
     Attributes:
         videos: names; every video of the source, also those without a detection.
-        classes: what ``label`` indexes: names, or the ground truth's numbers of classes.
+        classes: what ``label`` indexes: names, or the ground truth's numbers of classes
+            (``label_id``).
         video: int64 [N], index into ``videos``.
         label: int64 [N], index into ``classes``.
         start: float64 [N] in seconds.
@@ -59,23 +62,25 @@ class Detections:
     def from_videos(
         cls,
         detections: Mapping[str, VideoDetections],
-        classes: Sequence[str],
+        classes: Sequence[str] | Sequence[int] | npt.ArrayLike,
         *,
         origin: str = "predictions",
     ) -> Detections:
         """Gathers per-video arrays.
 
         Args:
-            detections: video name to (segments [n, 2] in seconds, labels [n], scores [n]). Labels
-                are names or indices into ``classes``.
-            classes: class names.
+            detections: video name to (segments [n, 2] in seconds, labels [n], scores [n]): lists,
+                arrays, tensors or columns of a table. Labels are names or indices into
+                ``classes``; numbers are of any width.
+            classes: class names, or the ground truth's numbers of classes (``label_id``).
             origin: where the detections come from, for messages.
 
         Raises:
             DataError: naming video and position, if shapes disagree, a label is unknown, a segment
-                is reversed, or a value is NaN or infinite.
+                is reversed, or a value is NaN or infinite; or if a class is neither a name nor an
+                integer.
         """
-        names = tuple(classes)
+        names = _class_names(origin, classes)
         index = {name: i for i, name in enumerate(names)}
         columns = [
             _video_columns(f"{origin}: video {v!r}", d, index) for v, d in detections.items()
@@ -154,7 +159,7 @@ class Detections:
 
 
 def _video_columns(
-    where: str, detections: VideoDetections, index: Mapping[str, int]
+    where: str, detections: VideoDetections, index: Mapping[str | int, int]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Returns (labels [n], segments [n, 2], scores [n]) of one video."""
     try:
@@ -164,23 +169,22 @@ def _video_columns(
             f"{where}: expected (segments, labels, scores), got {type(detections).__name__}"
         ) from None
     try:
-        segments = np.asarray(raw_segments, dtype=np.float64)
-        scores = np.asarray(raw_scores, dtype=np.float64)
+        segments = as_array(f"{where}: segments", raw_segments).astype(np.float64)
+        scores = as_array(f"{where}: scores", raw_scores).astype(np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: expected numbers in segments and scores: {error}") from error
-    labels = np.asarray(raw_labels)
-    if segments.size == 0 and labels.size == 0 and scores.size == 0:
+    labels = as_labels(where, raw_labels)
+    shape = [len(labels)] if isinstance(labels, list) else list(labels.shape)
+    if segments.size == 0 and 0 in shape and scores.size == 0:
         return np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0)
-    if scores.ndim != 1 or segments.shape != (len(scores), 2) or labels.shape != (len(scores),):
+    if scores.ndim != 1 or segments.shape != (len(scores), 2) or shape != [len(scores)]:
         raise DataError(
             f"{where}: expected segments [n, 2], labels [n] and scores [n], got "
-            f"{list(segments.shape)}, {list(labels.shape)} and {list(scores.shape)}"
+            f"{list(segments.shape)}, {shape} and {list(scores.shape)}"
         )
-    if labels.dtype.kind == "U":
-        named = [_label(where, i, name, index) for i, name in enumerate(labels.tolist())]
+    if isinstance(labels, list):
+        named = [_label(where, i, name, index) for i, name in enumerate(labels)]
         return np.array(named, dtype=np.int64), segments, scores
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: expected labels as names or integers, got {labels.dtype}")
     bad = (labels < 0) | (labels >= len(index))
     if bad.any():
         i = int(bad.argmax())
@@ -190,11 +194,22 @@ def _video_columns(
     return labels.astype(np.int64), segments, scores
 
 
-def _label(where: str, position: int, name: str, index: Mapping[str, int]) -> int:
+def _class_names(origin: str, classes: Any) -> tuple[str | int, ...]:
+    names = [plain(name) for name in plain(classes)]
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise DataError(
+                f"{origin}: expected classes as names or their numbers, got {name!r:.60}"
+            )
+    return tuple(str(name) if isinstance(name, str) else name for name in names)
+
+
+def _label(where: str, position: int, name: str | int, index: Mapping[str | int, int]) -> int:
     if name not in index:
+        hint = nearest(name, map(str, index)) if isinstance(name, str) else ""
         raise DataError(
             f"{where}, prediction {position}: label {name!r} is not among the {len(index)} "
-            f"classes{nearest(name, index)}"
+            f"classes{hint}"
         )
     return index[name]
 

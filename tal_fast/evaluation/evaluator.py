@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.evaluation.arrays import as_array
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect, find_dialect
 from tal_fast.evaluation.ground_truth import GroundTruth, GroundTruthSource, read_ground_truth
 from tal_fast.evaluation.preparation import prepare
-from tal_fast.evaluation.prepared import Prepared, Segments
+from tal_fast.evaluation.prepared import Note, Prepared, Segments
 from tal_fast.evaluation.records import others
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.results import read_results
@@ -51,17 +52,20 @@ def evaluate(
     ties: str | None = None,
     blocked_videos: Collection[str] = (),
     allow_pickle: bool = False,
+    strict_times: bool = False,
     num_threads: int = 0,
 ) -> EvaluationResult:
     """Evaluates the predictions for one subset of an annotated data set.
 
     Args:
         ground_truth: path or content of a JSON ``{"database": {video: {"subset", "annotations":
-            [{"segment": [start, end], "label"}]}}}``, or :class:`tal_fast.data.Annotations`.
+            [{"segment": [start, end], "label"}]}}}``, plain or gzipped; a data directory, whose
+            features are not needed; or :class:`tal_fast.data.Annotations`.
         predictions: path or content of a results file (:mod:`tal_fast.evaluation.results`: JSON,
             JSON lines, either gzipped), or :class:`Detections`, which alone may be empty. A video
-            without predictions may be missing. Labels are class names or their numbers
-            (``label_id``).
+            without predictions may be missing. Labels are class names or their numbers: the
+            ``label_id`` of the annotations, or, where no annotation has one, the place in a list of
+            classes.
         tiou_thresholds: 1 to 64 different values in (0, 1], in any order, used as they are given
             (0.7 is 0.7, not a sum of steps). A tIoU equal to a threshold reaches it.
         subset: name of the subset to evaluate; None evaluates every video of the database.
@@ -71,6 +75,9 @@ def evaluate(
         ties: ``stable`` or ``numpy``; default: as the dialect says.
         blocked_videos: left out of ground truth and predictions.
         allow_pickle: read ActionFormer's ``eval_results.pkl`` too.
+        strict_times: refuse predictions that start before 0 s. Regression overshoots at the start
+            of a video, and the evaluators of other codebases score such a prediction as it is; so
+            does this one, with a note, unless told to refuse.
         num_threads: 0 chooses. The result does not depend on it.
 
     Returns:
@@ -79,11 +86,12 @@ def evaluate(
 
     Raises:
         DataError: if a file is missing, truncated or malformed, a record is faulty (NaN, infinite,
-            reversed, before 0 s, of a wrong type, a key missing), there is no prediction at all,
-            the subset is unknown or holds no instance,
-            a predicted label is no class of the database, or a predicted video is not in the
-            database **or not in the subset**: predictions for other videos mean that the wrong
-            file or subset was given, so they are not skipped silently.
+            reversed, of a wrong type, a key missing), an instance (or, ``strict_times``, a
+            prediction) starts before 0 s, there is no prediction at all, the subset is unknown or
+            holds no instance, a predicted label is no class of the database, or is a number where
+            the annotations' ``label_id`` are missing in part or contradict each other, or a
+            predicted video is not in the database **or not in the subset**: predictions for other
+            videos mean that the wrong file or subset was given, so they are not skipped silently.
         ConfigError: if a threshold is not in (0, 1], is given twice, or there are none or over 64,
             or a dialect or tie rule is unknown.
     """
@@ -101,12 +109,7 @@ def evaluate(
             else read_results(predictions, allow_pickle=allow_pickle)
         )
         videos, classes, ids, video, label = _translate(truth, found, subset, rules, strict)
-    if not strict and len(found) and found.start.min() < 0:
-        i = int((found.start < 0).argmax())
-        raise DataError(
-            f"{found.describe(i)}: expected a start >= 0 s, got {float(found.start[i])}"
-            f"{others(int(np.count_nonzero(found.start < 0)))}"
-        )
+    notes = _early(found, strict_times)
     if len(truth.label) == 0:
         where = "" if subset is None else f" in subset {subset!r}"
         raise DataError(f"{truth.origin}: expected at least one annotation{where}, got none")
@@ -127,6 +130,7 @@ def evaluate(
         class_ids=ids,
         listed=truth.listed,
         durations=durations,
+        notes=notes,
         dialect=rules,
         strict=strict,
         num_threads=num_threads,
@@ -151,6 +155,8 @@ def evaluate_arrays(
     num_threads: int = 0,
 ) -> EvaluationResult:
     """Evaluates predictions that are arrays already.
+
+    Lists and tensors of any kind are converted, and integers may be of any width.
 
     Args:
         gt_video: int [N], any integer per video.
@@ -185,7 +191,9 @@ def evaluate_arrays(
     truth_video, found_video, num_videos = _compact(truth.video, found.video)
     if classes is None:
         classes = 1 + max(int(truth.label.max()), int(found.label.max(initial=0)))
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    if isinstance(classes, (int, np.integer)):
+        classes = tuple(map(str, range(int(classes))))
+    names = tuple(classes)
     return _run(
         thresholds,
         replace(truth, video=truth_video),
@@ -247,7 +255,7 @@ def _run(
         predictions_per_class=num_found,
         num_videos=source.num_videos,
         dialect=source.dialect.name,
-        notes=source.notes,
+        notes=tuple(note.text for note in source.notes),
         source=source,
         native=native,
     )
@@ -279,7 +287,7 @@ def check_thresholds(function: str, values: Sequence[float]) -> tuple[float, ...
 
 def _translate(
     truth: GroundTruth, found: Detections, subset: str | None, rules: Dialect, strict: bool
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], Ints, Ints]:
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int | None, ...], Ints, Ints]:
     """Returns videos, classes, their numbers, and the predictions' video and label as indices."""
     videos, classes, ids = truth.videos, truth.classes, truth.class_ids
     blocked = set(rules.ignored_videos)
@@ -308,7 +316,10 @@ def _translate(
     videos = (*videos, *more)
 
     class_index: dict[str | int, int] = {name: i for i, name in enumerate(classes)}
-    class_index.update((number, i) for i, number in enumerate(truth.class_ids))
+    if truth.no_numbers:
+        _check_names(truth, found)
+    else:
+        class_index.update((number, i) for i, number in enumerate(ids) if number is not None)
     new_label = np.array([class_index.get(name, -1) for name in found.classes], dtype=np.int64)
     label = new_label[found.label] if len(found) else np.zeros(0, np.int64)
     bad = label < 0
@@ -325,11 +336,45 @@ def _translate(
         new = [name for name in found.classes if name not in class_index]
         new_label[new_label < 0] = np.arange(len(classes), len(classes) + len(new))
         classes = (*classes, *map(str, new))
-        ids = (*ids, *(name if isinstance(name, int) else -1 for name in new))
+        ids = (*ids, *(name if isinstance(name, int) else None for name in new))
         label = new_label[found.label]
     new_video = np.array([video_index[name] for name in found.videos], dtype=np.int64)
     video = new_video[found.video] if len(found) else np.zeros(0, np.int64)
     return videos, classes, ids, video, label
+
+
+def _check_names(truth: GroundTruth, found: Detections) -> None:
+    """Checks that no label is a number: the ground truth does not say which class that is."""
+    numbers = np.array([isinstance(name, int) for name in found.classes], dtype=bool)
+    bad = numbers[found.label] if len(found) else np.zeros(0, dtype=bool)
+    if bad.any():
+        i = int(bad.argmax())
+        raise DataError(
+            f"{found.describe(i)}: label {found.classes[found.label[i]]!r} is not among the "
+            f"{len(truth.classes)} classes of {truth.origin}: {truth.no_numbers}; "
+            f"expected names{others(int(bad.sum()))}"
+        )
+
+
+def _early(found: Detections, strict_times: bool) -> tuple[Note, ...]:
+    """Returns a note about predictions that start before their video does."""
+    early = found.start < 0
+    count = int(np.count_nonzero(early))
+    if count == 0:
+        return ()
+    i = int(early.argmax())
+    if strict_times:
+        raise DataError(
+            f"{found.describe(i)}: expected a start >= 0 s, got {float(found.start[i])}"
+            f"{others(count)}"
+        )
+    return (
+        Note(
+            f"{count} of {len(found)} predictions start before 0 s, the earliest at "
+            f"{float(found.start.min()):g} s; they are scored as they are (strict_times refuses)",
+            "input",
+        ),
+    )
 
 
 def _columns(
@@ -352,7 +397,7 @@ def _array(
     name: str, values: npt.ArrayLike, dtype: type[np.int64] | type[np.float64], shape: Sequence[int]
 ) -> npt.NDArray[Any]:
     """Returns a contiguous array; -1 in ``shape`` takes any length."""
-    array = np.asarray(values)
+    array = as_array(f"evaluate_arrays: {name}", values)
     if array.size == 0 and array.ndim == 1:
         # An empty list has neither the dtype nor the columns that it would have with a value.
         array = np.zeros((0, *shape[1:]), dtype)

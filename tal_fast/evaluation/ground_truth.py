@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_values import finite_or_none, listed_classes, plain, subset_name
 from tal_fast.data.annotations import Annotations
+from tal_fast.data.class_ids import ClassIds, collect_class_ids
+from tal_fast.data.dataset import dataset_annotations
+from tal_fast.data.json_files import read_json
 from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
-from tal_fast.evaluation.records import check_times, others, read_json, segment_columns
+from tal_fast.evaluation.records import check_times, others, segment_columns
 
 __all__ = ["GroundTruth", "GroundTruthSource", "read_ground_truth"]
 
-#: A database JSON (path or content), or annotations that are loaded already.
+#: A database JSON (path or content), a data directory, or annotations that are loaded already.
 GroundTruthSource = str | os.PathLike[str] | Mapping[str, Any] | Annotations
 
 
@@ -34,10 +38,12 @@ class GroundTruth:
         label: int64 [N], index into ``classes``.
         start: float64 [N] in seconds.
         end: float64 [N] in seconds, >= ``start``.
-        class_ids: number of each class: its ``label_id`` where all have one, else its position.
+        class_ids: number of each class: its ``label_id``, or its position in a list of classes;
+            None for a class without one. Positions where ``no_numbers`` says why there are none.
         listed: the file's own list ``classes``; None without one.
         durations: float64 [videos] in seconds, NaN where unknown; None where all are.
         origin: where it comes from, for messages.
+        no_numbers: why predictions may not name classes by number; empty where they may.
     """
 
     videos: tuple[str, ...]
@@ -47,10 +53,11 @@ class GroundTruth:
     label: npt.NDArray[np.int64]
     start: npt.NDArray[np.float64]
     end: npt.NDArray[np.float64]
-    class_ids: tuple[int, ...]
+    class_ids: tuple[int | None, ...]
     listed: tuple[str, ...] | None = None
     durations: npt.NDArray[np.float64] | None = None
     origin: str = "ground truth"
+    no_numbers: str = ""
 
 
 def read_ground_truth(
@@ -68,7 +75,9 @@ def read_ground_truth(
 
     Args:
         source: ``{"database": {video: {"subset", "annotations": [{"segment", "label"}]}}}`` as a
-            path or a mapping, or :class:`tal_fast.data.Annotations`.
+            path or a mapping; a data directory, whose features are not looked at and whose segments
+            are taken uncut (:func:`tal_fast.data.dataset.dataset_annotations`); or
+            :class:`tal_fast.data.Annotations`.
         subset: subset to take (equal names, unless the dialect compares otherwise); None takes
             every video.
         dialect: rules, for how subsets and names are compared and what the file looks like.
@@ -79,12 +88,14 @@ def read_ground_truth(
         one and no two labels share one, else sorted by name.
 
     Raises:
-        DataError: if the file is missing, truncated or not such a file, no video is in ``subset``,
-            or an annotation in it lacks a key, is of another type, reversed, before 0 or not
-            finite. The message names file, video and position.
+        DataError: if the file is missing, truncated or not such a file, holds a video or another
+            key twice, no video is in ``subset``, or an annotation in it lacks a key, is of another
+            type, reversed, before 0 or not finite. The message names file, video and position.
     """
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        return _from_annotations(dataset_annotations(source), subset, dialect, os.fspath(source))
     if isinstance(source, Annotations):
-        return _from_annotations(source, subset)
+        return _from_annotations(source, subset, dialect, "ground truth")
     origin, content = read_json(source, "ground truth")
     database = content.get("database") if isinstance(content, Mapping) else None
     if dialect.bare_database and isinstance(content, Mapping) and "database" not in content:
@@ -104,7 +115,7 @@ def read_ground_truth(
         durations[name] = _duration(entry)
     chosen = _choose(origin, subsets, subset, dialect)
     listed = _listed(origin, content)
-    classes, class_ids = _classes(annotations, listed)
+    classes, class_ids, no_numbers = _classes(annotations, listed)
     index = {name: i for i, name in enumerate(classes)}
     owner = [(video, i) for video in chosen for i in range(len(annotations[video]))]
     items = [item for video in chosen for item in annotations[video]]
@@ -129,13 +140,14 @@ def read_ground_truth(
         other_videos=frozenset(subsets) - frozenset(chosen),
         classes=classes,
         video=np.repeat(np.arange(len(chosen), dtype=np.int64), sizes),
-        label=np.array([index[item["label"]] for item in items], dtype=np.int64),
+        label=np.array([index[plain(item["label"])] for item in items], dtype=np.int64),
         start=start,
         end=end,
         class_ids=class_ids,
         listed=listed,
         durations=_some([durations[video] for video in chosen]),
         origin=origin,
+        no_numbers=no_numbers,
     )
 
 
@@ -145,9 +157,8 @@ def _video_name(name: str, dialect: Dialect, strict: bool) -> str:
 
 
 def _duration(entry: Mapping[str, Any]) -> float:
-    value = entry.get("duration", entry.get("duration_second"))
-    known = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    return float(value) if known and np.isfinite(value) else float("nan")
+    value = finite_or_none(entry.get("duration", entry.get("duration_second")))
+    return value if value is not None and value > 0 else float("nan")
 
 
 def _some(values: list[float]) -> npt.NDArray[np.float64] | None:
@@ -157,11 +168,10 @@ def _some(values: list[float]) -> npt.NDArray[np.float64] | None:
 
 def _listed(origin: str, content: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = content.get("classes")
-    if names is None or isinstance(names, Mapping):
-        return None
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+    listed = listed_classes(content)
+    if listed is None and names is not None and not isinstance(names, Mapping):
         raise DataError(f"{origin}: expected 'classes' as a list of names, got {names!r:.60}")
-    return tuple(dict.fromkeys(names))
+    return listed
 
 
 def _entry(origin: str, name: str, entry: Any) -> tuple[str, list[Mapping[str, Any]]]:
@@ -169,18 +179,18 @@ def _entry(origin: str, name: str, entry: Any) -> tuple[str, list[Mapping[str, A
     where = f"{origin}: video {name!r}"
     if not isinstance(entry, Mapping):
         raise DataError(f"{where}: expected an object, got {type(entry).__name__}")
-    items = entry.get("annotations", [])
+    items = plain(entry.get("annotations", []))
     if not isinstance(items, (list, tuple)):
         raise DataError(f"{where}: expected a list of annotations, got {type(items).__name__}")
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise DataError(f"{where}, annotation {i}: expected an object, got {item!r:.60}")
-        if not isinstance(item.get("label"), str):
+        if not isinstance(plain(item.get("label")), str):
             raise DataError(
                 f"{where}, annotation {i}: expected label as a class name, "
                 f"got {item.get('label')!r:.60}"
             )
-    return str(entry.get("subset", "")), list(items)
+    return subset_name(where, entry), list(items)
 
 
 def _choose(
@@ -202,36 +212,42 @@ def _choose(
 
 def _classes(
     annotations: Mapping[str, list[Mapping[str, Any]]], listed: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Returns all class names and their numbers."""
-    ids: dict[str, set[Any]] = {}
-    for items in annotations.values():
-        for item in items:
-            ids.setdefault(item["label"], set()).add(_hashable_id(item.get("label_id")))
-    numbers = {name: next(iter(found)) for name, found in ids.items() if len(found) == 1}
-    ordered = (
-        len(numbers) == len(ids)
-        and len(set(numbers.values())) == len(ids)
-        and all(type(number) is int for number in numbers.values())
+) -> tuple[tuple[str, ...], tuple[int | None, ...], str]:
+    """Returns all class names, their numbers, and why those may not be used."""
+    class_ids = collect_class_ids(
+        (
+            (video, i, plain(item["label"]), item.get("label_id"))
+            for video, items in annotations.items()
+            for i, item in enumerate(items)
+        ),
+        listed,
     )
-    more = tuple(name for name in listed or () if name not in ids)
-    if ordered and not more:
-        names = tuple(sorted(ids, key=lambda name: numbers[name]))
-        return names, tuple(numbers[name] for name in names)
-    if listed is not None:
-        names = (*listed, *sorted(name for name in ids if name not in set(listed)))
+    found = {plain(item["label"]) for items in annotations.values() for item in items}
+    if class_ids.complete and found.issuperset(listed or ()):
+        names = tuple(sorted(found, key=class_ids.numbers.__getitem__))
     else:
-        names = tuple(sorted(ids))
-    return names, tuple(range(len(names)))
+        names = (*(listed or ()), *sorted(found.difference(listed or ())))
+    return names, *_numbers(names, class_ids)
 
 
-def _hashable_id(value: Any) -> int | None:
-    return value if type(value) is int else None
+def _numbers(
+    names: tuple[str, ...], class_ids: ClassIds | None
+) -> tuple[tuple[int | None, ...], str]:
+    """Returns the number of each class, and why predictions may not use them."""
+    if class_ids is None:
+        return tuple(range(len(names))), ""
+    if class_ids.fault:  # dialects that confuse classes go by position then
+        return tuple(range(len(names))), class_ids.fault
+    return tuple(class_ids.numbers.get(name) for name in names), ""
 
 
-def _from_annotations(annotations: Annotations, subset: str | None) -> GroundTruth:
-    chosen = annotations if subset is None else annotations.subset(subset)
+def _from_annotations(
+    annotations: Annotations, subset: str | None, dialect: Dialect, origin: str
+) -> GroundTruth:
+    subsets = {name: video.subset for name, video in annotations.videos.items()}
+    chosen = annotations.select(_choose(origin, subsets, subset, dialect))
     videos = tuple(chosen.videos.values())
+    class_ids, no_numbers = _numbers(annotations.classes, annotations.class_ids)
     segments = np.concatenate([np.zeros((0, 2)), *(video.segments for video in videos)])
     return GroundTruth(
         videos=tuple(chosen.videos),
@@ -243,6 +259,8 @@ def _from_annotations(annotations: Annotations, subset: str | None) -> GroundTru
         label=np.concatenate([np.zeros(0, np.int64), *(video.labels for video in videos)]),
         start=np.ascontiguousarray(segments[:, 0]),
         end=np.ascontiguousarray(segments[:, 1]),
-        class_ids=tuple(range(len(annotations.classes))),
+        class_ids=class_ids,
         durations=_some([video.duration for video in videos]),
+        origin=origin,
+        no_numbers=no_numbers,
     )

@@ -6,18 +6,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import DataError
 from tal_fast.evaluation.dialects import Dialect, EvaluationWarning, Union
-from tal_fast.evaluation.prepared import Prepared, Segments, numpy_order
+from tal_fast.evaluation.prepared import Note, Prepared, Segments, numpy_order
 from tal_fast.evaluation.records import others
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["prepare"]
 
@@ -34,13 +30,14 @@ def prepare(
     num_videos: int,
     videos: tuple[str, ...] | None,
     classes: tuple[str, ...],
-    class_ids: Sequence[int] | None,
+    class_ids: Sequence[int | None] | None,
     listed: Sequence[str] | None,
     durations: Floats | None,
     dialect: Dialect,
     strict: bool,
     num_threads: int,
     describe: Callable[[int], str],
+    notes: Sequence[Note] = (),
 ) -> Prepared:
     """Applies the dialect's rules to arrays that have passed all checks.
 
@@ -51,19 +48,21 @@ def prepare(
         num_videos: number of videos.
         videos: their names; None where they have none.
         classes: class names.
-        class_ids: numbers that a dialect may confuse; default 0, 1, ....
+        class_ids: numbers that a dialect may confuse, None for a class without one; default 0, 1,
+            ....
         listed: classes that the ground truth lists as such; None where it lists none.
         durations: of the videos; None where unknown.
         dialect: the rules.
         strict: follow its strict-only rules.
         num_threads: 0 chooses.
         describe: gives the name of detection i, for messages.
+        notes: those that the input gave rise to.
 
     Raises:
         DataError: the dialect stops at a class without instances, and strict asks for that.
     """
     _check_values(truth, found, score, len(classes))
-    notes: list[str] = []
+    notes = list(notes)
     truth_index = np.arange(len(truth), dtype=np.int64)
     found_index = np.arange(len(found), dtype=np.int64)
     regions = truth.keep(slice(0, 0))
@@ -73,7 +72,7 @@ def prepare(
         gone = len(kept) - int(np.count_nonzero(kept))
         if gone:
             truth, truth_index = truth.keep(kept), truth_index[kept]
-            notes.append(f"{gone} of {len(kept)} instances left out: {why}")
+            notes.append(Note(f"{gone} of {len(kept)} instances left out: {why}"))
 
     def narrow_found(kept: Mask | Ints, why: str) -> None:
         nonlocal found, found_index, score
@@ -81,7 +80,8 @@ def prepare(
         found, found_index = found.keep(kept), found_index[kept]
         score = np.ascontiguousarray(score[kept])
         if len(found) < before:
-            notes.append(f"{before - len(found)} of {before} predictions left out: {why}")
+            gone = before - len(found)
+            notes.append(Note(f"{gone} of {before} predictions left out: {why}"))
 
     if videos is not None and dialect.ignored_videos:
         out = np.array([name in dialect.ignored_videos for name in videos], dtype=bool)
@@ -131,24 +131,26 @@ def prepare(
             counted |= absent
         elif absent.any():
             first = classes[int(absent.argmax())]
-            notes.append(
+            text = (
                 f"class {first!r}{others(int(absent.sum()))} has no instance; {dialect.name} "
                 "counts it into the mean as 0, or NaN if it is predicted, here it is left out "
                 "(strict=True follows)"
             )
+            notes.append(Note(text, "mistake"))
     rules = dialect
     if dialect.union is Union.UNGUARDED and not strict:
         rules = replace(dialect, union=Union.GUARDED)
         hits = _empty_pairs(truth, found)
         if hits:
-            notes.append(
+            text = (
                 f"{hits} predictions of length zero share video and class with an instance of "
                 f"length zero; {dialect.name} counts such a pair as a hit wherever they lie, here "
                 "it is none (strict=True follows)"
             )
+            notes.append(Note(text, "mistake"))
     for note in notes:
-        if "strict=True" in note:
-            warnings.warn(f"evaluate: {note}", EvaluationWarning, stacklevel=4)
+        if note.kind == "mistake":
+            warnings.warn(f"evaluate: {note.text}", EvaluationWarning, stacklevel=4)
     return Prepared(
         truth=truth,
         found=found,
@@ -247,11 +249,11 @@ def _unknown_labels(
     found: Segments,
     present: Mask,
     classes: tuple[str, ...],
-    class_ids: Sequence[int] | None,
+    class_ids: Sequence[int | None] | None,
     dialect: Dialect,
     strict: bool,
     describe: Callable[[int], str],
-) -> tuple[Mask | None, Ints | None, list[str]]:
+) -> tuple[Mask | None, Ints | None, list[Note]]:
     """Returns (detections to keep, new labels, notes) for classes without an instance."""
     unknown = ~present[found.label]
     count = int(np.count_nonzero(unknown))
@@ -266,11 +268,14 @@ def _unknown_labels(
                 f"{describe(i)}: class {name!r} has no instance; {dialect.name} stops here"
                 f"{others(count)}"
             )
-        return None, None, [f"{what}; {dialect.name} stops there (strict=True follows)"]
+        text = f"{what}; {dialect.name} stops there (strict=True follows)"
+        return None, None, [Note(text, "mistake")]
     if dialect.unknown_label == "ignored":
         return ~unknown, None, []
     if dialect.unknown_label == "collides":
-        ids = list(range(len(classes))) if class_ids is None else list(class_ids)
+        numbers = range(len(classes)) if class_ids is None else class_ids
+        # Without a number there is nothing to confuse; a class with instances always has one.
+        ids = [-1 if number is None else number for number in numbers]
         ranked = sorted(np.flatnonzero(present).tolist(), key=lambda c: ids[c])
         # Class number n becomes the n-th class that has instances.
         other = {
@@ -281,15 +286,15 @@ def _unknown_labels(
         if not strict:
             victim = other.get(int(found.label[i]))
             becomes = "" if victim is None else f" (this one as {classes[victim]!r})"
-            note = (
+            text = (
                 f"{what}; {dialect.name} counts them for other classes{becomes}, here they count "
                 "in no mean (strict=True follows)"
             )
-            return None, None, [note]
+            return None, None, [Note(text, "mistake")]
         renamed = np.arange(len(classes), dtype=np.int64)
         for c, becomes_class in other.items():
             renamed[c] = becomes_class
-        return None, renamed[found.label], [f"{what}; they count for other classes"]
+        return None, renamed[found.label], [Note(f"{what}; they count for other classes")]
     return None, None, []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,25 @@ from tal_fast.evaluation.dialects import Dialect
 if TYPE_CHECKING:
     from tal_fast._C import Evaluation
 
-__all__ = ["Prepared", "Segments", "numpy_order"]
+__all__ = ["Note", "Prepared", "Segments", "numpy_order"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+
+
+class Note(NamedTuple):
+    """What a user should know about an evaluation.
+
+    Attributes:
+        text: one sentence.
+        kind: ``"rule"``: what a rule of the dialect left out; ``"mistake"``: a mistake of the
+            dialect that was put right and would have changed the outcome, worth a warning;
+            ``"input"``: something odd in the input.
+    """
+
+    text: str
+    kind: Literal["rule", "mistake", "input"] = "rule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +76,7 @@ class Prepared:
         classes: names.
         counted: bool [classes], which of them enter the mean.
         dialect: the rules; with strict-only rules put right unless they were asked for.
-        notes: what these rules changed.
+        notes: what these rules changed, and what is odd in the input.
         num_threads: 0 chooses.
     """
 
@@ -78,7 +92,7 @@ class Prepared:
     classes: tuple[str, ...]
     counted: Mask
     dialect: Dialect
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     num_threads: int
 
     def native(

@@ -7,13 +7,7 @@ column is not what it should be are the records visited one by one to find the f
 
 from __future__ import annotations
 
-import gc
-import gzip
-import json
-import os
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,88 +15,10 @@ import numpy.typing as npt
 
 from tal_fast.errors import DataError
 
-__all__ = [
-    "check_times",
-    "number_column",
-    "others",
-    "parse_json",
-    "read_bytes",
-    "read_json",
-    "segment_columns",
-]
+__all__ = ["check_times", "number_column", "others", "segment_columns"]
 
 Floats = npt.NDArray[np.float64]
 Name = Callable[[int], str]
-
-_GZIP = b"\x1f\x8b"
-
-
-def read_bytes(source: object, what: str) -> tuple[str, bytes]:
-    """Returns (name for messages, content) of a file, unpacked if it is gzipped.
-
-    Raises:
-        DataError: if the file is missing, unreadable or truncated, or ``source`` is no path.
-    """
-    if not isinstance(source, (str, os.PathLike)):
-        raise DataError(f"{what}: expected a path or a mapping, got {type(source).__name__}")
-    origin = os.fspath(source)
-    try:
-        content = Path(source).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{origin}: no such file ({what})") from None
-    except OSError as error:
-        raise DataError(f"{origin}: cannot be read: {error.strerror or error}") from error
-    if content[:2] == _GZIP:
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{origin}: not a whole gzip file: {error}") from error
-    return origin, content
-
-
-def parse_json(origin: str, text: bytes) -> Any:
-    """Returns the content of a JSON text.
-
-    Raises:
-        DataError: it is none; the message says where it stops being one.
-    """
-    # Millions of small objects make the collector look at all of them again and again, and find
-    # nothing: without it parsing takes 0.6 of the time.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return json.loads(text)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{origin}: expected JSON in UTF-8, got {error}") from error
-    except json.JSONDecodeError as error:
-        rest = error.doc[error.pos :].strip()
-        # An unterminated string is reported at its start, not at the end of the file.
-        cut = not rest or error.msg.startswith("Unterminated string")
-        raise DataError(
-            f"{origin}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-            + ("; the file is empty" if not text.strip() else "; is it truncated?" if cut else "")
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{origin}: not valid JSON: nested too deeply") from error
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def read_json(source: str | os.PathLike[str] | Mapping[str, Any], what: str) -> tuple[str, Any]:
-    """Returns (name for messages, content) of a JSON file, plain or gzipped, or of a mapping.
-
-    Args:
-        source: path, or the content itself.
-        what: what the file is, for messages: ``"predictions"``.
-
-    Raises:
-        DataError: if the file is missing, unreadable or not JSON, or ``source`` is of another type.
-    """
-    if isinstance(source, Mapping):
-        return what, source
-    origin, text = read_bytes(source, what)
-    return origin, parse_json(origin, text)
 
 
 def number_column(values: Sequence[Any], key: str, name: Name) -> Floats:

@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_values import plain
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.json_files import parse_json, read_bytes
 from tal_fast.data.unpickling import unpickle_arrays
 from tal_fast.errors import DataError
 from tal_fast.evaluation import fast_json
+from tal_fast.evaluation.arrays import as_array, as_labels
 from tal_fast.evaluation.detections import Detections, VideoDetections
-from tal_fast.evaluation.records import (
-    number_column,
-    parse_json,
-    read_bytes,
-    segment_columns,
-)
+from tal_fast.evaluation.records import number_column, segment_columns
 
 __all__ = ["read_results", "write_results"]
 
@@ -48,9 +46,9 @@ def read_results(
         The detections in the order of the file; ``classes`` are the labels in order of appearance.
 
     Raises:
-        DataError: if the file is missing, truncated or not such a file, or a record lacks a key,
-            has a value of another type, is reversed, or holds NaN or infinity. The message names
-            file, video and position.
+        DataError: if the file is missing, truncated or not such a file, holds a video or another
+            key twice, or a record lacks a key, has a value of another type, is reversed, or holds
+            NaN or infinity. The message names file, video and position.
     """
     if isinstance(source, Mapping):
         if "video-id" in source:
@@ -83,7 +81,12 @@ def _from_content(origin: str, content: Any) -> Detections:
         raise DataError(f"{origin}: expected an object with an object 'results', got {found}")
     records: list[Any] = []
     sizes: list[int] = []
-    for video, entries in results.items():
+    videos: dict[str, None] = {}
+    for key, entries in results.items():
+        video = str(key)
+        if video in videos:  # a mapping may hold 1 and "1"
+            raise DataError(f"{origin}: video {video!r} is listed more than once")
+        videos[video] = None
         if not isinstance(entries, (list, tuple)):
             raise DataError(
                 f"{origin}: video {video!r}: expected a list of predictions, "
@@ -92,7 +95,7 @@ def _from_content(origin: str, content: Any) -> Detections:
         records.extend(entries)
         sizes.append(len(entries))
     video_index = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-    return _from_records(origin, tuple(map(str, results)), video_index, records)
+    return _from_records(origin, tuple(videos), video_index, records)
 
 
 def _from_lines(origin: str, text: bytes) -> Detections:
@@ -122,6 +125,8 @@ def _from_records(
     names = Detections(videos, (), video_index, video_index, empty, empty, empty, origin)
     labels = _values(records, "label", names)
     if not set(map(type, labels)) <= {str, int}:
+        labels = [plain(str(label) if isinstance(label, str) else label) for label in labels]
+    if not set(map(type, labels)) <= {str, int}:
         i = next(i for i, label in enumerate(labels) if type(label) not in (str, int))
         raise DataError(
             f"{names.describe(i)}: expected label as a class name or number, got {labels[i]!r:.60}"
@@ -150,18 +155,25 @@ def _from_columns(origin: str, content: Any) -> Detections:
             sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         )
         raise DataError(f"{origin}: expected columns {', '.join(keys)}, got {found}")
-    columns = {key: np.asarray(content[key]) for key in keys}
+    columns = {key: as_array(f"{origin}: column {key}", content[key]) for key in keys}
     sizes = {key: list(column.shape) for key, column in columns.items()}
     if any(len(size) != 1 or size != sizes["score"] for size in sizes.values()):
         raise DataError(f"{origin}: expected columns of equal length, got {sizes}")
-    kinds = {"video-id": "U", "label": "iu", "t-start": "iuf", "t-end": "iuf", "score": "iuf"}
+    text = "UTO"  # text, text of NumPy 2, and objects, as which tables keep text
+    kinds = {"video-id": text, "label": f"iu{text}"}
+    kinds.update(dict.fromkeys(("t-start", "t-end", "score"), "iuf"))
     for key, column in columns.items():
         if len(column) and column.dtype.kind not in kinds[key]:
             raise DataError(f"{origin}: column {key}: expected another dtype, got {column.dtype}")
+    names = columns["video-id"].tolist()
+    if not all(isinstance(name, str) for name in names):
+        i = next(i for i, name in enumerate(names) if not isinstance(name, str))
+        raise DataError(f"{origin}: column video-id: expected names, got {names[i]!r:.60}")
     videos: dict[str, int] = {}
-    owners = [videos.setdefault(video, len(videos)) for video in columns["video-id"].tolist()]
+    owners = [videos.setdefault(str(video), len(videos)) for video in names]
     labels: dict[str | int, int] = {}
-    label = [labels.setdefault(number, len(labels)) for number in columns["label"].tolist()]
+    own = plain(as_labels(f"{origin}: column label", columns["label"]))
+    label = [labels.setdefault(name, len(labels)) for name in own]
     detections = Detections(
         videos=tuple(videos),
         classes=tuple(labels),
@@ -179,7 +191,7 @@ def _from_columns(origin: str, content: Any) -> Detections:
 def write_results(
     path: str | os.PathLike[str],
     detections: Mapping[str, VideoDetections] | Detections,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Sequence[int] | npt.ArrayLike | None = None,
     *,
     version: str = "tal_fast",
 ) -> Path:
@@ -191,7 +203,7 @@ def write_results(
         path: file to write; an existing one is replaced in one step.
         detections: video name to (segments [n, 2] in seconds, labels [n] as names or indices,
             scores [n]), or :class:`Detections`.
-        classes: class names, needed with a mapping.
+        classes: class names, or their numbers (``label_id``); needed with a mapping.
         version: value of the file's key ``version``.
 
     Returns:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_values import plain
 from tal_fast.errors import ConfigError, DataError
+from tal_fast.evaluation.arrays import as_labels
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import TAL_FAST, find_dialect
 from tal_fast.evaluation.evaluator import DEFAULT_TIOU_THRESHOLDS, check_thresholds, evaluate
@@ -92,20 +93,13 @@ class Evaluator:
         """
         if video in self._found:
             raise DataError(f"Evaluator: expected each video once, got {video!r} again")
-        by_number = np.asarray(labels).dtype.kind in "iu"
-        if by_number and self._classes is None:
-            numbers = np.asarray(labels).tolist()
-            found = Detections.from_videos(
-                {video: (segments, [str(n) for n in numbers], scores)},
-                list(dict.fromkeys(map(str, numbers))),
-            )
-            found = replace(found, classes=tuple(int(name) for name in found.classes))
-        else:
-            names = self._classes
-            if names is None:
-                names = tuple(dict.fromkeys(np.asarray(labels).tolist()))
-            found = Detections.from_videos({video: (segments, labels, scores)}, names)
-        self._found[video] = found
+        names: Any = self._classes
+        if names is None:  # names and numbers stand for themselves
+            own = as_labels(f"predictions: video {video!r}", labels)
+            names = () if np.ndim(own) != 1 else tuple(dict.fromkeys(plain(own)))
+            index = {name: i for i, name in enumerate(names)}
+            labels = [index[name] for name in plain(own)] if names else own
+        self._found[video] = Detections.from_videos({video: (segments, labels, scores)}, names)
 
     def merge(self, other: Evaluator) -> None:
         """Takes over what another evaluator has collected for the same ground truth.

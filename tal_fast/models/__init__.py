@@ -16,8 +16,10 @@ from tal_fast.models.base import (
     DetectorConfig,
     ParameterGroup,
     PostprocessConfig,
+    Section,
     Targets,
     Whole,
+    plain_defaults,
 )
 from tal_fast.models.registry import available, detector_of, recipe
 from tal_fast.models.settings import detector_config
@@ -30,6 +32,7 @@ __all__ = [
     "DetectorConfig",
     "ParameterGroup",
     "PostprocessConfig",
+    "Section",
     "TadTR",
     "Targets",
     "Whole",
@@ -54,4 +57,5 @@ def build_model(name: str, *, in_channels: int, num_classes: int, **overrides: A
         ConfigError: the name or one of the overrides is unknown.
     """
     config = detector_config(name, {"model": overrides})
-    return detector_of(name)(in_channels, num_classes, config)
+    with plain_defaults(None):
+        return detector_of(name)(in_channels, num_classes, config)

@@ -8,30 +8,39 @@ They know nothing else of it. A model of one's own is a class in any file that d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from tal_fast.data.clips import ClipSet, VideoSet
 from tal_fast.data.dataset import TALDataset
+from tal_fast.errors import TrainingError
 
 __all__ = [
     "Candidates",
     "ClipSettings",
     "Detector",
     "DetectorConfig",
-    "NoSettings",
+    "Section",
     "ParameterGroup",
     "PostprocessConfig",
     "Targets",
     "Whole",
+    "plain_defaults",
 ]
 
-STRICT = ConfigDict(extra="forbid")
-Positive = Annotated[int, Field(gt=0)]
+# Prefixes of keys in the state dict of a model that another one holds.
+_WRAPPERS = {
+    "module.": "DataParallel or DistributedDataParallel",
+    "_orig_mod.": "torch.compile",
+}
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
@@ -109,12 +118,12 @@ class ParameterGroup(NamedTuple):
 
 
 @dataclass(frozen=True, config=STRICT)
-class NoSettings:
-    """A section without settings."""
+class Section:
+    """A section of settings, a frozen dataclass; this one has none."""
 
 
 @dataclass(frozen=True, config=STRICT)
-class ClipSettings:
+class ClipSettings(Section):
     """How videos become clips.
 
     Attributes:
@@ -125,7 +134,7 @@ class ClipSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PostprocessConfig:
+class PostprocessConfig(Section):
     """From candidates to detections.
 
     Attributes:
@@ -175,10 +184,27 @@ class DetectorConfig:
         postprocess: from candidates to detections.
     """
 
-    model: Any = NoSettings()
-    data: Any = ClipSettings()
-    loss: Any = NoSettings()
+    model: Section = Section()
+    data: ClipSettings = ClipSettings()
+    loss: Section = Section()
     postprocess: PostprocessConfig = PostprocessConfig()
+
+
+@contextmanager
+def plain_defaults(device: str | None = "cpu") -> Iterator[None]:
+    """Has new weights be float32 and on a device, whatever torch's defaults are set to.
+
+    Args:
+        device: ``cpu``, for the same first weights on every machine; ``meta`` for none; None leaves
+            it to torch.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with nullcontext() if device is None else torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Detector(nn.Module, ABC):
@@ -274,6 +300,22 @@ class Detector(nn.Module, ABC):
             NotImplementedError: the model does not say.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how much it computes")
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
+        """Loads weights.
+
+        Raises:
+            TrainingError: all keys carry the prefix of a wrapper.
+            RuntimeError: keys or shapes do not fit, as torch says it.
+        """
+        for prefix, wrapper in _WRAPPERS.items():
+            if state_dict and all(key.startswith(prefix) for key in state_dict):
+                raise TrainingError(
+                    f"{type(self).__name__}: the keys carry the prefix {prefix!r} of {wrapper}: "
+                    f"load {{key.removeprefix({prefix!r}): value for key, value in "
+                    "weights.items()}"
+                )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def check_input(self, features: Tensor) -> None:
         """Checks the shape of the features.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that the models share."""
+"""Layers that the models share.
+
+Weights are float32, whatever torch's default dtype is.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ class MLP(nn.Module):
         super().__init__()
         widths = [in_features, *[hidden_features] * (num_layers - 1), out_features]
         self.layers = nn.ModuleList(
-            nn.Linear(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)
+            nn.Linear(n_in, n_out, dtype=torch.float32)
+            for n_in, n_out in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,10 +76,10 @@ class DeformableAttention(nn.Module):
         self.num_levels = num_levels
         self.num_points = num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(d_model, samples)
-        self.attention_weights = nn.Linear(d_model, samples)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.sampling_offsets = nn.Linear(d_model, samples, dtype=torch.float32)
+        self.attention_weights = nn.Linear(d_model, samples, dtype=torch.float32)
+        self.value_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
+        self.output_proj = nn.Linear(d_model, d_model, dtype=torch.float32)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -54,7 +54,9 @@ def merge(base: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") ->
     """
     for key, value in changes.items():
         if key not in base:
-            raise ConfigError(f"unknown setting {prefix + str(key)!r}{_hint(base, key, prefix)}")
+            raise ConfigError(
+                f"unknown setting {prefix + str(key)!r}{_hint(base, str(key), prefix)}"
+            )
         if isinstance(base[key], dict):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"setting {prefix + key!r}: expected a section, got {value!r}")

@@ -12,6 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.registration import Tangents, register_autograd
+
 __all__ = ["boundary_max_pool"]
 
 
@@ -50,13 +53,15 @@ def boundary_max_pool(
     The gradient goes to the row of the maximum: to the first of equal maxima, or to the first NaN.
     It is summed in float32 (float64 for float64) in the order of the segments, the same bit for bit
     in every run, for any number of threads and on a GPU. Differentiable for ``features`` any number
-    of times; no gradient goes to ``segments``.
+    of times; no gradient goes to ``segments``. Forward mode (``torch.func.jvp``) takes the tangent
+    from the same row; with ``compat`` it is refused, as no function has that gradient.
 
     Raises:
+        ValueError: for an unknown ``compat``.
+        TypeError: ``features`` or ``segments`` is no tensor.
         RuntimeError: for a wrong shape, dtype or device, an odd C, a NaN in ``segments`` (which is
-            named), an unknown ``compat``, or more segments than rows with ``compat="afsd"``. A GPU
-            cannot report a NaN in ``segments`` without waiting for it: there the maxima of that
-            range are NaN.
+            named), or more segments than rows with ``compat="afsd"``. A GPU cannot report a NaN in
+            ``segments`` without waiting for it: there the maxima of that range are NaN.
 
     Example:
         >>> import torch
@@ -67,20 +72,15 @@ def boundary_max_pool(
         tensor([[[5., 2.],
                  [3., 7.]]])
     """
-    if compat not in (None, "afsd"):
-        raise RuntimeError(f"boundary_max_pool: expected compat None or 'afsd', got {compat!r}")
-    if segments.device != features.device:
-        raise RuntimeError(
-            f"boundary_max_pool: expected segments on {features.device} like features, "
-            f"got {segments.device}"
-        )
+    check_tensors("boundary_max_pool", features=features, segments=segments)
+    afsd = position("boundary_max_pool", "compat", compat, (None, "afsd")) == 1
     half = segments.dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(features.device.type):
         segments = segments.float()
     # Only a gradient needs to know where the maxima are.
     with_argmax = features.requires_grad and torch.is_grad_enabled()
     out: Tensor = torch.ops.tal_fast.boundary_max_pool.default(
-        features, segments, with_argmax, compat == "afsd"
+        features, segments, with_argmax, afsd
     )[0]
     return out
 
@@ -136,10 +136,38 @@ def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_grad, None, None, None
 
 
-torch.library.register_autograd(
-    "tal_fast::boundary_max_pool", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "tal_fast::boundary_max_pool_backward", _second_backward, setup_context=_setup_second_context
+def _jvp(
+    output: tuple[Tensor, Tensor],
+    tangents: Tangents,
+    features: Tensor,
+    segments: Tensor,
+    with_argmax: bool = False,
+    afsd: bool = False,
+) -> tuple[Tensor | None, None]:
+    if tangents[0] is None:  # positions are truncated: the derivative for them is 0
+        return None, None
+    if afsd:
+        raise NotImplementedError(
+            "boundary_max_pool: compat='afsd' does not support forward AD: its gradient is that of "
+            "no function"
+        )
+    argmax = output[1]
+    if not with_argmax:
+        argmax = torch.ops.tal_fast.boundary_max_pool.default(features, segments, True)[1]
+    return tangents[0].gather(2, argmax.long()), None
+
+
+def _backward_jvp(
+    output: Tensor, tangents: Tangents, grad: Tensor, argmax: Tensor, rows: int, afsd: bool = False
+) -> Tensor:
+    return torch.ops.tal_fast.boundary_max_pool_backward.default(tangents[0], argmax, rows, afsd)
+
+
+register_autograd("boundary_max_pool", _backward, setup_context=_setup_context, jvp=_jvp)
+register_autograd(
+    "boundary_max_pool_backward",
+    _second_backward,
+    setup_context=_setup_second_context,
+    jvp=_backward_jvp,
 )
 # No autocast rule: a maximum is exact in every dtype, so features keep theirs.

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import Tangents, register_autograd, register_no_second_derivative
 
 __all__ = ["deform_attn"]
 
@@ -50,10 +54,12 @@ def deform_attn(
     The gradient for a location is the slope to its right (at an integer x, the slope towards the
     next row) and zero for samples that do not contribute. Forward and backward give the same bits
     on every run and with any number of threads; the instruction set (and the device) may change the
-    last bits. There is no second derivative.
+    last bits. Forward mode (``torch.func.jvp``) follows the same rules, composed of this op and
+    torch's own. There is no second derivative.
 
     Raises:
-        RuntimeError: for a wrong shape or dtype, or level lengths that do not sum to S.
+        TypeError: an argument is no tensor.
+        RuntimeError: for a wrong shape, dtype or device, or level lengths that do not sum to S.
 
     Example:
         >>> import torch
@@ -63,6 +69,12 @@ def deform_attn(
         >>> ops.deform_attn(value, (4,), location, torch.ones(1, 1, 1, 1, 1))
         tensor([[[1.5000]]])
     """
+    check_tensors(
+        "deform_attn",
+        value=value,
+        sampling_locations=sampling_locations,
+        attention_weights=attention_weights,
+    )
     half = sampling_locations.dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(value.device.type):
         sampling_locations = sampling_locations.float()
@@ -126,11 +138,54 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | Non
     )
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("deform_attn: second derivatives are not implemented")
+def _jvp(
+    output: Tensor,
+    tangents: Tangents,
+    value: Tensor,
+    level_lengths: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    # Linear in the values and in the weights, so their tangents take their places.
+    op = torch.ops.tal_fast.deform_attn.default
+    of_value, _, of_locations, of_weights = tangents
+    total = torch.zeros_like(output)
+    if of_value is not None:
+        total = total + op(of_value, level_lengths, sampling_locations, attention_weights)
+    if of_weights is not None:
+        total = total + op(value, level_lengths, sampling_locations, of_weights)
+    if of_locations is not None:
+        total = total + _slopes(
+            value, level_lengths, sampling_locations, attention_weights * of_locations
+        )
+    return total
 
 
-torch.library.register_autograd("tal_fast::deform_attn", _backward, setup_context=_setup_context)
-torch.library.register_autograd("tal_fast::deform_attn_backward", _no_second_derivative)
+def _slopes(
+    value: Tensor, level_lengths: Sequence[int], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Samples the slopes to the right instead of the values; [B, Q, H * D].
+
+    The slopes of a level of T rows are a level of T + 1 rows: from the zero before it to its first
+    row, between its rows, and from its last row to the zero after it. Each is read where it stands.
+    """
+    slopes = [
+        F.pad(level, (0, 0, 0, 0, 1, 1)).diff(dim=1)
+        for level in value.split(list(level_lengths), dim=1)
+    ]
+    # [L, 1]: lengths beside the points of each level
+    rows = locations.new_tensor(level_lengths).unsqueeze(-1)
+    at = locations * rows - 0.5
+    inside = (at > -1) & (at < rows)
+    return torch.ops.tal_fast.deform_attn.default(
+        torch.cat(slopes, dim=1),
+        [length + 1 for length in level_lengths],
+        (at.floor() + 1.5) / (rows + 1),
+        torch.where(inside, weights * rows, torch.zeros_like(weights)),
+    )
+
+
+register_autograd("deform_attn", _backward, setup_context=_setup_context, jvp=_jvp)
+register_no_second_derivative("deform_attn")
 # No autocast rule: value keeps its dtype, the kernel accumulates in float32 and accepts weights of
 # another dtype, and locations must never become 16-bit, which a casting rule would do.

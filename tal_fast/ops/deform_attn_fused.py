@@ -13,6 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import (
+    Tangents,
+    make_dual,
+    register_autograd,
+    register_no_second_derivative,
+    unpack_dual,
+)
+
 __all__ = ["deform_attn_fused"]
 
 
@@ -59,10 +68,13 @@ def deform_attn_fused(
     Value, reference points (both components), offsets and logits are differentiable. At an integer
     position the gradient is that of :func:`tal_fast.ops.deform_attn`: the slope to the right.
     Forward and backward give the same bits on every run and with any number of threads; the
-    instruction set (and the device) may change the last bits. There is no second derivative.
+    instruction set (and the device) may change the last bits. Forward mode (``torch.func.jvp``)
+    follows the same rules, composed of ``deform_attn`` and torch's own ops. There is no second
+    derivative.
 
     Raises:
-        RuntimeError: for a wrong shape or dtype, or level lengths that do not sum to S.
+        TypeError: an argument is no tensor.
+        RuntimeError: for a wrong shape, dtype or device, or level lengths that do not sum to S.
 
     Example:
         >>> import torch
@@ -73,6 +85,15 @@ def deform_attn_fused(
         >>> ops.deform_attn_fused(value, (4,), centre, offsets, torch.zeros_like(offsets))
         tensor([[[1.5000]]])
     """
+    check_tensors(
+        "deform_attn_fused",
+        value=value,
+        reference_points=reference_points,
+        sampling_offsets=sampling_offsets,
+        attention_logits=attention_logits,
+        padding_mask=padding_mask,
+        optional="padding_mask",
+    )
     half = reference_points.dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(value.device.type):
         reference_points = reference_points.float()
@@ -149,13 +170,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("deform_attn_fused: second derivatives are not implemented")
+def _jvp(
+    output: Tensor,
+    tangents: Tangents,
+    value: Tensor,
+    level_lengths: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    padding_mask: Tensor | None = None,
+) -> Tensor | None:
+    # The op is a composition, so its tangent is what comes out of that when tangents go in.
+    value, reference = make_dual(value, tangents[0]), make_dual(reference_points, tangents[2])
+    offsets = make_dual(sampling_offsets, tangents[3])
+    logits = make_dual(attention_logits, tangents[4])
+    dtype = torch.promote_types(reference_points.dtype, value.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    # [B, Q, 1, L, 1] beside offsets [B, Q, H, L, P]
+    center, *width = reference.to(dtype)[:, :, None, :, :, None].unbind(-2)
+    points = offsets.shape[-1]
+    if width:
+        shift = offsets.to(dtype) * width[0] * (0.5 / points)
+    else:
+        rows = offsets.new_tensor(level_lengths, dtype=dtype).unsqueeze(-1)
+        shift = offsets.to(dtype) / rows
+    weights = logits.to(dtype).flatten(3).softmax(-1).view(offsets.shape)
+    composed = torch.ops.tal_fast.deform_attn.default(value, level_lengths, center + shift, weights)
+    return unpack_dual(composed)[1]
 
 
-torch.library.register_autograd(
-    "tal_fast::deform_attn_fused", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd("tal_fast::deform_attn_fused_backward", _no_second_derivative)
+register_autograd("deform_attn_fused", _backward, setup_context=_setup_context, jvp=_jvp)
+register_no_second_derivative("deform_attn_fused")
 # No autocast rule: value keeps its dtype, offsets and logits are widened by the kernel, and
 # reference points must never become 16-bit, which a casting rule would do.

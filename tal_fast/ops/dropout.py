@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import Tangents, register_autograd
+
 __all__ = ["dropout"]
 
 
@@ -40,8 +43,10 @@ def dropout(
 
     Returns:
         ``Tensor[...]`` of x's shape and dtype (the wider one's with a residual of another dtype).
+        Differentiable for x and residual any number of times, in both modes.
 
     Raises:
+        TypeError: ``x`` or ``residual`` is no tensor.
         RuntimeError: ``p`` is out of range, shapes differ, or relu and residual are both given.
 
     Example:
@@ -53,6 +58,7 @@ def dropout(
         >>> bool(ops.dropout(torch.ones(1000), 0.5).eq(0).any())
         True
     """
+    check_tensors("dropout", x=x, residual=residual, optional="residual")
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
     native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x.device.type)
@@ -78,8 +84,8 @@ def _has_kernel(device: str) -> bool:
 def _draw_seed(device: torch.device) -> tuple[int, Tensor | None]:
     """Returns the two parts of a seed: a number, and a tensor for what runs again and again."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return 0, torch.randint(2**63 - 1, (), device=device)
-    return int(torch.randint(2**63 - 1, ())), None
+        return 0, torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")), None
 
 
 @torch.library.register_fake("tal_fast::dropout")
@@ -120,4 +126,56 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, None, None, grad_residual, None
 
 
-torch.library.register_autograd("tal_fast::dropout", _backward, setup_context=_setup_context)
+def _jvp(
+    output: Tensor,
+    tangents: Tangents,
+    x: Tensor,
+    p: float,
+    seed: int,
+    relu: bool = False,
+    residual: Tensor | None = None,
+    device_seed: Tensor | None = None,
+) -> Tensor | None:
+    # The mask multiplies element by element, so tangents pass it as gradients do.
+    of_x, of_residual = tangents[0], tangents[4] if len(tangents) > 4 else None
+    if of_x is None:
+        return of_residual
+    out = output if relu else None
+    tangent: Tensor = torch.ops.tal_fast.dropout_backward.default(of_x, out, p, seed, device_seed)
+    return tangent if of_residual is None else tangent + of_residual
+
+
+def _setup_second_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, out, ctx.p, ctx.seed, device_seed = inputs
+    ctx.save_for_backward(out, device_seed)
+
+
+def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Linear in the gradient, and its own transpose.
+    out, device_seed = ctx.saved_tensors
+    grad_grad = None
+    if ctx.needs_input_grad[0]:
+        grad_grad = torch.ops.tal_fast.dropout_backward.default(
+            grad, out, ctx.p, ctx.seed, device_seed
+        )
+    return grad_grad, None, None, None, None
+
+
+def _backward_jvp(
+    output: Tensor,
+    tangents: Tangents,
+    grad: Tensor,
+    out: Tensor | None,
+    p: float,
+    seed: int,
+    device_seed: Tensor | None = None,
+) -> Tensor | None:
+    if tangents[0] is None:  # out says only where it is 0
+        return None
+    return torch.ops.tal_fast.dropout_backward.default(tangents[0], out, p, seed, device_seed)
+
+
+register_autograd("dropout", _backward, setup_context=_setup_context, jvp=_jvp)
+register_autograd(
+    "dropout_backward", _second_backward, setup_context=_setup_second_context, jvp=_backward_jvp
+)

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import register_autograd
+
 __all__ = ["gather_windows"]
 
 
@@ -43,9 +46,10 @@ def gather_windows(
         ``features``, Tensor[B, length, C] (or [B, C, length]) of ``dtype``, and ``mask``, bool
         Tensor[B, length], True where there is no row (padding), as in
         :class:`tal_fast.data.FeatureLoader`. Exact. Both are new and contiguous. There is no
-        gradient: features are data.
+        gradient, and forward AD is refused: features are data.
 
     Raises:
+        TypeError: an argument is no tensor.
         RuntimeError: on wrong shapes, dtypes or devices, a store that is not contiguous, or a
             negative length; on a CPU also if a window is not within the store or ``length`` (it is
             named). A GPU cannot say so without waiting for it: there every row that does not exist,
@@ -70,11 +74,7 @@ def gather_windows(
         tensor([[False, False, False],
                 [False, False,  True]])
     """
-    for name, tensor in (("first_row", first_row), ("rows", rows)):
-        if tensor.device != store.device:
-            raise RuntimeError(
-                f"gather_windows: expected {name} on {store.device} like store, got {tensor.device}"
-            )
+    check_tensors("gather_windows", store=store, first_row=first_row, rows=rows)
     features, mask = torch.ops.tal_fast.gather_windows.default(
         store, first_row, rows, length, store.dtype if dtype is None else dtype, channels_first
     )
@@ -103,5 +103,5 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
     return (None,) * 6
 
 
-torch.library.register_autograd("tal_fast::gather_windows", _backward, setup_context=_setup_context)
+register_autograd("gather_windows", _backward, setup_context=_setup_context)
 # No autocast rule: the caller names the dtype.

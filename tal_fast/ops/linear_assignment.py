@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import register_autocast, register_autograd
+
 __all__ = ["LinearAssignment", "linear_assignment"]
 
 
@@ -62,6 +65,7 @@ def linear_assignment(
         up to 128 rows and columns are solved by a warp each, larger ones by a block.
 
     Raises:
+        TypeError: costs are no tensors.
         RuntimeError: on a wrong shape or dtype, counts that are negative or do not fit ``costs``, a
             cost that is NaN or -inf (problem and place are named), or a problem without an
             assignment of finite cost (named). The last two depend on data, which a GPU does not
@@ -79,14 +83,17 @@ def linear_assignment(
         LinearAssignment(problem=tensor([0, 0, 1, 1]), row=tensor([0, 1, 0, 2]), \
 column=tensor([1, 0, 1, 0]))
     """
-    if not isinstance(costs, Tensor):
+    if isinstance(costs, Sequence):
+        matrices: dict[str, Any] = {f"costs[{p}]": matrix for p, matrix in enumerate(costs)}
+        check_tensors("linear_assignment", **matrices)
         if row_counts is not None or column_counts is not None:
             raise RuntimeError(
                 "linear_assignment: expected no row_counts and column_counts beside a sequence of "
                 "matrices, whose shapes say them"
             )
         costs, row_counts, column_counts = _flatten(costs)
-    elif row_counts is None or column_counts is None:
+    check_tensors("linear_assignment", costs=costs)
+    if row_counts is None or column_counts is None:
         raise RuntimeError("linear_assignment: expected row_counts and column_counts, got None")
     given: dict[str, object] = {"row_counts": row_counts, "column_counts": column_counts}
     for name, counts in given.items():
@@ -116,7 +123,7 @@ def _flatten(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int], list[int]]:
                 f"for problem {p}"
             )
     if not matrices:
-        return torch.empty(0), [], []
+        return torch.empty(0, dtype=torch.float32, device="cpu"), [], []
     flat = torch.cat([matrix.reshape(-1) for matrix in matrices])
     return flat, [matrix.shape[0] for matrix in matrices], [matrix.shape[1] for matrix in matrices]
 
@@ -140,10 +147,7 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("linear_assignment: indices have no gradient")
 
 
-torch.library.register_autograd(
-    "tal_fast::linear_assignment", _no_gradient, setup_context=_setup_context
-)
+register_autograd("linear_assignment", _no_gradient, setup_context=_setup_context)
 # 16-bit costs tie far too often to be taken as they are, but under autocast a matrix product may
 # have made them.
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("tal_fast::linear_assignment", _device, torch.float32)
+register_autocast("linear_assignment")

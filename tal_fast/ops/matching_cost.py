@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import register_autocast, register_autograd
+
 __all__ = ["matching_cost"]
 
 
@@ -59,7 +62,7 @@ def matching_cost(
         k * B + b of ``costs.split([Q * n for n in counts] * K)``, seen as ``.view(Q, counts[b])``,
         is that of layer k and video b. float64 for float64 inputs (``logits``, ``segments`` and
         ``targets`` must all be), else float32: 16-bit inputs are widened, and may be mixed with
-        float32. Carries no gradient. NaN in gives NaN out.
+        float32. Carries no gradient, and forward AD is refused. NaN in gives NaN out.
 
     The results are the same bit for bit on every instruction set and for any number of threads; on
     CUDA too but for float64 and for ``gamma`` other than 2, which use functions of each device's
@@ -68,6 +71,7 @@ def matching_cost(
     in float32 torch ops.
 
     Raises:
+        TypeError: an argument is no tensor.
         RuntimeError: on wrong shapes, dtypes or devices, labels outside [0, C), counts that are
             negative or do not sum to M, ``alpha``, ``gamma`` or ``eps`` out of range. On CUDA,
             where reading labels would wait for the GPU, an instance of a label outside [0, C) costs
@@ -82,11 +86,7 @@ def matching_cost(
         >>> costs.view(3, 2)[0]  # the one block there is
         tensor([-2.5199, -0.6865])
     """
-    for name, other in (("segments", segments), ("labels", labels), ("targets", targets)):
-        if other.device != logits.device:
-            raise RuntimeError(
-                f"matching_cost: expected {name} on {logits.device} like logits, got {other.device}"
-            )
+    check_tensors("matching_cost", logits=logits, segments=segments, labels=labels, targets=targets)
     return torch.ops.tal_fast.matching_cost.default(
         logits, segments, labels, targets, counts, classification, l1, iou, alpha, gamma, eps
     )
@@ -119,8 +119,5 @@ def _no_gradient(ctx: Any, grad: Tensor) -> None:
     raise RuntimeError("matching_cost: the cost has no gradient")
 
 
-torch.library.register_autograd(
-    "tal_fast::matching_cost", _no_gradient, setup_context=_setup_context
-)
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("tal_fast::matching_cost", _device, torch.float32)
+register_autograd("matching_cost", _no_gradient, setup_context=_setup_context)
+register_autocast("matching_cost")

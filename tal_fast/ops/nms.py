@@ -15,7 +15,9 @@ One set of rules holds for all three functions:
 * On a GPU the host waits once per call, for the size of the result and for whether values are
   wrong; ``tal_fast.ops.nms_padded`` has the functions that wait for nothing.
 * Nothing here is differentiable: the returned scores carry no gradient, the returned indices select
-  from differentiable tensors.
+  from differentiable tensors. Tensors that require a gradient are taken as they are; forward mode
+  (``torch.func.jvp``, ``torch.autograd.forward_ad``) and gradients of ``torch.func``, which would
+  take the scores for constants, are refused where the result has scores or segments.
 
 The rules of other code bases are arguments. ActionFormer, TriDet, TemporalMaxer and OpenTAD use
 ``DIALECT = dict(iou_comparison="ge", length_eps=1e-6)`` on float32 input:
@@ -50,6 +52,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.registration import (
+    refuse_derivatives,
+    register_autocast,
+    register_without_gradient,
+)
 
 METHODS = ("hard", "linear", "gaussian", "length_gaussian")
 """Words for the argument ``method``; their positions are the numbers that the native ops take."""
@@ -113,6 +122,8 @@ def nms(
 
     Raises:
         ValueError: if ``iou_comparison`` is none of the two.
+        TypeError: an argument that should be a tensor is none; lists and NumPy arrays are not
+            converted, as their dtype and device are a choice.
         RuntimeError: on wrong shapes, dtypes or devices, options out of range, a NaN score (also
             without validation: it has no rank), or a segment that is not finite or ends before it
             starts (the row is named).
@@ -122,8 +133,8 @@ def nms(
         >>> nms(segments, torch.tensor([0.8, 0.9, 0.1]), iou_threshold=0.5)
         tensor([1, 2])
     """
-    _check_device("nms", segments, scores=scores)
-    acts = _code("nms", "iou_comparison", iou_comparison, COMPARISONS) == 1
+    check_tensors("nms", segments=segments, scores=scores)
+    acts = position("nms", "iou_comparison", iou_comparison, COMPARISONS) == 1
     kept: Tensor = torch.ops.tal_fast.nms.default(
         segments, scores, iou_threshold, acts, length_eps, max_segments, validate
     )
@@ -192,6 +203,8 @@ def soft_nms(
 
     Raises:
         ValueError: if ``method`` or ``iou_comparison`` is unknown.
+        TypeError: an argument that should be a tensor is none; lists and NumPy arrays are not
+            converted, as their dtype and device are a choice.
         RuntimeError: on wrong shapes, dtypes or devices, options out of range, a NaN score (also
             without validation), or a segment that is not finite or ends before it starts (the row
             is named).
@@ -202,16 +215,17 @@ def soft_nms(
         >>> indices, scores
         (tensor([1, 2, 0]), tensor([0.9000, 0.5000, 0.1083]))
     """
-    _check_device("soft_nms", segments, scores=scores)
+    check_tensors("soft_nms", segments=segments, scores=scores)
+    refuse_derivatives("soft_nms", segments=segments, scores=scores)
     indices, kept_scores = torch.ops.tal_fast.soft_nms.default(
         segments,
         scores,
-        _code("soft_nms", "method", method, METHODS),
+        position("soft_nms", "method", method, METHODS),
         sigma,
         iou_threshold,
         min_score,
         max_segments,
-        _code("soft_nms", "iou_comparison", iou_comparison, COMPARISONS) == 1,
+        position("soft_nms", "iou_comparison", iou_comparison, COMPARISONS) == 1,
         length_eps,
         t1,
         t2,
@@ -281,6 +295,8 @@ def batched_nms(
 
     Raises:
         ValueError: if ``method``, ``iou_comparison`` or ``voting_weight`` is unknown.
+        TypeError: an argument that should be a tensor is none; lists and NumPy arrays are not
+            converted, as their dtype and device are a choice.
         RuntimeError: on wrong shapes, dtypes or devices, options out of range, a NaN score (with
             voting, one that is not finite), or a segment that is not finite or ends before it
             starts (the row is named).
@@ -291,15 +307,19 @@ def batched_nms(
         >>> batched_nms(segments, scores, labels, iou_threshold=0.5).indices
         tensor([1, 2])
     """
-    _check_device("batched_nms", segments, scores=scores, labels=labels, videos=videos)
+    op = "batched_nms"
+    check_tensors(
+        op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
+    )
+    refuse_derivatives(op, segments=segments, scores=scores)
     indices, kept_scores, refined = torch.ops.tal_fast.batched_nms.default(
         segments,
         scores,
         labels,
         videos,
-        _code("batched_nms", "method", method, METHODS),
+        position(op, "method", method, METHODS),
         iou_threshold,
-        _code("batched_nms", "iou_comparison", iou_comparison, COMPARISONS) == 1,
+        position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
         length_eps,
         sigma,
         t1,
@@ -309,29 +329,13 @@ def batched_nms(
         max_per_class,
         per_class,
         voting_threshold,
-        _code("batched_nms", "voting_weight", voting_weight, WEIGHTS),
+        position(op, "voting_weight", voting_weight, WEIGHTS),
         spare_first,
         validate,
     )
     if voting_threshold is None:
         refined = segments.index_select(0, indices)
     return BatchedNMSResult(indices, kept_scores, refined)
-
-
-def _code(op: str, argument: str, word: str, words: tuple[str, ...]) -> int:
-    if word not in words:
-        raise ValueError(f"{op}: expected {argument} to be one of {', '.join(words)}, got {word!r}")
-    return words.index(word)
-
-
-def _check_device(op: str, segments: Tensor, **others: Tensor | None) -> None:
-    # Here and not in the op: which implementation runs depends on the devices, so none of them
-    # sees every mixture.
-    for name, other in others.items():
-        if other is not None and other.device != segments.device:
-            raise RuntimeError(
-                f"{op}: expected {name} on {segments.device} like segments, got {other.device}"
-            )
 
 
 @torch.library.register_fake("tal_fast::nms")
@@ -398,18 +402,6 @@ def _batched_nms_fake(
     )
 
 
-_library = torch.library.Library("tal_fast", "FRAGMENT")
-
-
-def _register_without_gradient(*ops: str) -> None:
-    """Says how the ops of suppression meet autograd and autocast."""
-    for op in ops:
-        # No gradient, said out loud: autograd passes the call on, and the outputs claim none. (A
-        # registered formula would take longer than many a call does.)
-        _library.impl(op, torch.library.fallthrough_kernel, "Autograd")
-        # Half scores tie far too often, and half seconds are far too coarse.
-        for device in ("cpu", "cuda"):
-            torch.library.register_autocast(f"tal_fast::{op}", device, torch.float32)
-
-
-_register_without_gradient("nms", "soft_nms", "batched_nms")
+register_without_gradient("nms", "soft_nms", "batched_nms")
+# Half scores tie far too often, and half seconds are far too coarse.
+register_autocast("nms", "soft_nms", "batched_nms")

@@ -19,13 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.nms import (
-    COMPARISONS,
-    METHODS,
-    WEIGHTS,
-    _check_device,
-    _code,
-    _register_without_gradient,
+from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.nms import COMPARISONS, METHODS, WEIGHTS
+from tal_fast.ops.registration import (
+    refuse_derivatives,
+    register_autocast,
+    register_without_gradient,
 )
 
 
@@ -73,6 +72,7 @@ def nms_padded(
 
     Raises:
         ValueError: if ``iou_comparison`` is none of the two.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: as ``nms`` does; for values on the CPU alone.
 
     Example:
@@ -80,13 +80,13 @@ def nms_padded(
         >>> nms_padded(segments, torch.tensor([0.8, 0.9, 0.1]), 0.5, max_segments=4)
         (tensor([ 1,  2, -1, -1]), tensor(2))
     """
-    _check_device("nms_padded", segments, scores=scores)
+    check_tensors("nms_padded", segments=segments, scores=scores)
     indices, count = torch.ops.tal_fast.nms_padded.default(
         segments,
         scores,
         iou_threshold,
         max_segments,
-        _code("nms_padded", "iou_comparison", iou_comparison, COMPARISONS) == 1,
+        position("nms_padded", "iou_comparison", iou_comparison, COMPARISONS) == 1,
         length_eps,
         validate,
     )
@@ -133,6 +133,7 @@ def soft_nms_padded(
 
     Raises:
         ValueError: if ``method`` or ``iou_comparison`` is unknown.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: as ``soft_nms`` does; for values on the CPU alone.
 
     Example:
@@ -142,16 +143,17 @@ def soft_nms_padded(
         (tensor([ 1,  2,  0, -1]), tensor([0.9000, 0.5000, 0.1083, 0.0000]), tensor(3))
     """
     op = "soft_nms_padded"
-    _check_device(op, segments, scores=scores)
+    check_tensors(op, segments=segments, scores=scores)
+    refuse_derivatives(op, segments=segments, scores=scores)
     indices, kept_scores, count = torch.ops.tal_fast.soft_nms_padded.default(
         segments,
         scores,
-        _code(op, "method", method, METHODS),
+        position(op, "method", method, METHODS),
         sigma,
         iou_threshold,
         min_score,
         max_segments,
-        _code(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
+        position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
         length_eps,
         t1,
         t2,
@@ -215,6 +217,7 @@ def batched_nms_padded(
 
     Raises:
         ValueError: if ``method``, ``iou_comparison`` or ``voting_weight`` is unknown.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: as ``batched_nms`` does, and on a video number out of range; for values on
             the CPU alone.
 
@@ -230,7 +233,10 @@ def batched_nms_padded(
                 [ 1,  2, -1]]), tensor([0, 2]))
     """
     op = "batched_nms_padded"
-    _check_device(op, segments, scores=scores, labels=labels, videos=videos)
+    check_tensors(
+        op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
+    )
+    refuse_derivatives(op, segments=segments, scores=scores)
     return PaddedNMSResult(
         *torch.ops.tal_fast.batched_nms_padded.default(
             segments,
@@ -239,9 +245,9 @@ def batched_nms_padded(
             videos,
             num_videos,
             max_segments,
-            _code(op, "method", method, METHODS),
+            position(op, "method", method, METHODS),
             iou_threshold,
-            _code(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
+            position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
             length_eps,
             sigma,
             t1,
@@ -250,7 +256,7 @@ def batched_nms_padded(
             max_per_class,
             per_class,
             voting_threshold,
-            _code(op, "voting_weight", voting_weight, WEIGHTS),
+            position(op, "voting_weight", voting_weight, WEIGHTS),
             spare_first,
             validate,
         )
@@ -327,4 +333,5 @@ def _batched_nms_fake(
     )
 
 
-_register_without_gradient("nms_padded", "soft_nms_padded", "batched_nms_padded")
+register_without_gradient("nms_padded", "soft_nms_padded", "batched_nms_padded")
+register_autocast("nms_padded", "soft_nms_padded", "batched_nms_padded")

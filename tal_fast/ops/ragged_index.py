@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import register_autograd
+
 __all__ = ["RaggedIndex", "ragged_index"]
 
 
@@ -39,6 +42,7 @@ def ragged_index(counts: Sequence[int], like: Tensor) -> RaggedIndex:
         :class:`RaggedIndex` on the device of ``like``; no gradient.
 
     Raises:
+        TypeError: ``like`` is no tensor.
         RuntimeError: on a negative count.
 
     Example:
@@ -47,6 +51,7 @@ def ragged_index(counts: Sequence[int], like: Tensor) -> RaggedIndex:
         >>> ops.ragged_index([2, 0, 3], torch.empty(0))
         RaggedIndex(group=tensor([0, 0, 2, 2, 2]), first=tensor([0, 2, 2]))
     """
+    check_tensors("ragged_index", like=like)
     return RaggedIndex(*torch.ops.tal_fast.ragged_index.default(counts, like))
 
 
@@ -66,6 +71,4 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("ragged_index: indices have no gradient")
 
 
-torch.library.register_autograd(
-    "tal_fast::ragged_index", _no_gradient, setup_context=_setup_context
-)
+register_autograd("ragged_index", _no_gradient, setup_context=_setup_context)

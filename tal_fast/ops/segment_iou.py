@@ -3,7 +3,8 @@
 
 This op is the template for new ones. The schema and the checks are in ``csrc/ops/segment_iou.cpp``,
 the kernel in ``csrc/cpu/segment_iou.cpp``; here are the public function and what torch must know
-about the op besides its kernel: shapes (fake), gradient (autograd), precision (autocast).
+about the op besides its kernel: shapes (fake), gradient and tangent (autograd), precision
+(autocast).
 """
 
 from __future__ import annotations
@@ -12,6 +13,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.registration import (
+    Tangents,
+    register_autocast,
+    register_autograd,
+    register_no_second_derivative,
+)
 
 __all__ = ["segment_iou"]
 
@@ -58,11 +67,14 @@ def segment_iou(
     The gradient is defined everywhere: where two starts or two ends are equal each segment gets one
     half, and segments that just touch count as overlapping (the rules of ``torch.maximum`` and
     ``torch.clamp``). Both are found in one pass and summed in one fixed order, so they too are
-    equal bit for bit, on a GPU as well. There is no second derivative.
+    equal bit for bit, on a GPU as well. Forward mode (``torch.func.jvp``, ``jacfwd``) follows the
+    same rules. There is no second derivative.
 
     Raises:
-        RuntimeError: for a shape other than [N, 2], differing or unsupported dtypes, differing
-            lengths when ``aligned``, an unknown ``kind`` or a negative ``eps``.
+        ValueError: for an unknown ``kind``.
+        TypeError: ``a`` or ``b`` is no tensor.
+        RuntimeError: for a shape other than [N, 2], differing devices, differing or unsupported
+            dtypes, differing lengths when ``aligned`` or a negative ``eps``.
 
     Example:
         >>> import torch
@@ -70,9 +82,9 @@ def segment_iou(
         >>> ops.segment_iou(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 3.0], [4.0, 6.0]]))
         tensor([[0.3333, 0.0000]])
     """
-    if kind not in _KINDS:
-        raise RuntimeError(f"segment_iou: expected kind iou, giou, diou or ioa, got {kind!r}")
-    return torch.ops.tal_fast.segment_iou.default(a, b, _KINDS.index(kind), aligned, eps)
+    check_tensors("segment_iou", a=a, b=b)
+    code = position("segment_iou", "kind", kind, _KINDS)
+    return torch.ops.tal_fast.segment_iou.default(a, b, code, aligned, eps)
 
 
 @torch.library.register_fake("tal_fast::segment_iou")
@@ -113,13 +125,35 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     return grad_a if for_a else None, grad_b if for_b else None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("segment_iou: second derivatives are not implemented")
+def _jvp(
+    output: Tensor,
+    tangents: Tangents,
+    a: Tensor,
+    b: Tensor,
+    kind: int = 0,
+    aligned: bool = False,
+    eps: float = 0.0,
+) -> Tensor:
+    # A value of pair i depends on that pair alone, so the gradient of the sum of all of them has
+    # the slopes of each: four numbers, to be multiplied with the tangents of its ends.
+    def pairs(ends: Tensor, dim: int) -> Tensor:
+        ends = ends.to(torch.promote_types(ends.dtype, torch.float32))
+        if aligned:
+            return ends
+        return ends.unsqueeze(dim).expand(a.shape[0], b.shape[0], 2).reshape(-1, 2)
+
+    pairs_a, pairs_b = pairs(a, 1), pairs(b, 0)
+    all_slopes = torch.ops.tal_fast.segment_iou_backward.default(
+        pairs_a.new_ones(pairs_a.shape[0]), pairs_a, pairs_b, kind, True, eps, True, True
+    )
+    total = torch.zeros_like(pairs_a[:, 0])
+    for slopes, tangent, dim in zip(all_slopes, tangents[:2], (1, 0), strict=True):
+        if tangent is not None:
+            total = total + (slopes * pairs(tangent, dim)).sum(-1)
+    return total.to(output.dtype).reshape(output.shape)
 
 
-torch.library.register_autograd("tal_fast::segment_iou", _backward, setup_context=_setup_context)
-# Without a rule of its own the backward op would only warn and then give wrong second derivatives.
-torch.library.register_autograd("tal_fast::segment_iou_backward", _no_second_derivative)
+register_autograd("segment_iou", _backward, setup_context=_setup_context, jvp=_jvp)
+register_no_second_derivative("segment_iou")
 # A 16-bit segment of a long video is off by whole rows, and the op is cheap: float32 throughout.
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("tal_fast::segment_iou", _device, torch.float32)
+register_autocast("segment_iou")

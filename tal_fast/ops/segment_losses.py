@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors, position
 from tal_fast.ops.segment_iou import segment_iou
 
 __all__ = ["diou_loss", "giou_loss", "iou_loss"]
@@ -38,10 +39,12 @@ def iou_loss(
 
     Returns:
         Tensor[N], or a scalar Tensor[] when reduced, in the dtype of ``pred``; float32 under
-        autocast. Differentiable once, for ``pred`` and ``target``.
+        autocast. Differentiable once, for ``pred`` and ``target``, in both modes.
 
     Raises:
-        RuntimeError: for an unknown ``reduction`` or whatever ``segment_iou`` refuses.
+        ValueError: for an unknown ``reduction``.
+        TypeError: ``pred`` or ``target`` is no tensor.
+        RuntimeError: whatever ``segment_iou`` refuses.
 
     Example:
         >>> import torch
@@ -71,7 +74,7 @@ def giou_loss(
         As :func:`iou_loss`.
 
     Raises:
-        RuntimeError: as :func:`iou_loss`.
+        ValueError, TypeError, RuntimeError: as :func:`iou_loss`.
 
     Example:
         >>> import torch
@@ -100,7 +103,7 @@ def diou_loss(
         As :func:`iou_loss`.
 
     Raises:
-        RuntimeError: as :func:`iou_loss`.
+        ValueError, TypeError, RuntimeError: as :func:`iou_loss`.
 
     Example:
         >>> import torch
@@ -114,8 +117,8 @@ def diou_loss(
 def _loss(
     kind: Literal["iou", "giou", "diou"], pred: Tensor, target: Tensor, reduction: str, eps: float
 ) -> Tensor:
-    if reduction not in ("none", "mean", "sum"):
-        raise RuntimeError(f"{kind}_loss: expected reduction none, mean or sum, got {reduction!r}")
+    check_tensors(f"{kind}_loss", pred=pred, target=target)
+    position(f"{kind}_loss", "reduction", reduction, ("none", "mean", "sum"))
     loss = 1 - segment_iou(pred, target, kind, aligned=True, eps=eps)
     if reduction == "none":
         return loss

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import Tangents, no_tangent, register_autocast, register_autograd
+
 __all__ = ["segment_roi_align"]
 
 
@@ -56,10 +59,12 @@ def segment_roi_align(
 
     Returns:
         Tensor[K, C, R], contiguous, in the dtype of ``features``. Differentiable for ``features``,
-        any number of times; no gradient goes to ``rois``. Output and gradient are the same, bit for
+        any number of times and in forward mode (``torch.func.jvp``); no gradient goes to ``rois``,
+        and a tangent of theirs is refused. Output and gradient are the same, bit for
         bit, in every run, for any number of threads, on every instruction set and on a GPU.
 
     Raises:
+        TypeError: an argument is no tensor.
         RuntimeError: on wrong shapes, dtypes or devices, a batch index that is not a whole number
             in [0, B), a start or end that is not finite or beyond 2^31, or, with ``aligned``, an
             end before its start (the row is named). A GPU cannot report values of ``rois`` without
@@ -76,11 +81,7 @@ def segment_roi_align(
         >>> ops.segment_roi_align(features, rois, output_size=2, aligned=True)
         tensor([[[2.5000, 4.5000]]])
     """
-    if rois.device != features.device:
-        raise RuntimeError(
-            f"segment_roi_align: expected rois on {features.device} like features, "
-            f"got {rois.device}"
-        )
+    check_tensors("segment_roi_align", features=features, rois=rois)
     out: Tensor = torch.ops.tal_fast.segment_roi_align.default(
         features, rois, output_size, sampling_ratio, aligned
     )
@@ -140,13 +141,31 @@ def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_grad, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "tal_fast::segment_roi_align", _backward, setup_context=_setup_context
-)
-torch.library.register_autograd(
-    "tal_fast::segment_roi_align_backward", _second_backward, setup_context=_setup_second_context
+def _jvp(
+    output: Tensor, tangents: Tangents, features: Tensor, rois: Tensor, *settings: Any
+) -> Tensor:
+    _refuse_moving(tangents)
+    return torch.ops.tal_fast.segment_roi_align.default(tangents[0], rois, *settings)
+
+
+def _backward_jvp(
+    output: Tensor, tangents: Tangents, grad: Tensor, rois: Tensor, *settings: Any
+) -> Tensor:
+    _refuse_moving(tangents)
+    return torch.ops.tal_fast.segment_roi_align_backward.default(tangents[0], rois, *settings)
+
+
+def _refuse_moving(tangents: Tangents) -> None:
+    if tangents[1] is not None:
+        raise no_tangent("segment_roi_align", "rois")
+
+
+register_autograd("segment_roi_align", _backward, setup_context=_setup_context, jvp=_jvp)
+register_autograd(
+    "segment_roi_align_backward",
+    _second_backward,
+    setup_context=_setup_second_context,
+    jvp=_backward_jvp,
 )
 # Positions need float32, and features of one dtype with them keep the surroundings simple.
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("tal_fast::segment_roi_align", _device, torch.float32)
-del _device
+register_autocast("segment_roi_align")

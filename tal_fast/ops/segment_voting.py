@@ -4,7 +4,13 @@
 import torch
 from torch import Tensor
 
-from tal_fast.ops.nms import WEIGHTS, _check_device, _code
+from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.nms import WEIGHTS
+from tal_fast.ops.registration import (
+    refuse_derivatives,
+    register_autocast,
+    register_without_gradient,
+)
 
 
 def segment_voting(
@@ -42,6 +48,7 @@ def segment_voting(
 
     Raises:
         ValueError: if ``weight`` is none of the two.
+        TypeError: an argument that should be a tensor is none.
         RuntimeError: on wrong shapes, dtypes or devices, a threshold out of range, a score that is
             not finite, or a segment that is not finite or ends before it starts (the row is named).
             On a GPU values are not checked, as the host would have to wait for them.
@@ -51,13 +58,15 @@ def segment_voting(
         >>> segment_voting(segments[:1], segments, torch.tensor([0.75, 0.25, 0.5]), 0.7)
         tensor([[ 0.5000, 10.0000]])
     """
-    _check_device("segment_voting", segments, kept_segments=kept_segments, scores=scores)
+    op = "segment_voting"
+    check_tensors(op, segments=segments, kept_segments=kept_segments, scores=scores)
+    refuse_derivatives(op, segments=segments, kept_segments=kept_segments, scores=scores)
     refined: Tensor = torch.ops.tal_fast.segment_voting.default(
         kept_segments,
         segments,
         scores,
         iou_threshold,
-        _code("segment_voting", "weight", weight, WEIGHTS),
+        position(op, "weight", weight, WEIGHTS),
     )
     return refined
 
@@ -69,9 +78,5 @@ def _fake(
     return kept_segments.new_empty((kept_segments.shape[0], 2))
 
 
-_library = torch.library.Library("tal_fast", "FRAGMENT")
-# No gradient: autograd passes the call on, and the output claims none.
-_library.impl("segment_voting", torch.library.fallthrough_kernel, "Autograd")
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast("tal_fast::segment_voting", _device, torch.float32)
-del _device
+register_without_gradient("segment_voting")
+register_autocast("segment_voting")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.ops.arguments import check_tensors, position
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms
 
 __all__ = ["fuse_windows"]
@@ -52,7 +53,9 @@ def fuse_windows(
 
     Raises:
         ValueError: ``scope`` is neither word.
-        RuntimeError: wrong shapes, a window number out of range, or what ``batched_nms`` raises.
+        TypeError: an argument is no tensor.
+        RuntimeError: wrong shapes, tensors on several devices, a window number out of range, or
+            what ``batched_nms`` raises.
 
     Example:
         >>> import torch
@@ -64,8 +67,16 @@ def fuse_windows(
         >>> ops.fuse_windows(segments, scores, labels, windows, spans, video).indices
         tensor([0, 1, 3])
     """
-    if scope not in SCOPES:
-        raise ValueError(f"fuse_windows: expected scope to be all or overlaps, got {scope!r}")
+    check_tensors(
+        "fuse_windows",
+        segments=segments,
+        scores=scores,
+        labels=labels,
+        windows=windows,
+        window_spans=window_spans,
+        window_videos=window_videos,
+    )
+    position("fuse_windows", "scope", scope, SCOPES)
     _check(segments, windows, window_spans, window_videos)
     videos = window_videos.index_select(0, windows)
     if scope == "all":

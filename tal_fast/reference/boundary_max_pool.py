@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boundary max pooling, the slow and obvious twin of ``tal_fast.ops.boundary_max_pool``."""
+"""Boundary max pooling, the slow and obvious twin of ``tal_fast.ops.boundary_max_pool``.
+
+The second function is the twin of its gradient with ``compat="afsd"``, which is not that of the
+first one.
+"""
 
 import math
 
@@ -28,7 +32,7 @@ def boundary_max_pool_afsd_gradient(grad: Tensor, features: Tensor, segments: Te
     """
     batch, channels, count = grad.shape
     values = features.reshape(-1)
-    result = torch.zeros(features.numel(), dtype=torch.float64)
+    result = features.new_zeros(features.numel(), dtype=torch.float64)
     for b in range(batch):
         for c in range(channels):
             row = (b * channels + c) * count

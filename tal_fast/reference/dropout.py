@@ -35,7 +35,7 @@ def dropout(
     value = x.double()
     if relu:
         value = value.clamp(min=0)
-    value = value * keep_mask(x.numel(), p, seed).view(x.shape) / (1 - p)
+    value = value * keep_mask(x.numel(), p, seed).to(x.device).view(x.shape) / (1 - p)
     return value if residual is None else value + residual.double()
 
 

@@ -15,7 +15,7 @@ def gather_windows(
 ) -> tuple[Tensor, Tensor]:
     """Copies one row at a time; rows that do not exist, in window or store, are padding."""
     features = store.new_zeros(len(rows), length, store.shape[1], dtype=dtype or store.dtype)
-    mask = torch.ones(len(rows), length, dtype=torch.bool)
+    mask = store.new_ones(len(rows), length, dtype=torch.bool)
     for b, (first, count) in enumerate(zip(first_row.tolist(), rows.tolist(), strict=True)):
         for t in range(length):
             if t < count and 0 <= first + t < len(store):

@@ -66,4 +66,4 @@ def matching_cost(
             if columns:
                 blocks.append(torch.stack(columns, dim=1).reshape(-1))
             first += count
-    return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(blocks) if blocks else logits.new_zeros(0, dtype=torch.float64)

@@ -30,7 +30,7 @@ def nms(
         ious = [_iou(segments[j], segments[i], length_eps) for j in kept]
         if not any(_acts(iou, threshold, iou_comparison) for iou in ious):
             kept.append(i)
-    return torch.tensor(kept[:max_segments], dtype=torch.int64)
+    return segments.new_tensor(kept[:max_segments], dtype=torch.int64)
 
 
 def soft_nms(
@@ -79,7 +79,7 @@ def soft_nms(
             if not current[j] >= low:
                 del current[j]
     out = torch.stack(kept_scores) if kept else scores.new_empty(0)
-    return torch.tensor(kept, dtype=torch.int64), out.to(out_dtype)
+    return segments.new_tensor(kept, dtype=torch.int64), out.to(out_dtype)
 
 
 def batched_nms(
@@ -138,7 +138,7 @@ def batched_nms(
             found += zip(kept.tolist(), kept_scores.tolist(), strict=True)
         found.sort(key=lambda item: (-item[1], item[0]))
         merged += found[:max_segments]
-    indices = torch.tensor([index for index, _ in merged], dtype=torch.int64)
+    indices = labels.new_tensor([index for index, _ in merged], dtype=torch.int64)
     out_scores = scores.new_tensor([score for _, score in merged])
     return indices, out_scores, refined[indices].to(segments.dtype)
 

@@ -45,6 +45,7 @@ class Request:
         dataset: the opened data set.
         split: the videos that train and test.
         clips: the clips of all training videos, as the model takes them.
+        notes: what of the data is left out, or never learned.
         budgets: what ends the trainings.
         holdout: share of the sample that the settings keep back.
         settings: what decides the outcomes.
@@ -58,6 +59,7 @@ class Request:
     dataset: Any
     split: Split
     clips: ClipSet
+    notes: tuple[str, ...]
     budgets: tuple[str, ...]
     holdout: float
     settings: dict[str, Any]
@@ -156,7 +158,7 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
         ConfigError: the request makes no sense.
         DataError: the data is faulty.
     """
-    from tal_fast.data import open_dataset
+    from tal_fast.data import open_dataset, require_learnable
     from tal_fast.data.windows import windows_of
     from tal_fast.models import detector_of
     from tal_fast.training import config_to_dict, load_config
@@ -196,6 +198,7 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
     clips = detector_of(config.name).clips(config.detector, dataset, split.train, training=True)
     if any(sampling.endswith("window") for sampling in spec.samplings):
         windows_of(clips)  # an error where there are none
+    notes = (*dataset.notes(), *require_learnable(clips))
     resolved = config_to_dict(config)
     # Always written out, so that a study of epochs can be extended by one of steps.
     resolved["training"]["steps"] = config.training.steps or config.training.epochs * max(
@@ -207,6 +210,7 @@ def check_request(spec: StudySpec, experiment: str | Callable[..., Any]) -> Requ
         dataset=dataset,
         split=split,
         clips=clips,
+        notes=notes,
         budgets=budgets,
         holdout=config.training.holdout,
         settings=settings,

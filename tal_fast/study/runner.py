@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study.curve import Curve, build_curves, curve_csv, curves_by_training, trials_csv
 from tal_fast.study.display import StudyDisplay
@@ -26,9 +27,11 @@ from tal_fast.study.execution.trials import EXPERIMENT, TrialTask, load_experime
 from tal_fast.study.request import CONFIG, TRIALS, Request, check_request
 from tal_fast.study.settings import (
     StudySpec,
+    check_same_data,
     check_same_settings,
-    data_fingerprint,
+    read_data_facts,
     read_study,
+    write_data_facts,
     write_study,
 )
 
@@ -150,6 +153,24 @@ def _raise_failures(request: Request, failed: list[Outcome]) -> None:
     raise kind(text) from first.error
 
 
+def _check_same(
+    request: Request, study: Mapping[str, Any], facts: Mapping[str, Any], console: Console
+) -> None:
+    """Checks that the study in the directory is of the same data and settings."""
+    out = request.spec.out
+    found = read_data_facts(out)
+    if found is not None and study["settings"].get("split") == request.spec.split:
+        check_same_data(out, found, facts, trust_times=request.spec.trust_times)
+    check_same_settings(out, study["settings"], request.settings)
+    if found is None:
+        console.print(
+            f"{out}: began under an earlier version, which kept nothing of its feature files: "
+            "changes of them until now cannot be told",
+            markup=False,
+            highlight=False,
+        )
+
+
 def run_study(
     spec: StudySpec,
     *,
@@ -168,7 +189,7 @@ def run_study(
         The curve over all finished trials of these settings, also those of earlier requests.
 
     Raises:
-        ConfigError: the request makes no sense, or ``out`` holds a study of other settings.
+        ConfigError: the request makes no sense, or ``out`` holds a study of other settings or data.
         DataError: the data is faulty, or ``out`` cannot be written.
         TalFastError: a trial failed, or another process runs this study.
         KeyboardInterrupt: Ctrl-C; finished trials are kept, running ones continue next time.
@@ -180,8 +201,9 @@ def run_study(
     busy = f"{out}: another process runs this study"
     with locked_directory(out, wait=1.0, busy=busy):
         study = read_study(out)
+        facts = data_facts(request.dataset, (*request.split.train, *request.split.test))
         if study is not None:
-            check_same_settings(out, study["settings"], request.settings)
+            _check_same(request, study, facts, console)
         records = scan_trials(out / TRIALS, request.hash)
         runs = [] if study is None else list(study["runs"])
         wanted = request.trials()
@@ -190,6 +212,9 @@ def run_study(
         def note_runs() -> None:
             write_study(out, request.settings, spec, runs, budgets=request.budgets, trials=asked)
 
+        for note in request.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        write_data_facts(out, facts)  # before study.yaml: without it a study is of an older version
         note_runs()
         write_text_atomically(out / CONFIG, request.config_text)
         tasks = [request.task(trial) for trial in wanted if trial.name not in records]

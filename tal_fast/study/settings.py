@@ -17,30 +17,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.fingerprint import changed_annotations, changed_features, data_fingerprint
+from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError
 
 __all__ = [
     "BUDGETS",
     "StudySpec",
+    "check_same_data",
     "check_same_settings",
-    "data_fingerprint",
     "hash_settings",
+    "read_data_facts",
     "read_study",
     "study_settings",
+    "write_data_facts",
     "write_study",
 ]
 
 STUDY_FILE = "study.yaml"
+DATA_FILE = "data.json"
 BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
 """What may end the trainings of a study, ``training.budget``, in the order in which it is shown."""
 _FORMAT = 2
 _SHOWN = 5
-# A study of many runs has a long file, which libyaml reads ten times as fast.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Settings that a trial sets itself, or that change its speed and not its outcome.
 _NOT_THE_STUDYS = (
     ("training", "seed"),
@@ -74,6 +76,8 @@ class StudySpec:
         ray: address of a Ray cluster to run on
             (:class:`~tal_fast.study.execution.ray_cluster.RayCluster`); None runs on this machine.
         gpus_per_trial: GPUs of each trial on a Ray cluster; below 1 that many share one.
+        trust_times: go on with an earlier study although feature files have another size or time
+            than then, since they hold the same.
     """
 
     data: Path
@@ -93,6 +97,7 @@ class StudySpec:
     threads: int | None = None
     ray: str | None = None
     gpus_per_trial: float | None = None
+    trust_times: bool = False
 
     def command(self) -> str:
         """Returns the command line that asks for this study."""
@@ -122,25 +127,6 @@ class StudySpec:
         if self.threads is not None:
             words += ["--threads", str(self.threads)]
         return shlex.join([*words, "--out", str(self.out)])
-
-
-def data_fingerprint(dataset: Any) -> str:
-    """Returns a hash of annotations and feature shapes, the same wherever the data lies.
-
-    The feature values are not read: that would cost more than some studies. Features of the same
-    shapes with other content are the one change that this does not see.
-    """
-    digest = hashlib.sha256()
-    digest.update(json.dumps(list(dataset.annotations.classes)).encode())
-    for name in sorted(dataset.annotations.videos):
-        video, extent = dataset.annotations.videos[name], dataset.features[name]
-        grid = dataset.grid(name)
-        row = [name, video.subset, float(video.duration), extent.rows, extent.columns]
-        row += [str(extent.dtype), float(grid.stride), float(grid.frames), float(grid.fps)]
-        digest.update(json.dumps(row).encode())
-        digest.update(np.ascontiguousarray(video.segments, dtype="<f8").tobytes())
-        digest.update(np.ascontiguousarray(video.labels, dtype="<i8").tobytes())
-    return digest.hexdigest()
 
 
 def study_settings(
@@ -208,6 +194,57 @@ def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str
     )
 
 
+def read_data_facts(out: Path) -> dict[str, Any] | None:
+    """Reads what a study keeps of its data; None when an earlier version began it.
+
+    Raises:
+        DataError: it cannot be read or was written by something else.
+    """
+    path = out / DATA_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(facts, dict) or not {"classes", "videos"} <= facts.keys():
+        raise DataError(f"{path}: expected the keys classes and videos; remove it to begin it anew")
+    return facts
+
+
+def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
+    """Writes ``data.json``, which tells a later run whether the data has changed."""
+    write_text_atomically(out / DATA_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def check_same_data(
+    out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, trust_times: bool
+) -> None:
+    """Checks that a study's trials were run on the data that is there now.
+
+    Args:
+        out: directory of the study.
+        found: facts of the data then (:func:`~tal_fast.data.fingerprint.data_facts`).
+        wanted: facts of the data now.
+        trust_times: accept feature files of another size or time.
+
+    Raises:
+        ConfigError: they differ; the message names the first video.
+    """
+    changed = changed_annotations(found, wanted)
+    if changed is not None:
+        raise ConfigError(
+            f"{out}: holds a study of other data: {changed}; "
+            "results are never mixed: use another --out"
+        )
+    changed = changed_features(found, wanted)
+    if changed is not None and not trust_times:
+        raise ConfigError(
+            f"{out}: holds a study of other data: {changed}; results are never mixed: use another "
+            "--out or, if the files hold what they held (copied, restored, packed), --trust-times"
+        )
+
+
 def read_study(out: Path) -> dict[str, Any] | None:
     """Reads ``study.yaml``; None when there is none.
 
@@ -216,10 +253,10 @@ def read_study(out: Path) -> dict[str, Any] | None:
     """
     path = out / STUDY_FILE
     try:
-        study = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        study = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         return None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     keys = ("format", "settings", "hash", "request", "runs")
     if not isinstance(study, dict) or any(key not in study for key in keys):

@@ -9,16 +9,20 @@ complete one.
 from __future__ import annotations
 
 import os
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tal_fast.errors import TrainingError
+from tal_fast.errors import ConfigError, TrainingError
 from tal_fast.models import Detector, detector_of
+from tal_fast.models.base import plain_defaults
 from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
+from tal_fast.training.finite import not_finite_weights
+from tal_fast.training.foreign_files import foreign_file
 
 __all__ = ["load_model", "read_checkpoint", "save_model", "write_checkpoint"]
 
@@ -51,20 +55,53 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        other = foreign_file(path)
+        if other is not None:
+            raise TrainingError(f"{path} is not a checkpoint: it is {other}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"no checkpoint at {path}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is not a readable checkpoint: {error}") from error
+    except TrainingError:
+        raise
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a broken pickle fails in any way it likes
+        raise TrainingError(f"{path} is not a readable checkpoint: {_why(error)}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise TrainingError(f"{path}: expected checkpoint format {_FORMAT}, found {found}")
+        raise TrainingError(
+            f"{path}: expected checkpoint format {_FORMAT} of tal_fast, found {_described(content)}"
+        )
     return content
+
+
+def _why(error: Exception) -> str:
+    """Says in one line why torch cannot read a file; its advice to run what is in it is no help."""
+    foreign = re.search(r"Unsupported (?:global|class):? *(?:GLOBAL *)?([\w.]+)", str(error))
+    if foreign:
+        return (
+            f"it holds objects of {foreign[1]}; only tensors and plain values are read, since "
+            "anything else may run code"
+        )
+    if not isinstance(error, RuntimeError):
+        return "its content is damaged"
+    return str(error).strip().partition("\n")[0][:200]
+
+
+def _described(content: Any) -> str:
+    """Says what a file of another tool holds."""
+    if not isinstance(content, dict):
+        return f"an object of type {type(content).__name__}"
+    if "format" in content and not isinstance(content["format"], Tensor):
+        return f"format {content['format']!r:.40}"
+    keys = ", ".join(repr(key) for key in list(content)[:4]) + (", …" if len(content) > 4 else "")
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return f"a bare state dict of {len(content)} tensors ({keys})"
+    return f"the keys {keys}" if content else "an empty dict"
 
 
 def save_model(
     path: Path,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, Tensor],
     config: ExperimentConfig,
     classes: tuple[str, ...],
     in_channels: int,
@@ -79,6 +116,16 @@ def save_model(
     write_checkpoint(path, content)
 
 
+def _is_weight(key: Any, value: Any) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
 def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str, ...]]:
     """Builds the model of a checkpoint written by :func:`save_model`, in evaluation mode.
 
@@ -86,19 +133,40 @@ def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str,
         The model, the settings it was trained with, and the class names in label order.
 
     Raises:
-        TrainingError: the file is missing or damaged, or its weights do not fit its settings.
+        TrainingError: the file is missing or damaged, or its weights do not fit its settings or
+            are not finite.
     """
     content = read_checkpoint(path)
     missing = {"model", "config", "classes", "in_channels"} - content.keys()
     if missing:
-        raise TrainingError(f"{path}: not a model checkpoint, it lacks {sorted(missing)}")
-    config = config_from_dict(content["config"])
-    classes = tuple(content["classes"])
-    # Without initial weights: drawing them took longer than reading the trained ones.
-    with torch.device("meta"):
-        model = detector_of(config.name)(content["in_channels"], len(classes), config.detector)
+        unfinished = "; it is the state of an unfinished training" if "identity" in content else ""
+        raise TrainingError(
+            f"{path}: not a model checkpoint, it lacks {sorted(missing)}{unfinished}"
+        )
+    weights, classes = content["model"], content["classes"]
+    if not isinstance(weights, dict) or not all(map(_is_weight, weights, weights.values())):
+        raise TrainingError(f"{path}: expected a state dict of real tensors under 'model'")
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+        raise TrainingError(f"{path}: expected names under 'classes', got {classes!r:.60}")
+    channels = content["in_channels"]
+    if not isinstance(channels, int) or channels < 1:
+        raise TrainingError(f"{path}: expected 'in_channels' above 0, got {channels!r}")
     try:
-        model.load_state_dict(content["model"], assign=True)
+        config = config_from_dict(content["config"])
+    except ConfigError as error:
+        raise TrainingError(f"{path}: {error}") from error
+    # Without initial weights: drawing them took longer than reading the trained ones.
+    with plain_defaults("meta"):
+        model = detector_of(config.name)(channels, len(classes), config.detector)
+    try:
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise TrainingError(f"{path}: weights do not fit the model: {error}") from error
-    return model.float().eval(), config, classes
+        lines = [line.strip() for line in str(error).splitlines()]
+        text = " ".join(lines[1:] or lines)
+        raise TrainingError(
+            f"{path}: weights do not fit the model: {text[:300]}{'…' * (len(text) > 300)}"
+        ) from error
+    first = not_finite_weights(weights)
+    if first is not None:
+        raise TrainingError(f"{path}: the weights are not finite; the first is {first}")
+    return model.float().eval(), config, tuple(classes)

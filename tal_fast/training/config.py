@@ -16,6 +16,7 @@ import pydantic
 import yaml
 from pydantic import BeforeValidator, Field
 
+from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError
 from tal_fast.models import available, detector_config, detector_of, recipe
 from tal_fast.models.base import STRICT, NonNegative, Positive, Share
@@ -112,7 +113,7 @@ class TrainingConfig:
     lr_drop_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     warmup: Share = 0.0
     lr_end: NonNegative = 1e-8
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 42
     amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: EmaModes = ("off",)
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
@@ -154,6 +155,9 @@ def preset(name: str) -> ExperimentConfig:
     return config_from_dict(_defaults(name))
 
 
+_named = preset  # for load_config, which has an argument `preset`
+
+
 def load_config(
     path: str | Path | None = None,
     *,
@@ -173,14 +177,14 @@ def load_config(
     from_file: dict[str, Any] = {}
     if path is not None:
         from_file = _read_yaml(Path(path))
-    name = preset or str(from_file.get("name", "tadtr"))
+    name = str(from_file.get("name", "tadtr")) if preset is None else preset
     settings = _defaults(name)
     merge(settings, {**from_file, "name": name})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r}: expected section.field=value")
-        value: Any = _parse_yaml(text, f"override {override!r}")
+        value: Any = parse_yaml(text, f"override {override!r}", ConfigError)
         for part in reversed(key.split(".")):
             value = {part: value}
         merge(settings, value)
@@ -228,16 +232,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from None
-    loaded = _parse_yaml(text, str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    loaded = parse_yaml(text, str(path), ConfigError)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected sections of settings, got {type(loaded).__name__}")
     return loaded
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None

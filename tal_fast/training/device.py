@@ -31,8 +31,15 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"training.device: expected auto, cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"training.device is {name!r}, but torch sees no CUDA device")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"training.device: expected auto, cpu or cuda, got {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"training.device is {name!r}, but torch sees no CUDA device")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"training.device is {name!r}, but torch sees {torch.cuda.device_count()} of them"
+            )
     own = distributed.own_gpu() if str(device) == "cuda" else None
     return device if own is None else torch.device("cuda", own)
 

@@ -257,7 +257,7 @@ def total_later(values: Sequence[float]) -> Callable[[], list[float]]:
     """Starts to add up numbers over all processes; the returned function waits for the sums."""
     if world_size() == 1:
         return lambda: list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
+    sums = torch.tensor(values, dtype=torch.float64, device="cpu")
     number = next(_numbers)
     _pending[number] = dist.all_reduce(sums, async_op=True)
 

@@ -87,12 +87,14 @@ def train(
     resume: bool = True,
     progress: Progress | None = None,
     threads: int | None = None,
+    trust_times: bool = False,
 ) -> TrainingSummary:
     """Trains a model and writes config.yaml, environment.json, log.csv and checkpoint.pt.
 
-    With ``training.holdout`` > 0 that share of ``videos`` is kept back and picks the weights; no
-    other video is ever looked at. Where ``training.ema`` names several modes of averaging, each
-    further one has its own checkpoint, ``checkpoint_plain.pt``.
+    With ``training.holdout`` > 0 that share of ``videos`` is kept back and picks the weights, in
+    the first draw of the seed that leaves an instance on both sides; no other video is ever looked
+    at. Where ``training.ema`` names several modes of averaging, each further one has its own
+    checkpoint, ``checkpoint_plain.pt``.
 
     Under torchrun its processes train together (:mod:`tal_fast.training.distributed`).
 
@@ -106,10 +108,12 @@ def train(
         resume: whether to go on with an interrupted training in ``out``.
         progress: called after every step, in the first process alone.
         threads: torch threads of a process; as they are when None.
+        trust_times: go on with an interrupted training although feature files have another size or
+            time than then, since they hold the same.
 
     Raises:
         ConfigError: the budget lacks a setting, or windows are chosen under a hold-out.
-        DataError: the videos hold nothing to train on.
+        DataError: the videos hold nothing to train on, or too little for a hold-out.
         TrainingError: the training cannot go on, or ``out`` cannot be written.
     """
     if positions is not None and config.training.holdout > 0.0:
@@ -120,7 +124,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     out = Path(out)
-    kept, held = _hold_out(videos, config.training.holdout, config.training.seed)
+    kept, held = _hold_out(data, videos, config.training.holdout, config.training.seed)
 
     def validate(model: Detector) -> float:
         def score() -> float:
@@ -139,6 +143,8 @@ def train(
             positions=positions,
             progress=progress if distributed.is_first() else None,
             validate=validate if held else None,
+            held=held,
+            trust_times=trust_times,
         )
         return trainer.run(resume)
 
@@ -171,6 +177,7 @@ def run_experiment(
     resume: bool = True,
     progress: Progress | None = None,
     threads: int | None = None,
+    trust_times: bool = False,
 ) -> ExperimentResult:
     """Trains, detects in the test videos and scores; the test videos decide nothing.
 
@@ -187,16 +194,24 @@ def run_experiment(
         resume: whether to go on with an interrupted experiment in ``out``.
         progress: called after every step, in the first process alone.
         threads: torch threads of a process; as they are when None.
+        trust_times: go on with an interrupted training although feature files have another size or
+            time than then, since they hold the same.
 
     Raises:
         ConfigError: as :func:`train`.
-        DataError: a video is in both lists, or the training videos hold nothing to train on.
+        DataError: a video is in both lists, the training videos hold nothing to train on, or the
+            test videos nothing to score.
         TrainingError: the training cannot go on, or ``out`` cannot be written.
     """
     both = sorted(set(train_videos) & set(test_videos))
     if both:
         raise DataError(
             f"{len(both)} videos are both training and test videos, the first is {both[0]!r}"
+        )
+    if not _annotated(data, test_videos):
+        raise DataError(
+            f"{data.path}: expected an instance in the {len(test_videos)} test videos, there is "
+            "none: nothing could be scored"
         )
     began = time.perf_counter()
     out = Path(out)
@@ -210,6 +225,7 @@ def run_experiment(
             resume=resume,
             progress=progress,
             threads=threads,
+            trust_times=trust_times,
         )
         return distributed.from_first(
             lambda: _test(summary, data, test_videos, out, progress, began)
@@ -267,11 +283,18 @@ def _test(
 
 def _score(data: TALDataset, videos: Sequence[str], found: Detections) -> EvaluationResult:
     # On the threads of this trial: those of the machine belong to the trials beside it, too.
-    truth = data.annotations.select(videos)
+    truth = data.truth.select(videos)
     return evaluate(truth, found, num_threads=torch.get_num_threads())
 
 
-def _hold_out(videos: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+def _hold_out(
+    data: TALDataset, videos: Sequence[str], share: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Returns the videos to train on and those to keep back.
+
+    The first draw of the seed that leaves an instance on both sides: without one, nothing is
+    learned, or nothing can be rated.
+    """
     if share == 0.0:
         return list(videos), []
     count = max(1, round(share * len(videos)))
@@ -279,8 +302,22 @@ def _hold_out(videos: Sequence[str], share: float, seed: int) -> tuple[list[str]
         raise DataError(
             f"training.holdout = {share} leaves none of {len(videos)} training videos to train on"
         )
-    held = set(random.Random(seed).sample(sorted(videos), count))
+    annotated = set(_annotated(data, videos))
+    if len(annotated) < 2:
+        raise DataError(
+            f"training.holdout = {share}: expected instances in at least two of {len(videos)} "
+            f"training videos, one to train on and one to rate by, found them in {len(annotated)}"
+        )
+    numbers = random.Random(seed)
+    held = set(numbers.sample(sorted(videos), count))
+    while not held & annotated or annotated <= held:
+        held = set(numbers.sample(sorted(videos), count))
     return [v for v in videos if v not in held], [v for v in videos if v in held]
+
+
+def _annotated(data: TALDataset, videos: Sequence[str]) -> list[str]:
+    known = data.annotations.videos
+    return [name for name in videos if name in known and len(known[name].labels)]
 
 
 def _peak_memory_mib() -> float:

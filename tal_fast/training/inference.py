@@ -15,13 +15,14 @@ from tal_fast import ops
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.loader import FeatureLoader
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models.base import Candidates, Detector, PostprocessConfig
 from tal_fast.ranges import nvtx_range
 from tal_fast.training.checkpoint import load_model
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
+from tal_fast.training.finite import clips_of, first_not_finite
 
 __all__ = ["detect", "predict"]
 
@@ -52,7 +53,7 @@ def predict(
 
     Raises:
         DataError: the data's channels or classes are not those of the checkpoint.
-        TrainingError: the checkpoint cannot be read.
+        TrainingError: the checkpoint cannot be read, or what it gives is not finite.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -96,8 +97,10 @@ def detect(
 
     Returns:
         Detections grouped by video, in falling order of score.
+
+    Raises:
+        TrainingError: the outputs are not finite.
     """
-    device = next(model.parameters()).device
     settings = model.config
     clips = model.clips(settings, data, videos, training=False)
     found = _Found(data, videos, settings.postprocess)
@@ -113,12 +116,7 @@ def detect(
         ) as loader:
             done = 0
             for batch in loader:
-                mask = batch.mask.to(device)
-                with nvtx_range("tal_fast.forward"), autocast(device, config.amp):
-                    output = model(batch.features.to(device), mask)
-                with nvtx_range("tal_fast.candidates"):
-                    candidates = model.candidates(output, mask)
-                found.add(batch, candidates)
+                found.add(batch, _candidates(model, batch, config))
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(clips))
@@ -126,6 +124,37 @@ def detect(
         model.train(was_training)
     with nvtx_range("tal_fast.nms"):
         return found.merged()
+
+
+def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candidates:
+    """Returns the candidates of a batch, on the host.
+
+    Raises:
+        TrainingError: they are not finite.
+    """
+    device = next(model.parameters()).device
+    features, mask = batch.features.to(device), batch.mask.to(device)
+    failure: Exception | None = None
+    try:
+        with nvtx_range("tal_fast.forward"), autocast(device, config.amp):
+            output = model(features, mask)
+        with nvtx_range("tal_fast.candidates"):
+            given = model.candidates(output, mask)
+        valid = None if given.valid is None else given.valid.cpu()
+        scores, labels, segments = (item.cpu() for item in given[:3])
+        found = Candidates(scores, labels, segments, valid)
+        if all(bool(torch.isfinite(item).all()) for item in (scores, segments)):
+            return found
+    except (RuntimeError, ValueError) as error:
+        failure = error  # ops on a CPU refuse what is not finite
+    with autocast(device, config.amp):
+        first = first_not_finite(model, features, mask)
+    if failure is not None and first is None:
+        raise failure
+    raise TrainingError(
+        f"the outputs are not finite for {clips_of(batch.videos)}; the first is "
+        f"{first or 'a candidate'}"
+    ) from failure
 
 
 class _Found:
@@ -144,12 +173,11 @@ class _Found:
         self._owners: list[int] = []  # number of the video of each clip
 
     def add(self, batch: Batch, candidates: Candidates) -> None:
-        """Takes in the candidates of a batch, their segments in seconds."""
-        rows = candidates.segments.double().cpu().numpy()
-        scores, labels = candidates.scores.cpu(), candidates.labels.cpu()
-        kept = torch.ones_like(scores, dtype=torch.bool)
-        if candidates.valid is not None:
-            kept = candidates.valid.cpu()
+        """Takes in the candidates of a batch, which are on the host."""
+        rows = candidates.segments.double().numpy()
+        scores, labels, kept = candidates.scores, candidates.labels, candidates.valid
+        if kept is None:
+            kept = torch.ones_like(scores, dtype=torch.bool)
         for index, video in enumerate(batch.videos):
             grid, mine = self._data.grid(video), kept[index]
             # A resized video has other rows than its features.
@@ -172,8 +200,8 @@ class _Found:
     def merged(self) -> Detections:
         """Suppresses over the clips of each video."""
         config = self._config
-        owners = torch.tensor(self._owners)
-        clips = torch.tensor(self._clips, dtype=torch.int64)
+        owners = torch.tensor(self._owners, device="cpu")
+        clips = torch.tensor(self._clips, dtype=torch.int64, device="cpu")
         labels = torch.cat(self._labels)
         kept = ops.fuse_windows(
             torch.from_numpy(np.concatenate(self._segments)),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +17,9 @@ from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
 from tal_fast.training.device import autocast
+from tal_fast.training.finite import clips_of, first_not_finite
 
 __all__ = ["Stepper", "diverged", "parameter_groups"]
-
-_EXPLODED = 1e12  # products of larger weights leave float32
 
 
 def parameter_groups(model: Detector, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -64,12 +64,12 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
 
-    def run(self, batch: Batch, number: int) -> dict[str, Tensor]:
+    def run(self, batch: Batch, when: str) -> dict[str, Tensor]:
         """Makes a step, without waiting for it to end on a GPU.
 
         Args:
             batch: this process's part of the clips.
-            number: of the step, for messages.
+            when: names the step in messages.
 
         Returns:
             This process's parts of the losses, which add up to those of the whole batch, and
@@ -91,9 +91,11 @@ class Stepper:
                 losses = self._checked(self.model.loss(output, targets, whole))
         except (RuntimeError, ValueError) as error:
             # Ops and matching refuse values that are not finite; the cause is the training.
-            if all(bool((p.abs() < _EXPLODED).all()) for p in self.model.parameters()):
+            with autocast(self.device, self.config.training.amp):
+                first = first_not_finite(self.model, features, mask)
+            if first is None:
                 raise
-            raise diverged("the outputs are", number, batch) from error
+            raise diverged("the outputs are", when, first, batch.videos) from error
         with nvtx_range("tal_fast.backward"):
             self.scaler.scale(losses["total"]).backward()
             distributed.add_up_gradients(self.model)
@@ -143,10 +145,17 @@ class Stepper:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def diverged(what: str, number: int, batch: Batch) -> TrainingError:
-    """Returns the error of a step whose numbers are not finite."""
-    videos = sorted(set(batch.videos))
+def diverged(what: str, when: str, first: str, videos: Sequence[str] = ()) -> TrainingError:
+    """Returns the error of a training whose numbers are not finite.
+
+    Args:
+        what: and its verb, as in ``"the loss is"``.
+        when: step, epoch and learning rate.
+        first: what was not finite first.
+        videos: of the batch's clips.
+    """
+    where = f", {clips_of(videos)}" if videos else ""
     return TrainingError(
-        f"{what} not finite at step {number} (clips of {', '.join(videos)}); lower "
-        "training.learning_rate or check the features"
+        f"{what} not finite at {when}{where}; the first is {first}; lower training.learning_rate "
+        "or check the features"
     )

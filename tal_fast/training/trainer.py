@@ -19,19 +19,23 @@ from torch import Tensor
 
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
 from tal_fast.errors import TrainingError
 from tal_fast.models import Detector, detector_of
+from tal_fast.models.base import plain_defaults
 from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
-from tal_fast.training.checkpoint import read_checkpoint, save_model, write_checkpoint
+from tal_fast.training.checkpoint import save_model, write_checkpoint
 from tal_fast.training.config import ExperimentConfig, config_to_dict
 from tal_fast.training.device import resolve_device
 from tal_fast.training.events import EventWriter
+from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights
+from tal_fast.training.resume import read_state
 from tal_fast.training.step import Stepper, diverged
 
 __all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
@@ -105,6 +109,9 @@ class Trainer:
         progress: called after every step.
         validate: scores a model by held-out videos, and so picks the weights to keep; the same
             score in every process.
+        held: names of those videos.
+        trust_times: go on from ``resume.pt`` although feature files have another size or time than
+            when it was written, since they hold the same.
     """
 
     def __init__(
@@ -117,6 +124,8 @@ class Trainer:
         positions: Sequence[int] | None = None,
         progress: Callable[[ProgressEvent], None] | None = None,
         validate: Callable[[Detector], float] | None = None,
+        held: Sequence[str] = (),
+        trust_times: bool = False,
     ) -> None:
         self.config = config
         self.data = data
@@ -125,6 +134,8 @@ class Trainer:
         self.positions = None if positions is None else list(positions)
         self.progress = progress
         self.validate = validate
+        self.held = list(held)
+        self.trust_times = trust_times
 
     def run(self, resume: bool = True) -> TrainingSummary:
         """Trains to the end, from where an interrupted run with the same settings stopped.
@@ -134,7 +145,7 @@ class Trainer:
         Raises:
             ConfigError: several processes cannot share the batches.
             DataError: no training video, or none with an instance.
-            TrainingError: the loss is not finite, or ``resume.pt`` is of other settings.
+            TrainingError: the loss is not finite, or ``resume.pt`` is of other settings or data.
             KeyboardInterrupt: after the state was written.
         """
         self._start()
@@ -196,13 +207,18 @@ class Trainer:
         detector = detector_of(config.name)
         clips = detector.clips(config.detector, self.data, self.videos, training=True)
         self.clips = clips if self.positions is None else windows_of(clips).subset(self.positions)
-        distributed.require_same("settings, videos or clips", (self._identity(), len(self.clips)))
+        distributed.require_same(
+            "settings, videos or clips, or in the data",
+            (self._identity(), len(self.clips), data_fingerprint(self.data)),
+        )
         if distributed.is_first():
             self.out.mkdir(parents=True, exist_ok=True)
+            self._facts = data_facts(self.data, (*self.videos, *self.held))
         self.device = resolve_device(config.training.device)
         torch.manual_seed(config.training.seed)
-        self.model = detector(self.data.channels, self.data.num_classes, config.detector)
-        self.model.start(self._instances())
+        with plain_defaults():  # the same first weights on every device
+            self.model = detector(self.data.channels, self.data.num_classes, config.detector)
+            self.model.start(self._instances())
         self.model.to(self.device).train()
         distributed.seed_apart(config.training.seed)
         self.stepper = Stepper(self.model, config)
@@ -240,6 +256,9 @@ class Trainer:
 
     def _write_model(self, path: Path, weights: dict[str, Tensor]) -> None:
         if distributed.is_first():
+            first = not_finite_weights(weights)
+            if first is not None:
+                raise diverged("the weights are", self._when(), first)
             classes = self.data.annotations.classes
             save_model(path, weights, self.config, classes, self.data.channels)
 
@@ -251,33 +270,35 @@ class Trainer:
         began = time.perf_counter()
         cuda = self.device.type == "cuda"
         random = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
+        random_states = distributed.gathered(random)
+        if distributed.is_first():
+            self._write_state(random_states)
+        ended = time.perf_counter()
+        self._saving = (ended - began, ended)
+
+    def _write_state(self, random: list[Any]) -> None:
         content = {
             "identity": self._identity(),
+            "data": self._facts,
             **self.stepper.state_dict(),
             "kept": self.kept.state_dict(),
             "budget": self.budget.state_dict(),
             "checked": self._checked,
-            "random": distributed.gathered(random),
+            "random": random,
             "progress": [self.epoch, self.batches_done, self.step],
             "seconds": self.seconds,
             "log": self.log,
             "sums": self.sums,
         }
-        if distributed.is_first():
-            write_checkpoint(self.out / "resume.pt", content)
-        ended = time.perf_counter()
-        self._saving = (ended - began, ended)
+        write_checkpoint(self.out / "resume.pt", content)
 
     def _saved_state(self) -> dict[str, Any] | None:
-        path = self.out / "resume.pt"
-        return read_checkpoint(path) if path.exists() else None
+        """Returns the state to go on from; the first process alone reads it."""
+        return read_state(
+            self.out / "resume.pt", self._identity(), self._facts, trust_times=self.trust_times
+        )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["identity"] != self._identity():
-            raise TrainingError(
-                f"{self.out / 'resume.pt'} is of a training with other settings or videos; use "
-                "another directory, or start anew with --no-resume"
-            )
         if len(state["random"]) != distributed.world_size():
             raise TrainingError(
                 f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "
@@ -357,6 +378,12 @@ class Trainer:
         if not done and distributed.from_first(self._saving_is_due):
             self._save()
 
+    def _when(self) -> str:
+        rate = self.stepper.optimizer.param_groups[0]["lr"]
+        # The epoch's number rises when it is done, before its weights are rated and kept.
+        epoch = max(1, math.ceil(self.step / self._steps_per_epoch))
+        return f"step {self.step} (epoch {epoch}, learning rate {rate:g})"
+
     def _set_learning_rate(self) -> float:
         rate = learning_rate(self.config.training, self.budget, self.step, self.seconds)
         self.stepper.set_learning_rate(rate)
@@ -366,7 +393,10 @@ class Trainer:
         """Rates the weights by the held-out videos, unless that was done after this very step."""
         if self._checked == self.step or not self.kept.rates:
             return
-        scores, improved = self.kept.rate(epoch, self.step)
+        try:
+            scores, improved = self.kept.rate(epoch, self.step)
+        except TrainingError as error:
+            raise TrainingError(f"held-out videos after {self._when()}: {error}") from error
         self._checked = self.step
         self._ratings["holdout_map"] = scores[self.kept.modes[0]]
         self.budget.rated(improved)
@@ -374,12 +404,16 @@ class Trainer:
     def _step(self, batch: Batch, interrupted: Callable[[], bool]) -> tuple[dict[str, float], bool]:
         """Returns the losses of the whole batch, and whether any process wants to stop."""
         self.step += 1
-        values = self.stepper.run(batch, self.step)
+        values = self.stepper.run(batch, self._when())
         self.kept.update()
         # One copy for all numbers of the step.
         mine = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        if not math.isfinite(mine["total"]):
-            raise diverged("the loss is", self.step, batch)
+        for key, value in mine.items():
+            # Under a gradient scaler that is how a too large scale shows; it leaves out the step.
+            is_scale = key == "gradient_norm" and self.stepper.scaler.is_enabled()
+            if not math.isfinite(value) and not is_scale:
+                what = "the gradients are" if key == "gradient_norm" else "the loss is"
+                raise diverged(what, self._when(), key, batch.videos)
         norm, seconds = mine.pop("gradient_norm"), time.perf_counter() - self._began
         if not distributed.is_first():  # all know the same norm, and go by the first one's clock
             norm = seconds = 0.0

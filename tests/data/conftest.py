@@ -54,6 +54,7 @@ class TinyData:
     def write(self) -> Path:
         (self.path / "features").mkdir(parents=True, exist_ok=True)
         for name, values in self.features.items():
+            self.file(name).parent.mkdir(parents=True, exist_ok=True)
             np.save(self.file(name), values)
         content = json.dumps({"version": "1", "database": self.database})
         (self.path / "annotations.json").write_text(content)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature files of the formats that are packed before they are read."""
+"""Feature files of all formats, and what they hold."""
 
 import os
 import pickle
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from tal_fast.data.extents import read_array
 
 # (format, ending of the file, what the error for reading it in place calls it)
 KINDS = [
@@ -35,3 +37,19 @@ def write(path: Path, kind: str, array: np.ndarray) -> None:
     else:
         np.save(path, array)
     assert os.path.exists(path)
+
+
+VIDEOS = {"a": 7, "b": 3}
+
+
+def values(video, channels=5, dtype=np.float32):
+    rows = VIDEOS[video]
+    start = 100 * (1 + list(VIDEOS).index(video))
+    return (start + np.arange(rows * channels)).reshape(rows, channels).astype(dtype)
+
+
+def check(extents, channels=5, dtype=np.float32):
+    assert list(extents) == list(VIDEOS)
+    for video, extent in extents.items():
+        assert (extent.rows, extent.width) == (VIDEOS[video], channels)
+        np.testing.assert_array_equal(read_array(extent), values(video, channels, dtype))

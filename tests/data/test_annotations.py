@@ -153,6 +153,30 @@ def test_contradicting_label_ids(second):
         )
 
 
+@pytest.mark.parametrize(("label", "shown"), [(3, "3"), (["run"], r"\['run'\]"), (None, "None")])
+def test_label_that_is_no_text(label, shown):
+    with pytest.raises(DataError, match=f"video 'v1', annotation 0: expected a label, got {shown}"):
+        load_annotations(database({"label": label, "segment": [0, 1]}))
+
+
+def test_numpy_numbers_and_arrays():
+    item = {"label": np.str_("run"), "label_id": np.int64(4), "segment": np.array([0, 1.5], "f4")}
+    other = {"label": "sit", "label_id": np.uint8(2), "segment": (np.float32(1), np.int16(3))}
+    content = database(item, other, duration=np.float32(10), fps=np.int64(25))
+    got = load_annotations(content)
+    assert got.classes == ("sit", "run")
+    assert got.class_ids.numbers == {"run": 4, "sit": 2}
+    video = got.videos["v1"]
+    assert (video.duration, video.fps) == (10.0, 25.0)
+    assert video.segments.tolist() == [[0, 1.5], [1, 3]]
+    content["database"]["v1"]["annotations"] = np.array([item, other], dtype=object)
+    assert load_annotations(content).videos["v1"].labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"annotation 0: expected segment \[start, end\]"):
+        load_annotations(database({"label": "run", "segment": np.zeros((2, 2))}))
+    with pytest.raises(DataError, match=r"annotation 0: expected segment \[start, end\]"):
+        load_annotations(database((0, 10**400)))
+
+
 def test_double_class_names():
     with pytest.raises(DataError, match="class names that are all different"):
         load_annotations(database((0, 1)), classes=["run", "run"])
@@ -184,7 +208,7 @@ def test_video_that_is_no_object():
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.json: no such annotation file"):
+    with pytest.raises(DataError, match=r"gone\.json: no such file \(annotations\)"):
         load_annotations(tmp_path / "gone.json")
 
 

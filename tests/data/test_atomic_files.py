@@ -110,6 +110,23 @@ def test_full_disk_in_a_file(tmp_path, monkeypatch):
     assert (tmp_path / "x").read_text() == "old"
 
 
+def test_a_pipe_or_device_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text_atomically(tmp_path / "pipe", "text")
+        assert os.read(reader, 9) == b"text"
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_no_file_to_write(path):
+    with pytest.raises(DataError, match="cannot be written: Is a directory"):
+        write_text_atomically(path, "text")
+
+
 def test_nearest():
     assert nearest("citaton", ["citation", "name"]) == "; did you mean 'citation'?"
     assert nearest("zzz", ["citation"]) == ""

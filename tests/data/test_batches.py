@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import gc
+import linecache
 import os
 import signal
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
+from processes import thread_ids, wait_for, wait_for_threads
 
 from tal_fast.data.dataset import open_dataset
 from tal_fast.data.loader import FeatureLoader
@@ -31,10 +32,6 @@ def same(a, b):
         torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
         for one, other in zip(vars(a).values(), vars(b).values(), strict=True)
     )
-
-
-def threads_of_this_process():
-    return len(os.listdir("/proc/self/task"))
 
 
 def open_files():
@@ -185,13 +182,13 @@ def test_two_iterations_at_once(windows):
 
 def test_close_joins_threads_and_closes_files(windows):
     gc.collect()
-    threads, files = threads_of_this_process(), open_files()
+    before, files = thread_ids(), open_files()
     for _ in range(30):
         loader = FeatureLoader(windows, 2, threads=3)
         next(iter(loader))
         loader.close()
         loader.close()
-    assert threads_of_this_process() == threads
+    wait_for_threads(before)
     assert open_files() == files
     assert len(list(loader)) == len(loader)  # it starts again
     loader.close()
@@ -199,13 +196,13 @@ def test_close_joins_threads_and_closes_files(windows):
 
 def test_a_forgotten_loader_ends_its_threads(windows):
     gc.collect()
-    threads = threads_of_this_process()
+    before = thread_ids()
     iterator = iter(FeatureLoader(windows, 2, threads=3))
     next(iterator)
-    assert threads_of_this_process() == threads + 3
+    assert len(thread_ids() - before) == 3
     del iterator
     gc.collect()
-    assert threads_of_this_process() == threads
+    wait_for_threads(before)
 
 
 def test_closing_while_iterating_ends_with_an_error(windows):
@@ -218,7 +215,7 @@ def test_closing_while_iterating_ends_with_an_error(windows):
 
 
 def test_error_in_the_consumer_leaves_nothing_behind(windows):
-    threads = threads_of_this_process()
+    before = thread_ids()
 
     def consume():
         with FeatureLoader(windows, 1, threads=2) as loader:
@@ -227,7 +224,7 @@ def test_error_in_the_consumer_leaves_nothing_behind(windows):
 
     with pytest.raises(KeyError):
         consume()
-    assert threads_of_this_process() == threads
+    wait_for_threads(before)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -249,26 +246,31 @@ def test_reading_in_a_forked_child(windows, tiny):
 
 
 def test_ctrl_c_while_waiting(tiny):
-    """A reader that hangs in open() (a FIFO without a writer) does not hold Ctrl-C back."""
+    """It ends the wait for a reader that hangs in open(), here of a FIFO without a writer."""
     data = open_dataset(tiny.write())
     tiny.file("a").unlink()
     os.mkfifo(tiny.file("a"))
     loader = FeatureLoader(WindowSet(data, ["a"], drop_empty=False), 1)
     main = threading.main_thread().ident
-    timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
-    timer.start()
 
-    def release():
-        # Only now does open() return; closing the loader can join its thread.
-        time.sleep(1.0)
-        os.close(os.open(tiny.file("a"), os.O_WRONLY))
+    def main_is_in(call):
+        frame = sys._current_frames()[main]
+        return call in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
 
-    writer = threading.Thread(target=release)
-    writer.start()
+    def interrupt():
+        try:
+            wait_for(lambda: main_is_in("reader.wait("), "the reader")
+            signal.pthread_kill(main, signal.SIGINT)
+            # What is being read is then waited for: it writes into the batch.
+            wait_for(lambda: main_is_in("reader.cancel("), "the interrupt")
+        finally:
+            os.close(os.open(tiny.file("a"), os.O_WRONLY))  # now open() returns
+
+    other = threading.Thread(target=interrupt)
+    other.start()
     with pytest.raises(KeyboardInterrupt):
         next(iter(loader))
-    writer.join()
-    timer.join()
+    other.join()
     loader.close()
 
 
@@ -362,7 +364,7 @@ def test_negative_seed_and_epoch(windows):
 @pytest.mark.slow
 def test_thousand_loaders_leak_nothing(windows):
     gc.collect()
-    threads, files = threads_of_this_process(), open_files()
+    before, files = thread_ids(), open_files()
     for i in range(1000):
         loader = FeatureLoader(windows, 2, threads=1 + i % 3)
         for _ in loader:
@@ -372,6 +374,6 @@ def test_thousand_loaders_leak_nothing(windows):
             loader.close()
     del loader
     gc.collect()
-    assert threads_of_this_process() == threads
+    wait_for_threads(before)
     assert open_files() == files
     assert sys.getrefcount(windows) < 20

@@ -197,3 +197,31 @@ def test_faulty_videos(tiny):
         CropSet(data, [])
     with pytest.raises(DataError, match="video 'c' has 333 rows, expected at most max_length = 99"):
         VideoSet(data, ["a", "c"], max_length=99)
+
+
+@pytest.mark.parametrize("margin", ["actionformer", "opentad", "none"])
+@pytest.mark.parametrize("crop_ratio", [None, (0.5, 0.9)])
+def test_instances_that_no_crop_can_hold_are_counted(tiny, margin, crop_ratio):
+    """Every place of a crop of every length is tried."""
+    tiny.spec["feature"] |= {"frames": 7}
+    tiny.spec["out_of_range"] = "keep"
+    rng = np.random.default_rng(1)
+    for name, rows in (("b", 100), ("c", 333)):
+        starts = rng.uniform(-2, rows / 10, 40)
+        instances(tiny, name, *zip(starts, starts + rng.uniform(0.1, 16, 40), strict=True))
+    data = open_dataset(tiny.write())
+    options = {"max_length": 101, "crop_ratio": crop_ratio, "margin": margin, "min_inside": 0.8}
+    clips = CropSet(data, ["b", "c"], **options)
+    before, after = {"actionformer": (3.0, 4.0), "opentad": (-0.5, 0.5), "none": (0.0, 0.0)}[margin]
+    lost = 0
+    for name, rows in (("b", 100), ("c", 333)):
+        longest = 101 if rows > 101 else rows if crop_ratio is None else 90
+        for start, end in data.grid(name).to_grid(data.annotations.videos[name].segments):
+            lost += not any(
+                min(end, place + length + after) - max(start, place - before) >= 0.8 * (end - start)
+                for length in (longest, longest - 1)
+                for place in range(rows - length + 1)
+            )
+    assert 0 < lost < 80
+    assert clips.unheld == {"run": (lost, 80)}
+    assert VideoSet(data, ["b", "c"]).unheld == {}

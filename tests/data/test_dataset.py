@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+import dataclasses
+import math
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import yaml
 
+from tal_fast.data.annotations import load_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
-from tal_fast.errors import DataError
+from tal_fast.errors import ConfigError, DataError
 
 
 def test_opens(tiny):
@@ -75,6 +81,49 @@ def test_annotation_without_features(tiny):
         open_dataset(tiny.path, unmatched="skip")
 
 
+@pytest.mark.parametrize(
+    ("exclude", "why"),
+    [
+        (["d2", "b"], "excluded by name (exclude)"),
+        ({"camera fell": ["d2", "b"], "none": []}, "camera fell (exclude)"),
+    ],
+)
+def test_excluded_videos_are_left_out_and_stay_in_the_truth(tiny, exclude, why):
+    tiny.database["d2"] = {**tiny.database["d"]}
+    tiny.database["unused"] = {**tiny.database["d"], "subset": "other"}
+    tiny.spec["exclude"] = exclude
+    path = tiny.write()
+    data = open_dataset(path)  # also without features of d2
+    assert data.splits == {"train": ["a", "c"], "test": ["d"]}
+    assert set(data.annotations.videos) == set(data.features) == {"a", "c", "d"}
+    assert data.left_out == {why: ("d2", "b")}
+    assert data.notes() == [f"2 of 5 videos are left out of training and prediction, {why}: d2, b"]
+    assert set(load_annotations(path / "annotations.json").videos) == {*"abcd", "d2", "unused"}
+    save_spec(data.spec, path)
+    assert open_dataset(path).spec == data.spec
+    # A lost file of another video is an error all the same.
+    tiny.file("c").unlink()
+    with pytest.raises(DataError, match=r"video 'c': .*no such feature file"):
+        open_dataset(path)
+
+
+def test_many_videos_left_out_are_counted_and_the_first_named(tiny):
+    for i in range(7):
+        tiny.database[f"x\n{i}"] = {**tiny.database["a"]}
+    tiny.spec["unmatched"] = "skip"
+    (note,) = open_dataset(tiny.write()).notes()
+    first = ", ".join(rf"'x\n{i}'" for i in range(5))
+    assert note == (
+        "7 of 11 videos are left out of training and prediction, without features "
+        f"(unmatched: skip): {first}, …"
+    )
+
+
+def test_unknown_rule_for_unmatched(tiny):
+    with pytest.raises(ConfigError, match="expected unmatched 'error' or 'skip', got 'skp'"):
+        open_dataset(tiny.write(), unmatched="skp")
+
+
 def test_no_feature_folder(tiny):
     tiny.spec["features"] = "feats"
     with pytest.raises(DataError, match="feats: no such feature folder"):
@@ -89,6 +138,8 @@ def test_segments_beyond_the_end_only_on_request(tiny):
     data = open_dataset(tiny.path, out_of_range="clamp")
     assert data.annotations.report.clamped == 1
     assert data.annotations.videos["a"].segments[0].tolist() == [1.0, 4.0]
+    assert data.truth.videos["a"].segments[0].tolist() == [1.0, 7.0]  # scores are against this
+    assert list(data.truth.videos) == list(data.annotations.videos)
     tiny.spec["out_of_range"] = "clamp"
     assert open_dataset(tiny.write()).annotations.report.clamped == 1
 
@@ -112,25 +163,29 @@ def test_unknown_key(tiny, where, key, message):
     [
         ({"format": 2}, "expected format 1, got 2"),
         ({"name": None}, "expected a key 'name'"),
-        ({"splits": {}}, "expected splits: {train: <subset>, …}, got {}"),
+        ({"splits": {}}, "expected splits to be {train: <subset>, …}, .* got {}"),
         ({"splits": {"train": "trainin"}}, "splits.train: .*'trainin'; did you mean 'training'"),
         ({"splits": {"train": "training", "test": "training"}}, "'a' is in splits train and test"),
-        ({"classes": "run"}, "expected classes to be a list, got 'run'"),
+        ({"splits": {"train": 1, "test": 2}}, "expected splits to be .*, got {'train': 1, 'test'"),
+        ({"classes": "run"}, "expected classes to be a list of class names .*, got 'run'"),
+        ({"classes": ["run", "run"]}, "expected each item of classes once, got 'run' twice"),
+        ({"exclude": {"a": ["x"], "b": ["x"]}}, "each item of exclude once, got 'x' twice"),
+        ({"exclude": ["dd"]}, "exclude: expected annotated videos, got 'dd'; did you mean 'd'"),
         ({"classes": ["run"]}, "label 'jump' is not among the 1 classes"),
         ({"unmatched": "skp"}, "expected unmatched 'error' or 'skip', got 'skp'"),
         ({"feature": 3}, "expected feature to hold keys"),
-        ({"feature": {"layout": "TD"}}, "feature.layout TC or CT, got 'TD'"),
+        ({"feature": {"layout": "TD"}}, "feature.layout 'TC' or 'CT', got 'TD'"),
         ({"feature": {"suffix": ".pt"}}, "4 videos without a feature file <video>.pt"),
         ({"feature": {"template": "x"}}, "dataset.yaml: features: expected a template with one %s"),
         ({"feature": {"template": 3}}, "expected feature.template to be text or a list of it"),
         ({"feature": {"key": [3]}}, r"expected feature.key to be text or a list of it, got \[3\]"),
-        ({"features": 3}, "expected features to be text or a list of it, got 3"),
+        ({"features": 3}, "expected features to be a path or a list of paths, got 3"),
         (
             {"features": ["x", "y"], "feature": {"template": ["%s", "%s", "%s"]}},
             "2, one per folder",
         ),
         ({"feature": {"stride": 0}}, "expected feature.stride > 0, got 0"),
-        ({"feature": {"channels": "x"}}, "expected feature.channels > 0, got 'x'"),
+        ({"feature": {"channels": "x"}}, "expected feature.channels > 0, a whole number, got 'x'"),
         ({"feature": {"channels": 5}}, "expected 5 channels, got 4"),
     ],
 )
@@ -139,6 +194,54 @@ def test_faulty_spec(tiny, changes, message):
     tiny.spec = {k: v for k, v in tiny.spec.items() if v is not None}
     with pytest.raises(DataError, match=message):
         open_dataset(tiny.write())
+
+
+# What is no value for any key but those beside it.
+WRONG = {
+    None: ("exclude", "classes", "ignore_labels", "citation", "feature.channels", "feature.fps",
+           "feature.template", "feature.key"),
+    3: ("feature.channels", "feature.stride", "feature.frames", "feature.fps"),
+    -1: (),
+    True: (),
+    math.nan: (),
+    math.inf: (),
+    10**400: (),
+    "": ("citation", "feature.prefix", "feature.suffix", "feature.template", "feature.key"),
+    "a\0b": ("name", "citation", "feature.prefix", "feature.suffix", "feature.template",
+              "feature.key"),
+    (): ("exclude", "ignore_labels"),
+    (3,): (),
+    (None, "a"): (),
+    (("a", 1),): (),
+}  # fmt: skip
+KEYS = [
+    *(f.name for f in dataclasses.fields(DatasetSpec) if f.name != "feature"),
+    *(f"feature.{f.name}" for f in dataclasses.fields(FeatureSpec)),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_value_of_a_wrong_type_is_named(tiny, key):
+    tiny.write()
+    section, name = key.split(".") if "." in key else ("", key)
+    for value, right in WRONG.items():
+        if key in right:
+            continue
+        given = dict(value) if value and isinstance(value, tuple) and value[0] == ("a", 1) else (
+            list(value) if isinstance(value, tuple) else value)  # fmt: skip
+        spec = copy.deepcopy(tiny.spec)
+        (spec[section] if section else spec)[name] = given
+        (tiny.path / "dataset.yaml").write_text(yaml.safe_dump(spec))
+        with pytest.raises(DataError) as raised:
+            open_dataset(tiny.path)
+        found = re.escape(repr(given)[:200])
+        assert re.search(rf"dataset\.yaml: expected {key} .*, got {found}$", str(raised.value))
+
+
+def test_keys_left_empty_are_as_if_not_there(tiny):
+    tiny.spec |= dict.fromkeys(["exclude", "classes", "ignore_labels", "citation"])
+    tiny.spec["feature"] |= dict.fromkeys(["channels", "fps", "template", "key"])
+    assert open_dataset(tiny.write()).spec == DatasetSpec(name="tiny")
 
 
 def test_fps_nowhere(tiny):
@@ -155,6 +258,9 @@ def test_not_a_data_directory(tiny, tmp_path):
     tiny.write()
     (tiny.path / "dataset.yaml").write_text("a: [1")
     with pytest.raises(DataError, match=r"dataset\.yaml: not valid YAML"):
+        open_dataset(tiny.path)
+    (tiny.path / "dataset.yaml").write_text("name: x\nname: y\n")
+    with pytest.raises(DataError, match=r"yaml: expected each key once, got 'name' in line 1"):
         open_dataset(tiny.path)
     (tiny.path / "dataset.yaml").write_text("")
     with pytest.raises(DataError, match="expected the file to hold keys"):

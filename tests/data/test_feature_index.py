@@ -29,10 +29,11 @@ def test_extent_leads_to_the_numbers(tmp_path, dtype, layout, fortran):
     np.testing.assert_array_equal(mapped(extent), values)
 
 
-def test_header_of_version_2(tmp_path):
+@pytest.mark.parametrize("version", [(2, 0), (3, 0)])
+def test_headers_of_later_versions(tmp_path, version):
     values = np.ones((3, 4), np.float32)
     with open(tmp_path / "x.npy", "wb") as file:
-        np.lib.format.write_array(file, values, version=(2, 0))
+        np.lib.format.write_array(file, values, version=version)
     np.testing.assert_array_equal(mapped(read_extent(tmp_path / "x.npy")), values)
 
 
@@ -60,7 +61,7 @@ def cut(path, size):
         (lambda p: save(p, np.ones((3, 4), np.complex64)), "got complex64"),
         (lambda p: save(p, np.ones((3, 4), ">f4")), "little-endian numbers, got >f4"),
         (lambda p: save(p, np.ones(12)), r"2-D array \[T, C\], got shape \[12\]"),
-        (lambda p: save(p, np.ones((1, 3, 4))), r"2-D array \[T, C\], got shape \[1, 3, 4\]"),
+        (lambda p: save(p, np.ones((2, 3, 4))), r"2-D array \[T, C\], got shape \[2, 3, 4\]"),
         (lambda p: save(p, np.ones((0, 4))), r"at least one row and channel, got shape \[0, 4\]"),
         (lambda p: save(p, np.ones((3, 0))), r"at least one row and channel, got shape \[3, 0\]"),
     ],

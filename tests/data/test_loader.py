@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from processes import short_directory
 
 from tal_fast.data import device_copies
 from tal_fast.data.clip_dataset import ClipDataset
@@ -390,7 +391,7 @@ def test_one_copy_runs_ahead():
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_for_torchs_loader(data, workers):
+def test_a_dataset_for_torchs_loader(data, workers, monkeypatch):
     clips = SETS["crops"](data)
     dataset = ClipDataset(clips, seed=2, layout="CT", dtype="float16")
     dataset.set_epoch(1)
@@ -398,7 +399,10 @@ def test_a_dataset_for_torchs_loader(data, workers):
     with FeatureLoader(clips, 1, seed=2, layout="CT", dtype="float16") as loader:
         loader.set_epoch(1)
         expected = [content(b) for b in loader]
-    items = list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers))
+    with short_directory() as directory:
+        # Workers send tensors by sockets in the temporary directory, and hang if its path is long.
+        monkeypatch.setattr("tempfile.tempdir", str(directory))
+        items = list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers))
     assert [item["index"] for item in items] == list(range(len(clips)))
     for item, batch in zip(items, expected, strict=True):
         rows = batch.lengths[0]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from feature_files import KINDS, write
+from processes import started
 
 from tal_fast.data.dataset import open_dataset
 from tal_fast.data.extents import read_array
@@ -292,26 +292,26 @@ class TestResume:
         assert len(packed) > 2, "it went on from different shards"
 
     def test_killed_by_a_signal(self, tmp_path, folder, whole):
-        """A real process, killed for good, with the shards slowed down."""
+        """A real process, killed for good, when it has written some shards."""
         code = (
             "import sys, time\n"
+            "from pathlib import Path\n"
             "from tal_fast.data.packing import pack_features\n"
             "from tal_fast.data.feature_streams import streams_of\n"
-            "print('go', flush=True)\n"
-            "pack_features(streams_of(sys.argv[1]), sys.argv[2], dtype='float16', shard_bytes=500,"
-            " progress=lambda *a: time.sleep(0.05))\n"
+            "out, shards = Path(sys.argv[2]), int(sys.argv[3])\n"
+            "def wait(*progress):\n"
+            "    if len(list(out.glob('features-*.safetensors'))) >= shards:\n"
+            "        print('there', flush=True)\n"
+            "        time.sleep(3600)\n"
+            "pack_features(streams_of(sys.argv[1]), out, dtype='float16', shard_bytes=500,"
+            " progress=wait)\n"
         )
         for shards in (0, 1, 3):
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, folder, tmp_path / "out"], stdout=subprocess.PIPE
-            )
-            assert process.stdout.readline() == b"go\n"
-            while len(list((tmp_path / "out").glob("features-*.safetensors"))) < shards:
-                assert process.poll() is None, "it ended before it could be killed"
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            process.stdout.close()
+            command = [sys.executable, "-c", code, folder, tmp_path / "out", str(shards)]
+            with started(command, stdout=subprocess.PIPE) as process:
+                assert process.stdout.readline() == b"there\n"
+                process.send_signal(signal.SIGKILL)
+                assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "out" / store.INDEX).exists()
         assert self.pack(folder, tmp_path / "out").resumed >= 3
         assert contents(tmp_path / "out") == whole

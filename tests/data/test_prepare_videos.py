@@ -9,6 +9,7 @@ import pytest
 import torch
 from feature_files import write
 
+from tal_fast.data.annotations import load_annotations
 from tal_fast.data.dataset import open_dataset
 from tal_fast.data.extents import read_array
 from tal_fast.data.prepare import (
@@ -178,9 +179,28 @@ class TestThumos14:
         text = "\n".join(report.lines())
         assert "1 segments left out that end at or before their start" in text
         assert "1 segments reach beyond their video" in text
-        assert f"1 videos left out without features: {thumos.names[3]}" in text
+        assert "1 videos left out of training and prediction for want of features" in text
+        assert f"(exclude in dataset.yaml); scoring counts them: {thumos.names[3]}" in text
         data = open_dataset(tmp_path / "out")
+        assert data.left_out == {"without features (exclude)": (thumos.names[3],)}
+        truth = load_annotations(tmp_path / "out/annotations.json", out_of_range="keep")
+        assert set(truth.videos) == set(thumos.names), "scoring counts what has no features"
+        # Another one that is lost later is no longer left out unasked, and the lost one that is
+        # back stays excluded.
+        missing, lost = thumos.names[3], thumos.names[4]
+        os.rename(thumos.folder / f"{lost}.npy", thumos.folder / f"{missing}.npy")
+        with pytest.raises(DataError, match=f"video '{lost}': .* no such feature file"):
+            open_dataset(tmp_path / "out")
         assert data.annotations.videos[first].segments[2].tolist() == [2.0, 12.0]
+
+    def test_a_video_listed_twice(self, thumos, tmp_path):
+        thumos.save()
+        path = thumos.annotations(("Validation", "Test"))
+        name = thumos.names[1]
+        path.write_text(path.read_text().replace(f'"{name}"', f'"{thumos.names[3]}"'))
+        with pytest.raises(DataError, match=f"'{thumos.names[3]}'"):
+            prepare_thumos14(path, FeatureChoice([thumos.folder]), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     def test_excluded_videos(self, thumos, tmp_path):
         thumos.save()

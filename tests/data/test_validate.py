@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from tal_fast.data.dataset import open_dataset
 from tal_fast.data.feature_streams import streams_of
 from tal_fast.data.validation import FeatureQuestion, validate, validate_dataset, write_report
 from tal_fast.data.validation.result import CHECKS
 from tal_fast.data.validation.timing import Proposal, propose
+from tal_fast.data.windows import WindowRule, WindowSet
 from tal_fast.errors import ConfigError, DataError, MissingExtraError
 
 CHANNELS = 5
@@ -178,7 +180,7 @@ def rare(p):
         (edit("clip01", subset="nope"), "subset", "warning", "'clip01': subset 'nope'"),
         (no_class_in_training, "class-missing", "error", "'run', 4 instances elsewhere"),
         (rare, "imbalance", "warning", "'jump' 408, 'run' 8"),
-        (drop_file, "missing-features", "error", "'clip03': no clip03.npy"),
+        (drop_file, "missing-features", "error", "'clip03': no 'clip03.npy'"),
         (add_file, "extra-features", "warning", "video 'nobody'"),
         (feature("clip01", lambda a: a.astype(int)), "unreadable", "error", "got int64"),
         (feature("clip01", lambda a: a[:, :3]), "channels", "error", "'clip01': 3"),
@@ -205,7 +207,7 @@ def test_planted_fault(planted, plant, check, severity, text):
         "no_class_in_training": set(), "twin": set(), "copy": {"timing"},
     }.get(plant.__qualname__.split(".")[0], set())  # fmt: skip
     if check == "channels":
-        brought = {"timing"}  # of swapped axes
+        brought = {"timing", "never-learned"}  # of swapped axes
     assert {f.check for f in result.findings} - {check} <= brought
     if severity == "error":
         accepted = planted.question(accept=[check, *brought])
@@ -366,7 +368,7 @@ def test_bad_arguments(planted, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such annotation file"),
+        (None, r"no such file \(annotations\)"),
         ("{", "not valid JSON"),
         ("[]", "expected an object of videos, got list"),
         ("{}", "expected an object 'database'"),
@@ -385,8 +387,67 @@ def test_bad_table_of_subsets(tmp_path):
     (tmp_path / "s.csv").write_text("name,subset\na,training\n")
     with pytest.raises(DataError, match=r"s\.csv: expected columns video and subset, got name, s"):
         validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
+    for text, message in (
+        ("video,subset\na\n", "row 2: expected 2 columns, got 1"),
+        ("video,subset\na,x\na,y\n", "row 3: video 'a' is in subset 'y', above it is in 'x'"),
+    ):
+        (tmp_path / "s.csv").write_text(text)
+        with pytest.raises(DataError, match=rf"s\.csv: {message}"):
+            validate(tmp_path / "x.json", subsets=tmp_path / "s.csv")
     with pytest.raises(DataError, match=r"gone\.csv: no such file"):
         validate(tmp_path / "x.json", subsets=tmp_path / "gone.csv")
+
+
+def test_what_a_data_directory_leaves_out(tiny):
+    tiny.database["d"]["annotations"].append({"label": "fly", "label_id": 2, "segment": [4, 5]})
+    tiny.database["a"]["annotations"].append({"label": "fly", "label_id": 2, "segment": [2.6, 3]})
+    tiny.spec["exclude"] = {"camera fell": ["a"], "typo": ["bb"]}
+    del tiny.features["b"], tiny.features["a"]
+    tiny.features["x"] = tiny.values(7, 12)
+    tiny.spec["unmatched"] = "skip"
+    result = validate_dataset(tiny.write())
+    assert [(f.check, f.severity, f.examples) for f in result.findings] == [
+        ("excluded", "error", ("video 'bb'; did you mean 'b'?",)),
+        ("class-missing", "error", ("'fly', 1 instances elsewhere",)),
+        ("excluded", "warning", ("video 'a'",)),
+        ("missing-features", "warning", ("video 'b'",)),
+        ("extra-features", "warning", ("video 'x'",)),
+    ]
+    assert [(s.name, s.videos) for s in result.splits] == [("train", 1), ("test", 1)]
+    assert not result.ok
+    del tiny.spec["exclude"]["typo"], tiny.spec["unmatched"]
+    found = {f.check for f in validate_dataset(tiny.write()).errors}
+    assert found == {"class-missing", "missing-features", "extra-features"}
+
+
+def test_instances_that_no_window_holds(tiny):
+    """At 10 rows a second; c has 333 rows, windows of 128 begin every 32."""
+    tiny.database["c"]["annotations"] += [
+        {"label": "run", "label_id": 1, "segment": [5, 22.2]},  # 172 rows, 128 are less than 3/4
+        {"label": "jump", "label_id": 0, "segment": [5, 22]},
+        {"label": "swim", "label_id": 2, "segment": [10, 30]},
+    ]
+    tiny.database["d"]["annotations"].append({"label": "swim", "label_id": 2, "segment": [1, 2]})
+    result = validate_dataset(tiny.write())
+    assert [(f.check, f.severity, f.count, f.examples) for f in result.findings] == [
+        ("never-learned", "error", 1, ("'swim': 1 of 1",)),
+        ("never-learned", "warning", 1, ("'run': 1 of 4",)),
+    ]
+    assert "into any window of 128 rows" in result.findings[1].message
+    # As the set of windows itself counts.
+    data = open_dataset(tiny.path)
+    windows = WindowSet(data, data.splits["train"])
+    assert windows.unheld == {"run": (1, 4), "swim": (1, 1)}
+    assert validate_dataset(tiny.path, windows=WindowRule(length=256)).findings == ()
+    # What is cut to its video first, and what is a fault of its own.
+    tiny.database["c"]["annotations"][2:] = [{"label": "run", "label_id": 1, "segment": [25, 50]}]
+    tiny.database["d"]["annotations"].pop()
+    assert {f.check for f in validate_dataset(tiny.write()).findings} == {"out-of-range"}
+    for rule, count in (("clamp", 0), ("keep", 1)):
+        tiny.spec["out_of_range"] = rule
+        assert validate_dataset(tiny.write()).count("never-learned") == count
+        data = open_dataset(tiny.path)
+        assert len(WindowSet(data, data.splits["train"]).unheld) == count
 
 
 def test_a_data_directory(tiny):
@@ -401,6 +462,21 @@ def test_a_data_directory(tiny):
     assert result.count("timing") == 4
     assert result.proposals[0].stride == 1
     assert validate_dataset(tiny.path, accept=["timing"]).ok
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfvideo,subset\na,training\n",
+        b"video, subset\r\n a, training \r\n\r\n",
+        b'"number", "video", "subset"\n1, "a", "training"\n',
+    ],
+)
+def test_table_of_subsets_from_a_spreadsheet(tmp_path, text):
+    (tmp_path / "x.json").write_text('{"a": {"duration_second": 3}}')
+    (tmp_path / "s.csv").write_bytes(text)
+    (split,) = validate(tmp_path / "x.json", subsets=tmp_path / "s.csv").splits
+    assert (split.name, split.videos) == ("training", 1)
 
 
 class Tags(html.parser.HTMLParser):

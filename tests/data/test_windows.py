@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tal_fast.data.dataset import open_dataset
+from tal_fast.data.unheld import require_learnable
 from tal_fast.data.windows import Window, WindowSet, sliding_windows
 from tal_fast.errors import ConfigError, DataError
 
@@ -318,3 +319,31 @@ def test_faulty_subsets(tiny, positions, message):
     windows = WindowSet(open_dataset(tiny.write()), ["b"], length=20, overlap=0.0, drop_empty=False)
     with pytest.raises(ConfigError, match="WindowSet.subset: expected .*" + message):
         windows.subset(positions)
+
+
+def test_instances_that_no_window_owns_are_counted_by_class(tiny):
+    annotate(tiny, "c", (1.0, 18.1), (1.0, 18.05), (12.0, 13.6), (33.2, 33.4))
+    data = open_dataset(tiny.write(), out_of_range="keep")
+    assert WindowSet(data, ["c"]).unheld == {"run": (2, 4)}, "too long, and beyond the last row"
+    # Without overlap, one that lies half in a window and half in the next has none.
+    assert WindowSet(data, ["c"], overlap=0).unheld == {"run": (4, 4)}
+    assert WindowSet(data, ["c"], length=512).unheld == {"run": (1, 4)}
+    assert WindowSet(data, ["c"], length=512).subset([0]).unheld == {"run": (1, 4)}
+    assert WindowSet(data, ["a", "b"]).unheld == {}
+
+
+def test_a_class_without_an_instance_in_a_window(tiny):
+    annotate(tiny, "c", (1, 30))
+    data = open_dataset(tiny.write())
+    windows = WindowSet(data, ["a", "b", "c"])
+    assert require_learnable(windows) == [
+        "1 of 6 instances are never learned, no window of 128 rows holds them: run 1 of 3"
+    ]
+    assert require_learnable(WindowSet(data, ["a"])) == []
+    for name in "ab":
+        del tiny.database[name]["annotations"][0]
+    data = open_dataset(tiny.write())
+    with pytest.raises(
+        DataError, match=r"no window of 128 rows holds any instance of run \(1 of 2 classes\)"
+    ):
+        require_learnable(WindowSet(data, ["a", "b", "c"]))

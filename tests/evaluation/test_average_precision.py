@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_ap import average_precision, tiou
@@ -259,6 +260,25 @@ class TestErrors:
         assert self.call().average_map == 1.0
 
     @pytest.mark.parametrize(
+        "convert",
+        [
+            lambda key, values: torch.tensor(values),
+            lambda key, values: torch.tensor(values, requires_grad=isinstance(values[0], float)),
+            lambda key, values: torch.tensor(values, dtype=torch.bfloat16).float().requires_grad_()
+            if key == "scores" else torch.tensor(values, dtype=torch.int32),
+            lambda key, values: torch.tensor(values, dtype=torch.bfloat16)
+            if "segments" in key else np.array(values, dtype=np.float16)
+            if key == "scores" else np.array(values, dtype=np.uint8),
+            lambda key, values: [torch.tensor(value) for value in values],
+            lambda key, values: np.array(values, dtype=np.float32 if key == "scores" else np.int16),
+        ],
+        ids=["tensors", "gradients", "int32", "bfloat16", "lists of tensors", "int16"],
+    )  # fmt: skip
+    def test_arrays_of_all_kinds(self, convert):
+        changed = {key: convert(key, values) for key, values in self.good.items()}
+        assert self.call(**changed, classes=np.int64(1)).average_map == 1.0
+
+    @pytest.mark.parametrize(
         ("changed", "message"),
         [
             ({"scores": [0.5, math.nan]}, "detection 1: expected a finite score, got nan"),
@@ -278,6 +298,9 @@ class TestErrors:
             ({"scores": ["0.5", "0.4"]}, "expected scores of numbers, got dtype <U3"),
             ({"scores": [True, False]}, "expected scores of numbers, got dtype bool"),
             ({"gt_video": [], "gt_label": [], "gt_segments": []}, "at least one instance"),
+            ({"segments": [[0, 1], [2]]}, "evaluate_arrays: segments: expected an array of number"),
+            ({"label": torch.ones(2)}, "expected label of integers, got dtype float64"),
+            ({"scores": torch.empty(2, device="meta")}, "evaluate_arrays: scores: expected an arr"),
         ],
     )
     def test_bad_arrays(self, changed, message):

@@ -2,13 +2,15 @@
 import copy
 import json
 import math
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tal_fast.data import load_annotations
+from tal_fast import cli
+from tal_fast.data import load_annotations, open_dataset
 from tal_fast.errors import DataError
 from tal_fast.evaluation import Detections, evaluate, read_ground_truth
 
@@ -113,6 +115,20 @@ class TestEvaluate:
         entry["score"] = np.float32(0.5)
         assert evaluate(truth, found, subset="test").average_map == 0.625
 
+    def test_numpy_ground_truth(self, truth, found):
+        entry = truth["database"]["test1"]
+        entry["duration"] = np.float32(60)
+        entry["annotations"] = np.array(
+            [
+                {"segment": np.array([0, 10], np.float32), "label": np.str_("run")},
+                {"segment": np.array([20, 30]), "label": np.str_("throw")},
+            ]
+        )
+        assert evaluate(truth, found, subset="test").average_map == 0.625
+        assert read_ground_truth(truth).durations[1] == 60
+        entry["duration"] = 10**400
+        assert read_ground_truth(truth).durations is None
+
     def test_input_is_left_alone(self, truth, found):
         evaluate(truth, found, subset="test")
         assert (truth, found) == (TRUTH, FOUND)
@@ -148,6 +164,85 @@ class TestEvaluate:
     def test_importing_does_not_import_torch(self):
         code = "import sys, tal_fast.evaluation; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestDataDirectory:
+    """Scoring looks at the annotations of a data directory and at nothing else of it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Two test videos and a training video, each with features, and an instance cut short."""
+        run = {"label": "run", "label_id": 1}
+        database = {
+            name: {
+                "subset": "training" if name == "c" else "test",
+                "duration": 10.0,
+                "fps": 1.0,
+                "annotations": [{**run, "segment": [4.0, 14.0] if name == "a" else [1.0, 3.0]}],
+            }
+            for name in "abc"
+        }
+        database["x"] = {**database["c"], "subset": "none of the splits"}
+        (tmp_path / "annotations.json").write_text(json.dumps({"database": database}))
+        (tmp_path / "dataset.yaml").write_text(
+            "name: x\nsplits: {train: training, test: test}\nout_of_range: clamp\n"
+            "unmatched: skip\nfeature: {channels: 2}\n"
+        )
+        (tmp_path / "features").mkdir()
+        for name in "abc":
+            np.save(tmp_path / "features" / f"{name}.npy", np.zeros((10, 2), np.float32))
+        return tmp_path
+
+    def found(self, **segments):
+        return {
+            "results": {
+                name: [{"segment": segment, "label": "run", "score": 0.5}]
+                for name, segment in segments.items()
+            }
+        }
+
+    def test_lost_features_change_no_number(self, folder):
+        found = self.found(b=[1.0, 3.0])
+        assert evaluate(folder, found, subset="test").average_map == 0.5
+        (folder / "features" / "a.npy").unlink()
+        assert evaluate(folder, found, subset="test").average_map == 0.5
+        shutil.rmtree(folder / "features")
+        assert evaluate(str(folder), found, subset="test").average_map == 0.5
+        assert sorted(read_ground_truth(folder).videos) == ["a", "b", "c"]
+
+    def test_truth_is_not_cut(self, folder):
+        truth = self.found(a=[4.0, 14.0], b=[1.0, 3.0])
+        assert evaluate(folder, truth, (0.9,), subset="test").average_map == 1.0
+        cut = self.found(a=[4.0, 10.0], b=[1.0, 3.0])
+        assert evaluate(folder, cut, (0.9,), subset="test").average_map == 0.25
+        # Targets of training are.
+        assert open_dataset(folder).annotations.videos["a"].segments.tolist() == [[4.0, 10.0]]
+
+    def test_subsets_are_compared_as_the_dialect_does(self, folder):
+        text = (folder / "annotations.json").read_text().replace('"test"', '"Test"')
+        (folder / "annotations.json").write_text(text)
+        spec = (folder / "dataset.yaml").read_text().replace("test: test", "test: Test")
+        (folder / "dataset.yaml").write_text(spec)
+        found = self.found(b=[1.0, 3.0])
+        assert evaluate(folder, found, subset="test", dialect="actionformer").average_map == 0.5
+        with pytest.raises(DataError, match=r"expected a subset among .*'Test'.*, got 'test'"):
+            evaluate(folder, found, subset="test")
+
+    def test_on_the_command_line(self, folder, capsys):
+        (folder / "features" / "a.npy").unlink()
+        (folder / "found.json").write_text(json.dumps(self.found(a=[4.0, 14.0], b=[-1.0, 3.0])))
+        arguments = ["evaluate", "--annotations", str(folder), "--subset", "test"]
+        arguments += ["--predictions", str(folder / "found.json"), "--tiou", "0.5"]
+        assert cli.main(arguments) == 0
+        captured = capsys.readouterr()
+        assert captured.out.splitlines()[-1].split() == ["mAP", "2", "2", "1.0000", "1.0000"]
+        assert "note: 1 of 2 predictions start before 0 s" in captured.err
+        assert cli.main([*arguments, "--strict-times"]) == 1
+        assert "video 'b', prediction 0: expected a start >= 0 s" in capsys.readouterr().err
+
+    def test_a_directory_that_is_none(self, tmp_path):
+        with pytest.raises(DataError, match=r"a data directory holds a dataset\.yaml"):
+            evaluate(tmp_path, self.found())
 
 
 class TestClassOrder:

@@ -15,6 +15,7 @@ from tal_fast.errors import ConfigError, DataError
 from tal_fast.evaluation import Evaluator, evaluate, read_results
 
 NAMES = ("jump", "run")
+INSTANCE = {"segment": [0, 1], "label": "run", "label_id": 4}
 
 
 @pytest.fixture
@@ -108,6 +109,15 @@ class TestFiles:
         with pytest.raises(DataError, match="a pickle is read only with allow_pickle=True"):
             evaluate(truth, path)
 
+    def test_columns_as_a_table_keeps_them(self, truth, found, expected):
+        columns = self.columns(found)
+        names = [NAMES[number - 3] for number in columns["label"].tolist()]
+        for label in (np.array(names, dtype=object), np.array(columns["label"], dtype=object)):
+            tables = {**columns, "video-id": np.array(columns["video-id"], object), "label": label}
+            same(evaluate(truth, tables), expected)
+        with pytest.raises(DataError, match="column video-id: expected names, got nan"):
+            evaluate(truth, {**columns, "video-id": np.full(len(names), math.nan, dtype=object)})
+
     def test_a_pickle_cannot_run_anything(self, truth, tmp_path):
         class Bad:
             def __reduce__(self):
@@ -154,11 +164,20 @@ class TestFiles:
 
     def test_negative_times(self, truth, found):
         found["results"]["v1"][2]["segment"] = [-0.5, 3.0]
-        with pytest.raises(
-            DataError, match=r"'v1', prediction 2: expected a start >= 0 s, got -0.5"
-        ):
-            evaluate(truth, found)
-        evaluate(truth, found, strict=True)
+        truth["database"]["v1"]["annotations"].append({**INSTANCE, "segment": [0, 3]})
+        result = evaluate(truth, found, (0.75,))
+        assert result.notes == (
+            "1 of 80 predictions start before 0 s, the earliest at -0.5 s; they are scored as they "
+            "are (strict_times refuses)",
+        )
+        assert result.true_positives.sum() > evaluate(truth, found, (0.9,)).true_positives.sum()
+        message = r"'v1', prediction 2: expected a start >= 0 s, got -0.5"
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found, strict_times=True)
+        evaluator = Evaluator(truth, strict_times=True)
+        evaluator.add("v1", [[-0.5, 3]], ["run"], [0.5])
+        with pytest.raises(DataError, match=r"expected a start >= 0 s, got -0\.5"):
+            evaluator.result()
         truth["database"]["v2"]["annotations"][1]["segment"] = [-2, 3]
         with pytest.raises(DataError, match=r"'v2', annotation 1: expected a start >= 0 s, got -2"):
             evaluate(truth, found)

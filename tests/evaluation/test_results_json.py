@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,8 +108,55 @@ class TestWriting:
             write_results(tmp_path / "found.json", two_videos())
 
     @pytest.mark.parametrize(
+        "labels",
+        [
+            np.array(["jump", "run"], dtype=object),
+            np.array(["jump", "run"], dtype=np.dtypes.StringDType()),
+            np.array([1, 0], dtype=object),
+            np.array([1, 0], dtype=np.uint8),
+            np.array([1, 0], dtype=np.int16),
+            torch.tensor([1, 0], dtype=torch.int32),
+            [torch.tensor(1), torch.tensor(0)],
+        ],
+        ids=lambda labels: f"{type(labels).__name__} {getattr(labels, 'dtype', '')}",
+    )
+    @pytest.mark.parametrize(
+        "segments",
+        [
+            np.array([[0, 1], [1, 2]], dtype=np.int32),
+            torch.tensor([[0.0, 1.0], [1.0, 2.0]], requires_grad=True),
+            [torch.tensor([0, 1], dtype=torch.bfloat16), torch.tensor([1, 2])],
+        ],
+        ids=["int32", "with gradients", "list of tensors"],
+    )
+    def test_labels_and_times_of_all_kinds(self, labels, segments):
+        scores = torch.tensor([0.5, 0.25], dtype=torch.bfloat16, requires_grad=True)
+        found = Detections.from_videos({"v": (segments, labels, scores)}, CLASSES)
+        assert found.label.tolist() == [1, 0]
+        assert found.start.tolist() == [0.0, 1.0]
+        assert found.end.tolist() == [1.0, 2.0]
+        assert found.score.tolist() == [0.5, 0.25]
+
+    @pytest.mark.parametrize(
+        ("classes", "written"), [(np.array([3, 4]), 4), (np.array(["a", "b"]), "b"), ((3, 4), 4)]
+    )
+    def test_classes_may_be_an_array(self, tmp_path, classes, written):
+        path = write_results(tmp_path / "f.json", {"v": ([[0, 1]], [1], [0.5])}, classes)
+        assert json.loads(path.read_text())["results"]["v"][0]["label"] == written
+
+    @pytest.mark.parametrize("classes", [[1.5], [True], [None], np.array([0.5])])
+    def test_classes_of_another_kind(self, classes):
+        with pytest.raises(DataError, match="expected classes as names or their numbers, got"):
+            Detections.from_videos({}, classes)
+
+    @pytest.mark.parametrize(
         ("entry", "message"),
         [
+            (
+                ([[0, 1]], np.array([None]), [0.5]),
+                "'v', prediction 0: expected a label as a name or an integer, got None",
+            ),
+            (([[0, 1], [1]], [0], [0.5]), "'v': segments: expected an array of numbers, got list"),
             (([[0, 1]], [2], [0.5]), r"'v', prediction 0: expected a label in \[0, 2\), got 2"),
             (([[0, 1]], ["jmup"], [0.5]), "'v', prediction 0: label 'jmup' .*did you mean 'jump'"),
             (([[0, 1]], [0.5], [0.5]), "'v': expected labels as names or integers, got float64"),

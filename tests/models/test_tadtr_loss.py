@@ -160,6 +160,21 @@ def test_gradients_reach_every_output():
         assert leaf.grad.abs().sum() > 0
 
 
+def test_forward_mode_gives_the_slope_along_a_direction():
+    output, labels, targets = example()
+
+    def total(*leaves):
+        return tadtr_loss(TadTROutput(*leaves), as_targets(labels, targets), CONFIG)["total"]
+
+    leaves = [item.double().requires_grad_() for item in output]
+    targets = [item.double() for item in targets]
+    moved = [torch.randn_like(item) for item in leaves]
+    grads = torch.autograd.grad(total(*leaves), leaves)
+    expected = sum((grad * v).sum() for grad, v in zip(grads, moved, strict=True))
+    _, slope = torch.func.jvp(total, tuple(item.detach() for item in leaves), tuple(moved))
+    torch.testing.assert_close(slope, expected)
+
+
 @pytest.mark.parametrize("scope", ["video", "batch"])
 @pytest.mark.parametrize("cut", [1, 2])  # the second window has no instance
 def test_parts_of_a_batch_add_up_to_it(scope, cut):

@@ -394,12 +394,6 @@ def test_autocast_computes_in_float32(dtype: torch.dtype) -> None:
             {"aligned": True},
             r"one length with aligned=True, got \[3, 2\] and \[4, 2\]",
         ),
-        (
-            torch.ones(3, 2),
-            torch.ones(3, 2),
-            {"kind": "ciou"},
-            "iou, giou, diou or ioa, got 'ciou'",
-        ),
         (torch.ones(3, 2), torch.ones(3, 2), {"eps": -1.0}, "expected eps >= 0, got -1"),
         (torch.ones(3, 2), torch.ones(3, 2), {"eps": float("nan")}, "expected eps >= 0, got -?nan"),
     ],

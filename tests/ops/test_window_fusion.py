@@ -83,8 +83,6 @@ def test_nothing_in_nothing_out(scope):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="expected scope to be all or overlaps, got 'some'"):
-        ops.fuse_windows(*CASE, SPANS, VIDEOS, scope="some")
     with pytest.raises(RuntimeError, match=r"window_videos of shape \[W\], got \[5, 2\] and \[4\]"):
         ops.fuse_windows(*CASE, SPANS, VIDEOS[:4])
     with pytest.raises(RuntimeError, match=r"expected windows of shape \[7\], one per segment"):

@@ -17,7 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from processes import HANG
+
 STEPS = 40
+# Of a worker: the one that trains, the one that waits for tasks, and the reader's.
+THREADS = 3
 
 
 @dataclass
@@ -101,26 +105,55 @@ def learn_under_averages(config, data, *, train_videos, out, positions=None, pro
     return result
 
 
-def learn_slowly(config, data, *, train_videos, out, resume, progress, steps=STEPS, **rest):
+def learn_slowly(config, data, *, train_videos, out, resume, progress, stays=None, **rest):
     """Learns in steps of 20 ms, with a checkpoint after each, from which it goes on."""
     checkpoint = out / "step.txt"
     first = int(checkpoint.read_text()) if resume and checkpoint.exists() else 0
     _log(out, pid=os.getpid(), first=first)
-    for step in range(first, steps):
+
+    def report(step):
+        progress(SimpleNamespace(stage="train", step=step, total_steps=STEPS, epoch=1, epochs=1))
+
+    for step in range(first, STEPS):
         time.sleep(0.02)
         temporary = out / "step.tmp"
         temporary.write_text(str(step + 1))
         temporary.replace(checkpoint)
-        progress(
-            SimpleNamespace(stage="train", step=step + 1, total_steps=steps, epoch=1, epochs=1)
-        )
+        report(step + 1)
+    end = time.monotonic() + HANG
+    while stays is not None and not first and stays(out.parent.parent):
+        assert time.monotonic() < end, "nobody told this trial to go on"
+        time.sleep(0.02)
+        report(STEPS)
     _log(out, pid=os.getpid(), finished=True)
     return _finish(config, train_videos, out)
 
 
-def learn_for_long(*arguments, **rest):
-    """As learn_slowly, for three seconds."""
-    return learn_slowly(*arguments, steps=150, **rest)
+def _telling(study: Path) -> Path:
+    return study.parent / f"{study.name}.told"
+
+
+def tell(study: Path) -> None:
+    """Lets go on what waits for it in the two below."""
+    _telling(study).touch()
+
+
+def _untold(study: Path) -> bool:
+    return not _telling(study).exists()
+
+
+def learn_until_told(*arguments, **rest):
+    """As learn_slowly, but stays at its last step until it is told to go on, or is resumed."""
+    return learn_slowly(*arguments, stays=_untold, **rest)
+
+
+def learn_two_until_told(*arguments, **rest):
+    """As learn_slowly for the first two trials that finish, for the others as learn_until_told."""
+
+    def stays(study: Path) -> bool:
+        return _untold(study) and sum("finished" in call for call in read_calls(study)) >= 2
+
+    return learn_slowly(*arguments, stays=stays, **rest)
 
 
 def stuck(config, data, *, train_videos, test_videos, out, resume, progress, threads):
@@ -193,11 +226,17 @@ def learn_in_earnest(config, data, *, out, progress, **rest):
 
     from tal_fast.training import run_experiment
 
-    most = 0
+    most, process = 0, psutil.Process()
 
     def watched(event):
         nonlocal most
-        most = max(most, psutil.Process().num_threads())
+        count = process.num_threads()
+        for _ in range(100):
+            if count <= THREADS:
+                break
+            time.sleep(0.02)  # a joined thread is listed until the kernel has let it go
+            count = process.num_threads()
+        most = max(most, count)
         progress(event)
 
     result = run_experiment(config, data, out=out, progress=watched, **rest)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs tasks on a Ray cluster: ``ray_drive.py ADDRESS TASKS LOGS``, with a file of tasks."""
+"""Runs tasks on a Ray cluster: ``ray_drive.py ADDRESS TASKS LOGS SECONDS``.
+
+TASKS is a file of tasks, SECONDS is how long connecting may take.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from tal_fast.study.execution.ray_cluster import RayCluster
 from tal_fast.study.execution.trials import TrialTask
 
 
-def main(address: str, tasks: str, logs: str) -> int:
-    cluster = RayCluster(address, threads=1, logs=Path(logs))
+def main(address: str, tasks: str, logs: str, seconds: str) -> int:
+    cluster = RayCluster(address, threads=1, logs=Path(logs), connect_seconds=float(seconds))
     lines = Path(tasks).read_text().splitlines()
     try:
         for outcome in cluster.run([TrialTask.from_json(line) for line in lines], print):

@@ -9,10 +9,12 @@ the cluster claim to be of another version of Ray.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
 import ray
+from processes import HANG
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
@@ -22,23 +24,29 @@ CPUS = 1
 def pretend(cluster: Cluster, version: str) -> None:
     client = GcsClient(address=cluster.address)
     key, space = b"CLUSTER_METADATA", b"cluster"
-    facts = json.loads(client.internal_kv_get(key, space, timeout=10))
+    facts = json.loads(client.internal_kv_get(key, space, timeout=HANG))
     facts["ray_version"] = version
-    client.internal_kv_put(key, json.dumps(facts).encode(), True, space, timeout=10)
+    client.internal_kv_put(key, json.dumps(facts).encode(), True, space, timeout=HANG)
 
 
 def main() -> None:
     def start(name: str, **more: Any) -> Any:
-        return cluster.add_node(
+        node = cluster.add_node(
+            wait=False,  # for 30 s it would
             num_cpus=CPUS,
             object_store_memory=80 * 2**20,
             env_vars={"FAKE_NODE": name},
             **more,
         )
+        cluster._wait_for_node(node, timeout=HANG)
+        return node
 
+    # Not by temp_dir=: whatever that says, the cluster writes its address below the default one,
+    # which is there only where Ray has run before, and which belongs to the user's own clusters.
+    os.environ["RAY_TMPDIR"] = sys.argv[1]
     cluster = Cluster()
-    start("first", temp_dir=sys.argv[1], include_dashboard=False)
     try:
+        start("first", include_dashboard=False)
         second = start("second")
         print(cluster.address, flush=True)
         for line in sys.stdin:

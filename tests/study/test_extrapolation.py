@@ -268,6 +268,9 @@ class TestCommands:
             (["--times", 9], 2, "beyond 5 times no interval"),
             (["--times", 2, "--until", 0.2], 1, "at least 3 levels of p, got 2"),
             (["--times", 2, "--deviation", 0], 2, "--deviation: expected points above 0"),
+            (["--times", 2, "--deviation", "inf"], 2, "--deviation: expected points above 0"),
+            (["--times", 2, "--until", "nan"], 2, "--until: expected a share above 0, got nan"),
+            (["--times", 2, "--picture", ""], 2, "--picture: expected the name of a file"),
             (["--times", 2, "--confidence", 2], 2, "--confidence: expected a number between"),
         ],
     )
@@ -284,6 +287,12 @@ class TestCommands:
         assert status == 0
         assert "how often 90 % intervals hold what came" in out
         assert json.loads((tmp_path / "c.json").read_text())["sources"][0]["questions"] == 21
+
+    @pytest.mark.parametrize("confidence", [0, 2, "nan"])
+    def test_calibrate_refuses_what_is_no_confidence(self, capsys, confidence):
+        status, _, err = run(capsys, "calibrate", "--synthetic", 1, "--confidence", confidence)
+        assert status == 2
+        assert "--confidence: expected a number between 0 and 1" in err
 
     def test_calibrate_needs_curves(self, capsys):
         status, _, err = run(capsys, "calibrate", "--synthetic", 0)

@@ -3,48 +3,44 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections import Counter
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import fake_experiment as fake
 import psutil
 import pytest
+from processes import HANG, started, wait_for
 
 from tal_fast.errors import TalFastError
 from tal_fast.study import run_study
+from tal_fast.study.execution.executors import LocalPool
 from tal_fast.study.execution.locks import locked_directory
+from tal_fast.study.execution.ray_process import DriverProcess
 
 DRIVE = Path(__file__).with_name("drive.py")
 ALL = {f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)}
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-def start(spec, experiment: str) -> subprocess.Popen[bytes]:
+def driving(spec, experiment: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
     arguments = ["study", "run", "--data", spec.data, "--out", spec.out, "--jobs", str(spec.jobs)]
     arguments += ["--fractions", "0.1,0.5,1", "--repetitions", "2"]
-    return subprocess.Popen(
+    return started(
         [sys.executable, DRIVE, f"fake_experiment:{experiment}", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
     )
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"waited too long for {what}"
-        time.sleep(0.02)
-
-
-def started(spec) -> list[dict]:
+def starts(spec) -> list[dict]:
     return [call for call in fake.read_calls(spec.out) if "first" in call]
 
 
@@ -67,6 +63,17 @@ def finished(spec) -> set[str]:
     return {p.name for p in trials.iterdir() if p.name[0] != "."} if trials.exists() else set()
 
 
+def wait_for_trials(driver: subprocess.Popen[bytes], spec) -> None:
+    """Waits until two trials are finished, and as many as there are jobs have a checkpoint."""
+
+    def there() -> bool:
+        begun = list((spec.out / "trials").glob(".*.partial/step.txt"))
+        return len(finished(spec)) >= 2 and len(begun) == spec.jobs
+
+    wait_for(lambda: driver.poll() is not None or there(), "trials")
+    assert driver.poll() is None, driver.communicate()
+
+
 def check_complete(spec) -> None:
     """Every trial is there, and none was finished twice."""
     assert finished(spec) == ALL
@@ -80,20 +87,19 @@ def check_complete(spec) -> None:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_kill_9_loses_at_most_the_trials_in_flight(spec, quiet, jobs):
     spec = replace(spec, jobs=jobs)
-    driver = start(spec, "learn_slowly")
-    wait_for(lambda: len(finished(spec)) >= 2 and len(started(spec)) >= 2 + jobs, "trials")
-    time.sleep(0.2)
+    with driving(spec, "learn_two_until_told") as driver:
+        wait_for_trials(driver, spec)
+        driver.kill()
+        driver.wait()
+        wait_for(lambda: not alive(spec), "the end of the workers")
     kept = finished(spec)
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
-    wait_for(lambda: not alive(spec), "the end of the workers")
+    fake.tell(spec.out)
 
     # Each unfinished start left a directory that the next run takes over.
-    before = len(started(spec))
-    run_study(spec, experiment="fake_experiment:learn_slowly", console=quiet)
+    before = len(starts(spec))
+    run_study(spec, experiment="fake_experiment:learn_two_until_told", console=quiet)
     check_complete(spec)
-    again = started(spec)[before:]
+    again = starts(spec)[before:]
     assert not {call["trial"] for call in again} & kept
     assert len(again) == len({call["trial"] for call in again})
     assert any(call["first"] > 0 for call in again)  # went on from a checkpoint
@@ -102,28 +108,49 @@ def test_kill_9_loses_at_most_the_trials_in_flight(spec, quiet, jobs):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c(spec, quiet, jobs):
     spec = replace(spec, jobs=jobs)
-    driver = start(spec, "learn_slowly")
-    wait_for(lambda: len(finished(spec)) >= 1 and len(started(spec)) >= 1 + jobs, "trials")
-    os.killpg(driver.pid, signal.SIGINT)  # what a terminal does
-    output, _ = driver.communicate(timeout=30)
+    with driving(spec, "learn_two_until_told") as driver:
+        wait_for_trials(driver, spec)
+        os.killpg(driver.pid, signal.SIGINT)  # what a terminal does
+        output, _ = driver.communicate(timeout=HANG)
     assert driver.returncode == 130, output.decode()
     assert output.decode().rstrip().endswith("interrupted")
     assert "Traceback" not in output.decode()
     assert not alive(spec)
     assert finished(spec)
-    run_study(spec, experiment="fake_experiment:learn_slowly", console=quiet)
+    fake.tell(spec.out)
+    run_study(spec, experiment="fake_experiment:learn_two_until_told", console=quiet)
     check_complete(spec)
 
 
 def test_ctrl_c_of_trials_that_do_not_listen(spec, monkeypatch):
     monkeypatch.setenv("TAL_FAST_GRACE_SECONDS", "0.5")
     spec = replace(spec, jobs=2)
-    driver = start(spec, "stuck")
-    wait_for(lambda: len(pids(spec)) == 2, "two trials")
-    os.killpg(driver.pid, signal.SIGINT)
-    driver.communicate(timeout=30)
+    with driving(spec, "stuck") as driver:
+        wait_for(lambda: driver.poll() is not None or len(pids(spec)) == 2, "two trials")
+        os.killpg(driver.pid, signal.SIGINT)
+        driver.communicate(timeout=HANG)
     assert driver.returncode == 130
     assert not alive(spec)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda logs: DriverProcess({}, logs),
+        lambda logs: next(LocalPool(1, threads=1, logs=logs).run([None], print)),
+    ],
+    ids=["Ray's driver", "worker"],
+)
+def test_a_process_without_a_thread_to_read_it_ends(tmp_path, monkeypatch, begin):
+    """As where the system has no more threads. What was left of it would warn."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        begin(tmp_path)
+    gc.collect()
 
 
 def test_lock_outlives_a_rename_and_ends_with_its_holder(tmp_path):

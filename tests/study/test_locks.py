@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from processes import HANG
 
 from tal_fast.study.execution.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.execution.trials import Trial, TrialTask, execute_trial
@@ -55,7 +56,7 @@ def test_one_at_a_time(tmp_path):
 
     def work(index: int) -> None:
         nonlocal inside, most
-        with locked_directory(tmp_path / "a", wait=60, busy="busy"):
+        with locked_directory(tmp_path / "a", wait=HANG, busy="busy"):
             inside += 1
             most = max(most, inside)
             (tmp_path / "a").rename(tmp_path / f"b{index}")
@@ -78,18 +79,20 @@ def test_who_waits_takes_the_finished_trial(tmp_path):
     def experiment(*args, **kwargs) -> Result:
         calls.append(kwargs["out"])
         inside.set()
-        assert go_on.wait(60)
+        assert go_on.wait(HANG)
         return Result()
 
     records = []
 
     def run() -> None:
-        records.append(execute_trial(task(tmp_path), dataset=None, experiment=experiment, wait=60))
+        records.append(
+            execute_trial(task(tmp_path), dataset=None, experiment=experiment, wait=HANG)
+        )
 
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert inside.wait(60)
+    assert inside.wait(HANG)
     go_on.set()
     for thread in threads:
         thread.join()

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_experiment as fake
+import numpy as np
 import pytest
 import yaml
 
+from tal_fast.data import open_dataset
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study import report_study, run_study
 from tal_fast.study.execution.executors import threads_per_job, visible_gpus
@@ -42,12 +44,26 @@ def comparable(spec) -> dict:
 
 
 class TestRun:
+    def test_says_at_the_start_what_is_left_out(self, spec, quiet, no_pictures, tmp_path):
+        data = shutil.copytree(spec.data, tmp_path / "copy")
+        first = open_dataset(data).splits["test"][0]
+        with open(data / "dataset.yaml", "a") as file:
+            file.write(f"exclude: {{lost at sea: [{first}]}}\n")
+        (data / "features" / f"{first}.npy").unlink()
+        spec = replace(spec, data=data, repetitions=1, fractions=(1.0,))
+        run_study(spec, experiment=fake.learn, console=quiet)
+        said = quiet.file.getvalue().splitlines()
+        assert said[0] == (
+            "note: 1 of 26 videos are left out of training and prediction, lost at sea (exclude): "
+            f"{first}"
+        )
+
     def test_every_trial_once_and_nothing_anew(self, spec, quiet):
         result = run_study(spec, experiment=fake.learn, console=quiet)
         assert (result.ran, result.reused) == (6, 0)
         assert ran(spec) == names(spec) == ALL
         files = {"config.yaml", "curve.csv", "curve.png", "curve.svg", "report.html", "study.yaml"}
-        files |= {"fits.json", "fits.png", "fits.svg", "tiou.png", "tiou.svg"}
+        files |= {"data.json", "fits.json", "fits.png", "fits.svg", "tiou.png", "tiou.svg"}
         assert files | {"trials", "trials.csv"} == {path.name for path in spec.out.iterdir()}
 
         before = {path: path.read_bytes() for path in sorted(spec.out.rglob("*")) if path.is_file()}
@@ -254,11 +270,45 @@ class TestSettings:
         shutil.copytree(spec.data, other)
         run_study(replace(spec, data=other), experiment=fake.fail, console=quiet)  # a moved copy
         annotations = json.loads((other / "annotations.json").read_text())
-        video = next(v for v in annotations["database"].values() if v["annotations"])
+        name, video = next(v for v in annotations["database"].items() if v[1]["annotations"])
         video["annotations"][0]["segment"][0] += 0.01
         (other / "annotations.json").write_text(json.dumps(annotations))
+        with pytest.raises(
+            ConfigError, match=f"video '{name}' has other annotations .*never mixed"
+        ):
+            run_study(replace(spec, data=other), experiment=fake.learn, console=quiet)
+        (spec.out / "data.json").unlink()  # of an earlier version
         with pytest.raises(ConfigError, match=r"data\.fingerprint is"):
             run_study(replace(spec, data=other), experiment=fake.learn, console=quiet)
+
+    @pytest.mark.usefixtures("no_pictures")
+    def test_other_features_are_refused(self, spec, quiet, tmp_path):
+        spec = replace(spec, data=Path(shutil.copytree(spec.data, tmp_path / "data")))
+        run_study(spec, experiment=fake.learn, console=quiet)
+        file = sorted((spec.data / "features").iterdir())[0]
+        np.save(file, np.load(file) * 2)
+        message = f"features of video '{file.stem}' have changed: .*--trust-times"
+        with pytest.raises(ConfigError, match=message):
+            run_study(spec, experiment=fake.learn, console=quiet)
+        trusting = replace(spec, trust_times=True)
+        assert run_study(trusting, experiment=fake.fail, console=quiet).ran == 0
+        assert run_study(spec, experiment=fake.fail, console=quiet).ran == 0  # as they are now
+
+    @pytest.mark.usefixtures("no_pictures")
+    def test_a_study_of_an_earlier_version_goes_on(self, spec, quiet):
+        run_study(spec, experiment=fake.learn, console=quiet)
+        (spec.out / "data.json").unlink()
+        assert run_study(spec, experiment=fake.fail, console=quiet).ran == 0
+        assert "kept nothing of its feature files" in quiet.file.getvalue().replace("\n", " ")
+        assert (spec.out / "data.json").exists()
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"classes": []}'])
+    @pytest.mark.usefixtures("no_pictures")
+    def test_damaged_data_file(self, spec, quiet, content):
+        run_study(spec, experiment=fake.learn, console=quiet)
+        (spec.out / "data.json").write_text(content)
+        with pytest.raises(DataError, match=r"data\.json: (cannot be read|expected the keys)"):
+            run_study(spec, experiment=fake.learn, console=quiet)
 
     def test_a_foreign_trial_is_refused(self, spec, quiet, tmp_path):
         run_study(spec, experiment=fake.learn, console=quiet)
@@ -427,7 +477,11 @@ class TestSumUp:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("a: [", "cannot be read"),
+            ("a: [", "not valid YAML"),
+            (
+                "format: 2\nformat: 2\n",
+                "expected each key once, got 'format' in line 1",
+            ),
             ("a: 1", "expected a study's settings"),
             ("{format: 9, settings: {}, hash: x, request: {}, runs: []}", "expected format 2"),
             ("{format: 2, settings: {}, hash: x, request: {}, runs: []}", "edited by hand"),

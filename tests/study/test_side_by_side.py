@@ -16,8 +16,6 @@ SMALL = (
     "training.batch_size=4", "data.window=32", "training.ema=off,corrected",
     "training.tensorboard=never",
 )  # fmt: skip
-# Of a worker: the one that trains, the one that waits for tasks, and the reader's.
-THREADS = 3
 
 
 def test_two_at_a_time(spec, quiet, no_pictures):
@@ -39,4 +37,4 @@ def test_two_at_a_time(spec, quiet, no_pictures):
     assert len(calls) == 4
     assert len({call["pid"] for call in calls} - {os.getpid()}) == 2
     assert {call["torch"] for call in calls} == {1}
-    assert max(call["most"] for call in calls) <= THREADS
+    assert max(call["most"] for call in calls) <= fake.THREADS

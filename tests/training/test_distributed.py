@@ -7,13 +7,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import HANG, MARK, kill_marked, started, wait_for
 from several_processes import COMPARED, RESUMED
 from small_settings import small
 
@@ -27,7 +26,7 @@ from tal_fast.training.distributed import Place, joined, launched
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # Bounds what a mistake here may cost: nobody waits longer for another process.
-ENVIRONMENT = {**os.environ, "TAL_FAST_PEER_TIMEOUT": "60"}
+ENVIRONMENT = {**os.environ, "TAL_FAST_PEER_TIMEOUT": str(HANG)}
 PLACE = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
     "MASTER_ADDR": "localhost", "MASTER_PORT": "1",
@@ -57,23 +56,20 @@ def two(data, tmp_path_factory) -> Path:
     out = folder / "out"
     out.mkdir()
     script = Path(__file__).with_name("several_processes.py")
-    with open(folder / "errors", "w") as errors:
-        running = subprocess.Popen(
-            [*TORCHRUN, script, data.path, every_class, out],
-            env=ENVIRONMENT, stdout=errors, stderr=errors,
-        )  # fmt: skip
-        try:
-            end = time.monotonic() + 300
-            saved = out / "command" / "resume.pt"  # of the first epoch
-            while not saved.exists() and running.poll() is None:
-                assert time.monotonic() < end, (folder / "errors").read_text()
-                time.sleep(0.1)
+    saved = out / "command" / "resume.pt"  # of the first epoch
+    command = [*TORCHRUN, script, data.path, every_class, out]
+    environment = {**ENVIRONMENT, MARK: str(folder)}  # torchrun's processes have their own groups
+    try:
+        with (
+            open(folder / "errors", "w") as errors,
+            started(command, env=environment, stdout=errors, stderr=errors) as running,
+        ):
+            wait_for(lambda: saved.exists() or running.poll() is not None, "the first epoch")
             saved.unlink(missing_ok=True)
             running.send_signal(signal.SIGINT)
-            running.wait(60)
-        finally:
-            running.terminate()
-            running.wait()
+            running.wait(HANG)
+    finally:
+        kill_marked(str(folder))
     (out / "errors").write_text((folder / "errors").read_text())
     assert {"0.json", "1.json"} <= {p.name for p in out.iterdir()}, (out / "errors").read_text()
     return out

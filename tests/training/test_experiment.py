@@ -11,8 +11,8 @@ import pytest
 import torch
 from small_settings import small
 
-from tal_fast.errors import DataError
-from tal_fast.evaluation import evaluate, read_results
+from tal_fast.errors import DataError, TrainingError
+from tal_fast.evaluation import Detections, evaluate, read_results
 from tal_fast.models import Detector
 from tal_fast.models.tadtr import TadTR, TadTROutput
 from tal_fast.training import detect, predict, run_experiment
@@ -36,6 +36,7 @@ def test_whole_experiment(data, config, out):
     assert result.average_map == pytest.approx(np.mean(list(result.map_per_threshold.values())))
     truth = data.annotations.select(data.splits["test"])
     assert evaluate(truth, out / "predictions.json").average_map == result.average_map
+    assert data.truth is data.annotations  # nothing was cut
     assert result.peak_memory_mib > 10
     # the checkpoint alone gives the same file
     before = (out / "predictions.json").read_bytes()
@@ -43,10 +44,54 @@ def test_whole_experiment(data, config, out):
     assert (out / "again.json").read_bytes() == before
 
 
+def test_scores_are_against_the_uncut_truth(data, config, out, monkeypatch):
+    """Detections that are the annotations, some beyond their videos' end, score 1."""
+    test = data.splits["test"]
+    far = {
+        name: replace(video, segments=video.segments + np.array([0.0, 50.0]))
+        for name, video in data.annotations.videos.items()
+    }
+    cut = {name: replace(v, segments=v.segments[:, :1] + [[0.0, 0.1]]) for name, v in far.items()}
+    found = Detections.from_videos(
+        {
+            name: (far[name].segments, far[name].labels, np.ones(len(far[name].labels)))
+            for name in test
+        },
+        data.classes,
+    )
+    monkeypatch.setattr("tal_fast.training.experiment.predict", lambda *a, **k: found)
+    known = replace(
+        data,
+        annotations=replace(data.annotations, videos=cut),
+        truth=replace(data.truth, videos=far),
+    )
+    result = run_experiment(
+        config, known, train_videos=data.splits["train"], test_videos=test, out=out
+    )
+    assert result.average_map == 1.0
+
+
 def test_videos_in_both_lists(data, config, out):
     train = data.splits["train"]
     with pytest.raises(DataError, match=f"1 videos are both .* the first is '{train[0]}'"):
         run_experiment(config, data, train_videos=train, test_videos=train[:1], out=out)
+
+
+def test_test_videos_without_an_instance(data, config, out):
+    videos, none_left = dict(data.annotations.videos), data.splits["test"]
+    for name in none_left:
+        none = {"segments": videos[name].segments[:0], "labels": videos[name].labels[:0]}
+        videos[name] = replace(videos[name], **none)
+    bare = replace(data, annotations=replace(data.annotations, videos=videos))
+    with pytest.raises(DataError, match="expected an instance in the 4 test videos"):
+        run_experiment(
+            config,
+            bare,
+            train_videos=data.splits["train"],
+            test_videos=data.splits["test"],
+            out=out,
+        )
+    assert not out.exists()
 
 
 class Oracle(TadTR):
@@ -80,6 +125,21 @@ def test_detections_are_in_seconds_of_the_video(data, config):
     assert (starts <= max(rows - 32, 0)).all()
     np.testing.assert_allclose(grid.to_grid(found.end) - grid.to_grid(found.start), 8, atol=1e-6)
     assert set(found.label.tolist()) == {1}
+
+
+@pytest.mark.parametrize("large", [0.0, 1e30])
+def test_outputs_that_are_not_finite_are_refused(data, config, large):
+    model = TadTR(data.channels, data.num_classes, config.detector)
+    with torch.no_grad():
+        model.segment_embed[0].layers[0].weight.fill_(large or torch.nan)
+        model.segment_embed[0].layers[1].weight.fill_(large)
+    first = "output of segment_embed.0" if large else "parameter 'segment_embed.0.layers.0.weight'"
+    video = data.splits["test"][0]
+    with pytest.raises(TrainingError, match=f"not finite for clips of {video}.*{first}"):
+        detect(model, data, [video], config.training)
+    oracle = Oracle(data, [[0.5, float("nan")]])  # as a GPU, which cannot raise
+    with pytest.raises(TrainingError, match=r"not finite .*the first is the outputs themselves"):
+        detect(oracle, data, [video], config.training)
 
 
 def test_overlapping_windows_and_queries_are_merged(data, config):

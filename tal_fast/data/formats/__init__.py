@@ -3,7 +3,7 @@
 
 A format gives the extents of its arrays when they lie in the file as they are (``.npy``,
 safetensors, contiguous HDF5 datasets), and otherwise only arrays, which ``tal-fast pack`` converts
-once (``.npz``, torch's files, pickles, CSV, chunked or compressed HDF5).
+once (``.npz``, torch's files, pickles, CSV, HDF5 that is stored in any other way).
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ IN_PLACE: frozenset[Kind] = frozenset({"npy", "safetensors", "hdf5"})
 # Formats whose files may hold an array per video.
 KEYED: frozenset[Kind] = frozenset({"safetensors", "hdf5", "npz", "torch", "pickle"})
 
-_NAMES: dict[Kind, str] = {
+_NAMES: dict[str, str] = {
     "npz": ".npz files",
     "torch": "torch files",
     "pickle": "pickles",
     "csv": "CSV files",
-    "hdf5": "chunked or compressed HDF5 datasets",
 }
 
 
@@ -91,9 +90,14 @@ def kind_of_content(path: str) -> Kind:
     raise DataError(f"{path}: neither its name nor its first bytes tell a format (known: {known})")
 
 
-def needs_packing(where: str, kind: Kind) -> DataError:
-    """Returns the error for features that cannot be read where they lie."""
+def needs_packing(where: str, what: Kind | str) -> DataError:
+    """Returns the error for features that cannot be read where they lie.
+
+    Args:
+        where: file and array.
+        what: their format, or what arrays stored like these are called.
+    """
     return DataError(
-        f"{where}: {_NAMES.get(kind, kind)} cannot be read in place; convert them once: "
+        f"{where}: {_NAMES.get(what, what)} cannot be read in place; convert them once: "
         "tal-fast pack --features <folder or file> --out <store>"
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,10 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.formats import Kind
-from tal_fast.data.unpickling import unpickle_arrays
+from tal_fast.data.formats.csv_files import load_csv
+from tal_fast.data.formats.rows import check_dtype
+from tal_fast.data.unpickling import array_globals, unpickle_arrays
 from tal_fast.errors import ConfigError, DataError
 
-__all__ = ["array_file", "load_csv", "pick"]
+__all__ = ["array_file", "close_array_file", "pick"]
+
+# What a pickle of a numeric array makes its dtype of.
+_DTYPE_CLASSES = sorted({type(np.dtype(code)) for code in "?bhilqBHILQefdg"}, key=str)
 
 
 def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[str, Any] | Any:
@@ -46,7 +52,8 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
             return _load_torch(path)
         if kind == "csv":
             return load_csv(path)
-        return unpickle_arrays(path, Path(path).read_bytes())
+        content = unpickle_arrays(path, Path(path).read_bytes())
+        return _by_name(path, content) if isinstance(content, Mapping) else content
     except FileNotFoundError:
         raise DataError(f"{path}: no such feature file") from None
     except OSError as error:
@@ -54,24 +61,50 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
+        if "allow_pickle" in str(error):
+            error = ValueError("it is a pickle")
         raise DataError(f"{path}: not a whole {kind} file: {error}") from error
 
 
-def _load_torch(path: str) -> Any:
-    import pickle
+def close_array_file(content: Any) -> None:
+    """Closes what :func:`array_file` returned, if it is a file (``.npz``)."""
+    if isinstance(content, np.lib.npyio.NpzFile):
+        content.close()
 
+
+def _load_torch(path: str) -> Any:
     import torch
 
+    # NumPy's arrays, by the names that its versions give them, and nothing else.
+    allowed: list[Any] = [(value, name) for name, value in array_globals().items()]
+    allowed += _DTYPE_CLASSES
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a broken pickle fails in any way it likes
+        # torch's own words advise to load without weights_only.
+        foreign = re.search(r"(?:GLOBAL|class) '?([\w.]+\.\w+)", str(error))
+        reason = (
+            f"it holds {foreign[1]}, only tensors and arrays are read"
+            if foreign
+            else "it is broken, or no file of torch.save"
+        )
         raise DataError(
-            f"{path}: cannot be loaded by torch as tensors alone (weights_only): {reason}"
+            f"{path}: cannot be loaded by torch as tensors and arrays alone: {reason}"
         ) from error
     if isinstance(content, Mapping):
-        return {str(name): _as_array(path, value) for name, value in content.items()}
+        return _by_name(path, {k: _as_array(path, value) for k, value in content.items()})
     return _as_array(path, content)
+
+
+def _by_name(path: str, content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns a mapping with the names that templates find: those of ids that are numbers, too."""
+    named = {str(name): value for name, value in content.items()}
+    if len(named) != len(content):
+        raise DataError(f"{path}: two arrays of one name (a number and the same as text)")
+    return named
 
 
 def _as_array(path: str, value: Any) -> Any:
@@ -83,37 +116,10 @@ def _as_array(path: str, value: Any) -> Any:
     value = value.detach()
     if value.is_sparse or value.layout != torch.strided:
         raise DataError(f"{path}: expected a dense tensor, got layout {value.layout}")
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def load_csv(path: str) -> npt.NDArray[np.float32]:
-    """Reads a CSV file as OpenTAD and mmaction2 do: a line of column names, then a line per row.
-
-    Raises:
-        DataError: if it is empty, ragged, not numeric, or its first line may be numbers and not
-            names, in which case nobody knows whether it is a row.
-    """
-    with open(path, encoding="utf-8", errors="replace") as file:
-        names = file.readline().strip().split(",")
-        if names == [""]:
-            raise DataError(f"{path}: expected a CSV file, got an empty file")
-        numbers = [_number(name) for name in names]
-        # pandas writes 0, 1, 2, ... when columns have no names.
-        if None not in numbers and numbers != list(range(len(names))):
-            raise DataError(
-                f"{path}: expected a first line of column names, got numbers ({names[0]}, ...)"
-            )
-        try:
-            return np.loadtxt(file, dtype=np.float32, delimiter=",", ndmin=2)
-        except ValueError as error:
-            raise DataError(f"{path}: expected rows of numbers: {error}") from error
-
-
-def _number(text: str) -> float | None:
     try:
-        return float(text)
-    except ValueError:
-        return None
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    except (TypeError, RuntimeError) as error:  # quantized, float8, without data
+        raise DataError(f"{path}: expected a tensor of numbers, got {value.dtype}") from error
 
 
 def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
@@ -125,9 +131,7 @@ def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
     if not isinstance(content, Mapping):
         if key is not None:
             raise DataError(f"{where}: expected arrays by name, of which {key!r}, got one array")
-        if not isinstance(content, np.ndarray):
-            raise DataError(f"{where}: expected an array, got {type(content).__name__}")
-        return content
+        return _array(where, content)
     names = [str(name) for name in content]
     if key is None:
         if len(names) != 1:
@@ -138,7 +142,16 @@ def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
         key = names[0]
     if key not in names:
         raise DataError(f"{where}: no array {key!r} among {len(names)} ({', '.join(names[:5])})")
-    value = content[key]
+    try:
+        value = content[key]
+    except Exception as error:  # a member of an .npz file is read here, and fails in any way
+        if "allow_pickle" in str(error):  # NumPy's advice is not ours
+            check_dtype(f"{where}: {key!r}", np.dtype(object))
+        raise DataError(f"{where}: {key!r}: cannot be read: {error}") from error
+    return _array(f"{where}: {key!r}", value)
+
+
+def _array(where: str, value: Any) -> npt.NDArray[Any]:
     if not isinstance(value, np.ndarray):
-        raise DataError(f"{where}: {key!r}: expected an array, got {type(value).__name__}")
+        raise DataError(f"{where}: expected an array, got {type(value).__name__}")
     return value

@@ -4,28 +4,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.extents import Extent, Layout, checked_extent
+from tal_fast.data.extents import Extent, Layout, checked_extent, two_axes
 from tal_fast.data.formats import needs_packing
-from tal_fast.errors import DataError, MissingExtraError
+from tal_fast.data.formats.hdf5_storage import (
+    check_numbers,
+    file_of,
+    h5py_module,
+    in_place_dtype,
+    other_files,
+    storage_words,
+)
+from tal_fast.errors import DataError
 
 __all__ = ["Hdf5File"]
 
 
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtraError("h5py", "hdf5", "reading HDF5 features") from error
-    return h5py
-
-
 class Hdf5File:
     """The datasets of one HDF5 file, by their path in it (``video`` or ``video/feats``).
+
+    A path may lead over links, also into other files: the bytes are then those of the other file.
 
     Attributes:
         path: the file.
@@ -38,100 +41,165 @@ class Hdf5File:
             DataError: if it is missing, no HDF5 file, or shorter than it says.
             MissingExtraError: if h5py is not installed.
         """
-        h5py = _h5py()
+        h5py = h5py_module()
         self.path = os.fspath(path)
         try:
             self._size = os.stat(self.path).st_size
-            self._file = h5py.File(self.path, "r")
+            # The driver whose addresses are bytes of the file, whatever the environment asks for.
+            self._file = h5py.File(os.path.abspath(self.path), "r", driver="sec2")
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such feature file") from None
         except OSError as error:
             reason = str(error.strerror or error)
             raise DataError(f"{self.path}: cannot be read as HDF5: {reason}") from error
-        self._h5d = h5py.h5d
+        self._h5py = h5py
+        self._name = h5py.h5f.get_name(self._file.id)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
     def names(self) -> list[str]:
-        """Returns the paths of all datasets."""
-        h5py = _h5py()
-        found: list[str] = []
-        if all(self._file.get(n, getclass=True) is h5py.Dataset for n in list(self._file)[:1]):
-            # The usual form, a dataset per video at the top, without a look at each of them.
-            groups = [n for n in self._file if self._is_group(n)]
-            if not groups:
-                return list(self._file)
-        self._file.visititems(
-            lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
-        )
-        return found
+        """Returns the paths of all datasets, and of links that lead nowhere.
 
-    def _is_group(self, name: str) -> bool:
-        h5py = _h5py()
-        return bool(h5py.h5o.get_info(self._file.id, name.encode()).type == h5py.h5o.TYPE_GROUP)
-
-    def is_contiguous(self, name: str) -> bool:
-        """Whether a dataset is stored in one piece, of little-endian numbers, in this file.
-
-        Raises:
-            KeyError: if there is no such dataset.
+        These belong to the list because whoever made the file wanted a dataset there: opening one
+        says what is wrong with it.
         """
-        h5py = _h5py()
-        dataset = self._open(name)
-        properties = dataset.get_create_plist()
-        return bool(
-            properties.get_layout() == h5py.h5d.CONTIGUOUS
-            and not properties.get_external_count()
-            and dataset.dtype.byteorder != ">"
-        )
+        return list(self._walk(self._file, "", ()))
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a dataset of this name, be it readable or not."""
+        try:
+            self._open(name)
+        except KeyError:
+            return False
+        except DataError:
+            pass  # what is wrong with it is extent's or array's to say
+        return True
+
+    def _walk(self, group: Any, above: str, parents: tuple[Any, ...]) -> Iterator[str]:
+        h5o = self._h5py.h5o
+        for name in group:
+            try:
+                about = h5o.get_info(group.id, _encoded(name))
+            except (KeyError, OSError, RuntimeError, ValueError):
+                yield above + name
+                continue
+            here = (about.fileno, about.addr)
+            if about.type == h5o.TYPE_DATASET:
+                yield above + name
+            elif about.type == h5o.TYPE_GROUP and here not in parents:  # links may go round
+                yield from self._walk(group[name], f"{above}{name}/", (*parents, here))
 
     def extent(self, name: str, layout: Layout = "TC") -> Extent:
-        """Returns where a contiguous dataset lies.
+        """Returns where a contiguous dataset lies; behind an external link, in another file.
 
         Raises:
             DataError: if it is no 2-D dataset of little-endian floating numbers with rows and
-                channels, or is not stored in one piece: the message names ``tal-fast pack``.
+                channels, or is not stored in one piece (the message names ``tal-fast pack``), or a
+                link to it leads nowhere.
             KeyError: if there is no such dataset.
         """
-        h5py = _h5py()
-        where = f"{self.path}: dataset {name!r}"
+        where = self._where(name)
         dataset = self._open(name)
-        properties = dataset.get_create_plist()
+        dtype = in_place_dtype(where, dataset)
         offset = dataset.get_offset()
-        if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
-            raise needs_packing(where, "hdf5")
-        if offset is None:
-            raise DataError(f"{where}: expected numbers, but none were ever written to it")
-        dtype = dataset.dtype
-        if dtype.byteorder == ">":
-            raise DataError(
-                f"{where}: expected little-endian numbers, got {dtype.str} (tal-fast pack converts "
-                "them)"
-            )
-        return checked_extent(
-            where, self.path, self._size, offset, dataset.shape, str(dtype.name), layout
-        )
+        if offset is None:  # it is not in one piece of an HDF5 file
+            words = storage_words(dataset)
+            if words is not None:
+                raise needs_packing(where, words)
+            two_axes(where, self._shape(where, dataset), layout)
+            other_files(where, dataset)
+        path, size = self.path, self._size
+        if self._h5py.h5f.get_name(dataset) != self._name:
+            path = file_of(dataset)
+            size = os.stat(path).st_size
+            where = f"{where} (in {path})"
+        shape = self._shape(where, dataset)
+        return checked_extent(where, path, size, offset, shape, dtype, layout)
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Reads a dataset, however it is stored.
 
         Raises:
-            DataError: if it cannot be read (a filter that is not installed, broken chunks).
+            DataError: if it holds no numbers or only some were ever written, if a file that it
+                lies in is missing, or if it cannot be read (a filter that is not installed, broken
+                chunks).
             KeyError: if there is no such dataset.
         """
-        self._open(name)
+        where = self._where(name)
+        dataset = self._open(name)
+        check_numbers(where, dataset)
+        self._shape(where, dataset)
         try:
-            return np.asarray(self._file[name][()])
-        except (OSError, RuntimeError, TypeError) as error:
-            raise DataError(f"{self.path}: dataset {name!r}: cannot be read: {error}") from error
+            other_files(where, dataset)
+            return np.asarray(self._h5py.Dataset(dataset)[()])
+        except DataError:
+            raise
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: cannot be read: {error}") from error
+
+    def files(self, name: str) -> list[str]:
+        """Returns the files that a dataset's numbers come from, beside :attr:`path`.
+
+        Raises:
+            DataError: if one of them is missing.
+            KeyError: if there is no such dataset.
+        """
+        dataset = self._open(name)
+        found = {file_of(dataset), *other_files(self._where(name), dataset)}
+        own = os.path.realpath(self.path)
+        return sorted(path for path in found if os.path.realpath(path) != own)
+
+    def _where(self, name: str) -> str:
+        return f"{self.path}: dataset {name!r}"
+
+    def _shape(self, where: str, dataset: Any) -> tuple[int, ...]:
+        shape: tuple[int, ...] | None = dataset.shape
+        if shape is None:
+            raise DataError(f"{where}: expected numbers, got an empty dataspace")
+        return shape
 
     def _open(self, name: str) -> Any:
         # The low-level call: a third of the time of self._file[name], which matters for 20,000.
         try:
-            return self._h5d.open(self._file.id, name.encode())
-        except (KeyError, TypeError, ValueError):
+            return self._h5py.h5d.open(self._file.id, _encoded(name))
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            self._refuse_broken_link(name, error)
+            if isinstance(error, (OSError, RuntimeError)):
+                raise DataError(f"{self._where(name)}: cannot be read: {error}") from error
             raise KeyError(name) from None
-        except (OSError, RuntimeError) as error:
-            raise DataError(f"{self.path}: dataset {name!r}: cannot be read: {error}") from error
+
+    def _refuse_broken_link(self, name: str, error: Exception) -> None:
+        """Says so if a link on the way to a dataset is there and what it points to is not."""
+        h5py = self._h5py
+        parts = name.strip("/").split("/")
+        for end in range(1, len(parts) + 1):
+            try:
+                above = _encoded("/".join(parts[:end]))
+                links = self._file.id.links
+                if not links.exists(above):
+                    return
+                kind = links.get_info(above).type
+                if kind not in (h5py.h5l.TYPE_SOFT, h5py.h5l.TYPE_EXTERNAL):
+                    continue
+                target = links.get_val(above)
+            except (OSError, RuntimeError, TypeError, ValueError):
+                return
+            try:
+                h5py.h5o.open(self._file.id, above)
+            except (KeyError, OSError, RuntimeError, ValueError):
+                names = target if isinstance(target, tuple) else [target]
+                shown = ": ".join(map(os.fsdecode, names))
+                what = "external" if kind == h5py.h5l.TYPE_EXTERNAL else "soft"
+                # HDF5 says "Unable to synchronously open dataset (can't open file)".
+                text = str(error.args[0] if error.args else error)
+                reason = text[text.find("(") + 1 :].removesuffix(")")
+                raise DataError(
+                    f"{self._where(name)}: its {what} link leads nowhere, expected a dataset at "
+                    f"{shown}: {reason}"
+                ) from error
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")  # as h5py decoded it

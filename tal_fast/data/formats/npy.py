@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from tal_fast.data.extents import Extent, Layout, checked_extent
+from tal_fast.data.formats.rows import check_dtype
 from tal_fast.errors import DataError
 
-__all__ = ["npy_extent"]
+__all__ = ["npy_array", "npy_extent"]
 
 
 # Videos of equal length have equal headers, and NumPy takes 25 us to read one.
@@ -24,7 +28,7 @@ def _parse_header(start: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[np
     version = npy_format.read_magic(head)
     if version == (1, 0):
         shape, fortran_order, dtype = npy_format.read_array_header_1_0(head)
-    elif version == (2, 0):
+    elif version in ((2, 0), (3, 0)):  # they differ in the letters of field names alone
         shape, fortran_order, dtype = npy_format.read_array_header_2_0(head)
     else:
         raise ValueError(f"version {version[0]}.{version[1]} of the format")
@@ -36,15 +40,15 @@ _HEADER_BYTES = 512
 _LONGEST_HEADER = 1 << 16  # NumPy itself refuses 10,000 and more
 
 
-def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
-    """Reads the header of a ``.npy`` file and checks it against the file's size.
+class _Header(NamedTuple):
+    offset: int
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+    size: int  # of the file
 
-    Raises:
-        DataError: if the file is missing, empty, no ``.npy`` file, not a 2-D little-endian array of
-            float16, float32 or float64, without rows or columns, or of another size than its
-            header says.
-    """
-    name = os.fspath(path)
+
+def _read_header(name: str) -> _Header:
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -64,14 +68,24 @@ def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
     if size == 0:
         raise DataError(f"{name}: expected a .npy file, got an empty file")
     try:
-        offset, shape, fortran_order, dtype = _parse_header(start[:head])
+        return _Header(*_parse_header(start[:head]), size)
     except Exception as error:  # NumPy parses Python: a broken header fails in any way it likes
         raise DataError(f"{name}: expected a .npy file, got one with a bad header: {error}") from (
             error
         )
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise DataError(f"{name}: expected dtype float16, float32 or float64, got {dtype}")
-    if dtype.byteorder == ">":
+
+
+def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
+    """Reads the header of a ``.npy`` file and checks it against the file's size.
+
+    Raises:
+        DataError: if the file is missing, empty, no ``.npy`` file, not a little-endian array of
+            float16, float32 or float64 with two axes besides those of length 1, without rows or
+            columns, or of another size than its header says.
+    """
+    name = os.fspath(path)
+    offset, shape, fortran_order, dtype, size = _read_header(name)
+    if dtype.kind == "f" and dtype.byteorder == ">":
         raise DataError(
             f"{name}: expected little-endian numbers, got {dtype.str} (tal-fast pack converts them)"
         )
@@ -86,3 +100,27 @@ def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
         fortran_order=fortran_order,
         last=True,
     )
+
+
+def npy_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Reads a ``.npy`` file of floating numbers or integers of any byte order and shape.
+
+    Raises:
+        DataError: if the file is missing, faulty, of another size than its header says, or holds
+            anything else.
+    """
+    name = os.fspath(path)
+    offset, shape, fortran_order, dtype, size = _read_header(name)
+    check_dtype(name, dtype)
+    count = math.prod(shape)
+    if size != (end := offset + count * dtype.itemsize):
+        raise DataError(
+            f"{name}: expected {end} bytes for shape {list(shape)} of {dtype}, got {size}"
+        )
+    try:
+        values = np.fromfile(name, dtype, count, offset=offset)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    if len(values) != count:
+        raise DataError(f"{name}: became shorter while it was read")
+    return values.reshape(shape, order="F" if fortran_order else "C")

@@ -3,21 +3,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
 
-from tal_fast.data.extents import Extent, Layout, checked_extent
+from tal_fast.data.extents import Extent, Layout, checked_extent, from_bfloat16
 from tal_fast.errors import DataError
 
 __all__ = ["INDEX_SUFFIX", "SafetensorsFile", "read_store_index", "store_index"]
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+# What NumPy reads them as, for packing.
+_STORED = {
+    **{"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"},
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+}
 # A sharded store has one file of this ending that says which tensor lies in which shard.
 INDEX_SUFFIX = ".safetensors.index.json"
+
+
+def _once(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuses a name that is there twice: JSON readers take the last one without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise DataError(f"{path}: expected every name once, got {name!r} twice")
+    return found
 
 
 class SafetensorsFile:
@@ -47,7 +65,9 @@ class SafetensorsFile:
                 with safetensors.safe_open(self.path, "numpy"):
                     pass
                 length = int.from_bytes(file.read(8), "little")
-                header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+                header: dict[str, dict[str, Any]] = json.loads(
+                    file.read(length), object_pairs_hook=functools.partial(_once, self.path)
+                )
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such feature file") from None
         except OSError as error:
@@ -64,6 +84,10 @@ class SafetensorsFile:
     def names(self) -> list[str]:
         """Returns the names of the tensors."""
         return list(self._header)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._header
 
     def extent(self, name: str, layout: Layout = "TC") -> Extent:
         """Returns where a tensor lies.
@@ -83,6 +107,29 @@ class SafetensorsFile:
             _DTYPES.get(kind, kind),
             layout,
         )
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Reads a tensor of floating numbers or integers; bfloat16 as the float32 of equal value.
+
+        Raises:
+            DataError: if it is of another type, or the file cannot be read.
+            KeyError: if there is no such tensor.
+        """
+        entry = self._header[name]
+        kind, (start, end) = str(entry["dtype"]), entry["data_offsets"]
+        where = f"{self.path}: tensor {name!r}"
+        if kind not in _STORED:
+            known = ", ".join(_STORED)
+            raise DataError(f"{where}: expected a dtype among {known}, got {kind}")
+        stored = np.dtype(_STORED[kind])
+        count = (end - start) // stored.itemsize
+        try:
+            values = np.fromfile(self.path, stored, count, offset=self._data + start)
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
+        if len(values) != count:
+            raise DataError(f"{where}: the file became shorter while it was read")
+        return (from_bfloat16(values) if kind == "BF16" else values).reshape(entry["shape"])
 
 
 def store_index(folder: str) -> str | None:
@@ -108,10 +155,12 @@ def read_store_index(path: str) -> dict[str, str]:
     """
     try:
         with open(path, "rb") as file:
-            content = json.load(file)
+            content = json.load(file, object_pairs_hook=functools.partial(_once, path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(shards, Mapping) or not all(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.extents import ITEM_SIZES, Layout, read_array
+from tal_fast.data.extents import ITEM_SIZES, Layout
 from tal_fast.data.feature_streams import OpenStream, Stream
 from tal_fast.data.files import write_error, write_text_atomically
+from tal_fast.data.formats.rows import Reduce
 from tal_fast.data.packing.rounding import TARGETS, Rounding, narrowed
 from tal_fast.data.packing.store import (
     SETTINGS,
@@ -56,6 +57,8 @@ class PackReport:
         num_bytes: bytes of all features.
         cut_rows: rows that were left out of longer streams (``rows="shortest"``).
         rounding: what the type of the store changed.
+        crops: crops of each row that were reduced to one, by stream; only known of videos that this
+            run packed.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class PackReport:
     num_bytes: int
     cut_rows: int
     rounding: Rounding
+    crops: tuple[int, ...] = ()
 
     def lines(self) -> list[str]:
         """Says in a few lines what was written and what rounding cost."""
@@ -78,6 +82,8 @@ class PackReport:
             f"{self.dtype}, {self.num_bytes / 1e6:.1f} MB in {self.shards} shards; every video "
             "read back and compared",
         ]
+        if self.crops:
+            lines.append(f"one row from {' and '.join(map(str, self.crops))} crops of it each")
         if self.cut_rows:
             lines.append(f"{self.cut_rows} rows left out where one stream is longer than another")
         if not r.video:
@@ -99,6 +105,7 @@ def pack_features(
     layout: Layout = "TC",
     videos: Iterable[str] | None = None,
     rows: RowsRule = "equal",
+    reduce: Reduce | None = None,
     shard_bytes: int = SHARD_BYTES,
     allow_pickle: bool = False,
     overwrite: bool = False,
@@ -123,6 +130,8 @@ def pack_features(
         videos: which ones, in this order; default: all of the first stream, sorted.
         rows: ``"equal"``: streams that differ in rows are an error; ``"shortest"`` leaves out the
             last rows of the longer ones.
+        reduce: of features [T, N, C] with N crops: the number of the one to take, from 0 on, or
+            ``"mean"``, computed in float64. All videos have to have as many crops.
         shard_bytes: a shard ends with the video before the one that would make it larger.
         allow_pickle: read pickles; of arrays only, all else in them is refused.
         overwrite: begin anew instead of going on.
@@ -134,7 +143,7 @@ def pack_features(
             cannot be written.
         ConfigError: if an argument is unknown, or ``out`` was begun with other settings.
     """
-    _check_arguments(dtype, layout, rows, shard_bytes)
+    _check_arguments(dtype, layout, rows, reduce, shard_bytes)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,17 +163,22 @@ def pack_features(
                 "layout": layout,
                 "dtype": dtype,
                 "rows": rows,
+                "reduce": reduce,
                 "shard_bytes": shard_bytes,
                 "videos": len(names),
             }
             shards = _take_up(folder, settings, overwrite)
-            packer = _Packer(folder, opened, names, layout, dtype, rows, shard_bytes, progress)
+            packer = _Packer(
+                folder, opened, names, layout, dtype, rows, reduce, shard_bytes, progress
+            )
             return packer.run(shards)
     except OSError as error:
         raise write_error(folder, error) from error
 
 
-def _check_arguments(dtype: str, layout: str, rows: str, shard_bytes: int) -> None:
+def _check_arguments(
+    dtype: str, layout: str, rows: str, reduce: Reduce | None, shard_bytes: int
+) -> None:
     for name, value, known in (
         ("dtype", dtype, TARGETS),
         ("layout", layout, ("TC", "CT")),
@@ -175,6 +189,11 @@ def _check_arguments(dtype: str, layout: str, rows: str, shard_bytes: int) -> No
                 f"pack: expected {name} among {', '.join(known)}, got {value!r}"
                 f"{nearest(value, known)}"
             )
+    number = isinstance(reduce, int) and not isinstance(reduce, bool) and reduce >= 0
+    if reduce not in (None, "mean") and not number:
+        raise ConfigError(
+            f"pack: expected reduce 'mean' or the number of a crop from 0 on, got {reduce!r}"
+        )
     if shard_bytes < 1:
         raise ConfigError(f"pack: expected shard_bytes >= 1, got {shard_bytes}")
 
@@ -184,9 +203,16 @@ def _check_names(names: list[str], opened: Sequence[OpenStream]) -> None:
         raise DataError(
             f"{opened[0].stream.path}: no video of the form {opened[0].template!r} to pack"
         )
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{opened[0].stream.path}: video {name!r}: its name is not UTF-8, as the names in "
+                "a store are; rename the file"
+            ) from None
     for stream in opened:
-        there = set(stream.videos())
-        missing = [name for name in names if name not in there]
+        missing = [name for name in names if not stream.holds(name)]
         if missing:
             more = ", …" if len(missing) > _SHOWN else ""
             raise DataError(
@@ -229,6 +255,7 @@ class _Packer:
         layout: Layout,
         dtype: str,
         rows: str,
+        reduce: Reduce | None,
         shard_bytes: int,
         progress: Progress | None,
     ) -> None:
@@ -238,6 +265,7 @@ class _Packer:
         self.layout = layout
         self.dtype = dtype
         self.rows = rows
+        self.reduce = reduce
         self.shard_bytes = shard_bytes
         self.progress = progress
         self.channels = 0
@@ -316,11 +344,7 @@ class _Packer:
 
     def _read(self, stream: OpenStream, video: str) -> npt.NDArray[Any]:
         try:
-            return (
-                read_array(stream.extent(video, self.layout))
-                if stream.in_place(video)
-                else stream.array(video, self.layout)
-            )
+            return stream.array(video, self.layout, self.reduce)
         except DataError as error:
             raise DataError(f"video {video!r}: {error}") from error
 
@@ -328,12 +352,18 @@ class _Packer:
         """Returns size and time of change of each file that a video comes from."""
         found = []
         for stream in self.opened:
-            path = stream.file(video)
             try:
-                status = os.stat(path)
-            except OSError as error:
-                raise DataError(f"video {video!r}: {path}: {error.strerror or error}") from error
-            found.append([status.st_size, status.st_mtime_ns])
+                paths = stream.files(video)
+            except DataError as error:
+                raise DataError(f"video {video!r}: {error}") from error
+            for path in paths:
+                try:
+                    status = os.stat(path)
+                except OSError as error:
+                    raise DataError(
+                        f"video {video!r}: {path}: {error.strerror or error}"
+                    ) from error
+                found.append([status.st_size, status.st_mtime_ns])
         return found
 
     def _finish(self, shards: list[Shard], resumed: int) -> PackReport:
@@ -362,4 +392,5 @@ class _Packer:
             num_bytes=num_bytes,
             cut_rows=sum(about["cut_rows"] for about in everything),
             rounding=rounding,
+            crops=tuple(stream.crops for stream in self.opened if stream.crops),
         )

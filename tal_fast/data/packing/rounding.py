@@ -94,7 +94,7 @@ def narrowed(video: str, values: npt.NDArray[Any], dtype: str) -> tuple[torch.Te
     target = getattr(torch, dtype)
     source = torch.from_numpy(np.ascontiguousarray(values))
     rows, columns = source.shape
-    out = torch.empty((rows, columns), dtype=target)
+    out = torch.empty((rows, columns), dtype=target, device="cpu")
     total = Rounding()
     step = max(1, _CHUNK // columns)
     for start in range(0, rows, step):

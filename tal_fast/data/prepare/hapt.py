@@ -24,7 +24,7 @@ from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.errors import DataError
 
-__all__ = ["PrepareReport", "hapt_annotations", "prepare_hapt"]
+__all__ = ["PrepareReport", "prepare_hapt"]
 
 FPS = 50.0
 FRAMES = 50  # samples of one feature row: one second
@@ -144,15 +144,6 @@ def prepare_hapt(
         mean=tuple(float(x) for x in mean),
         std=tuple(float(x) for x in std),
     )
-
-
-def hapt_annotations(archive: str | os.PathLike[str]) -> Annotations:
-    """Reads only the annotations of the archive.
-
-    Raises:
-        DataError: as :func:`prepare_hapt`.
-    """
-    return _read_archive(Path(archive), None)[1]
 
 
 def _read_archive(source: Path, progress: Progress | None) -> tuple[dict[str, Signal], Annotations]:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
+from tal_fast.data.dataset import (
+    DatasetSpec,
+    FeatureSpec,
+    open_dataset,
+    save_spec,
+    shown_names,
+)
+from tal_fast.data.feature_index import index_streams, without_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
@@ -21,12 +28,13 @@ from tal_fast.data.raw_annotations import RawAnnotations, RawVideo, read_raw_ann
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["FeatureChoice", "Repairs", "VideoReport", "prepare_videos"]
 
 Progress = Callable[[int, int, str], None]
-_SHOWN = 5
+# Why dataset.yaml excludes a video.
+WITHOUT_FEATURES = "without features"
 # Features of more videos than this must fit stride and fps; the rest may be cut or damaged.
 _MUST_FIT = 0.5
 
@@ -73,8 +81,10 @@ class Repairs:
             ``"error"``, ``"clamp"`` or ``"keep"``.
         non_positive: ``"error"``, or ``"drop"`` to leave out segments that end at or before their
             start.
-        missing: ``"error"``, or ``"skip"`` to leave out videos without features.
-        exclude: videos to leave out.
+        missing: ``"error"``, or ``"skip"`` to leave videos without features out of training and
+            prediction: ``dataset.yaml`` names them under ``exclude``. They stay in the annotations,
+            so scoring counts them.
+        exclude: videos to leave out of the data set altogether.
     """
 
     out_of_range: str = "error"
@@ -97,7 +107,7 @@ class VideoReport:
         fitting: share of the videos whose rows fit stride and fps; None for resized features.
         dropped: segments that were left out (``non_positive="drop"``).
         out_of_range: segments beyond their video, which the rule in ``dataset.yaml`` governs.
-        missing: videos that were left out for want of features.
+        missing: videos that are annotated and not used, for want of features.
         excluded: videos that were left out by name.
         template: of the file or array names.
     """
@@ -128,11 +138,13 @@ class VideoReport:
                 f"rows agree with stride and fps in {100 * self.fitting:.1f} % of the videos "
                 "(tal-fast validate lists the others)"
             )
-        for names, why in ((self.excluded, "as asked"), (self.missing, "without features")):
+        for names, why in (
+            (self.excluded, "as asked"),
+            (self.missing, "of training and prediction for want of features (exclude in "
+             "dataset.yaml); scoring counts them"),
+        ):  # fmt: skip
             if names:
-                more = ", …" if len(names) > _SHOWN else ""
-                shown = ", ".join(names[:_SHOWN])
-                lines.append(f"{len(names)} videos left out {why}: {shown}{more}")
+                lines.append(f"{len(names)} videos left out {why}: {shown_names(names)}")
         if self.dropped:
             lines.append(f"{self.dropped} segments left out that end at or before their start")
         if self.out_of_range:
@@ -183,32 +195,35 @@ def prepare_videos(
     wanted = [v for v in raw.videos if v.subset in set(chosen.values())]
     unknown = sorted(set(repairs.exclude) - {video.name for video in raw.videos})
     if unknown:
-        raise DataError(f"{raw.path}: no video {unknown[0]!r} to exclude")
+        raise DataError(
+            f"{raw.path}: no video {unknown[0]!r} to exclude"
+            f"{nearest(unknown[0], [video.name for video in raw.videos])}"
+        )
     excluded = tuple(video.name for video in wanted if video.name in repairs.exclude)
     wanted = [video for video in wanted if video.name not in repairs.exclude]
-    streams, there = _streams(features, [video.name for video in wanted])
-    missing = tuple(video.name for video in wanted if video.name not in there)
+    annotated = [video.name for video in wanted]
+    streams = _streams(features, annotated)
+    missing = tuple(without_features(streams, annotated, allow_pickle=features.allow_pickle))
     if missing and repairs.missing == "error":
-        more = ", …" if len(missing) > _SHOWN else ""
         raise DataError(
             f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
-            f"({streams[0].template}): {', '.join(missing[:_SHOWN])}{more}; missing 'skip' would "
-            "leave them out"
+            f"({streams[0].template}): {shown_names(missing)}; missing 'skip' would leave them out "
+            "of training and prediction"
         )
-    wanted = [video for video in wanted if video.name in there]
-    if not wanted:
+    there = [name for name in annotated if name not in set(missing)]
+    if not there:
         raise DataError(f"{streams[0].path}: no annotated video has features")
     labels = {item.label for video in wanted for item in video.instances}
     ignored = tuple(label for label in ignore_labels if label in labels)
     with directory_in_one_step(out, overwrite=overwrite) as work:
-        spec = _spec(name, features, streams, chosen, ignored, repairs, citation, Path(out))
+        spec = _spec(name, features, streams, chosen, missing, ignored, repairs, citation)
         if features.pack is not None:
             pack_features(
                 streams,
                 work / "features",
                 dtype=features.pack,
                 layout=features.layout,  # type: ignore[arg-type]
-                videos=[video.name for video in wanted],
+                videos=there,
                 allow_pickle=features.allow_pickle,
                 progress=progress,
             )
@@ -276,25 +291,21 @@ def _splits(raw: RawAnnotations, wanted: dict[str, list[str]]) -> dict[str, str]
     return chosen
 
 
-def _streams(features: FeatureChoice, names: Sequence[str]) -> tuple[tuple[Stream, ...], set[str]]:
-    """Returns the streams with their templates, and the wanted videos that all of them have."""
-    there = set(names)
+def _streams(features: FeatureChoice, names: Sequence[str]) -> tuple[Stream, ...]:
+    """Returns the streams with their templates."""
     streams = []
     for stream in streams_of(features.paths, features.template, features.key):
         with OpenStream(stream, allow_pickle=features.allow_pickle) as opened:
             best = opened.template
             if stream.template is None:
-                entries = set(opened.entries())
                 # ActivityNet's ids come without v_ in the annotations and with it in file names.
-                best = max(
-                    (best, f"v_{best}"),
-                    key=lambda t: sum(t.replace("%s", name) in entries for name in names),
+                plain, prefixed = (
+                    sum(opened.holds(prefix + name) for name in names) for prefix in ("", "v_")
                 )
-        found = replace(stream, template=best, path=os.path.abspath(stream.path))
-        with OpenStream(found, allow_pickle=features.allow_pickle) as opened:
-            there &= set(opened.videos())
-        streams.append(found)
-    return tuple(streams), there
+                if prefixed > plain:
+                    best = f"v_{best}"
+        streams.append(replace(stream, template=best, path=os.path.abspath(stream.path)))
+    return tuple(streams)
 
 
 def _spec(
@@ -302,10 +313,10 @@ def _spec(
     features: FeatureChoice,
     streams: Sequence[Stream],
     splits: dict[str, str],
+    missing: tuple[str, ...],
     ignored: tuple[str, ...],
     repairs: Repairs,
     citation: str,
-    out: Path,
 ) -> DatasetSpec:
     packed = features.pack is not None
     keys = [stream.key for stream in streams]
@@ -327,8 +338,9 @@ def _spec(
         splits=dict(splits),
         out_of_range=repairs.out_of_range,
         ignore_labels=ignored,
-        # Features of videos that are in no split are no mistake here.
-        unmatched="skip",
+        exclude={WITHOUT_FEATURES: missing} if missing else {},
+        # Features of videos that are in no split, or in another data set, are no mistake here.
+        extra_features="ignore",
         citation=citation,
     )
 
@@ -357,11 +369,10 @@ def _without_empty(videos: Sequence[RawVideo], rule: str, path: str) -> tuple[li
 
 def _own_rates(videos: Sequence[RawVideo], spec: DatasetSpec, work: Path) -> list[RawVideo]:
     """Gives each video the rate that spreads its rows over its duration: one row, one frame."""
-    from tal_fast.data.feature_index import index_streams
-
+    excluded = spec.excluded
     extents = index_streams(
-        spec.feature.streams(work, spec.features),
-        [video.name for video in videos],
+        spec.streams(work / "dataset.yaml"),
+        [video.name for video in videos if video.name not in excluded],
         layout=spec.feature.layout,  # type: ignore[arg-type]
     )
     lengths = {extent.rows for extent in extents.values()}
@@ -372,6 +383,8 @@ def _own_rates(videos: Sequence[RawVideo], spec: DatasetSpec, work: Path) -> lis
         )
     return [
         replace(video, fps=extents[video.name].rows / video.duration if video.duration else None)
+        if video.name in extents
+        else video
         for video in videos
     ]
 

@@ -29,10 +29,12 @@ class Faults:
         self._examples: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         self._counts: Counter[tuple[str, str, str]] = Counter()
 
-    def add(self, check: str, severity: str, message: str, example: str = "") -> None:
-        """Counts one fault; ``message`` is that of all of its kind."""
+    def add(
+        self, check: str, severity: str, message: str, example: str = "", count: int = 1
+    ) -> None:
+        """Counts one fault, or several at once; ``message`` is that of all of its kind."""
         key = (check, severity, message)
-        self._counts[key] += 1
+        self._counts[key] += count
         if example and len(self._examples[key]) < SHOWN:
             self._examples[key].append(example)
 
@@ -82,8 +84,8 @@ def annotation_faults(
         faults: takes what is found.
     """
     for name in raw.repeated:
-        faults.add("repeated-video", "error", "listed more than once in the annotation file; only "
-                   "the last is seen", f"video {name!r}")  # fmt: skip
+        faults.add("repeated-video", "error", "listed more than once in the annotation file, which "
+                   "no other command reads", f"video {name!r}")  # fmt: skip
     used = {subset for subsets in splits.values() for subset in subsets}
     names_by_id: dict[int, str] = {}
     ids_by_name: dict[str, int] = {}
@@ -145,14 +147,14 @@ def _same(a: RawInstance, b: RawInstance) -> bool:
 
 
 def count_splits(
-    raw: RawAnnotations,
+    everything: Sequence[RawVideo],
     classes: Sequence[str],
     splits: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[SplitCounts, ...], dict[str, tuple[float, ...]]]:
     """Returns counts and instance lengths (s) of each split."""
     counts, lengths = [], {}
     for name, subsets in splits.items():
-        videos = [video for video in raw.videos if video.subset in subsets]
+        videos = [video for video in everything if video.subset in subsets]
         per_class = dict.fromkeys(classes, 0)
         spans: list[float] = []
         for video in videos:

@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.extents import Extent, Layout, beside, read_array
-from tal_fast.data.feature_index import videos_of_streams
+from tal_fast.data.feature_index import unannotated
 from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.grid import Grid
 from tal_fast.data.raw_annotations import RawVideo
-from tal_fast.data.validation.annotation_checks import Faults
+from tal_fast.data.validation.annotation_checks import TOLERANCE, Faults
 from tal_fast.data.validation.timing import Proposal, disagreement, propose
-from tal_fast.errors import DataError
+from tal_fast.data.windows import WindowRule
+from tal_fast.errors import DataError, same_to_the_eye
 
-__all__ = ["content_faults", "find_extents", "timing_faults"]
+__all__ = ["content_faults", "find_extents", "held_instances", "timing_faults"]
 
 
 def find_extents(
@@ -28,6 +30,8 @@ def find_extents(
     layout: Layout,
     channels: int | None,
     faults: Faults,
+    *,
+    refuse_extra: bool = False,
 ) -> dict[str, Extent]:
     """Returns the extents of the videos that have sound ones, and collects what is wrong.
 
@@ -38,28 +42,30 @@ def find_extents(
         layout: of the arrays.
         channels: expected number; None takes that of most videos.
         faults: takes what is found.
+        refuse_extra: features without annotation are an error.
     """
     parts: list[dict[str, Extent]] = []
     for stream in streams:
         found: dict[str, Extent] = {}
         with OpenStream(stream) as opened:
-            there = set(opened.videos())
+            entries: list[str] | None = None
             for video in wanted:
-                if video not in there:
-                    faults.add("missing-features", "error", f"no features in {stream.path}",
-                               f"video {video!r}: no {opened.entry(video)}")  # fmt: skip
-                    continue
                 try:
                     found[video] = opened.extent(video, layout)
-                except (DataError, KeyError, OSError) as error:
+                except (KeyError, FileNotFoundError):
+                    entry = opened.entry(video)
+                    if not entry.isascii() and entries is None:
+                        entries = opened.entries(wanted)
+                    faults.add("missing-features", "error", f"no features in {stream.path}",
+                               f"video {video!r}: no {entry!r}"
+                               f"{same_to_the_eye(entry, entries or ())}")  # fmt: skip
+                except (DataError, OSError) as error:
                     faults.add("unreadable", "error", "faulty, or not to be read in place",
                                f"video {video!r}: {error}")  # fmt: skip
         parts.append(found)
-    known = set(annotated)
-    for video in videos_of_streams(streams):
-        if video not in known:
-            faults.add("extra-features", "warning", "features without annotation",
-                       f"video {video!r}")  # fmt: skip
+    for video in unannotated(streams, annotated):
+        faults.add("extra-features", "error" if refuse_extra else "warning",
+                   "features without annotation", f"video {video!r}")  # fmt: skip
     extents: dict[str, Extent] = {}
     for video in wanted:
         if not all(video in found for found in parts):
@@ -126,6 +132,37 @@ def timing_faults(
                    f"video {names[i]!r}: {seconds[i]:.2f} s, but {rows[i]:.0f} rows cover "
                    f"{covered:.2f} s ({over[i]:+.1f} rows)")  # fmt: skip
     return fitting, proposals
+
+
+def held_instances(
+    video: RawVideo, extent: Extent, grid: Grid, rule: WindowRule, out_of_range: str
+) -> npt.NDArray[np.bool_]:
+    """Returns which instances of a video some training window owns: bool [N].
+
+    Args:
+        video: its annotations; what is faulty about them counts as owned.
+        extent: of its features.
+        grid: from seconds to rows.
+        rule: of the windows.
+        out_of_range: the rule that training will follow.
+    """
+    segments = np.array(
+        [
+            [np.nan if item.start is None else item.start, np.nan if item.end is None else item.end]
+            for item in video.instances
+        ]
+    ).reshape(-1, 2)
+    cut = segments.copy()
+    if out_of_range != "keep" and video.duration is not None:
+        cut = np.clip(segments, 0.0, video.duration)
+    sound = cut[:, 1] > cut[:, 0]
+    if out_of_range == "error":
+        sound &= np.abs(cut - segments).max(axis=1, initial=0.0) <= TOLERANCE
+    segments = cut
+    held = ~sound
+    edges = grid.to_grid(segments[sound])
+    held[sound] = rule.owned(edges, rule.windows(extent.rows)).any(axis=0)
+    return held
 
 
 def content_faults(

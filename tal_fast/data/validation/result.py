@@ -24,6 +24,8 @@ CHECKS = {
     "subset": "a video that no split uses, or a split without videos",
     "class-missing": "a class without an instance in the training split, or only there",
     "imbalance": "classes of very different frequency in the training split",
+    "excluded": "a video that dataset.yaml leaves out by name",
+    "never-learned": "an instance that no training window can hold",
     "missing-features": "an annotated video without features",
     "extra-features": "features without an annotation",
     "unreadable": "a feature file that is faulty or has to be packed first",

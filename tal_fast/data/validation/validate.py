@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tal_fast.data.dataset import load_spec
+from tal_fast.data.dataset_spec import load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
+from tal_fast.data.feature_index import without_features
 from tal_fast.data.feature_streams import Stream
+from tal_fast.data.grid import Grid
 from tal_fast.data.raw_annotations import RawAnnotations, RawVideo, read_raw_annotations
 from tal_fast.data.validation.annotation_checks import (
     Faults,
@@ -21,13 +23,20 @@ from tal_fast.data.validation.annotation_checks import (
     count_splits,
     leaks,
 )
-from tal_fast.data.validation.feature_checks import content_faults, find_extents, timing_faults
+from tal_fast.data.validation.feature_checks import (
+    content_faults,
+    find_extents,
+    held_instances,
+    timing_faults,
+)
 from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
 from tal_fast.data.validation.timing import Proposal
+from tal_fast.data.windows import WindowRule
 from tal_fast.errors import ConfigError, nearest
 
 __all__ = ["FeatureQuestion", "validate", "validate_dataset"]
 
+_TADTR = WindowRule()
 _TRAINING = ("train", "training", "trainval")
 
 
@@ -42,6 +51,10 @@ class FeatureQuestion:
         fps: of all videos; None takes each video's own.
         layout: ``"TC"`` or ``"CT"``.
         channels: expected number; None takes that of most videos.
+        windows: how training cuts them; tells which instances are never learned.
+        unmatched: ``"error"``, or ``"skip"`` where training leaves out videos without features.
+        extra_features: ``"ignore"``, or ``"error"`` where training refuses features without
+            annotations.
     """
 
     streams: tuple[Stream, ...]
@@ -50,6 +63,9 @@ class FeatureQuestion:
     fps: float | None = None
     layout: Layout = "TC"
     channels: int | None = None
+    windows: WindowRule = _TADTR
+    unmatched: str = "error"
+    extra_features: str = "ignore"
 
 
 def validate(
@@ -61,6 +77,7 @@ def validate(
     classes: Sequence[str] | None = None,
     ignore_labels: Collection[str] = (),
     out_of_range: str = "error",
+    exclude: Collection[str] = (),
     group: str | None = None,
     accept: Collection[str] = (),
     content: bool = True,
@@ -85,6 +102,7 @@ def validate(
         ignore_labels: labels that will be left out, for example ``("Ambiguous",)``.
         out_of_range: what training will do with segments beyond their video: ``"error"``,
             ``"clamp"`` or ``"keep"``. The latter two make them a warning.
+        exclude: videos that training leaves out; their annotations are looked at all the same.
         group: regular expression whose first group names what must not be in two splits.
         accept: checks (keys of ``CHECKS``) whose errors shall not keep training from starting.
         content: read the features, not just their headers.
@@ -98,7 +116,7 @@ def validate(
         ConfigError: if an argument is unknown.
     """
     _check_arguments(accept, out_of_range, group)
-    raw = read_raw_annotations(annotations, subsets=subsets)
+    raw = read_raw_annotations(annotations, subsets=subsets, allow_repeated=True)
     if splits is None:
         subset_names = dict.fromkeys(video.subset for video in raw.videos)
         chosen: dict[str, list[str]] = {name or "(none)": [name] for name in subset_names}
@@ -107,20 +125,22 @@ def validate(
     faults = Faults(accept)
     names = classes_of(raw, classes, ignore_labels)
     annotation_faults(raw, names, chosen, ignore_labels, out_of_range, faults)
-    counts, lengths = count_splits(raw, names, chosen)
+    split_of = _split_of(chosen)
+    left_out = _left_out(raw, features, split_of, exclude, faults)
+    used = [video for video in raw.videos if video.name not in left_out]
+    counts, lengths = count_splits(used, names, chosen)
     train = next(
         (name for name in chosen if name.lower() in _TRAINING),
         "validation" if {n.lower() for n in chosen} == {"validation", "test"} else "",
     )
     train = next((name for name in chosen if name.lower() == train.lower()), next(iter(chosen)))
     class_faults(counts, train, faults)
-    split_of = _split_of(chosen)
-    leaks(raw.videos, split_of, group, faults)
+    leaks(used, split_of, group, faults)
     extents: dict[str, Extent] = {}
     fitting: float | None = None
     proposals: list[Proposal] = []
     if features is not None:
-        wanted = [video.name for video in raw.videos if split_of(video)]
+        wanted = [video.name for video in used if split_of(video)]
         extents = find_extents(
             features.streams,
             wanted,
@@ -128,10 +148,13 @@ def validate(
             features.layout,
             features.channels,
             faults,
+            refuse_extra=features.extra_features == "error" and features.unmatched != "skip",
         )
         by_name = {video.name: video for video in raw.videos}
         given = Proposal(features.stride, features.fps, features.frames, 0.0)
         fitting, proposals = timing_faults(by_name, extents, given, faults)
+        training = [by_name[name] for name in extents if split_of(by_name[name]) == train]
+        _never_learned(training, extents, features, names, out_of_range, faults)
         if content:
             splits_by_name = {video.name: split_of(video) for video in raw.videos}
             content_faults(extents, splits_by_name, faults, progress)
@@ -152,6 +175,7 @@ def validate(
 def validate_dataset(
     path: str | os.PathLike[str],
     *,
+    windows: WindowRule | None = None,
     group: str | None = None,
     accept: Collection[str] = (),
     content: bool = True,
@@ -161,6 +185,7 @@ def validate_dataset(
 
     Args:
         path: the directory, or its ``dataset.yaml``.
+        windows: how training will cut the videos.
         group: as in :func:`validate`.
         accept: as in :func:`validate`.
         content: as in :func:`validate`.
@@ -170,25 +195,27 @@ def validate_dataset(
         DataError: if ``dataset.yaml``, the annotation file or the feature folder cannot be read.
         ConfigError: if an argument is unknown.
     """
-    folder = Path(path)
-    file = folder / "dataset.yaml" if folder.is_dir() else folder
-    folder = file.parent
+    file = spec_file(path)
     spec = load_spec(file)
     question = FeatureQuestion(
-        streams=spec.feature.streams(folder, spec.features),
+        streams=spec.streams(file),
         stride=spec.feature.stride,
         frames=spec.feature.frames,
         fps=spec.feature.fps,
         layout=spec.feature.layout,  # type: ignore[arg-type]
         channels=spec.feature.channels,
+        windows=windows or _TADTR,
+        unmatched=spec.unmatched,
+        extra_features=spec.extra_features,
     )
     return validate(
-        folder / spec.annotations,
+        file.parent / spec.annotations,
         question,
         splits=spec.splits,
         classes=spec.classes,
         ignore_labels=spec.ignore_labels,
         out_of_range=spec.out_of_range,
+        exclude=spec.excluded,
         group=group,
         accept=accept,
         content=content,
@@ -217,6 +244,64 @@ def _check_arguments(accept: Collection[str], out_of_range: str, group: str | No
 def _split_of(splits: Mapping[str, Sequence[str]]) -> Callable[[RawVideo], str]:
     by_subset = {subset: name for name, subsets in splits.items() for subset in subsets}
     return lambda video: by_subset.get(video.subset, "")
+
+
+def _left_out(
+    raw: RawAnnotations,
+    features: FeatureQuestion | None,
+    split_of: Callable[[RawVideo], str],
+    exclude: Collection[str],
+    faults: Faults,
+) -> set[str]:
+    """Returns the videos of the splits that training will leave out."""
+    annotated = {video.name for video in raw.videos}
+    for name in exclude:
+        if name not in annotated:
+            faults.add("excluded", "error", "to be excluded, but not in the annotation file",
+                       f"video {name!r}{nearest(name, annotated)}")  # fmt: skip
+    wanted = [video.name for video in raw.videos if split_of(video)]
+    left_out = annotated.intersection(exclude)
+    for name in wanted:
+        if name in left_out:
+            faults.add("excluded", "warning", "left out of training and prediction (exclude); "
+                       "scoring counts them", f"video {name!r}")  # fmt: skip
+    if features is not None and features.unmatched == "skip":
+        rest = [name for name in wanted if name not in left_out]
+        for name in without_features(features.streams, rest):
+            left_out.add(name)
+            faults.add("missing-features", "warning", "left out of training and prediction "
+                       "(unmatched: skip); scoring counts them", f"video {name!r}")  # fmt: skip
+    return left_out
+
+
+def _never_learned(
+    videos: Sequence[RawVideo],
+    extents: Mapping[str, Extent],
+    features: FeatureQuestion,
+    classes: Sequence[str],
+    out_of_range: str,
+    faults: Faults,
+) -> None:
+    """Counts the instances of training videos that no window owns, by class."""
+    total, unheld = Counter[str](), Counter[str]()
+    for video in videos:
+        fps = features.fps or video.fps
+        if fps is None:
+            continue  # which is a fault of its own
+        grid = Grid(features.stride, features.frames, fps)
+        held = held_instances(video, extents[video.name], grid, features.windows, out_of_range)
+        for item, is_held in zip(video.instances, held.tolist(), strict=True):
+            if item.label is not None and item.label in classes:
+                total[item.label] += 1
+                unheld[item.label] += not is_held
+    length = features.windows.length
+    for label in classes:
+        if unheld[label]:
+            gone = unheld[label] == total[label]
+            faults.add("never-learned", "error" if gone else "warning",
+                       f"{'no instance of the class fits' if gone else 'instances do not fit'} "
+                       f"into any window of {length} rows",
+                       f"{label!r}: {unheld[label]} of {total[label]}", unheld[label])  # fmt: skip
 
 
 def _source(raw: RawAnnotations, features: FeatureQuestion | None) -> str:

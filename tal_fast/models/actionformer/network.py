@@ -43,7 +43,7 @@ class _Attention(nn.Module):
             self.add_module(f"{name}_conv", conv)
             self.add_module(f"{name}_norm", ChannelNorm(width))
         for name in ("key", "query", "value", "proj"):
-            linear = nn.Conv1d(width, width, 1)
+            linear = nn.Conv1d(width, width, 1, dtype=torch.float32)
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
             self.add_module(name, linear)
 
@@ -82,7 +82,8 @@ class _Block(nn.Module):
         self.ln2 = ChannelNorm(width)
         self.attn = _Attention(sizes, stride, window)
         # Of these indices in the official checkpoints: 1, 2 and 4 are activation and dropout.
-        first, second = nn.Conv1d(width, hidden, 1), nn.Conv1d(hidden, width, 1)
+        first = nn.Conv1d(width, hidden, 1, dtype=torch.float32)
+        second = nn.Conv1d(hidden, width, 1, dtype=torch.float32)
         self.mlp = nn.ModuleDict({"0": first, "3": second})
         for linear in self.mlp.values():
             nn.init.zeros_(linear.bias)  # type: ignore[arg-type]

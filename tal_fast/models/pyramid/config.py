@@ -15,6 +15,7 @@ from tal_fast.models.base import (
     NonNegative,
     Positive,
     PostprocessConfig,
+    Section,
     Share,
 )
 
@@ -45,7 +46,7 @@ def doubling_ranges(levels: int, *, overlapping: bool = False) -> Ranges:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PyramidSizes:
+class PyramidSizes(Section):
     """Sizes of embedding, pyramid and heads.
 
     Attributes:
@@ -114,7 +115,7 @@ class PyramidClips(ClipSettings):
 
 
 @dataclass(frozen=True, config=STRICT)
-class PyramidLoss:
+class PyramidLoss(Section):
     """Targets and losses.
 
     Attributes:

@@ -56,7 +56,9 @@ class PyramidDetector(Detector):
         super().__init__(in_channels, num_classes, config)
         # A running number of positives, by which losses are divided. A buffer, so that a resumed
         # training goes on with it.
-        self.register_buffer("normaliser", torch.tensor(float(self.config.loss.normaliser)))
+        self.register_buffer(
+            "normaliser", torch.tensor(self.config.loss.normaliser, dtype=torch.float32)
+        )
 
     # What clips are, and what of their rows the recipe computes.
 
@@ -241,6 +243,6 @@ class PyramidDetector(Detector):
 
     def load_state_dict(self, state_dict, strict=True, assign=False):  # type: ignore[no-untyped-def]
         """Loads weights; those of the official code, too, which leave out the running number."""
-        if "normaliser" not in state_dict:
+        if "normaliser" not in state_dict and "module.normaliser" not in state_dict:
             state_dict = {**state_dict, "normaliser": self.normaliser}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

@@ -94,7 +94,14 @@ class MaskedConv(nn.Module):
         super().__init__()
         groups = width_in if depthwise else 1
         self.conv = nn.Conv1d(
-            width_in, width_out, kernel, stride, kernel // 2, groups=groups, bias=bias
+            width_in,
+            width_out,
+            kernel,
+            stride,
+            kernel // 2,
+            groups=groups,
+            bias=bias,
+            dtype=torch.float32,
         )
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)
@@ -128,8 +135,8 @@ class ChannelNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         # Of this shape in the official checkpoints, whose channels come before rows.
-        self.weight = nn.Parameter(torch.ones(1, width, 1))
-        self.bias = nn.Parameter(torch.zeros(1, width, 1))
+        self.weight = nn.Parameter(torch.ones(1, width, 1, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(1, width, 1, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises ``Tensor[B, T, C]``."""
@@ -146,7 +153,7 @@ class Scale(nn.Module):
 
     def __init__(self, start: float = 1.0) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(start))
+        self.scale = nn.Parameter(torch.tensor(start, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiplies."""
@@ -164,7 +171,7 @@ class DropPath(nn.Module):
 
     def __init__(self, width: int, probability: float, start: float = 1e-4) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.full((1, width, 1), start))
+        self.scale = nn.Parameter(torch.full((1, width, 1), start, dtype=torch.float32))
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:

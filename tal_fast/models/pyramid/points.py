@@ -46,7 +46,12 @@ def make_points(rows: int, ranges: tuple[tuple[float, float], ...], device: torc
 
     def of_levels(values: list[float]) -> Tensor:
         parts = zip(values, sizes, strict=True)
-        return torch.cat([torch.full((size,), value, device=device) for value, size in parts])
+        return torch.cat(
+            [
+                torch.full((size,), value, dtype=torch.float32, device=device)
+                for value, size in parts
+            ]
+        )
 
     return Points(
         place=torch.cat(place).float(),

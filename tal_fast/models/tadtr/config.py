@@ -14,6 +14,7 @@ from tal_fast.models.base import (
     DetectorConfig,
     NonNegative,
     Positive,
+    Section,
     Share,
 )
 
@@ -23,7 +24,7 @@ GROUPS = 32  # of the input projection's group normalisation
 
 
 @dataclass(frozen=True, config=STRICT)
-class TadTRSizes:
+class TadTRSizes(Section):
     """Sizes of a TadTR; the defaults are the paper's for THUMOS14.
 
     Attributes:
@@ -84,7 +85,7 @@ class TadTRClips(ClipSettings):
 
 
 @dataclass(frozen=True, config=STRICT)
-class TadTRLoss:
+class TadTRLoss(Section):
     """Weights of losses and matching costs (TadTR, section III-D and its released settings).
 
     Attributes:

@@ -61,9 +61,10 @@ def match(
         RuntimeError: on a CPU, for predictions that are not finite.
     """
     layers, windows, queries, _ = logits.shape
+    # Detached for forward mode too, which no_grad does not end: a choice has no derivative.
     costs = ops.matching_cost(
-        logits,
-        segments,
+        logits.detach(),
+        segments.detach(),
         labels,
         targets,
         counts,

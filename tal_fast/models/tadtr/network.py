@@ -41,10 +41,10 @@ class _EncoderLayer(nn.Module):
         super().__init__()
         width, hidden = sizes.d_model, sizes.feedforward
         self.self_attn = DeformableAttention(width, sizes.num_heads, 1, sizes.num_points)
-        self.norm1 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, dtype=torch.float32)
+        self.linear1 = nn.Linear(width, hidden, dtype=torch.float32)
+        self.linear2 = nn.Linear(hidden, width, dtype=torch.float32)
+        self.norm2 = nn.LayerNorm(width, dtype=torch.float32)
         self.dropout = sizes.dropout
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
@@ -62,14 +62,14 @@ class _DecoderLayer(nn.Module):
         super().__init__()
         width, hidden = sizes.d_model, sizes.feedforward
         self.cross_attn = DeformableAttention(width, sizes.num_heads, 1, sizes.num_points)
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, dtype=torch.float32)
         self.self_attn = nn.MultiheadAttention(
-            width, sizes.num_heads, dropout=sizes.dropout, batch_first=True
+            width, sizes.num_heads, dropout=sizes.dropout, batch_first=True, dtype=torch.float32
         )
-        self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, dtype=torch.float32)
+        self.linear1 = nn.Linear(width, hidden, dtype=torch.float32)
+        self.linear2 = nn.Linear(hidden, width, dtype=torch.float32)
+        self.norm3 = nn.LayerNorm(width, dtype=torch.float32)
         self.dropout = sizes.dropout
 
     def forward(
@@ -100,8 +100,8 @@ class _Transformer(nn.Module):
         super().__init__()
         self.encoder = _LayerStack([_EncoderLayer(sizes) for _ in range(sizes.encoder_layers)])
         self.decoder = _LayerStack([_DecoderLayer(sizes) for _ in range(sizes.decoder_layers)])
-        self.level_embed = nn.Parameter(torch.empty(1, sizes.d_model))
-        self.reference_points = nn.Linear(sizes.d_model, 1)
+        self.level_embed = nn.Parameter(torch.empty(1, sizes.d_model, dtype=torch.float32))
+        self.reference_points = nn.Linear(sizes.d_model, 1, dtype=torch.float32)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -136,13 +136,14 @@ class TadTR(Detector):
         self.input_proj = nn.ModuleList(
             [
                 nn.Sequential(
-                    nn.Conv1d(in_channels, width, kernel_size=1), nn.GroupNorm(GROUPS, width)
+                    nn.Conv1d(in_channels, width, kernel_size=1, dtype=torch.float32),
+                    nn.GroupNorm(GROUPS, width, dtype=torch.float32),
                 )
             ]
         )
-        self.query_embed = nn.Embedding(sizes.num_queries, 2 * width)
+        self.query_embed = nn.Embedding(sizes.num_queries, 2 * width, dtype=torch.float32)
         self.transformer = _Transformer(sizes)
-        class_head = nn.Linear(width, num_classes)
+        class_head = nn.Linear(width, num_classes, dtype=torch.float32)
         segment_head = MLP(width, width, 2, 3)
         nn.init.constant_(class_head.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
         nn.init.zeros_(segment_head.layers[-1].weight)  # type: ignore[arg-type]
@@ -159,11 +160,11 @@ class TadTR(Detector):
         nn.init.zeros_(self.input_proj[0][0].bias)  # type: ignore[index]
         if sizes.actionness:
             self.actionness_pred = nn.Sequential(
-                nn.Linear(sizes.roi_bins * width, width),
+                nn.Linear(sizes.roi_bins * width, width, dtype=torch.float32),
                 nn.ReLU(inplace=True),
-                nn.Linear(width, width),
+                nn.Linear(width, width, dtype=torch.float32),
                 nn.ReLU(inplace=True),
-                nn.Linear(width, 1),
+                nn.Linear(width, 1, dtype=torch.float32),
                 nn.Sigmoid(),
             )
 
@@ -212,7 +213,9 @@ class TadTR(Detector):
         position = sine_position_encoding(mask, self.config.model.d_model)
         position = position + self.transformer.level_embed[0]
         num_rows = features.shape[1]
-        reference = (torch.arange(num_rows, device=features.device) + 0.5) / num_rows
+        reference = (
+            torch.arange(num_rows, device=features.device, dtype=torch.float32) + 0.5
+        ) / num_rows
         reference = reference[None, :, None, None].expand(len(features), -1, -1, -1)
         for layer in self.transformer.encoder.layers:
             x = layer(x, position, reference, mask)
@@ -313,6 +316,10 @@ class TadTR(Detector):
         """Loads weights; those of the official code, too.
 
         Its checkpoints list the segment heads twice, once under the decoder.
+
+        Raises:
+            TrainingError: all keys carry the prefix of a wrapper.
+            RuntimeError: keys or shapes do not fit, as torch says it.
         """
         twice = "transformer.decoder.segment_embed."
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith(twice)}

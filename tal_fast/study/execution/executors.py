@@ -149,7 +149,11 @@ class _Worker:
                 start_new_session=True,
             )
         self._reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except BaseException:  # as where the system has no more threads
+            self.end(0.0)
+            raise
 
     def _read(self, messages: queue.Queue[Any]) -> None:
         output: IO[bytes] | None = self.process.stdout
@@ -184,7 +188,8 @@ class _Worker:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-        self._reader.join(timeout=5.0)
+        if self._reader.ident is not None:
+            self._reader.join(timeout=5.0)
         with contextlib.suppress(OSError):
             if self.log.stat().st_size == 0:
                 self.log.unlink()

@@ -13,36 +13,31 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import queue
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 from urllib.parse import urlsplit
-
-import psutil
 
 import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study.execution.executors import GRACE_SECONDS, Outcome
 from tal_fast.study.execution.failures import rebuild_error
+from tal_fast.study.execution.ray_process import DriverProcess, short_directory_if_needed
 from tal_fast.study.execution.trials import Progress, TrialTask
 
 __all__ = ["ClusterFacts", "RayCluster"]
 
 _SECONDS_TO_REACH = 5.0
-_SECONDS_TO_IMPORT = 120.0
-_SECONDS_TO_START = 120.0  # of a cluster of this machine's own
+# Both only end what hangs: a busy machine with cold caches needs long for either.
+_SECONDS_TO_IMPORT = 300.0
+_SECONDS_TO_START = 300.0  # of a cluster of this machine's own
 _SECONDS_OF_SILENCE = 180.0
 _SECONDS_TO_END = 20.0
 _SECONDS_TO_APPEAR = 60.0
@@ -56,14 +51,12 @@ class ClusterFacts:
     Attributes:
         machines: its machines.
         slots: trials that they can run at a time.
-        cpus: their CPUs, as Ray counts them.
         gpus: their GPUs.
         gpus_per_trial: the share that each trial gets.
     """
 
     machines: int
     slots: int
-    cpus: float
     gpus: float
     gpus_per_trial: float
 
@@ -191,7 +184,7 @@ class RayCluster:
             "fingerprint": fingerprint,
             "token": self._token,
         }
-        self._driver: _DriverProcess | None = None
+        self._driver: DriverProcess | None = None
         self._facts: ClusterFacts | None = None
 
     def connect(self) -> ClusterFacts:
@@ -206,11 +199,13 @@ class RayCluster:
         if self._host is not None:
             _check_reachable(self._address, *self._host)
         options = {**self._options, "version": tal_fast.__version__, "grace": GRACE_SECONDS}
+        files: Path | None = None
         if self._address == "local":
             from tal_fast.training.environment import usable_cores
 
             options["cores"] = usable_cores()
-        self._driver = _DriverProcess(options, self._logs)
+            files = short_directory_if_needed(os.environ)
+        self._driver = DriverProcess(options, self._logs, files)
         try:
             self._driver.expect("imported", _SECONDS_TO_IMPORT)
             local = self._address == "local"
@@ -320,120 +315,3 @@ def _wait_for(trials: Sequence[Path]) -> None:
             if time.monotonic() > end:
                 raise DataError(f"{trial}: another machine finished this trial, here is none")
             time.sleep(0.2)
-
-
-class _DriverProcess:
-    """The process that knows Ray, and the threads that talk with it."""
-
-    def __init__(self, options: dict[str, Any], logs: Path) -> None:
-        logs.mkdir(parents=True, exist_ok=True)
-        self._log = logs / "ray.log"
-        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        with open(self._log, "wb") as errors:
-            # Its own session: Ctrl-C reaches the study's process alone.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tal_fast.study.execution.ray_driver"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                start_new_session=True,
-            )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self._writer: threading.Thread | None = None
-        self._write([json.dumps(options)])
-
-    def _read(self) -> None:
-        output: IO[bytes] | None = self._process.stdout
-        assert output is not None
-        for line in output:
-            with contextlib.suppress(ValueError):  # the last line of a killed process may be cut
-                self._messages.put(json.loads(line))
-        self._messages.put(None)
-
-    def _write(self, lines: Sequence[str]) -> None:
-        assert self._process.stdin is not None
-        # The end of the process is told by its output.
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            for line in lines:
-                self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-
-    def feed(self, tasks: Sequence[TrialTask]) -> None:
-        """Hands over the tasks, while this process goes on."""
-        lines = [json.dumps({"name": task.trial.name, "task": task.to_json()}) for task in tasks]
-        self._writer = threading.Thread(target=self._write, args=(lines,), daemon=True)
-        self._writer.start()
-
-    def receive(self, seconds: float) -> dict[str, Any]:
-        """Returns the next message.
-
-        Raises:
-            queue.Empty: there was none for so long.
-            TalFastError: what the process gave as the reason of its end, or that it ended.
-        """
-        message = self._messages.get(timeout=seconds)
-        if message is None:
-            status = self._process.wait()
-            raise TalFastError(
-                f"ray: the connection to the cluster was lost (status {status}); finished trials "
-                f"are kept, and the same command goes on. {self.last_words()}".rstrip()
-            )
-        if "fatal" in message:
-            raise rebuild_error(message["fatal"])
-        return message
-
-    def expect(self, key: str, seconds: float) -> Any:
-        """Returns what the message with this key says; others before it are dropped.
-
-        Raises:
-            As :meth:`receive`.
-        """
-        end = time.monotonic() + seconds
-        while True:
-            message = self.receive(max(0.01, end - time.monotonic()))
-            if key in message:
-                return message[key]
-
-    def last_words(self) -> str:
-        """Returns the end of what Ray printed."""
-        with contextlib.suppress(OSError):
-            return self._log.read_text(errors="replace")[-2000:]
-        return ""
-
-    def end(self, seconds: float) -> None:
-        """Makes the process end: by a word, and by force when it needs longer than ``seconds``."""
-        try:
-            if seconds > 0:
-                if self._writer is not None:
-                    self._writer.join(seconds)
-                self._write(["stop"])
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(seconds)
-        finally:  # also at a second Ctrl-C
-            self._kill()
-
-    def _kill(self) -> None:
-        # A cluster of this machine's own consists of children of this process.
-        left: list[psutil.Process] = []
-        with contextlib.suppress(psutil.Error):
-            left = psutil.Process(self._process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(left, timeout=5.0)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._reader.join(timeout=5.0)
-        with contextlib.suppress(OSError):
-            if self._log.stat().st_size == 0:
-                self._log.unlink()
-            self._log.parent.rmdir()  # fails if there is more

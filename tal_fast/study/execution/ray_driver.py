@@ -185,7 +185,6 @@ class _Driver:
             ready={
                 "machines": len(resources),
                 "slots": self._slots,
-                "cpus": sum(machine.get("CPU", 0) for machine in resources),
                 "gpus": sum(machine.get("GPU", 0) for machine in resources),
                 "gpus_per_trial": self._gpus,
             }

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import tal_fast
+from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError
 from tal_fast.study.execution.failures import describe_error
 from tal_fast.study.execution.locks import BusyError
 from tal_fast.study.execution.throttle import Throttle
 from tal_fast.study.execution.trials import TrialTask, execute_trial, load_experiment
-from tal_fast.study.settings import data_fingerprint
 
 __all__ = ["run"]
 

@@ -22,6 +22,7 @@ from tal_fast.study.fits.extrapolation import (
     LIMIT,
     Ensemble,
     build_ensemble,
+    check_confidence,
     join_families,
     weighted_quantiles,
 )
@@ -275,8 +276,10 @@ def calibrate(
         progress: receives (done, total, what comes next).
 
     Raises:
+        ConfigError: the confidence is not between 0 and 1.
         DataError: a measured curve, or a beginning of it, cannot be fitted.
     """
+    check_confidence(confidence)
     beginnings = [
         (curve, count) for curve in measured for count in range(4, len(curve))
     ]  # fmt: skip

@@ -307,6 +307,18 @@ def check_times(curve: LearningCurve, times: float, option: str = "--times") -> 
     return ratio
 
 
+def check_confidence(confidence: float, above: float = 0.0) -> None:
+    """Checks a confidence.
+
+    Raises:
+        ConfigError: it is not between ``above`` and 1.
+    """
+    if not above < confidence < 1.0:
+        raise ConfigError(
+            f"--confidence: expected a number between {above:g} and 1, got {confidence:g}"
+        )
+
+
 def extrapolate(
     curve: LearningCurve,
     times: float,
@@ -342,8 +354,7 @@ def extrapolate(
         >>> found.interval[0] < found.value < found.interval[1]
         True
     """
-    if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"--confidence: expected a number between 0 and 1, got {confidence:g}")
+    check_confidence(confidence)
     share = 100.0 * times
     curve.require_rising()
     ratio = check_times(curve, times)

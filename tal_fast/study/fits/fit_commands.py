@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,12 @@ from tal_fast.study.fits import extrapolation_tables as tables
 from tal_fast.study.fits.calibration import calibrate, calibration_dict
 from tal_fast.study.fits.curve_families import choose_families
 from tal_fast.study.fits.curve_fit import fit_curve
-from tal_fast.study.fits.extrapolation import build_ensemble, check_times, extrapolate
+from tal_fast.study.fits.extrapolation import (
+    build_ensemble,
+    check_confidence,
+    check_times,
+    extrapolate,
+)
 from tal_fast.study.fits.fit_tables import (
     backtest_table,
     extrapolation_dict,
@@ -100,6 +106,7 @@ def run_fit(
         json_out: file to write.
         picture: PNG and SVG to write; with several curves, their names are appended.
     """
+    _check_picture(picture)
     chosen = choose_families(families)
     if curve is None:
         curves = read_curves(study, repetitions=repetitions)
@@ -122,14 +129,30 @@ def run_fit(
 
 
 def _measured(
-    study: Path, curve: str | None, repetitions: int | None, deviation: float | None
+    study: Path,
+    curve: str | None,
+    repetitions: int | None,
+    deviation: float | None,
+    until: float | None = None,
 ) -> LearningCurve:
-    found = read_curve(study, curve, repetitions=repetitions)
-    if deviation is None:
-        return found
-    if not deviation > 0.0:
+    if deviation is not None and not 0.0 < deviation < math.inf:
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
-    return found.with_deviation(deviation)
+    if until is not None and not 0.0 < until < math.inf:
+        raise ConfigError(f"--until: expected a share above 0, got {until:g}")
+    found = read_curve(study, curve, repetitions=repetitions)
+    if deviation is not None:
+        found = found.with_deviation(deviation)
+    return found if until is None else found.until(100.0 * until)
+
+
+def _check_picture(path: Path | None) -> None:
+    """Checks before any fit that a picture's path names a file.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if path is not None and not _stem(path):
+        raise ConfigError("--picture: expected the name of a file, got none")
 
 
 def run_extrapolate(
@@ -163,9 +186,8 @@ def run_extrapolate(
         json_out: file to write.
         picture: PNG and SVG to write.
     """
-    measured = _measured(study, curve, repetitions, deviation)
-    if until is not None:
-        measured = measured.until(100.0 * until)
+    _check_picture(picture)
+    measured = _measured(study, curve, repetitions, deviation, until)
     measured.require_rising()
     check_times(measured, times)
     ensemble = build_ensemble(measured, choose_families(families), replicates=draws, seed=seed)
@@ -264,9 +286,9 @@ def run_plan(
     """
     if picture is not None and target is None:
         raise ConfigError("--picture: expected --target, whose chance it shows")
-    measured = _measured(study, curve, repetitions, deviation)
-    if until is not None:
-        measured = measured.until(100.0 * until)
+    _check_picture(picture)
+    check_confidence(confidence, above=0.5)
+    measured = _measured(study, curve, repetitions, deviation, until)
     if goal is None:
         goal = 1.0 if measured.share[-1] < 100.0 else 2.0
     check_times(measured, goal, "--goal")

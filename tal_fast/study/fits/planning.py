@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from scipy.stats import norm
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.fits.extrapolation import LIMIT, Ensemble
+from tal_fast.study.fits.extrapolation import LIMIT, Ensemble, check_confidence
 from tal_fast.study.fits.learning_curve import DEVIATION_FLOOR, LearningCurve
 
 __all__ = [
@@ -375,8 +375,7 @@ def rank_models(first: LearningCurve, second: LearningCurve, *, confidence: floa
         DataError: they have fewer than two levels in common, or one has no repetitions.
         ConfigError: the confidence is not between 0.5 and 1.
     """
-    if not 0.5 < confidence < 1.0:
-        raise ConfigError(f"--confidence: expected a number between 0.5 and 1, got {confidence:g}")
+    check_confidence(confidence, above=0.5)
     for curve in (first, second):
         if math.isnan(curve.pooled_deviation):
             raise DataError(

@@ -248,15 +248,11 @@ class Shape:
     """Where a curve is steepest, the point (0, 0) counted in: no data, no score.
 
     Attributes:
-        first: points of mAP per percent of the data from 0 to the smallest p.
-        steepest: the largest slope between neighbours.
-        between: the two fractions that it lies between.
-        excess: steepest minus first, in standard errors; 0 where they are the same, None where the
-            deviations are not known.
+        between: the two neighbouring fractions with the largest slope between them.
+        excess: that slope minus the first one, from 0 to the smallest p, in standard errors; 0
+            where they are the same, None where the deviations are not known.
     """
 
-    first: float
-    steepest: float
     between: tuple[float, float]
     excess: float | None
 
@@ -297,4 +293,4 @@ def curve_shape(curve: Curve) -> Shape:
     if top:
         gap = slopes[top] - slopes[0]
         excess = None if math.isnan(error) else gap / error if error else math.inf
-    return Shape(slopes[0], slopes[top], (x[top] / 100.0, x[top + 1] / 100.0), excess)
+    return Shape((x[top] / 100.0, x[top + 1] / 100.0), excess)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What single values of an annotation file mean, for all who read one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tal_fast.errors import DataError
+
+__all__ = ["finite_or_none", "listed_classes", "number", "plain", "subset_name"]
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as Python's own: NumPy's numbers and arrays, tensors and columns too."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def number(value: Any) -> float | None:
+    """Returns a number as a float, NaN and infinity too; None for what is none."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of over 308 digits
+        return None
+
+
+def finite_or_none(value: Any) -> float | None:
+    """Returns a finite number as a float; None for what is none."""
+    found = number(value)
+    return found if found is not None and abs(found) < float("inf") else None
+
+
+def subset_name(where: str, entry: Mapping[str, Any]) -> str:
+    """Returns the subset of a video; empty where it has none (missing or null).
+
+    Args:
+        where: file and video, for messages.
+        entry: the video.
+
+    Raises:
+        DataError: it is neither text nor an integer.
+    """
+    value = plain(entry.get("subset"))
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise DataError(f"{where}: expected subset as text, got {value!r:.60}")
+    return str(value)
+
+
+def listed_classes(content: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Returns the list ``classes`` of an annotation file; None where it has none of names."""
+    names = plain(content.get("classes"))
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(dict.fromkeys(map(str, names)))

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every op asks of its arguments before the native call, said in one way.
+
+The rest (shapes, dtypes, ranges) is checked by the op itself, once for all devices.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["check_tensors", "position"]
+
+
+def check_tensors(op: str, *, optional: str | None = None, **tensors: Tensor | None) -> None:
+    """Refuses what is no tensor, and tensors on several devices.
+
+    Here and not in the native op: which implementation runs depends on the devices, so none of them
+    sees every mixture, and an array is not converted because its dtype and device are a choice.
+
+    Args:
+        op: the name of the op, for the message.
+        optional: the argument that may be None, not the first one.
+        **tensors: the arguments by name, the first being the one that says the device.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        RuntimeError: an argument is on another device than the first one.
+    """
+    device = None
+    for tensor in tensors.values():
+        if not isinstance(tensor, Tensor):
+            break
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            break
+    else:
+        return
+    _explain(op, optional, tensors)
+
+
+def _explain(op: str, optional: str | None, tensors: dict[str, Tensor | None]) -> None:
+    first, like = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            if tensor is None and name == optional:
+                continue
+            hint = "" if tensor is None else f": torch.as_tensor({name}) makes one"
+            raise TypeError(
+                f"{op}: expected {name} to be a torch.Tensor, got {type(tensor).__name__}{hint}"
+            )
+        if like is not None and tensor.device != like.device:
+            raise RuntimeError(
+                f"{op}: expected {name} on {like.device} like {first}, got {tensor.device}"
+            )
+
+
+def position(op: str, argument: str, word: object, words: tuple[str | None, ...]) -> int:
+    """Returns where ``word`` is among the allowed ones, which is the number that native ops take.
+
+    Raises:
+        ValueError: it is none of them; the message lists them.
+    """
+    try:
+        return words.index(word)
+    except ValueError:
+        allowed = ", ".join(str(known) for known in words)
+        raise ValueError(
+            f"{op}: expected {argument} to be one of {allowed}, got {word!r}"
+        ) from None

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the ops are registered with torch: derivatives in both modes, and autocast.
+
+torch asks a custom op for its gradient (reverse mode) and knows nothing of its tangents (forward
+mode: ``torch.func.jvp``, ``jacfwd``, ``linearize``, ``torch.autograd.forward_ad``). Left alone,
+every custom op drops them, and what follows computes with a derivative of 0. Every op of this
+library passes through here, so each gives the tangent or refuses to, backward ops included: those
+are what a derivative of a gradient meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = [
+    "Tangents",
+    "make_dual",
+    "no_tangent",
+    "refuse_derivatives",
+    "register_autocast",
+    "register_autograd",
+    "register_no_second_derivative",
+    "register_without_gradient",
+    "unpack_dual",
+]
+
+Tangents = Sequence[Tensor | None]
+"""The tangents of an op's arguments, one place per argument; None: the argument has none."""
+
+Jvp = Callable[..., Any]
+"""``jvp(output, tangents, *arguments)`` returns the tangent of the output or of each output, None
+where it is zero. At least one argument has a tangent; all arguments and the output come without."""
+
+_jvps: dict[str, Jvp] = {}
+_differentiable_once: set[str] = set()
+
+
+class _Always:
+    _current_level = 0
+
+
+# Three questions of less than a tenth of a microsecond each. torch.compile enters a level without
+# the counter of torch.autograd.forward_ad, so transforms and modes that trace count as well.
+_transform = torch._C._functorch.maybe_current_level
+_modes = torch._C._len_torch_dispatch_stack
+# Should torch rename the counter, the arguments are looked at in every call.
+_counter: Any = forward_ad if hasattr(forward_ad, "_current_level") else _Always()
+
+
+def register_autograd(
+    op: str,
+    backward: Callable[..., Any],
+    *,
+    setup_context: Callable[..., Any] | None = None,
+    jvp: Jvp | None = None,
+) -> None:
+    """Registers the gradient of an op and, where there is one, its tangent.
+
+    Without ``jvp`` an op whose outputs are all of integers or booleans gives no tangent, as
+    ``torch.argmax`` does, and any other raises NotImplementedError for arguments that have one.
+
+    Args:
+        op: name of the op, without namespace.
+        backward: see ``torch.library.register_autograd``.
+        setup_context: see ``torch.library.register_autograd``.
+        jvp: see :data:`Jvp`.
+    """
+    if jvp is not None:
+        _jvps[op] = jvp
+    torch.library.register_autograd(
+        f"tal_fast::{op}", backward, setup_context=setup_context, lib=_library
+    )
+
+
+def register_without_gradient(*ops: str) -> None:
+    """Lets autograd pass calls of these ops on: the outputs claim no gradient.
+
+    A registered formula would take longer than many a call does. So would one that looks for
+    tangents: the public functions of such ops call :func:`refuse_derivatives`, unless all that they
+    return are integers.
+    """
+    for op in ops:
+        torch.library.Library.impl(_library, op, torch.library.fallthrough_kernel, "Autograd")
+
+
+def register_autocast(*ops: str) -> None:
+    """Lets these ops compute and return float32 under autocast."""
+    for op in ops:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"tal_fast::{op}", device, torch.float32)
+
+
+def register_no_second_derivative(op: str) -> None:
+    """Lets ``{op}_backward`` refuse to be differentiated, in either mode.
+
+    Without a rule of its own it would only warn, and then give wrong second derivatives.
+    """
+
+    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise _no_second_derivative(op)
+
+    _differentiable_once.add(op)
+    register_autograd(f"{op}_backward", refuse)
+
+
+def _no_second_derivative(op: str) -> NotImplementedError:
+    return NotImplementedError(f"{op}: second derivatives are not implemented")
+
+
+def refuse_derivatives(op: str, **tensors: Tensor | None) -> None:
+    """Raises NotImplementedError if one of the arguments has a tangent; see the module.
+
+    Also if ``torch.func`` asks for a gradient: where autograd would say that there is none, it
+    takes what carries none for a constant.
+    """
+    transformed = not torch.compiler.is_dynamo_compiling() and _transform() is not None
+    if not transformed and _counter._current_level < 0:
+        return
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if transformed and _asks_for_gradient(tensor):
+            raise NotImplementedError(
+                f"{op} has no gradient, and torch.func asks for that of {name}: detach() it if no "
+                "derivative is wanted"
+            )
+        if unpack_dual(tensor)[1] is not None:
+            raise no_tangent(op, name)
+
+
+def no_tangent(op: str, names: str) -> NotImplementedError:
+    """Returns the error for arguments (``names``) whose tangent the op cannot pass on."""
+    return NotImplementedError(
+        f"{op} does not support forward AD (torch.func.jvp, torch.autograd.forward_ad), and "
+        f"{names} has a tangent: detach() it if no derivative is wanted"
+    )
+
+
+def make_dual(tensor: Tensor, tangent: Tensor | None) -> Tensor:
+    """Gives a tensor its tangent, if there is one, also where torch.compile traces a kernel."""
+    return tensor if tangent is None else torch._VF._make_dual(tensor, tangent, level=0)
+
+
+def unpack_dual(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Returns a tensor without its tangent, and the tangent, None where torch would ignore it."""
+    if torch.compiler.is_dynamo_compiling():
+        unpacked = forward_ad.unpack_dual(tensor)
+        return unpacked.primal, unpacked.tangent
+    primal, tangent = torch._VF._unpack_dual(_without_vmap(tensor), level=0)
+    return primal, tangent if torch._C._is_fwd_grad_enabled() else None
+
+
+def _asks_for_gradient(tensor: Tensor) -> bool:
+    tensor = _without_vmap(tensor)
+    return torch._C._functorch.is_gradtrackingtensor(tensor) and tensor.requires_grad
+
+
+def _without_vmap(tensor: Tensor) -> Tensor:
+    """Returns what torch.vmap has wrapped, which hides what transforms around it follow."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+class _Library(torch.library.Library):
+    """Puts the question for tangents before the kernels for autograd that torch makes here."""
+
+    def impl(self, op_name: str, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        op = getattr(torch.ops.tal_fast, op_name).default
+
+        def kernel(keyset: Any, *arguments: Any) -> Any:
+            if _counter._current_level >= 0 or _transform() is not None or _modes():
+                tensors = (x for x in arguments if isinstance(x, Tensor))
+                if any(unpack_dual(x)[1] is not None for x in tensors):
+                    return _with_tangents(op, arguments)
+            return fn(keyset, *arguments)
+
+        return super().impl(op_name, kernel, *args, **options)
+
+
+_library = _Library("tal_fast", "FRAGMENT")
+
+
+def _with_tangents(op: Any, arguments: Sequence[Any]) -> Any:
+    name = op._schema.name.removeprefix("tal_fast::")
+    unpacked = [unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in arguments]
+    primals, tangents = zip(*unpacked, strict=True)
+    output = op(*primals)
+    outputs = output if isinstance(output, tuple) else (output,)
+    if not any(out.is_floating_point() for out in outputs):
+        return output
+    if name not in _jvps:
+        given = zip(op._schema.arguments, tangents, strict=False)
+        raise no_tangent(name, ", ".join(a.name for a, tangent in given if tangent is not None))
+    found = _jvps[name](output, tangents, *primals)
+    if name in _differentiable_once:
+        _refuse_tangent_of_gradient(name, outputs, [x for x in arguments if isinstance(x, Tensor)])
+    duals = tuple(
+        make_dual(out, tangent)
+        for out, tangent in zip(
+            outputs, found if isinstance(output, tuple) else (found,), strict=True
+        )
+    )
+    return duals if isinstance(output, tuple) else duals[0]
+
+
+def _refuse_tangent_of_gradient(
+    name: str, outputs: Sequence[Tensor], duals: Sequence[Tensor]
+) -> None:
+    """Refuses a gradient while the arguments that it depends on have their tangents.
+
+    The formula for it has kept them without, so the tangent of the gradient would be missing.
+    """
+
+    def refuse(grad: Tensor) -> None:
+        if any(unpack_dual(dual)[1] is not None for dual in duals):
+            raise _no_second_derivative(name)
+
+    for out in outputs:
+        if out.requires_grad:
+            out.register_hook(refuse)
