@@ -14,6 +14,9 @@ STAMP := $(VENV)/.tal_fast_installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# Presets of CMakePresets.json for test-native. `debug` has all that `asan` has, but for its speed.
+# With `debug-wide` the kernels of every instruction set: test-all takes that time.
+SANITIZED := debug tsan
 RESULTS ?= results/demo
 # For cuda-link: the CUDA build of torch to link against, and where.
 CUDA_TORCH ?= 2.14.1
@@ -63,6 +66,7 @@ test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native t
 	wait $$beside || { tail -n 60 build/beside.log; status=1; }; \
 	tail -n 1 build/beside.log; exit $$status
 
+test-all: SANITIZED := debug-wide asan tsan
 test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
 	build/asan/fuzz_reader 120
 	$(BIN)/python -m pytest -q
@@ -81,11 +85,12 @@ test-ops-isa: build
 	  echo "op tests with TAL_FAST_ISA=$$1: $$(tail -n 1 build/isa-$$1.log)"; \
 	done; exit $$status
 
-test-native: $(STAMP)  ## Reader and evaluator under Address-, UndefinedBehavior- and ThreadSanitizer
-	@for preset in asan tsan; do \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --preset $$preset >/dev/null; \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake --build --preset $$preset --parallel $(JOBS); \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ctest --preset $$preset; \
+test-native: $(STAMP)  ## Reader, evaluator and _C in Python under sanitizers; one definition per name
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	for preset in $(SANITIZED); do \
+	  cmake --preset $$preset >/dev/null; \
+	  cmake --build --preset $$preset --parallel $(JOBS); \
+	  ctest --preset $$preset --parallel $(JOBS); \
 	done
 
 cuda-kernels: $(STAMP)  ## Compile the CUDA kernels if nvcc is there: registers, spills, occupancy

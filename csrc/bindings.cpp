@@ -30,10 +30,10 @@ namespace py = pybind11;
 
 namespace {
 
-std::vector<std::string> isa_names(const std::vector<tal_fast::Isa>& isas) {
+std::vector<std::string> isa_names(const std::vector<tal_fast::cpu::Isa>& isas) {
   std::vector<std::string> names;
-  for (const tal_fast::Isa isa : isas) {
-    names.emplace_back(tal_fast::isa_name(isa));
+  for (const tal_fast::cpu::Isa isa : isas) {
+    names.emplace_back(tal_fast::cpu::isa_name(isa));
   }
   return names;
 }
@@ -45,8 +45,8 @@ py::dict build_info() {
   info["torch_headers"] = TAL_FAST_BUILT_TORCH;
   info["torch_target"] = "2.10";
   info["isas_built"] = py::str(TAL_FAST_BUILT_ISAS).attr("split")(",");
-  info["isas_available"] = isa_names(tal_fast::available_isas());
-  info["isa"] = tal_fast::isa_name(tal_fast::selected_isa());
+  info["isas_available"] = isa_names(tal_fast::cpu::available_isas());
+  info["isa"] = tal_fast::cpu::isa_name(tal_fast::cpu::selected_isa());
   info["cuda"] = TAL_FAST_BUILT_CUDA != 0;
   info["cuda_reason"] = TAL_FAST_CUDA_REASON;
   return info;
@@ -269,20 +269,21 @@ void bind_evaluation(py::module_& m) {
 
 // ---- reader -------------------------------------------------------------------------------------
 
+namespace rd = tal_fast::reader;
+
 // A Reader plus references to the arrays that its threads write to: they live until their ticket is
 // waited for or cancelled, or the threads are joined, whatever Python does with its own references.
 class PyReader {
  public:
   PyReader(const std::vector<std::tuple<std::string, int64_t, int64_t, int64_t, int, int>>& extents,
            int threads, int max_open_files, bool check_finite) {
-    std::vector<tal_fast::Extent> all;
+    std::vector<rd::Extent> all;
     all.reserve(extents.size());
     for (const auto& [path, offset, rows, columns, dtype, layout] : extents) {
-      all.push_back({path, offset, rows, columns, static_cast<tal_fast::DType>(dtype),
-                     static_cast<tal_fast::Layout>(layout)});
+      all.push_back({path, offset, rows, columns, static_cast<rd::DType>(dtype),
+                     static_cast<rd::Layout>(layout)});
     }
-    reader_ =
-        std::make_unique<tal_fast::Reader>(std::move(all), threads, max_open_files, check_finite);
+    reader_ = std::make_unique<rd::Reader>(std::move(all), threads, max_open_files, check_finite);
   }
 
   ~PyReader() { reader_->close(); }  // before held_: no thread may write to a freed array
@@ -294,12 +295,12 @@ class PyReader {
   // resample to or 0). The mask of a slot is written with its column 0.
   int64_t submit(py::array& features, py::array_t<bool, py::array::c_style>& mask,
                  const py::array_t<int64_t, py::array::c_style>& jobs, int dtype, int layout) {
-    const auto type = static_cast<tal_fast::DType>(dtype);
+    const auto type = static_cast<rd::DType>(dtype);
     const bool rows_first = layout == 0;
     if (features.ndim() != 3 || mask.ndim() != 2 || jobs.ndim() != 2 || jobs.shape(1) != 6 ||
         mask.shape(0) != features.shape(0) || mask.shape(1) != features.shape(rows_first ? 1 : 2) ||
         (features.flags() & py::array::c_style) == 0 ||
-        features.itemsize() != tal_fast::item_size(type)) {
+        features.itemsize() != rd::item_size(type)) {
       throw std::invalid_argument(
           "reader: expected contiguous features [B, L, C] or [B, C, L] of the dtype given, mask "
           "[B, L] and jobs [N, 6]");
@@ -310,12 +311,12 @@ class PyReader {
     const int64_t item = features.itemsize();
     auto* const data = static_cast<char*>(features.mutable_data());
     auto* const padding = reinterpret_cast<uint8_t*>(mask.mutable_data());
-    std::vector<tal_fast::WindowJob> all;
+    std::vector<rd::WindowJob> all;
     all.reserve(static_cast<size_t>(jobs.shape(0)));
     for (py::ssize_t i = 0; i < jobs.shape(0); ++i) {
       const int64_t slot = jobs.at(i, 0);
       const int64_t column = jobs.at(i, 2);
-      const tal_fast::Extent& extent = reader_->extent(jobs.at(i, 1));
+      const rd::Extent& extent = reader_->extent(jobs.at(i, 1));
       if (slot < 0 || slot >= slots) {
         throw std::invalid_argument("reader: no slot " + std::to_string(slot) + " among " +
                                     std::to_string(slots));
@@ -327,7 +328,7 @@ class PyReader {
                                     std::to_string(channels));
       }
       const int64_t place = slot * length * channels + (rows_first ? column : column * length);
-      tal_fast::WindowJob job;
+      rd::WindowJob job;
       job.extent = jobs.at(i, 1);
       job.start = jobs.at(i, 3);
       job.stop = jobs.at(i, 4);
@@ -335,7 +336,7 @@ class PyReader {
       job.mask = column == 0 ? padding + slot * length : nullptr;
       job.slot_rows = length;
       job.dtype = type;
-      job.layout = rows_first ? tal_fast::Layout::kTC : tal_fast::Layout::kCT;
+      job.layout = rows_first ? rd::Layout::kTC : rd::Layout::kCT;
       job.pitch = rows_first ? channels : length;
       job.resampled = jobs.at(i, 5);
       all.push_back(job);
@@ -348,7 +349,7 @@ class PyReader {
   // None, or (fault, job, extent, offset, row, column, value, number, reason) of the first failed
   // job.
   py::object wait(int64_t ticket) {
-    tal_fast::ReadError error;
+    rd::ReadError error;
     bool done = false;
     while (!done) {
       {
@@ -361,7 +362,7 @@ class PyReader {
       }
     }
     held_.erase(ticket);
-    if (error.fault == tal_fast::ReadFault::kNone) {
+    if (error.fault == rd::ReadFault::kNone) {
       return py::none();
     }
     return py::make_tuple(static_cast<int>(error.fault), error.job, error.extent, error.offset,
@@ -388,7 +389,7 @@ class PyReader {
 
  private:
   std::unordered_map<int64_t, std::pair<py::object, py::object>> held_;
-  std::unique_ptr<tal_fast::Reader> reader_;
+  std::unique_ptr<rd::Reader> reader_;
 };
 
 void bind_reader(py::module_& m) {
@@ -413,7 +414,7 @@ void bind_reader(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native part of tal_fast. Importing it after torch also registers the tensor ops.";
   // A wrong TAL_FAST_ISA fails here, at import, and not in the middle of a run.
-  tal_fast::selected_isa();
+  tal_fast::cpu::selected_isa();
   bind_build_info(m);
   bind_evaluation(m);
   bind_reader(m);

@@ -186,21 +186,50 @@ def test_the_backend_asks_for_torch_only_when_there_is_none(
     assert tal_fast_build.get_requires_for_build_editable() == ["torch>=2.10"]
 
 
+def shared_symbols(path: Path, isa: str) -> list[str]:
+    """What an object of one instruction set defines for the whole library, under a shared name."""
+    symbols = subprocess.run(
+        ["nm", "--defined-only", str(path)], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    # Mangled, a namespace is its length and its name; ours come first in every own symbol.
+    own = re.compile(rf"8tal_fast(3cpu|6reader){len(isa)}{isa}")
+    # DW.ref.* only points to the handler of exceptions.
+    weak = [s for s in symbols if re.search(r" [WVu] ", s) and " DW.ref." not in s]
+    return [s for s in weak if not own.search(s)]
+
+
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
-def test_kernels_emit_no_shared_functions(isa: str) -> None:
+@pytest.mark.parametrize("part", ["cpu", "reader_loops"])
+def test_kernels_emit_no_shared_functions(part: str, isa: str) -> None:
     """A weak function with wide instructions could replace the one that older machines need."""
-    objects = list((ROOT / "build").glob(f"cpython-*/CMakeFiles/tal_fast_cpu_*_{isa}.dir/**/*.o"))
+    objects = list((ROOT / "build").glob(f"cpython-*/CMakeFiles/tal_fast_{part}*_{isa}.dir/**/*.o"))
     if not objects:
         pytest.skip("no build folder")
     for path in objects:
-        symbols = subprocess.run(
-            ["nm", "--defined-only", str(path)], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        # Mangled, a namespace is its length and its name; ours comes first in every own symbol.
-        own = f"8tal_fast{len(isa)}{isa}"
-        shared = [s for s in symbols if re.search(r" [Wu] ", s) and own not in s]
+        shared = shared_symbols(path, isa)
         assert not shared, f"{path.name}: {shared[:3]}"
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_a_shared_function_is_found(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source = tmp_path / "kernel.cpp"
+    source.write_text(
+        "namespace tal_fast::cpu {\n"
+        "inline int& calls() { static int n = 0; return n; }\n"
+        "template <class T> [[gnu::noinline]] T twice(T x) { return x + x; }\n"
+        "namespace avx2 {\n"
+        "template <class T> [[gnu::noinline]] T own(T x) { return twice(x) + ++calls(); }\n"
+        "float kernel(float x) { return own(x); }\n"
+        "}}\n"
+    )
+    built = tmp_path / "kernel.o"
+    subprocess.run([compiler, "-std=c++20", "-O2", "-c", str(source), "-o", str(built)], check=True)
+    names = {s.split()[-1] for s in shared_symbols(built, "avx2")}
+    assert names == {"_ZN8tal_fast3cpu5twiceIfEET_S2_", "_ZZN8tal_fast3cpu5callsEvE1n"}
 
 
 def test_no_torch_internals_leak_into_the_ops() -> None:

@@ -12,7 +12,7 @@
 #include "cpu/isa.h"
 #include "math/half.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // In elements.
 struct BoundaryPoolStrides {
@@ -47,4 +47,4 @@ bool boundary_max_pool_backward(const Stored* grad,     // [channels, K]
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

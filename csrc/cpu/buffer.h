@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // Not std::vector: isa.h says why.
@@ -37,4 +37,4 @@ class Buffer {
 };
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

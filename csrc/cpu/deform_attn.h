@@ -10,7 +10,7 @@
 #include "math/deform_attn.h"
 #include "math/half.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // `scratch` is one block per thread of the size that the *_scratch function says, in bytes.
 // clang-format off
@@ -79,4 +79,4 @@ void deform_attn_backward_direct(const DeformAttnShape& shape, int64_t heads_per
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

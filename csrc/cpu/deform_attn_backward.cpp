@@ -11,7 +11,7 @@
 #include "cpu/deform_attn_slabs.h"
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -444,4 +444,4 @@ TAL_FAST_INSTANTIATE(Half)
 TAL_FAST_INSTANTIATE(BFloat16)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

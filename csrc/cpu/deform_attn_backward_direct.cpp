@@ -7,7 +7,7 @@
 #include "cpu/deform_attn_samples.h"
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -309,4 +309,4 @@ TAL_FAST_INSTANTIATE(double)
 TAL_FAST_INSTANTIATE(float)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -4,7 +4,7 @@
 #include "cpu/simd.h"
 #include "cpu/simd_exp.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -238,4 +238,4 @@ TAL_FAST_INSTANTIATE(Half)
 TAL_FAST_INSTANTIATE(BFloat16)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

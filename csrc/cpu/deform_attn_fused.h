@@ -7,7 +7,7 @@
 
 #include "cpu/deform_attn.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // Strides are in elements; the dimensions after the query are contiguous, so that offsets and
 // logits may be two halves of one matrix product.
@@ -50,4 +50,4 @@ void deform_attn_finish(const DeformAttnShape& shape, const DeformAttnProjection
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -10,7 +10,7 @@
 #include "cpu/simd.h"
 #include "math/deform_attn.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
@@ -38,4 +38,4 @@ inline LanePositions<C, kLanes> locate_lanes(Vector<C, kLanes> location, Vector<
 }
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -7,7 +7,7 @@
 #include "cpu/deform_attn_samples.h"
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // For the slabs of a unit, both kinds together: with what streams past them they should stay in a
@@ -128,4 +128,4 @@ inline void for_each_row(const DeformAttnShape& shape, const LevelGroup& group, 
 }
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

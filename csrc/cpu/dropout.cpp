@@ -3,7 +3,7 @@
 
 #include "math/dropout.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -103,4 +103,4 @@ TAL_FAST_INSTANTIATE(BFloat16)
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -7,7 +7,7 @@
 #include "cpu/isa.h"
 #include "math/half.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // An element is dropped when its 32 random bits are below `threshold` = p * 2^32; kept ones are
 // multiplied by `scale` = 1 / (1 - p). Each function works on a range of elements; the mask depends
@@ -32,4 +32,4 @@ void dropout_backward(const T* grad,    // [N]
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -7,7 +7,7 @@
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 
 template <typename In, typename Out>
@@ -60,4 +60,4 @@ TAL_FAST_FOR_EACH_WIDENING(TAL_FAST_INSTANTIATE)
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

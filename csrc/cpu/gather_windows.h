@@ -7,7 +7,7 @@
 #include "cpu/isa.h"
 #include "math/half.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // clang-format off
 TAL_FAST_FOR_EACH_ISA(
@@ -32,4 +32,4 @@ void gather_channels(const In* source,       // [rows, channels]
       apply(Half, float) apply(Half, double) apply(BFloat16, BFloat16) apply(BFloat16, float) \
           apply(BFloat16, double)
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #endif
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // From 32 MiB on glibc gives every allocation a mapping of its own, which ends with the tensor: the
@@ -29,4 +29,4 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t byt
 #endif
 }
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

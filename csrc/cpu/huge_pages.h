@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // Hints that the memory of a large fresh result, which is about to be written as a whole, is best
 // backed by huge pages. A fresh allocation of this size costs one page fault per 4 KiB, which takes
@@ -12,4 +12,4 @@ namespace tal_fast {
 // such hint; values and addresses never change.
 void advise_huge_pages(void* data, int64_t bytes);
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

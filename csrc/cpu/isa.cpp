@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
@@ -65,4 +65,4 @@ Isa selected_isa() {
   return selected;
 }
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -3,7 +3,7 @@
 
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -181,4 +181,4 @@ template int64_t assignment_load<double>(const double*, int64_t, int64_t,
                                          const AssignmentWorkspace&);
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

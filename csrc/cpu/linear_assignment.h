@@ -9,7 +9,7 @@
 
 #include "cpu/isa.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // Columns are padded to whole groups, so that loops over them need no tail.
 constexpr int64_t kAssignmentPadding = 8;
@@ -51,4 +51,4 @@ bool assignment_solve(int64_t rows, int64_t columns,    // rows <= columns
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -79,4 +79,4 @@ TAL_FAST_INSTANTIATE(double)
 TAL_FAST_INSTANTIATE(float)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

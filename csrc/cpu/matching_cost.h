@@ -7,7 +7,7 @@
 #include "cpu/isa.h"
 #include "math/matching_cost.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // The properties of the instances of a video are padded to whole groups of so many, so that the
 // loop over them has no tail: videos have few instances, and a tail would take most of the time.
@@ -53,4 +53,4 @@ void matching_cost_block(const T* logits,      // [Q, C]
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

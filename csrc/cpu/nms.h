@@ -17,7 +17,7 @@
 #include "cpu/scratch.h"
 #include "math/nms.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // Segments that may suppress each other. T is float or double, and all is computed in T.
 template <typename T>
@@ -122,4 +122,4 @@ int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions& options, 
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

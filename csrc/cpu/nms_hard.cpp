@@ -14,7 +14,7 @@
 #include "cpu/rank_feed.h"
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -391,4 +391,4 @@ TAL_FAST_INSTANTIATE(double)
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -6,7 +6,7 @@
 #include "cpu/nms.h"
 #include "cpu/radix_sort.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // From this many segments on, ranking and indexing are worth two threads.
@@ -259,4 +259,4 @@ TAL_FAST_INSTANTIATE(float)
 TAL_FAST_INSTANTIATE(double)
 #undef TAL_FAST_INSTANTIATE
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

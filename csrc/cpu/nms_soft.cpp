@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -265,4 +265,4 @@ TAL_FAST_INSTANTIATE(double)
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -10,7 +10,7 @@
 
 #include "math/ordered_bits.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // What is sorted: rising by key, equal keys by slot.
@@ -136,4 +136,4 @@ Item* sort_items(Item* items,  // [n]
 }
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

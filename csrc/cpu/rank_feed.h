@@ -10,7 +10,7 @@
 #include "cpu/radix_sort.h"
 #include "cpu/scratch.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 template <typename T>
@@ -102,4 +102,4 @@ class RankFeed {
 };
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

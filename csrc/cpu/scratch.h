@@ -7,7 +7,7 @@
 #include <memory>
 #include <utility>
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // Hands out arrays of one block of memory, each on a cache line of its own. Without a block it only
@@ -84,4 +84,4 @@ class Scratch {
   Block block_;
 };
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -4,7 +4,7 @@
 #include "cpu/simd.h"
 #include "math/segment_overlap.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -243,4 +243,4 @@ TAL_FAST_INSTANTIATE(double) TAL_FAST_INSTANTIATE(float) TAL_FAST_INSTANTIATE(Ha
     TAL_FAST_INSTANTIATE(BFloat16)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

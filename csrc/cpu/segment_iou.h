@@ -8,7 +8,7 @@
 #include "math/half.h"
 #include "math/segment_overlap.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // The pairwise backward reads b, and writes its gradient, in whole groups of so many segments.
 template <typename C>
@@ -81,4 +81,4 @@ void segment_iou_aligned_backward(IouKind kind,
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -5,7 +5,7 @@
 #include "cpu/simd.h"
 #include "cpu/transpose.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -281,4 +281,4 @@ TAL_FAST_INSTANTIATE_ALL(BFloat16)
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -12,7 +12,7 @@
 #include "math/half.h"
 #include "math/segment_roi_align.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // In elements.
 struct RoiAlignStrides {
@@ -57,4 +57,4 @@ void segment_roi_align_transpose(const Stored* features,  // [C, T], channel_str
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -3,7 +3,7 @@
 
 #include "cpu/radix_sort.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -139,4 +139,4 @@ TAL_FAST_INSTANTIATE(double)
 #undef TAL_FAST_INSTANTIATE
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

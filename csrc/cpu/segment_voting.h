@@ -9,7 +9,7 @@
 #include "cpu/scratch.h"
 #include "math/segment_voting.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // T is float or double. IoU and weights are computed in T, sums in double in an order that does not
 // depend on the instruction set: compiled without fused multiply-add.
@@ -36,4 +36,4 @@ void voting_apply(int64_t count, std::byte* scratch, const VotingOptions& option
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

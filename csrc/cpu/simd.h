@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 #if defined(__AVX512F__)
@@ -219,4 +219,4 @@ inline Vector<C, kLanes> finish_sums(const C* vectors) {  // [kCount, kLanes]
 }
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

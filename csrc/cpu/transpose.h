@@ -8,7 +8,7 @@
 
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // x[0], y[0], x[1], y[1], ... of the lower or the upper halves of x and y.
@@ -99,4 +99,4 @@ inline void transpose(const Source* source, int64_t source_stride, int64_t rows,
 }
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -62,9 +62,9 @@ std::vector<int32_t> ranges_of(const Tensor& segments_in, int64_t rows) {
 
 // Maxima over features [B, C, T] of any strides; `argmax` may be null.
 template <typename Stored>
-void pool(const Stored* features, int64_t batch_stride, BoundaryPoolStrides strides, int64_t batch,
-          int64_t channels, int64_t count, const std::vector<int32_t>& ranges, Stored* out,
-          int32_t* argmax) {
+void pool(const Stored* features, int64_t batch_stride, cpu::BoundaryPoolStrides strides,
+          int64_t batch, int64_t channels, int64_t count, const std::vector<int32_t>& ranges,
+          Stored* out, int32_t* argmax) {
   // One task is the channels of one group: all of the first or all of the second half.
   const int64_t half = channels / 2;
   const int64_t group = TAL_FAST_ISA_CALL(boundary_max_pool_group<Stored>)();

@@ -37,13 +37,13 @@ Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, 
     T* out_data = mutable_data<T>(out);
     const int64_t samples = shape.samples_per_query();
     const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_scratch<T>)(shape);
-    torch::stable::parallel_for(0, shape.batch * shape.queries, grain,
-                                [&](int64_t begin, int64_t end) {
-                                  TAL_FAST_ISA_CALL(deform_attn_forward<T>)
-                                  (shape, value_data, nullptr, location_data + begin * samples,
-                                   weight_data + begin * samples, begin, end, Scratch(bytes).get(),
-                                   out_data + begin * shape.heads * shape.channels);
-                                });
+    torch::stable::parallel_for(
+        0, shape.batch * shape.queries, grain, [&](int64_t begin, int64_t end) {
+          TAL_FAST_ISA_CALL(deform_attn_forward<T>)
+          (shape, value_data, nullptr, location_data + begin * samples,
+           weight_data + begin * samples, begin, end, cpu::Scratch(bytes).get(),
+           out_data + begin * shape.heads * shape.channels);
+        });
   });
   return out;
 }

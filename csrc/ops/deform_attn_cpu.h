@@ -40,12 +40,12 @@ void run_backward_direct(const DeformAttnShape& shape, const C* grad, const C* v
   }
   const int64_t units = shape.batch * ((shape.heads + heads - 1) / heads);
   const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_direct_scratch<C>)(shape, heads);
-  torch::stable::parallel_for(0, units, backward_grain(shape, heads),
-                              [&](int64_t begin, int64_t end) {
-                                TAL_FAST_ISA_CALL(deform_attn_backward_direct<C>)
-                                (shape, heads, grad, value, padding, locations, weights, begin, end,
-                                 Scratch(bytes).get(), grad_value, grad_locations, grad_weights);
-                              });
+  torch::stable::parallel_for(
+      0, units, backward_grain(shape, heads), [&](int64_t begin, int64_t end) {
+        TAL_FAST_ISA_CALL(deform_attn_backward_direct<C>)
+        (shape, heads, grad, value, padding, locations, weights, begin, end,
+         cpu::Scratch(bytes).get(), grad_value, grad_locations, grad_weights);
+      });
 }
 
 // Runs the backward kernel over all units; null outputs are not wanted.
@@ -68,7 +68,7 @@ void run_backward(const DeformAttnShape& shape, const T* grad, const T* value, c
   const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_scratch<T>)(shape, heads);
   torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
     TAL_FAST_ISA_CALL(deform_attn_backward<T>)
-    (shape, heads, grad, value, padding, locations, weights, begin, end, Scratch(bytes).get(),
+    (shape, heads, grad, value, padding, locations, weights, begin, end, cpu::Scratch(bytes).get(),
      grad_value, grad_locations, grad_weights);
   });
 }

@@ -50,7 +50,7 @@ struct Inputs {
   const bool* padding() const { return padding_mask ? const_data<bool>(*padding_mask) : nullptr; }
 
   template <typename In>
-  DeformAttnProjection<In> projection() const {
+  cpu::DeformAttnProjection<In> projection() const {
     return {const_data<In>(offsets),
             offsets.stride(0),
             offsets.stride(1),
@@ -105,14 +105,14 @@ Tensor deform_attn_fused_cpu(const Tensor& value,                        // [B, 
     using In = typename decltype(tag)::type;
     using C = ComputeType<T>;
     const T* value_data = const_data<T>(inputs.value);
-    const DeformAttnProjection<In> projection = inputs.projection<In>();
+    const cpu::DeformAttnProjection<In> projection = inputs.projection<In>();
     T* out_data = mutable_data<T>(out);
     const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_scratch<T>)(shape);
     // Whole cache lines: what the forward lays out behind them begins on one.
     const size_t prepared = (static_cast<size_t>(step * samples) * sizeof(C) + 63) / 64 * 64;
     torch::stable::parallel_for(
         0, shape.batch * shape.queries, forward_grain(shape), [&](int64_t begin, int64_t end) {
-          const Scratch memory(2 * prepared + bytes);
+          const cpu::Scratch memory(2 * prepared + bytes);
           std::byte* scratch = memory.get();
           C* locations = reinterpret_cast<C*>(scratch);
           C* weights = reinterpret_cast<C*>(scratch + prepared);
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_attn_fused_backward_cpu(
       using T = typename decltype(value_tag)::type;
       using In = typename decltype(tag)::type;
       using C = ComputeType<T>;
-      const DeformAttnProjection<In> projection = inputs.projection<In>();
+      const cpu::DeformAttnProjection<In> projection = inputs.projection<In>();
       const int64_t samples = shape.samples_per_query();
       const int64_t units = shape.batch * shape.queries;
       const int64_t grain = kSamplesPerTask / std::max<int64_t>(1, samples) + 1;

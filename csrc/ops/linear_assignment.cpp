@@ -22,21 +22,21 @@ struct Failure {
   int64_t index = 0;  // of the invalid entry
 };
 
-// The memory of AssignmentWorkspace for the largest of several problems.
+// The memory of cpu::AssignmentWorkspace for the largest of several problems.
 class WorkspaceMemory {
  public:
   void fit(int64_t rows, int64_t columns) {
     rows_ = std::max(rows_, rows);
-    padded_ = std::max(padded_, assignment_padded(columns));
-    costs_ = std::max(costs_, rows * assignment_padded(columns));
+    padded_ = std::max(padded_, cpu::assignment_padded(columns));
+    costs_ = std::max(costs_, rows * cpu::assignment_padded(columns));
   }
 
-  AssignmentWorkspace allocate() {
+  cpu::AssignmentWorkspace allocate() {
     doubles_.resize(static_cast<size_t>(costs_ + rows_ + 5 * padded_));
     longs_.resize(static_cast<size_t>(2 * rows_ + 2 * padded_));
     double* d = doubles_.data();
     int64_t* l = longs_.data();
-    AssignmentWorkspace work;
+    cpu::AssignmentWorkspace work;
     work.costs = d;
     work.potentials = d + costs_;
     work.distances = work.potentials + padded_;
@@ -62,7 +62,7 @@ class WorkspaceMemory {
 // Solves one problem and writes its matches, rows ascending.
 template <typename T>
 Failure solve(int64_t p, const AssignmentProblem& problem, const T* costs,
-              const AssignmentWorkspace& work, int64_t* out_problem, int64_t* out_row,
+              const cpu::AssignmentWorkspace& work, int64_t* out_problem, int64_t* out_row,
               int64_t* out_column) {
   const auto [r, c, first_cost, first_match] = problem;
   const int64_t invalid = TAL_FAST_ISA_CALL(assignment_load<T>)(costs + first_cost, r, c, work);
@@ -103,7 +103,7 @@ void solve_all(const T* costs, const std::vector<AssignmentProblem>& problems, i
       memory.fit(std::min(problems[p].rows, problems[p].columns),
                  std::max(problems[p].rows, problems[p].columns));
     }
-    const AssignmentWorkspace work = memory.allocate();
+    const cpu::AssignmentWorkspace work = memory.allocate();
     for (int64_t p = begin; p < end; ++p) {
       failures[p] = solve(p, problems[p], costs, work, out_problem, out_row, out_column);
     }

@@ -49,7 +49,7 @@ Videos arrange_videos(const int64_t* labels, const std::vector<int64_t>& counts,
       slot_of_class[result.classes[u]] = -1;
     }
     result.first.push_back(result.first.back() + count);
-    result.first_padded.push_back(result.first_padded.back() + matching_padded(count));
+    result.first_padded.push_back(result.first_padded.back() + cpu::matching_padded(count));
     result.first_class.push_back(end);
     result.slots.resize(static_cast<size_t>(result.first_padded.back()), 0);
   }
@@ -84,14 +84,14 @@ void compute(const Tensor& logits, const Tensor& segments, const Tensor& labels,
     for (int64_t p = begin; p < end; ++p) {
       const int64_t b = p % videos;
       const int64_t from = of.first_padded[b];
-      const MatchingTargets<T> of_video{counts[b],
-                                        centers + from,
-                                        widths + from,
-                                        starts + from,
-                                        ends + from,
-                                        of.slots.data() + from,
-                                        of.classes.data() + of.first_class[b],
-                                        of.first_class[b + 1] - of.first_class[b]};
+      const cpu::MatchingTargets<T> of_video{counts[b],
+                                             centers + from,
+                                             widths + from,
+                                             starts + from,
+                                             ends + from,
+                                             of.slots.data() + from,
+                                             of.classes.data() + of.first_class[b],
+                                             of.first_class[b + 1] - of.first_class[b]};
       TAL_FAST_ISA_CALL(matching_cost_block<T>)(
           logits_data + p * queries * num_logits, segments_data + p * queries * 2, queries,
           num_logits, of_video, weights, scratch.data(),

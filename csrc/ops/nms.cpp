@@ -15,7 +15,7 @@ namespace {
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> solve_in(const char* op, const Detections& in,
-                                            ScalarType out_type, const NmsGroups& groups,
+                                            ScalarType out_type, const cpu::NmsGroups& groups,
                                             const NmsRequest& options, NmsWanted wanted) {
   if (options.validate) {
     check_values(op, "segments", const_data<T>(in.segments), in.count);
@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> solve_in(const char* op, const Detections& in
 }
 
 std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Detections& in, ScalarType out_type,
-                                         const NmsGroups& groups, const NmsRequest& options,
+                                         const cpu::NmsGroups& groups, const NmsRequest& options,
                                          NmsWanted wanted) {
   return in.segments.scalar_type() == ScalarType::Double
              ? solve_in<double>(op, in, out_type, groups, options, wanted)
@@ -45,7 +45,7 @@ Tensor nms_cpu(const Tensor& segments, const Tensor& scores, double iou_threshol
   const NmsRequest request =
       hard_request(op, iou_threshold, acts_on_threshold, length_eps, max_segments, validate);
   return std::get<0>(solve(op, in, scores.scalar_type(),
-                           split_into_problems(nullptr, nullptr, in.count), request,
+                           cpu::split_into_problems(nullptr, nullptr, in.count), request,
                            {false, false}));
 }
 
@@ -60,8 +60,8 @@ std::tuple<Tensor, Tensor> soft_nms_cpu(const Tensor& segments, const Tensor& sc
       soft_request(op, method, sigma, iou_threshold, min_score, max_segments, acts_on_threshold,
                    length_eps, t1, t2, spare_first, validate);
   auto [indices, kept_scores, unused] =
-      solve(op, in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count), request,
-            {true, false});
+      solve(op, in, scores.scalar_type(), cpu::split_into_problems(nullptr, nullptr, in.count),
+            request, {true, false});
   return {indices, kept_scores};
 }
 
@@ -79,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor> batched_nms_cpu(
                            min_score, max_segments, max_per_class, per_class, voting_threshold,
                            voting_weight, spare_first, validate});
   const GroupNumbers numbers = check_groups(op, labels, videos, per_class, in.count);
-  const NmsGroups groups =
-      split_into_problems(numbers.video_data(), numbers.label_data(), in.count);
+  const cpu::NmsGroups groups =
+      cpu::split_into_problems(numbers.video_data(), numbers.label_data(), in.count);
   return solve(op, in, scores.scalar_type(), groups, request, {true, true});
 }
 
@@ -102,8 +102,8 @@ std::tuple<Tensor, Tensor> nms_padded_cpu(const Tensor& segments, const Tensor& 
   const NmsRequest request =
       hard_request(op, iou_threshold, acts_on_threshold, length_eps, max_segments, validate);
   const auto [indices, unused_scores, unused_segments] =
-      solve(op, in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count), request,
-            {false, false});
+      solve(op, in, scores.scalar_type(), cpu::split_into_problems(nullptr, nullptr, in.count),
+            request, {false, false});
   Tensor padded = torch::stable::new_empty(segments, {max_segments}, ScalarType::Long);
   torch::stable::fill_(padded, -1.0);
   copy_rows(indices, padded, 0);
@@ -124,8 +124,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_nms_padded_cpu(const Tensor& segments, c
       soft_request(op, method, sigma, iou_threshold, min_score, max_segments, acts_on_threshold,
                    length_eps, t1, t2, spare_first, validate);
   const auto [indices, kept_scores, unused] =
-      solve(op, in, scores.scalar_type(), split_into_problems(nullptr, nullptr, in.count), request,
-            {true, false});
+      solve(op, in, scores.scalar_type(), cpu::split_into_problems(nullptr, nullptr, in.count),
+            request, {true, false});
   Tensor padded = torch::stable::new_empty(segments, {max_segments}, ScalarType::Long);
   torch::stable::fill_(padded, -1.0);
   copy_rows(indices, padded, 0);
@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batched_nms_padded_cpu(
   check_video_numbers(op, numbers.video_data(), in.count, num_videos);
   const auto [indices, kept_scores, refined] =
       solve(op, in, scores.scalar_type(),
-            split_into_problems(numbers.video_data(), numbers.label_data(), in.count), request,
+            cpu::split_into_problems(numbers.video_data(), numbers.label_data(), in.count), request,
             {true, true});
   const bool voting = request.voting.has_value();
   Tensor padded = torch::stable::new_empty(segments, {num_videos, max_segments}, ScalarType::Long);

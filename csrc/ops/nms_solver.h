@@ -53,7 +53,7 @@ struct NmsWanted {
 // counts[p]) of `rows`.
 template <typename T>
 struct KeptRows {
-  Scratch memory;
+  cpu::Scratch memory;
   int32_t* rows;                // [N]
   T* scores;                    // [N], by row
   T* segments;                  // [N, 2], by row; null without voting
@@ -66,7 +66,7 @@ struct KeptRows {
 
  private:
   size_t lay_out(std::byte* block, int64_t n, bool voting) {
-    Carver carve(block);
+    cpu::Carver carve(block);
     rows = carve.take<int32_t>(n);
     scores = carve.take<T>(n);
     segments = voting ? carve.take<T>(2 * n) : nullptr;
@@ -77,7 +77,7 @@ struct KeptRows {
 template <typename T>
 class NmsSolver {
  public:
-  NmsSolver(const Detections& in, const NmsGroups& groups, const NmsRequest& options)
+  NmsSolver(const Detections& in, const cpu::NmsGroups& groups, const NmsRequest& options)
       : segments_(const_data<T>(in.segments)),
         scores_(const_data<T>(in.scores)),
         groups_(groups),
@@ -151,10 +151,10 @@ class NmsSolver {
       largest = std::max(largest, starts_[p + 1] - starts_[p]);
     }
     const int64_t wanted = std::min(options_.max_segments, starts_[end] - starts_[begin]);
-    Carver sizes(nullptr);
-    sizes.take<T>(BestScores<T>::block_size(wanted));
-    const Scratch scratch(sizes.used() + lay_out(nullptr, largest).bytes);
-    BestScores<T> best(wanted, reinterpret_cast<T*>(scratch.get()));
+    cpu::Carver sizes(nullptr);
+    sizes.take<T>(cpu::BestScores<T>::block_size(wanted));
+    const cpu::Scratch scratch(sizes.used() + lay_out(nullptr, largest).bytes);
+    cpu::BestScores<T> best(wanted, reinterpret_cast<T*>(scratch.get()));
     const std::vector<int64_t>& videos = groups_.video_starts;
     auto next_video = std::upper_bound(videos.begin(), videos.end(), begin);
     for (int64_t p = begin; p < end; ++p) {
@@ -182,7 +182,7 @@ class NmsSolver {
 
   Layout lay_out(std::byte* block, int64_t count) const {
     Layout at{};
-    Carver carve(block);
+    cpu::Carver carve(block);
     at.kept_scores = carve.take<T>(count);
     if (options_.voting.has_value()) {
       at.kept_segments = carve.take<T>(2 * count);
@@ -191,19 +191,20 @@ class NmsSolver {
           static_cast<int64_t>(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(count)));
     }
     at.nms = carve.take<std::byte>(
-        static_cast<int64_t>(nms_scratch_bytes<T>(options_.nms.method, count)));
+        static_cast<int64_t>(cpu::nms_scratch_bytes<T>(options_.nms.method, count)));
     at.bytes = carve.used();
     return at;
   }
 
   void solve_one(int64_t p, T floor, const Layout& at) {
     const int64_t count = starts_[p + 1] - starts_[p];
-    const NmsProblem<T> problem{segments_, scores_, groups_.rows.data() + starts_[p], count, floor};
+    const cpu::NmsProblem<T> problem{segments_, scores_, groups_.rows.data() + starts_[p], count,
+                                     floor};
     int32_t* rows = kept_.rows + starts_[p];
     int64_t num_kept = 0;
     const auto step = [&](int which) {
       if (which == 0) {
-        num_kept = solve_nms(problem, options_.nms, at.nms, run_both, rows, at.kept_scores);
+        num_kept = cpu::solve_nms(problem, options_.nms, at.nms, run_both, rows, at.kept_scores);
       } else {
         TAL_FAST_ISA_CALL(voting_prepare<T>)(segments_, scores_, problem.rows, count, at.voting);
       }
@@ -246,15 +247,15 @@ class NmsSolver {
       filled += kept_.counts[p];
     }
     if (last - first > 1) {  // one problem alone is in order already
-      const Scratch scratch(merge_scratch_bytes<T>(filled));
-      merge_by_score(kept_.scores, filled, options_.max_segments, scratch.get(), rows);
+      const cpu::Scratch scratch(cpu::merge_scratch_bytes<T>(filled));
+      cpu::merge_by_score(kept_.scores, filled, options_.max_segments, scratch.get(), rows);
     }
     kept_.counts[first] = std::min(filled, options_.max_segments);
   }
 
   const T* segments_;
   const T* scores_;
-  const NmsGroups& groups_;
+  const cpu::NmsGroups& groups_;
   const std::vector<int64_t>& starts_;
   const NmsRequest& options_;
   int64_t num_problems_;

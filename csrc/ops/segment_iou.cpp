@@ -60,7 +60,7 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
       });
       return;
     }
-    advise_huge_pages(out_data, out.numel() * static_cast<int64_t>(sizeof(T)));
+    cpu::advise_huge_pages(out_data, out.numel() * static_cast<int64_t>(sizeof(T)));
     const Tensor split = split_starts_and_ends<T>(b, m);
     const auto* starts = const_data<ComputeType<T>>(split);
     const int64_t grain = std::max<int64_t>(1, kOverlapPairsPerTask / m);
@@ -78,8 +78,8 @@ void pairwise_backward(IouKind kind, const Tensor& grad, const Tensor& a, const 
   using C = ComputeType<T>;
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
-  const int64_t padded =
-      (m + kSegmentIouPadding<C> - 1) / kSegmentIouPadding<C> * kSegmentIouPadding<C>;
+  const int64_t padded = (m + cpu::kSegmentIouPadding<C> - 1) / cpu::kSegmentIouPadding<C> *
+                         cpu::kSegmentIouPadding<C>;
   const Tensor split = split_starts_and_ends<T>(b, padded);
   const C* starts = const_data<C>(split);
   const T* grad_data = const_data<T>(grad);

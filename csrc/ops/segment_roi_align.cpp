@@ -88,7 +88,7 @@ Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
   }
   const bool copies = roi_align_copies(features_in, count, output_size);
   const Tensor features = copies ? channels_last(features_in) : features_in;
-  const RoiAlignStrides strides{features.stride(0), features.stride(1), features.stride(2)};
+  const cpu::RoiAlignStrides strides{features.stride(0), features.stride(1), features.stride(2)};
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (shape.channels * output_size));
   dispatch_float(type, kOp, "features", [&](auto tag) {
     using Stored = typename decltype(tag)::type;

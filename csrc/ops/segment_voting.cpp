@@ -24,7 +24,7 @@ Tensor vote(const Detections& in, const Tensor& kept, const VotingOptions& optio
   check_finite_scores(op, scores, in.count);
   Tensor out = torch::stable::new_empty(kept, {kept.size(0), 2});
   T* out_data = mutable_data<T>(out);
-  const Scratch scratch(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(in.count));
+  const cpu::Scratch scratch(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(in.count));
   TAL_FAST_ISA_CALL(voting_prepare<T>)(segments, scores, nullptr, in.count, scratch.get());
   torch::stable::parallel_for(0, kept.size(0), kKeptPerTask, [&](int64_t begin, int64_t end) {
     TAL_FAST_ISA_CALL(voting_apply<T>)(in.count, scratch.get(), options, kept_data, begin, end,

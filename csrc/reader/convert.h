@@ -6,7 +6,7 @@
 //
 // loops.cpp compiles them once per instruction set (cpu/isa.h), each time in another namespace, so
 // that no function of one set can take the place of another's. Elsewhere, as in tests, they are in
-// tal_fast itself.
+// tal_fast::reader itself.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@
 #define TAL_FAST_LOOPS plain_loops
 #endif
 
-namespace tal_fast {
+namespace tal_fast::reader {
 namespace TAL_FAST_LOOPS {
 
 // IEEE half -> float, exact, for every input including subnormal numbers, infinities and NaN.
@@ -313,4 +313,4 @@ void transpose(const T* __restrict__ from, int64_t from_pitch, int64_t rows, int
 #ifndef TAL_FAST_ISA_NAMESPACE
 using namespace plain_loops;
 #endif
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

@@ -19,7 +19,7 @@
 
 #include "reader/reader.h"
 
-namespace tal_fast {
+namespace tal_fast::reader {
 
 // An error on its way from a worker to the ticket.
 struct Failure {
@@ -165,4 +165,4 @@ class FileCache {
   std::unordered_map<std::string, Identity> seen_;  // every file that was opened so far
 };
 
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

@@ -4,7 +4,7 @@
 
 #include "reader/convert.h"
 
-namespace tal_fast {
+namespace tal_fast::reader {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -35,4 +35,4 @@ const Loops& reader_loops() {
 }
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

@@ -6,7 +6,7 @@
 
 #include "reader/reader.h"
 
-namespace tal_fast {
+namespace tal_fast::reader {
 
 // See convert.h for what each does. A transpose moves elements of 2 or 4 bytes.
 struct Loops {
@@ -24,4 +24,4 @@ struct Loops {
 // Chosen once (cpu/isa.h).
 const Loops& loops();
 
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

@@ -18,7 +18,7 @@
 #include "reader/file_cache.h"
 #include "reader/window.h"
 
-namespace tal_fast {
+namespace tal_fast::reader {
 namespace {
 
 // A window that came slower than this came from storage, and the next one is asked for in time.
@@ -331,4 +331,4 @@ const Extent& Reader::extent(int64_t index) const {
   return extents[static_cast<size_t>(index)];
 }
 
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace tal_fast {
+namespace tal_fast::reader {
 
 enum class DType : int32_t { kFloat16 = 0, kFloat32 = 1, kFloat64 = 2, kBFloat16 = 3 };
 enum class Layout : int32_t { kTC = 0, kCT = 1 };
@@ -109,4 +109,4 @@ class Reader {
   std::unique_ptr<State> state_;
 };
 
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

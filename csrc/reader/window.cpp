@@ -9,12 +9,12 @@
 #include "cpu/isa.h"
 #include "reader/loops.h"
 
-namespace tal_fast {
+namespace tal_fast::reader {
 
 TAL_FAST_FOR_EACH_ISA(const Loops& reader_loops();)
 
 const Loops& loops() {
-  static const Loops& chosen = TAL_FAST_ISA_CALL(reader_loops)();
+  static const Loops& chosen = TAL_FAST_ISA_CALL_IN(reader, reader_loops)();
   return chosen;
 }
 
@@ -371,4 +371,4 @@ void read_window(const File& file, const Extent& extent, const WindowJob& job, b
   Window(file, extent, job, check_finite, scratch).read();
 }
 
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

@@ -9,7 +9,7 @@
 #include "reader/file_cache.h"
 #include "reader/reader.h"
 
-namespace tal_fast {
+namespace tal_fast::reader {
 
 // Memory that one thread keeps between windows. Uninitialised: it is always written before it is
 // read.
@@ -42,4 +42,4 @@ struct Scratch {
 void read_window(const File& file, const Extent& extent, const WindowJob& job, bool check_finite,
                  Scratch& scratch);
 
-}  // namespace tal_fast
+}  // namespace tal_fast::reader

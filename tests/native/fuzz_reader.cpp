@@ -25,7 +25,7 @@
 
 namespace {
 
-using namespace tal_fast;
+using namespace tal_fast::reader;
 
 #define REQUIRE(condition)                                                         \
   do {                                                                             \

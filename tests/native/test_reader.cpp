@@ -58,7 +58,7 @@ extern "C" ssize_t pread(int fd, void* out, size_t n, off_t offset) {
 
 namespace {
 
-using namespace tal_fast;
+using namespace tal_fast::reader;
 
 int checks = 0;
 
