@@ -13,7 +13,7 @@
 #include "cpu/simd.h"
 #include "cpu/simd_exp.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
@@ -659,4 +659,4 @@ TAL_FAST_INSTANTIATE(Half)
 TAL_FAST_INSTANTIATE(BFloat16)
 
 }  // namespace TAL_FAST_ISA_NAMESPACE
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

@@ -14,7 +14,7 @@
 #include "math/half.h"
 #include "math/local_attn.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 
 // clang-format off
 TAL_FAST_FOR_EACH_ISA(
@@ -44,4 +44,4 @@ void local_attn_backward(const LocalAttnShape& shape, int64_t block,
 )
 // clang-format on
 
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

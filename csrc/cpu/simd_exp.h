@@ -5,7 +5,7 @@
 
 #include "cpu/simd.h"
 
-namespace tal_fast {
+namespace tal_fast::cpu {
 namespace {
 
 // e^x for x <= 0 or NaN, within 2 ulp; results below the normal numbers are zero. Splits
@@ -39,4 +39,4 @@ template <int kLanes>
 }
 
 }  // namespace
-}  // namespace tal_fast
+}  // namespace tal_fast::cpu

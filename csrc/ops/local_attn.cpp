@@ -60,7 +60,7 @@ Tensor local_attn_cpu(const Tensor& query,  // [B, T, H, D]
     const auto v = local_attn_input<T>(value);
     T* target = mutable_data<T>(out);
     torch::stable::parallel_for(0, units.count, units.grain, [&](int64_t begin, int64_t end) {
-      const Scratch scratch(bytes);
+      const cpu::Scratch scratch(bytes);
       TAL_FAST_ISA_CALL(local_attn_forward<T>)
       (shape, units.block, q, k, v, padding.data(), begin, end, scratch.get(), target);
     });
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> local_attn_backward_cpu(
     T* by_key = target(grad_key, needs_key);
     T* by_value = target(grad_value, needs_value);
     torch::stable::parallel_for(0, units.count, units.grain, [&](int64_t begin, int64_t end) {
-      const Scratch scratch(bytes);
+      const cpu::Scratch scratch(bytes);
       TAL_FAST_ISA_CALL(local_attn_backward<T>)
       (shape, units.block, g, q, k, v, padding.data(), begin, end, scratch.get(), by_query, by_key,
        by_value);
