@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kWorkPerTask = 2000000;
 // Rows of a unit. More share the rows around them, fewer leave work for more threads. It depends on
 // the sizes alone: results must not change with the number of threads.
-constexpr int64_t kMostRows = 96;
+constexpr int64_t kMostRows = 144;
 constexpr int64_t kFewestRows = 48;
 constexpr int64_t kEnoughUnits = 64;
 
