@@ -163,12 +163,13 @@ struct ForwardScratch {
 
   ForwardScratch(const LocalAttnShape& shape, int64_t block, std::byte* memory) {
     Carver carver(memory);
+    const int64_t rows = least(block, shape.rows);
     const int64_t seen = least(block + 2 * shape.half, shape.rows);
-    query = take_rows<C>(carver, shape, block);
+    query = take_rows<C>(carver, shape, rows);
     key = take_rows<C>(carver, shape, seen);
     value = take_rows<C>(carver, shape, seen);
-    band = take_band<C>(carver, shape, block);
-    hidden = take_hidden<C>(carver, shape, block);
+    band = take_band<C>(carver, shape, rows);
+    hidden = take_hidden<C>(carver, shape, rows);
     bytes = carver.used();
   }
 };

@@ -26,9 +26,11 @@ def local_attn(
     .. math:: out_{th} = \sum_{|s - t| \le \lfloor window / 2 \rfloor}
               \operatorname{softmax}_s(q_{th} \cdot k_{sh} / \sqrt D) \, v_{sh}
 
-    over the rows s that are inside the video and no padding. Work and memory grow with
-    ``T * window``: there are no chunks, T need not be a multiple of anything, and a window wider
-    than the video sees all of it.
+    over the rows s that are inside the video and no padding. There are no chunks, T need not be a
+    multiple of anything, and a window wider than the video sees all of it. Made for windows of tens
+    of rows, where work grows with ``T * window``: on a CPU the backward computes the scores of the
+    rows around each block of rows again, in scratch that grows with the square of the window. For
+    windows of hundreds use ``torch.nn.functional.scaled_dot_product_attention``.
 
     Args:
         query: Tensor[B, T, H, D] of float64, float32, float16 or bfloat16. Read where it lies: it
