@@ -331,6 +331,40 @@ def suppression(bench: Bench) -> None:
         )
 
 
+def local_attention(bench: Bench) -> None:
+    """Banded self-attention at ActionFormer's sizes."""
+    rows = 2304 if bench.real else 40
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.randn(2, rows, 4, 128, generator=generator).to(bench.device).requires_grad_()
+        for _ in range(3)
+    ]
+    grad = torch.randn(2, rows, 4, 128, generator=generator).to(bench.device)
+    t = torch.arange(rows, device=bench.device)
+    band = (t[:, None] - t).abs() <= 9
+
+    def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=band)
+        return out.transpose(1, 2)
+
+    def run(function: Callable[..., Tensor]) -> Call:
+        def call() -> tuple[Tensor, ...]:
+            out = function(*parts)
+            return (out.detach(), *torch.autograd.grad(out, parts, grad))
+
+        return call
+
+    bench.compare(
+        "local_attn",
+        f"fwd+bwd 2 x {rows} rows, 4 heads of 128, window 19",
+        run(lambda q, k, v: ops.local_attn(q, k, v, 19)),
+        {"masked scaled_dot_product_attention": run(masked)},
+        num_bytes=11 * grad.numel() * 4,
+        check=close(1e-3),
+    )
+
+
 def pooling(bench: Bench) -> None:
     """Segment RoI align, boundary max pooling, dropout, and the gather of windows."""
     generator = torch.Generator().manual_seed(0)
@@ -416,6 +450,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "attention": attention,
     "overlaps": overlaps,
     "suppression": suppression,
+    "local_attn": local_attention,
     "pooling": pooling,
 }
 

@@ -107,6 +107,28 @@ for _dtype in (torch.float32, torch.float16, torch.bfloat16):
             CASES[f"{_op} {_label} {_name}"] = _attention(*_shape, _dtype, _fused)
 
 
+for _dtype in (torch.float32, torch.float16, torch.bfloat16):
+    # ActionFormer's heads; rows in several chunks; odd sizes, and a window wider than the video.
+    for _label, (_rows, _heads, _channels, _window) in {
+        "pyramid": (150, 4, 128, 19),
+        "wide": (300, 2, 64, 201),
+        "odd": (13, 3, 7, 99),
+    }.items():
+
+        @_case(f"local_attn {_label} {str(_dtype).removeprefix('torch.')}")
+        def _local(
+            device: torch.device,
+            seed: int,
+            dtype: torch.dtype = _dtype,
+            size: tuple[int, ...] = (2, _rows, _heads, _channels),
+            window: int = _window,
+        ) -> Callable[[], tuple[Tensor, ...]]:
+            generator = _generator(seed)
+            parts = [torch.randn(size, generator=generator).to(device, dtype) for _ in range(3)]
+            mask = (torch.arange(size[1]) >= size[1] - 5).expand(2, -1).to(device)
+            return _differentiated(lambda q, k, v: ops.local_attn(q, k, v, window, mask), parts)
+
+
 for _kind in ("iou", "giou", "diou", "ioa"):
     for _aligned in (False, True):
 

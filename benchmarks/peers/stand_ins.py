@@ -21,6 +21,7 @@ __all__ = [
     "deform_attn_gather",
     "deform_attn_grid_sample",
     "iou_tools",
+    "local_attn_unfolded",
     "matching_cost",
     "nms_1d",
     "segment_roi_align_gather",
@@ -71,6 +72,23 @@ def deform_attn_gather(
             taken = taken.view(batch, heads, queries, points, channels)
             out = out + (taken * (share * blend * inside)[..., None]).sum(3)
     return out.transpose(1, 2).reshape(batch, queries, heads * channels)
+
+
+# ---- banded self-attention ---------------------------------------------------------------------
+
+
+def local_attn_unfolded(
+    query: Tensor, key: Tensor, value: Tensor, window: int, mask: Tensor
+) -> Tensor:
+    """Every row's window as a dimension of its own."""
+    half = window // 2
+    hidden = functional.pad(mask, (half, half), value=True).unfold(1, 2 * half + 1, 1)
+    keys = functional.pad(key, (0, 0, 0, 0, half, half)).unfold(1, 2 * half + 1, 1)
+    values = functional.pad(value, (0, 0, 0, 0, half, half)).unfold(1, 2 * half + 1, 1)
+    scores = (query[..., None, :] @ keys)[..., 0, :] * query.shape[-1] ** -0.5  # [B, T, H, window]
+    scores = scores.masked_fill(hidden[:, :, None], -torch.inf)
+    weights = scores.masked_fill(mask[..., None, None], 0.0).softmax(-1)
+    return (values @ weights[..., None])[..., 0].masked_fill(mask[..., None, None], 0.0)
 
 
 # ---- overlaps and matching -------------------------------------------------------------------

@@ -2,65 +2,13 @@
 #include "cpu/deform_attn_fused.h"
 
 #include "cpu/simd.h"
+#include "cpu/simd_exp.h"
 
 namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
-// ---- exp ----------------------------------------------------------------------------------------
-
-// e^x for x <= 0 or NaN, within 2 ulp; results below the normal numbers are zero. Splits
-// x = n ln 2 + r with |r| <= ln 2 / 2 and takes the Taylor series of e^r to the seventh power.
-template <int kLanes>
-inline Vector<float, kLanes> exp_nonpositive(Vector<float, kLanes> x) {
-  using V = Vector<float, kLanes>;
-  constexpr float kSmallest = -87.0f;
-  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, kept in the low bits
-  const V bounded = x > kSmallest ? x : V{} + kSmallest;
-  const V shifted = bounded * 1.44269504f + kRound;
-  const V n = shifted - kRound;
-  const V r = (bounded - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
-  V p = r * (1.0f / 5040) + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
-  const auto scaled = (V)((Bits32<kLanes>)p + ((Bits32<kLanes>)shifted << 23));
-  const V result = x > kSmallest ? scaled : V{};
-  return x == x ? result : x;
-}
-
-template <int kLanes>
-inline Vector<double, kLanes> exp_nonpositive(Vector<double, kLanes> x) {
-  for (int i = 0; i < kLanes; ++i) {  // float64 is for checking gradients, not for speed
-    x[i] = __builtin_exp(x[i]);
-  }
-  return x;
-}
-
 // ---- softmax over groups of lanes ---------------------------------------------------------------
-
-template <int kStep, typename V, std::size_t... kLane>
-inline V swap_lanes(V v, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kStep)...);
-}
-
-// In every lane the combination of the lanes of its group (kGroup neighbours, a power of two).
-template <typename C, int kLanes, int kGroup, int kStep = 1, typename Combine>
-inline Vector<C, kLanes> over_group(Vector<C, kLanes> v, Combine&& combine) {
-  if constexpr (kStep < kGroup) {
-    v = combine(v, swap_lanes<kStep>(v, std::make_index_sequence<kLanes>{}));
-    return over_group<C, kLanes, kGroup, 2 * kStep>(v, combine);
-  } else {
-    return v;
-  }
-}
-
-template <typename C, int kLanes, int kGroup>
-inline Vector<C, kLanes> group_sum(Vector<C, kLanes> v) {
-  return over_group<C, kLanes, kGroup>(v, [](auto a, auto b) { return a + b; });
-}
 
 // Softmax of `count` logits in groups of kGroup.
 template <typename T, int kGroup, typename C = ComputeType<T>>

@@ -159,6 +159,27 @@ inline Vector<C, kLanes> broadcast(C value) {
   return value - Vector<C, kLanes>{};
 }
 
+template <int kStep, typename V, std::size_t... kLane>
+inline V swap_lanes(V v, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kStep)...);
+}
+
+// In every lane the combination of the lanes of its group (kGroup neighbours, a power of two).
+template <typename C, int kLanes, int kGroup, int kStep = 1, typename Combine>
+inline Vector<C, kLanes> over_group(Vector<C, kLanes> v, Combine&& combine) {
+  if constexpr (kStep < kGroup) {
+    v = combine(v, swap_lanes<kStep>(v, std::make_index_sequence<kLanes>{}));
+    return over_group<C, kLanes, kGroup, 2 * kStep>(v, combine);
+  } else {
+    return v;
+  }
+}
+
+template <typename C, int kLanes, int kGroup>
+inline Vector<C, kLanes> group_sum(Vector<C, kLanes> v) {
+  return over_group<C, kLanes, kGroup>(v, [](auto a, auto b) { return a + b; });
+}
+
 // Lane that a fold reads: x and y hold segments of kSegment lanes, one segment per sum still to be
 // finished. The fold adds each segment's upper half to its lower half, x's results first.
 template <int kLanes, int kSegment>
