@@ -7,10 +7,21 @@ Schema and checks are in ``csrc/ops/local_attn.cpp`` and ``.h``, the kernels in
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.registration import (
+    Tangents,
+    make_dual,
+    register_autograd,
+    register_no_second_derivative,
+    unpack_dual,
+)
 
 __all__ = ["local_attn"]
 
@@ -48,10 +59,11 @@ def local_attn(
 
     Query, key and value are differentiable; nothing but them and the mask is kept for the backward,
     which computes the weights again. Forward and backward give the same bits on every run and with
-    any number of threads; the instruction set (and the device) may change the last bits. There is
-    no second derivative.
+    any number of threads; the instruction set (and the device) may change the last bits. Forward
+    mode (``torch.func.jvp``) is composed of torch's own ops. There is no second derivative.
 
     Raises:
+        TypeError: an argument is no tensor.
         RuntimeError: for a wrong shape or dtype, or a window less than 1.
 
     Example:
@@ -63,6 +75,7 @@ def local_attn(
         >>> ops.local_attn(same, same, value, 3, padding).flatten()
         tensor([0.5000, 1.0000, 2.0000, 3.0000, 3.5000, 0.0000])
     """
+    check_tensors("local_attn", query=query, key=key, value=value, mask=mask, optional="mask")
     out: Tensor = torch.ops.tal_fast.local_attn.default(query, key, value, window, mask)
     return out
 
@@ -106,11 +119,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*wanted, None, None)
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("local_attn: second derivatives are not implemented")
+def _jvp(
+    output: Tensor,
+    tangents: Tangents,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    mask: Tensor | None = None,
+) -> Tensor | None:
+    # The op is a composition, so its tangent is what comes out of that when tangents go in.
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if mask is None:
+        mask = torch.zeros(query.shape[:2], dtype=torch.bool, device=query.device)
+    padding = mask[:, :, None, None]
+    query, key, value = (
+        make_dual(tensor, tangent).to(dtype).masked_fill(padding, 0)
+        for tensor, tangent in zip((query, key, value), tangents[:3], strict=True)
+    )
+    half = window // 2
+    seen = ~F.pad(mask, (half, half), value=True).unfold(1, 2 * half + 1, 1)  # [B, T, W]
+    keys, values = (
+        F.pad(tensor, (0, 0, 0, 0, half, half)).unfold(1, 2 * half + 1, 1)  # [B, T, H, D, W]
+        for tensor in (key, value)
+    )
+    scores = (query[..., None] * keys).sum(-2) / math.sqrt(query.shape[-1])  # [B, T, H, W]
+    # Rows of padding see nothing; their weights are dropped below, whatever they are.
+    scores = scores.masked_fill(~(seen | mask[..., None])[:, :, None], -math.inf)
+    composed = (values * scores.softmax(-1)[:, :, :, None]).sum(-1).masked_fill(padding, 0)
+    return unpack_dual(composed.to(output.dtype))[1]
 
 
-torch.library.register_autograd("tal_fast::local_attn", _backward, setup_context=_setup_context)
-torch.library.register_autograd("tal_fast::local_attn_backward", _no_second_derivative)
+register_autograd("local_attn", _backward, setup_context=_setup_context, jvp=_jvp)
+register_no_second_derivative("local_attn")
 # No autocast rule: the inputs keep the dtype that the linear layers before gave them, and the
 # kernels compute in float32.

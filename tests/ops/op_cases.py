@@ -73,6 +73,14 @@ CASES: dict[str, list[Case]] = {
         )
         for last, mask in ((1, None), (2, PADDED))
     ],
+    "local_attn": [
+        Case(
+            lambda parts, m=mask: ops.local_attn(*parts.unbind(), 3, m),
+            (random(3, 2, 6, 2, 3, seed=6),),  # of one dtype
+            "right",
+        )
+        for mask in (None, PADDED)
+    ],
     "boundary_max_pool": [
         Case(lambda x: ops.boundary_max_pool(x, ENDS), (FEATURES,), "right", twice=True),
         Case(lambda x: ops.boundary_max_pool(x, ENDS, "afsd"), (FEATURES,), "refused", twice=True),
