@@ -207,7 +207,7 @@ def test_corrected_average_is_adams_formula():
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_module_under_several_names_is_averaged_once_a_step(resumed):
-    """Also where what it goes on from holds one tensor under these names, as ``torch.save`` does."""
+    """Also where what it goes on from holds one tensor under all names, as ``torch.save`` does."""
     layer = torch.nn.Linear(2, 2)
     model = torch.nn.ModuleList([layer] * 6)
     average = WeightAverage(model, 0.9, "plain")
