@@ -60,14 +60,16 @@ def _of_clip(
         return torch.zeros_like(offsets)
     place = points.place[:, None]  # [P, 1]
     start, end = segments.unbind(1)  # [N]
-    wanted = torch.stack((place - start, end - place), dim=-1) / points.stride[:, None, None]
+    # Starts and ends apart in memory: sums over both are then quick.
+    wanted = torch.stack((place - start, end - place)) / points.stride[:, None]  # [2, P, N]
+    found = offsets.t().contiguous()[..., None]  # [2, P, 1]
+    of_ends = offset_diou(found.movedim(0, -1), wanted.movedim(0, -1))
     # Of its class alone: what all classes add where they are not wanted is the same for all
     # instances, and only which one is the cheapest counts.
-    own = logits[:, labels]  # [P, N]
     alpha, gamma = config.focal_alpha, config.focal_gamma
-    of_class = focal_loss(own, torch.ones_like(own), alpha, gamma)
-    of_class = of_class - focal_loss(own, torch.zeros_like(own), alpha, gamma)
-    cost = config.class_cost * of_class + config.diou_cost * offset_diou(offsets[:, None], wanted)
-    cheapest, chosen = cost.masked_fill((wanted < 0).any(-1), math.inf).min(dim=1)
-    found = wanted.gather(1, chosen[:, None, None].expand(-1, 1, 2))[:, 0]
-    return found.masked_fill((cheapest == math.inf)[:, None], 0.0)
+    of_class = focal_loss(logits, torch.ones_like(logits), alpha, gamma)
+    of_class -= focal_loss(logits, torch.zeros_like(logits), alpha, gamma)
+    cost = config.class_cost * of_class[:, labels] + config.diou_cost * of_ends
+    cheapest, chosen = cost.masked_fill(wanted.amin(0) < 0, math.inf).min(dim=1)
+    chosen_ends = wanted.gather(2, chosen[None, :, None].expand(2, -1, 1))[..., 0].t()
+    return chosen_ends.masked_fill((cheapest == math.inf)[:, None], 0.0)
