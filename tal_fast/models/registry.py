@@ -25,7 +25,8 @@ _DETECTORS = (
     "tal_fast.models.tadtr:TadTR",
     "tal_fast.models.actionformer:ActionFormer",
     "tal_fast.models.tridet:TriDet",
-)  # fmt: skip
+    "tal_fast.models.temporalmaxer:TemporalMaxer",
+)
 
 ENTRY_POINTS = "tal_fast.models"
 """Group of entry points by which an installed package offers models: ``name = module:Class``."""

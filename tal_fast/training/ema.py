@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["WeightAverage"]
 
@@ -31,7 +31,7 @@ class WeightAverage:
         self.decay = decay
         self.mode = mode
         self.steps = 0
-        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.weights = _copies(model.state_dict())
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -56,4 +56,13 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         self.steps = int(state["steps"])
-        self.weights = state["weights"]
+        self.weights = _copies(state["weights"])
+
+
+def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a tensor of its own for every name.
+
+    A module that a model holds under several names is one tensor there; an average that its names
+    shared would be taken in once per name, so several times a step.
+    """
+    return {name: value.detach().clone() for name, value in state.items()}

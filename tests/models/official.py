@@ -13,12 +13,15 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from tal_fast.models import Targets, Whole
 
 
 def run(project: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def random_weights(model: nn.Module, seed: int) -> None:
             drawn = drawn / (value.shape[1] * value.shape[2]) ** 0.5
         else:
             drawn = 0.2 * drawn
-        state[name] = drawn
+        state[name].copy_(drawn)  # under all its names
     model.load_state_dict(state)
 
 
@@ -105,6 +108,106 @@ def item(rows: int, channels: int, classes: int, instances: int, seed: int) -> d
         "feat_stride": 4,
         "feat_num_frames": 16,
     }
+
+
+def batch(items: Sequence[dict[str, Any]], length: int) -> tuple[Tensor, Tensor, Targets]:
+    """Returns features, mask and targets of such videos in ``length`` rows."""
+    features = torch.zeros(len(items), length, items[0]["feats"].shape[0])
+    mask = torch.ones(len(items), length, dtype=torch.bool)
+    for at, one in enumerate(items):
+        rows = one["feats"].shape[1]
+        features[at, :rows] = one["feats"].t()
+        mask[at, :rows] = False
+    targets = Targets(
+        torch.cat([one["labels"] for one in items]),
+        torch.cat([one["segments"] for one in items]).double() + 0.5,
+        [len(one["labels"]) for one in items],
+        length,
+    )
+    return features, mask, targets
+
+
+def padded(model: Any, items: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, Targets]:
+    """Returns such a batch in the rows that its longest video needs."""
+    longest = max(one["feats"].shape[1] for one in items)
+    return batch(items, model.rows_needed(model.config, longest))
+
+
+def assert_same_numbers(
+    model: Any,
+    project: str,
+    config: str,
+    changes: dict[str, Any],
+    training: list[list[dict[str, Any]]],
+    prediction: list[dict[str, Any]],
+    folder: Path,
+) -> None:
+    """Compares losses, gradients, outputs and candidates with those of the official code.
+
+    Args:
+        model: ours; the official one gets its weights.
+        project: folder of the checkout.
+        config: a file of the project.
+        changes: ``{section: {key: value}}`` over it.
+        training: batches of items, one step after the other.
+        prediction: items, which we take one by one and all together.
+        folder: for files in between.
+    """
+    state = {name: value for name, value in model.state_dict().items() if name != "normaliser"}
+    request = {
+        "config": config,
+        "changes": changes,
+        "state": state,
+        "training": training,
+        "prediction": prediction,
+    }
+    answer = run(project, request, folder)
+
+    model.train()
+    names = {"classification": "cls_loss", "regression": "reg_loss", "total": "final_loss"}
+    for items, (losses, gradients) in zip(training, answer["training"], strict=True):
+        features, mask, targets = padded(model, items)
+        model.zero_grad()
+        found = model.loss(model(features, mask), targets, Whole(targets))
+        found["total"].backward()
+        for ours, theirs in names.items():
+            assert found[ours].item() == pytest.approx(losses[theirs], rel=1e-5)
+        for name, parameter in model.named_parameters():
+            theirs = gradients[name]
+            if parameter.grad is None:
+                assert theirs is None or not theirs.any(), name
+            elif theirs is None:
+                assert not parameter.grad.any(), name
+            else:
+                scale = max(float(theirs.abs().max()), 1e-3)
+                error = float((parameter.grad - theirs).abs().max())
+                assert error <= 1e-4 * scale, (name, error, scale)
+
+    model.eval()
+    levels = model.config.model.levels
+    features, mask, _ = padded(model, prediction)
+    with torch.no_grad():
+        together = model(features, mask)
+    for at, (one, theirs) in enumerate(zip(prediction, answer["prediction"], strict=True)):
+        features, mask, _ = padded(model, [one])
+        with torch.no_grad():
+            alone = model(features, mask)
+        real = theirs["valid"]
+        for output, row in ((alone, 0), (together, at)):
+            for name in output._fields[:-1]:
+                expected = theirs[name][real]
+                found = getattr(output, name)[row][output.valid[row]]
+                error = float((found - expected).abs().max())
+                assert error <= 1e-4 * float(expected.abs().max()), (one["video_id"], name, error)
+        fed = {name: theirs[name][None] for name in alone._fields}
+        fed["logits"] = theirs["ranked"][None]
+        finest = ~real[: len(real) * 2 ** (levels - 1) // (2**levels - 1)]
+        chosen = model.candidates(alone._replace(**fed), finest[None])
+        keep = chosen.valid[0]
+        torch.testing.assert_close(chosen.scores[0][keep], theirs["scores"], atol=0, rtol=1e-6)
+        assert torch.equal(chosen.labels[0][keep], theirs["labels"])
+        segments = (chosen.segments[0][keep] - 0.5).float()
+        torch.testing.assert_close(segments, theirs["segments"], atol=1e-4, rtol=1e-5)
 
 
 def _answer(root: str, request: dict[str, Any]) -> dict[str, Any]:

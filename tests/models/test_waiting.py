@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tal_fast.models.base import Targets
+from tal_fast.models import build_model
+from tal_fast.models.base import Targets, Whole
 from tal_fast.models.tadtr import TadTR, TadTRConfig, TadTRLoss, TadTROutput, TadTRSizes
 from tal_fast.models.tadtr.loss import tadtr_loss
 
@@ -111,6 +112,25 @@ def test_a_step_takes_nothing_from_the_host_and_gives_nothing(counts, scope):
 
     def step():
         losses = tadtr_loss(model(features, mask), wanted, TadTRLoss(actionness_targets=scope))
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+    assert from_host(step) == []
+
+
+@pytest.mark.parametrize(
+    "preset", ["actionformer", "tridet", "temporalmaxer", "temporalmaxer-epic-verb"]
+)
+def test_a_step_over_a_pyramid_takes_nothing_from_the_host(preset):
+    sizes = {"width": 32, "head_width": 32}
+    with DEVICE:
+        model = build_model(preset, in_channels=16, num_classes=5, **sizes).train()
+    features = torch.empty(3, 96, 16, device=DEVICE)
+    mask = torch.empty(3, 96, dtype=torch.bool, device=DEVICE)
+    wanted = targets((2, 0, 3), DEVICE)._replace(length=96)
+
+    def step():
+        losses = model.loss(model(features, mask), wanted, Whole(wanted))
         losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 

@@ -75,7 +75,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "local_attn": [
         Case(
-            lambda parts, m=mask: ops.local_attn(*parts.unbind(), 3, m),
+            lambda parts, m=mask: ops.local_attn(parts[0], parts[1], parts[2], 3, m),
             (random(3, 2, 6, 2, 3, seed=6),),  # of one dtype
             "right",
         )

@@ -162,7 +162,7 @@ class PyramidDetector(Detector):
         config = self.config.loss
         points = self.points(targets.length, output.logits.device)
         with nvtx_range("tal_fast.targets"):
-            wanted = point_targets(targets, points, self.num_classes, config.radius)
+            wanted = self.assign(output, targets, points)
         positive = (wanted.classes.sum(-1) > 0) & output.valid
         number = self._positives(positive, whole)
         classes = wanted.classes
@@ -180,6 +180,16 @@ class PyramidDetector(Detector):
             "regression": regression,
             "total": classification + weight * regression,
         }
+
+    def assign(self, output: Any, targets: Targets, points: Points) -> PointTargets:
+        """Returns what the points of a batch learn.
+
+        Args:
+            output: of :meth:`forward`.
+            targets: of the same clips.
+            points: of every clip.
+        """
+        return point_targets(targets, points, self.num_classes, self.config.loss.radius)
 
     def sums(
         self, output: Any, wanted: PointTargets, classes: Tensor, positive: Tensor

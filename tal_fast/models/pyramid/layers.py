@@ -198,19 +198,42 @@ def group_norm_rows(
         bias: ``Tensor[C]``; None for 0.
         eps: what the variance is widened by.
     """
-    width = x.shape[2] // groups
-    share = (counts / (counts.sum(1, keepdim=True) * width)).transpose(1, 2)  # [B, 1, T]
-
-    def mean_of(values: Tensor) -> Tensor:
-        """Returns ``Tensor[B, 1, C]``: of each channel's group."""
-        sums = (share @ values).unflatten(2, (groups, width)).sum(3, keepdim=True)
-        return sums.expand(-1, -1, -1, width).flatten(2)
-
-    centred = x.float() - mean_of(x.float())
-    factor = torch.rsqrt(mean_of(centred.square()) + eps)
+    share = counts / (counts.sum(1, keepdim=True) * (x.shape[2] // groups))
+    out: Tensor = _GroupNorm.apply(x.float(), share, groups, eps)
     if weight is not None:
-        factor = factor * weight
-    return centred * factor if bias is None else torch.addcmul(bias, centred, factor)
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+class _GroupNorm(torch.autograd.Function):
+    """What share of its group's sums each value of a row has is given: ``Tensor[B, T, 1]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: Tensor, groups: int, eps: float) -> Tensor:
+        # Sums, not products of matrices, which autocast would round to half precision.
+        out = x - _of_groups((x * share).sum(1, keepdim=True), groups)
+        variance = _of_groups(out.square().mul_(share).sum(1, keepdim=True), groups)
+        factor = torch.rsqrt(variance + eps)
+        out.mul_(factor)
+        ctx.groups = groups
+        ctx.save_for_backward(out, share, factor)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, share, factor = ctx.saved_tensors
+        shift = _of_groups(grad.sum(1, keepdim=True), ctx.groups)
+        slope = _of_groups((grad * out).sum(1, keepdim=True), ctx.groups)
+        of_x = torch.addcmul(shift, out, slope).mul_(share)
+        torch.sub(grad, of_x, out=of_x)
+        return of_x.mul_(factor), None, None, None
+
+
+def _of_groups(values: Tensor, groups: int) -> Tensor:
+    """Returns ``Tensor[B, 1, C]``: for each channel the sum of its group."""
+    parts = values.unflatten(2, (groups, -1))
+    return parts.sum(3, keepdim=True).expand_as(parts).flatten(2)
 
 
 class Scale(nn.Module):

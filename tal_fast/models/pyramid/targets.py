@@ -13,7 +13,7 @@ from torch import Tensor
 from tal_fast.models.base import Targets
 from tal_fast.models.pyramid.points import Points
 
-__all__ = ["PointTargets", "point_targets"]
+__all__ = ["PointTargets", "instances_of_clips", "point_targets"]
 
 _TIE = 1e-3  # rows; of instances whose lengths differ by no more a point learns every class
 
@@ -50,20 +50,29 @@ def point_targets(
         num_classes: number of classes K.
         radius: in strides.
     """
-    device = points.place.device
-    # Points are known by the centres of rows.
-    segments = (targets.edges - 0.5).float().to(device, non_blocking=True)
-    labels = targets.labels.to(device, non_blocking=True)
     classes, offsets = [], []
-    counts = list(targets.counts)
-    for own, mine in zip(segments.split(counts), labels.split(counts), strict=True):
-        found = _of_clip(own, mine, points, num_classes, radius)
+    for segments, labels in instances_of_clips(targets, points.place.device):
+        found = _of_clip(segments, labels, points, num_classes, radius)
         classes.append(found[0])
         offsets.append(found[1])
     # Of each instance those within the radius; one more for a rounded bound.
     near = len(points.sizes) * (math.ceil(2 * radius) + 1)
-    most = min(near * sum(counts), sum(map(len, classes)) * num_classes)
+    most = min(near * sum(targets.counts), sum(map(len, classes)) * num_classes)
     return PointTargets(torch.stack(classes), torch.stack(offsets), most)
+
+
+def instances_of_clips(targets: Targets, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Returns segments ``Tensor[N, 2]`` and labels ``LongTensor[N]`` of each clip.
+
+    Args:
+        targets: of the clips.
+        device: where the tensors are to be.
+    """
+    # Points are known by the centres of rows.
+    segments = (targets.edges - 0.5).float().to(device, non_blocking=True)
+    labels = targets.labels.to(device, non_blocking=True)
+    counts = list(targets.counts)
+    return list(zip(segments.split(counts), labels.split(counts), strict=True))
 
 
 def _of_clip(
