@@ -347,3 +347,20 @@ def test_corrected_average_is_adams_formula():
     share = 0.9**5
     expected = (plain.weights["weight"] - share * start) / (1 - share)
     torch.testing.assert_close(corrected.weights["weight"], expected)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_module_under_several_names_is_averaged_once_a_step(resumed):
+    """Also where what it goes on from holds one tensor under all names, as ``torch.save`` does."""
+    layer = torch.nn.Linear(2, 2)
+    model = torch.nn.ModuleList([layer] * 6)
+    average = WeightAverage(model, 0.9, "plain")
+    start = layer.weight.detach().clone()
+    if resumed:
+        average.load_state_dict({"steps": 0, "weights": model.state_dict()})
+    with torch.no_grad():
+        layer.weight += 1.0
+    average.update(model)
+    torch.testing.assert_close(layer.weight, start + 1.0, rtol=0, atol=1e-6)
+    for name in (f"{at}.weight" for at in range(6)):
+        torch.testing.assert_close(average.weights[name], start + 0.1)
