@@ -37,8 +37,8 @@ LONGEST = {
 def narrow(preset="actionformer", seed=1):
     """A model with random weights.
 
-    Of this seed because with some a ReLU is within rounding of its kink, which moves gradients by up
-    to some thousandths of the largest.
+    Of this seed because with some a ReLU is within rounding of its kink, which moves gradients by
+    up to some thousandths of the largest.
     """
     heads = 4
     settings = {

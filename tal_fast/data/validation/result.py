@@ -13,7 +13,7 @@ __all__ = ["CHECKS", "Finding", "SplitCounts", "ValidationResult", "VideoFacts"]
 
 # What each check looks for; the keys are what --accept takes.
 CHECKS = {
-    "repeated-video": "a video is listed twice in the annotation file; all other commands refuse it",
+    "repeated-video": "a video is listed twice in the annotations; all other commands refuse it",
     "duration": "a video without a duration > 0",
     "malformed": "an instance without a label or two finite numbers",
     "label": "a label outside the class list, or a label_id that contradicts another",
