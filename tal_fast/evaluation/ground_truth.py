@@ -15,6 +15,7 @@ from tal_fast.data.annotation_values import finite_or_none, listed_classes, plai
 from tal_fast.data.annotations import Annotations
 from tal_fast.data.class_ids import ClassIds, collect_class_ids
 from tal_fast.data.dataset import dataset_annotations
+from tal_fast.data.dataset_spec import is_dataset
 from tal_fast.data.json_files import read_json
 from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
@@ -75,8 +76,9 @@ def read_ground_truth(
 
     Args:
         source: ``{"database": {video: {"subset", "annotations": [{"segment", "label"}]}}}`` as a
-            path or a mapping; a data directory, whose features are not looked at and whose segments
-            are taken uncut (:func:`tal_fast.data.dataset.dataset_annotations`); or
+            path or a mapping; a data directory or its ``dataset.yaml``, whose features are not
+            looked at and whose segments are taken uncut
+            (:func:`tal_fast.data.dataset.dataset_annotations`); or
             :class:`tal_fast.data.Annotations`.
         subset: subset to take (equal names, unless the dialect compares otherwise); None takes
             every video.
@@ -92,7 +94,7 @@ def read_ground_truth(
             key twice, no video is in ``subset``, or an annotation in it lacks a key, is of another
             type, reversed, before 0 or not finite. The message names file, video and position.
     """
-    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+    if isinstance(source, (str, os.PathLike)) and is_dataset(source):
         return _from_annotations(dataset_annotations(source), subset, dialect, os.fspath(source))
     if isinstance(source, Annotations):
         return _from_annotations(source, subset, dialect, "ground truth")

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tal_fast import cli
 from tal_fast.data import load_annotations, open_dataset
@@ -121,7 +122,7 @@ class TestEvaluate:
         entry["annotations"] = np.array(
             [
                 {"segment": np.array([0, 10], np.float32), "label": np.str_("run")},
-                {"segment": np.array([20, 30]), "label": np.str_("throw")},
+                {"segment": torch.tensor([20, 30]), "label": np.str_("throw")},
             ]
         )
         assert evaluate(truth, found, subset="test").average_map == 0.625
@@ -208,7 +209,7 @@ class TestDataDirectory:
         assert evaluate(folder, found, subset="test").average_map == 0.5
         shutil.rmtree(folder / "features")
         assert evaluate(str(folder), found, subset="test").average_map == 0.5
-        assert sorted(read_ground_truth(folder).videos) == ["a", "b", "c"]
+        assert sorted(read_ground_truth(folder / "dataset.yaml").videos) == ["a", "b", "c"]
 
     def test_truth_is_not_cut(self, folder):
         truth = self.found(a=[4.0, 14.0], b=[1.0, 3.0])
