@@ -229,6 +229,22 @@ class TestDataDirectory:
         with pytest.raises(DataError, match=r"expected a subset among .*'Test'.*, got 'test'"):
             evaluate(folder, found, subset="test")
 
+    @pytest.mark.filterwarnings("ignore:.*'walk' has no instance")
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize(("dialect", "average"), [("mmaction2", 1.0), ("tadtr", None)])
+    def test_rules_for_names_and_listed_classes(self, folder, dialect, average, strict):
+        file = folder / "annotations.json"
+        content = json.loads(file.read_text())
+        content["database"] = {f"v_{name}": entry for name, entry in content["database"].items()}
+        file.write_text(json.dumps({**content, "classes": ["walk", "run"]}))
+        cut = "" if dialect == "mmaction2" else "v_"
+        found = self.found(**{cut + "a": [4.0, 14.0], cut + "b": [1.0, 3.0]})
+        options = {"subset": "test", "dialect": dialect, "strict": strict}
+        alone = evaluate(file, found, **options).average_map
+        assert alone == (average or (0.5 if strict else 1.0))
+        for source in (folder, load_annotations(file, out_of_range="keep")):
+            assert evaluate(source, found, **options).average_map == alone
+
     def test_on_the_command_line(self, folder, capsys):
         (folder / "features" / "a.npy").unlink()
         (folder / "found.json").write_text(json.dumps(self.found(a=[4.0, 14.0], b=[-1.0, 3.0])))
