@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,12 +92,15 @@ class Annotations:
         report: what was counted while loading.
         class_ids: the file's own numbers of the classes (``label_id``), which predictions may use;
             None where there is no file: a class's number is its place in ``classes`` then.
+        listed: the file's own list ``classes``, without ignored labels; None without one. Some
+            dialects of evaluation count what it names, also without an instance.
     """
 
     videos: dict[str, Video]
     classes: tuple[str, ...]
     report: AnnotationReport = field(default_factory=AnnotationReport)
     class_ids: ClassIds | None = None
+    listed: tuple[str, ...] | None = None
 
     @property
     def num_instances(self) -> int:
@@ -122,7 +125,7 @@ class Annotations:
                 f"annotations: expected a subset among {known}, got {name!r}"
                 f"{nearest(name, self.subsets)}"
             )
-        return Annotations(chosen, self.classes, class_ids=self.class_ids)
+        return replace(self, videos=chosen, report=AnnotationReport())
 
     def select(self, names: Iterable[str]) -> Annotations:
         """Returns the named videos in the order given, with the same classes.
@@ -138,7 +141,7 @@ class Annotations:
                     f"{nearest(name, self.videos)}"
                 )
             chosen[name] = self.videos[name]
-        return Annotations(chosen, self.classes, class_ids=self.class_ids)
+        return replace(self, videos=chosen, report=AnnotationReport())
 
 
 def load_annotations(
@@ -235,7 +238,9 @@ class _Loader:
             ignored=self.left_out,
             examples=tuple(self.strays[:_SHOWN]),
         )
-        return Annotations(videos, classes, report, class_ids)
+        if listed is not None:
+            listed = tuple(name for name in listed if name not in self.ignored)
+        return Annotations(videos, classes, report, class_ids, listed)
 
     def _classes(
         self, database: Mapping[str, Any], listed: Sequence[str] | None

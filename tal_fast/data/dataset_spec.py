@@ -135,6 +135,11 @@ def spec_file(path: str | os.PathLike[str]) -> Path:
     return given / "dataset.yaml" if given.is_dir() else given
 
 
+def is_dataset(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to a data directory, and not to a file of annotations alone."""
+    return Path(path).is_dir() or Path(path).suffix.lower() in (".yaml", ".yml")
+
+
 # What a value should be, in words, and whether it is.
 _Kind = tuple[str, Callable[[Any], bool]]
 

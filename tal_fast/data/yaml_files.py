@@ -82,4 +82,5 @@ def parse_yaml(text: str, where: str, error: type[TalFastError] = DataError) -> 
         raise error(f"{where}: not valid YAML: nested too deeply") from None
     # ValueError: what looks like a date or a number and is none (2024-13-01).
     except (yaml.YAMLError, ValueError) as fault:
-        raise error(f"{where}: not valid YAML: {fault}") from fault
+        # PyYAML tells cause and place in lines of their own.
+        raise error(f"{where}: not valid YAML: {' '.join(str(fault).split())}") from fault

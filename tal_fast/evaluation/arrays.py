@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError
 
-__all__ = ["as_array", "as_labels"]
+__all__ = ["as_array", "as_labels", "as_numbers"]
 
 
 def as_array(name: str, values: Any) -> npt.NDArray[Any]:
@@ -34,6 +34,27 @@ def as_array(name: str, values: Any) -> npt.NDArray[Any]:
             f"{name}: expected an array of numbers, got {type(values).__name__} that makes none: "
             f"{error}"
         ) from error
+
+
+def as_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """Returns an array of numbers as float64.
+
+    Args:
+        name: what they are, for messages.
+        values: as in :func:`as_array`; tables keep numbers as objects, too.
+
+    Raises:
+        DataError: they are no real numbers: text, truth values and complex numbers are none.
+    """
+    array = as_array(name, values)
+    if array.dtype == object and all(
+        isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, complex))
+        for value in array.flat
+    ):
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{name}: expected numbers, got dtype {array.dtype}")
+    return array.astype(np.float64)
 
 
 def as_labels(where: str, values: Any) -> npt.NDArray[Any] | list[str | int]:

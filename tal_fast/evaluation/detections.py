@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError, nearest
-from tal_fast.evaluation.arrays import as_array, as_labels
+from tal_fast.evaluation.arrays import as_labels, as_numbers
 from tal_fast.evaluation.records import check_times, others
 
 __all__ = ["Detections", "VideoDetections"]
@@ -168,11 +168,8 @@ def _video_columns(
         raise DataError(
             f"{where}: expected (segments, labels, scores), got {type(detections).__name__}"
         ) from None
-    try:
-        segments = as_array(f"{where}: segments", raw_segments).astype(np.float64)
-        scores = as_array(f"{where}: scores", raw_scores).astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: expected numbers in segments and scores: {error}") from error
+    segments = as_numbers(f"{where}: segments", raw_segments)
+    scores = as_numbers(f"{where}: scores", raw_scores)
     labels = as_labels(where, raw_labels)
     shape = [len(labels)] if isinstance(labels, list) else list(labels.shape)
     if segments.size == 0 and 0 in shape and scores.size == 0:

@@ -15,6 +15,7 @@ from tal_fast.data.annotation_values import finite_or_none, listed_classes, plai
 from tal_fast.data.annotations import Annotations
 from tal_fast.data.class_ids import ClassIds, collect_class_ids
 from tal_fast.data.dataset import dataset_annotations
+from tal_fast.data.dataset_spec import is_dataset
 from tal_fast.data.json_files import read_json
 from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
@@ -75,8 +76,9 @@ def read_ground_truth(
 
     Args:
         source: ``{"database": {video: {"subset", "annotations": [{"segment", "label"}]}}}`` as a
-            path or a mapping; a data directory, whose features are not looked at and whose segments
-            are taken uncut (:func:`tal_fast.data.dataset.dataset_annotations`); or
+            path or a mapping; a data directory or its ``dataset.yaml``, whose features are not
+            looked at and whose segments are taken uncut
+            (:func:`tal_fast.data.dataset.dataset_annotations`); or
             :class:`tal_fast.data.Annotations`.
         subset: subset to take (equal names, unless the dialect compares otherwise); None takes
             every video.
@@ -92,10 +94,11 @@ def read_ground_truth(
             key twice, no video is in ``subset``, or an annotation in it lacks a key, is of another
             type, reversed, before 0 or not finite. The message names file, video and position.
     """
-    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-        return _from_annotations(dataset_annotations(source), subset, dialect, os.fspath(source))
+    if isinstance(source, (str, os.PathLike)) and is_dataset(source):
+        origin = os.fspath(source)
+        return _from_annotations(dataset_annotations(source), subset, dialect, strict, origin)
     if isinstance(source, Annotations):
-        return _from_annotations(source, subset, dialect, "ground truth")
+        return _from_annotations(source, subset, dialect, strict, "ground truth")
     origin, content = read_json(source, "ground truth")
     database = content.get("database") if isinstance(content, Mapping) else None
     if dialect.bare_database and isinstance(content, Mapping) and "database" not in content:
@@ -242,17 +245,22 @@ def _numbers(
 
 
 def _from_annotations(
-    annotations: Annotations, subset: str | None, dialect: Dialect, origin: str
+    annotations: Annotations, subset: str | None, dialect: Dialect, strict: bool, origin: str
 ) -> GroundTruth:
-    subsets = {name: video.subset for name, video in annotations.videos.items()}
-    chosen = annotations.select(_choose(origin, subsets, subset, dialect))
-    videos = tuple(chosen.videos.values())
-    class_ids, no_numbers = _numbers(annotations.classes, annotations.class_ids)
+    named = {_video_name(key, dialect, strict): v for key, v in annotations.videos.items()}
+    if len(named) < len(annotations.videos):
+        raise DataError(f"{origin}: expected video names that differ without {dialect.id_prefix!r}")
+    chosen = _choose(origin, {name: v.subset for name, v in named.items()}, subset, dialect)
+    videos = [named[name] for name in chosen]
+    listed = annotations.listed
+    # Labels are indices into the classes of the annotations: what only the list names comes after.
+    classes = tuple(dict.fromkeys((*annotations.classes, *(listed or ()))))
+    class_ids, no_numbers = _numbers(classes, annotations.class_ids)
     segments = np.concatenate([np.zeros((0, 2)), *(video.segments for video in videos)])
     return GroundTruth(
-        videos=tuple(chosen.videos),
-        other_videos=frozenset(annotations.videos) - frozenset(chosen.videos),
-        classes=annotations.classes,
+        videos=chosen,
+        other_videos=frozenset(named) - frozenset(chosen),
+        classes=classes,
         video=np.repeat(
             np.arange(len(videos), dtype=np.int64), [len(video.labels) for video in videos]
         ),
@@ -260,6 +268,7 @@ def _from_annotations(
         start=np.ascontiguousarray(segments[:, 0]),
         end=np.ascontiguousarray(segments[:, 1]),
         class_ids=class_ids,
+        listed=listed,
         durations=_some([video.duration for video in videos]),
         origin=origin,
         no_numbers=no_numbers,

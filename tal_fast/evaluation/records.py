@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError
 
 __all__ = ["check_times", "number_column", "others", "segment_columns"]
@@ -51,6 +52,8 @@ def segment_columns(segments: Sequence[Any], name: Name) -> tuple[Floats, Floats
             reversed segments pass; :func:`check_times` finds them.
     """
     pairs = all(issubclass(kind, (list, tuple, np.ndarray)) for kind in set(map(type, segments)))
+    if not pairs:
+        segments = [plain(segment) for segment in segments]  # tensors, columns
     if not pairs or not set(map(len, segments)) <= {2}:
         for i, segment in enumerate(segments):
             if not isinstance(segment, (list, tuple, np.ndarray)) or len(segment) != 2:

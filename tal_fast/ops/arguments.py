@@ -6,9 +6,10 @@ The rest (shapes, dtypes, ranges) is checked by the op itself, once for all devi
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["check_tensors", "position"]
+__all__ = ["check_tensors", "position", "widened"]
 
 
 def check_tensors(op: str, *, optional: str | None = None, **tensors: Tensor | None) -> None:
@@ -53,6 +54,12 @@ def _explain(op: str, optional: str | None, tensors: dict[str, Tensor | None]) -
             raise RuntimeError(
                 f"{op}: expected {name} on {like.device} like {first}, got {tensor.device}"
             )
+
+
+def widened(numbers: Tensor) -> Tensor:
+    """Returns integers of 8 or 16 bits, as which detectors store labels, as int32; others as is."""
+    narrow = numbers.dtype in (torch.uint8, torch.int8, torch.int16)
+    return numbers.to(torch.int32) if narrow else numbers
 
 
 def position(op: str, argument: str, word: object, words: tuple[str | None, ...]) -> int:

@@ -53,7 +53,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.arguments import check_tensors, position, widened
 from tal_fast.ops.registration import (
     refuse_derivatives,
     register_autocast,
@@ -268,8 +268,8 @@ def batched_nms(
         segments: Tensor[N, 2] of float64, float32, float16 or bfloat16: start and end, in seconds
             or any other unit, with start <= end.
         scores: Tensor[N] of the same dtype and device.
-        labels: int64 or int32 Tensor[N], any numbers.
-        videos: int64 or int32 Tensor[N], any numbers; None: all segments are of one video.
+        labels: Tensor[N] of integers of 8 to 64 bits, any numbers.
+        videos: Tensor[N] of integers, any numbers; None: all segments are of one video.
         method: "hard", "linear", "gaussian" or "length_gaussian", see ``soft_nms``.
         iou_threshold: in [0, 1]; "hard" removes above it, "linear" decays above it.
         iou_comparison: "gt" or "ge": whether an IoU on the threshold acts.
@@ -315,8 +315,8 @@ def batched_nms(
     indices, kept_scores, refined = torch.ops.tal_fast.batched_nms.default(
         segments,
         scores,
-        labels,
-        videos,
+        widened(labels),
+        None if videos is None else widened(videos),
         position(op, "method", method, METHODS),
         iou_threshold,
         position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,

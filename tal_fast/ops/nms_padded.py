@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.arguments import check_tensors, position, widened
 from tal_fast.ops.nms import COMPARISONS, METHODS, WEIGHTS
 from tal_fast.ops.registration import (
     refuse_derivatives,
@@ -191,7 +191,7 @@ def batched_nms_padded(
     Args:
         segments: Tensor[N, 2], see ``batched_nms``.
         scores: Tensor[N] of the same dtype and device.
-        labels: int64 or int32 Tensor[N], any numbers.
+        labels: Tensor[N] of integers of 8 to 64 bits, any numbers.
         videos: int64 or int32 Tensor[N] with numbers in [0, ``num_videos``): which row of the
             output a segment belongs to; None: all are of video 0.
         max_segments: M, how many are kept per video at most, >= 1.
@@ -241,8 +241,8 @@ def batched_nms_padded(
         *torch.ops.tal_fast.batched_nms_padded.default(
             segments,
             scores,
-            labels,
-            videos,
+            widened(labels),
+            None if videos is None else widened(videos),
             num_videos,
             max_segments,
             position(op, "method", method, METHODS),

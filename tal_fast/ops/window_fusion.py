@@ -39,7 +39,7 @@ def fuse_windows(
     Args:
         segments: Tensor[N, 2], start and end in the time of the video, not of the window.
         scores: Tensor[N] of the same dtype.
-        labels: int64 or int32 Tensor[N].
+        labels: Tensor[N] of integers of 8 to 64 bits.
         windows: int64 or int32 Tensor[N]: the window that gave each detection, a row of
             ``window_spans``.
         window_spans: Tensor[W, 2], start and end of every window in the unit of ``segments``.

@@ -96,7 +96,7 @@ class TestSafetensors:
             ("{", "not valid JSON"),
             ("[]", "expected an object 'weight_map'"),
             ("[" * 100_000, "not valid JSON"),
-            ('{"weight_map": {"a": "x", "b": "y", "a": "z"}}', "every name once, got 'a' twice"),
+            ('{"weight_map": {"a": "x", "b": "y", "a": "z"}}', "key 'a' is there more than once"),
             ('{"weight_map": {"a": "../x.safetensors"}}', "expected an object 'weight_map'"),
             ('{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: no such feature"),
         ],
@@ -115,7 +115,7 @@ class TestSafetensors:
         text = text[:-1] + b"," + once.replace(b'"b"', b'"a"') + b"}"
         path = tmp_path / "x.safetensors"
         path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-        with pytest.raises(DataError, match=r"x\.safetensors: expected (every name once|a whole)"):
+        with pytest.raises(DataError, match=r"x\.safetensors: (.* than once|expected a whole)"):
             index_features(path, ["a", "b"])
 
     def test_two_indices(self, tmp_path):

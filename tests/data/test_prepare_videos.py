@@ -171,7 +171,9 @@ class TestThumos14:
             prepare()
         with pytest.raises(DataError, match=f"1 segments end at or .* in video '{second}'"):
             prepare(missing="skip")
-        with pytest.raises(DataError, match=f"1 out of range.*'{first}', annotation 2"):
+        with pytest.raises(
+            DataError, match=f"^{annotations}: .*1 out of range.*'{first}', annotation 2"
+        ):
             prepare(missing="skip", non_positive="drop")
         report = prepare(missing="skip", non_positive="drop", out_of_range="clamp")
         assert (report.dropped, report.out_of_range) == (1, 1)

@@ -14,6 +14,7 @@ from tal_fast.errors import ConfigError, DataError
         ("d: 2024-13-01\n", "x: not valid YAML: month must be in 1..12"),
         ("a: " + "9" * 6000, "x: not valid YAML: .*limit"),
         ("a: {b: [}", "x: not valid YAML: while parsing"),
+        ("? [a]\n: 1\n", "x: not valid YAML: .* found unhashable key .* line 1, column 3$"),
         ("- " * 100_000 + "a", "x: not valid YAML: nested too deeply"),
         ("{a: " * 100_000, "x: not valid YAML: nested too deeply"),
     ],

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tal_fast import cli
 from tal_fast.data import load_annotations, open_dataset
@@ -121,7 +122,7 @@ class TestEvaluate:
         entry["annotations"] = np.array(
             [
                 {"segment": np.array([0, 10], np.float32), "label": np.str_("run")},
-                {"segment": np.array([20, 30]), "label": np.str_("throw")},
+                {"segment": torch.tensor([20, 30]), "label": np.str_("throw")},
             ]
         )
         assert evaluate(truth, found, subset="test").average_map == 0.625
@@ -208,7 +209,7 @@ class TestDataDirectory:
         assert evaluate(folder, found, subset="test").average_map == 0.5
         shutil.rmtree(folder / "features")
         assert evaluate(str(folder), found, subset="test").average_map == 0.5
-        assert sorted(read_ground_truth(folder).videos) == ["a", "b", "c"]
+        assert sorted(read_ground_truth(folder / "dataset.yaml").videos) == ["a", "b", "c"]
 
     def test_truth_is_not_cut(self, folder):
         truth = self.found(a=[4.0, 14.0], b=[1.0, 3.0])
@@ -227,6 +228,22 @@ class TestDataDirectory:
         assert evaluate(folder, found, subset="test", dialect="actionformer").average_map == 0.5
         with pytest.raises(DataError, match=r"expected a subset among .*'Test'.*, got 'test'"):
             evaluate(folder, found, subset="test")
+
+    @pytest.mark.filterwarnings("ignore:.*'walk' has no instance")
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize(("dialect", "average"), [("mmaction2", 1.0), ("tadtr", None)])
+    def test_rules_for_names_and_listed_classes(self, folder, dialect, average, strict):
+        file = folder / "annotations.json"
+        content = json.loads(file.read_text())
+        content["database"] = {f"v_{name}": entry for name, entry in content["database"].items()}
+        file.write_text(json.dumps({**content, "classes": ["walk", "run"]}))
+        cut = "" if dialect == "mmaction2" else "v_"
+        found = self.found(**{cut + "a": [4.0, 14.0], cut + "b": [1.0, 3.0]})
+        options = {"subset": "test", "dialect": dialect, "strict": strict}
+        alone = evaluate(file, found, **options).average_map
+        assert alone == (average or (0.5 if strict else 1.0))
+        for source in (folder, load_annotations(file, out_of_range="keep")):
+            assert evaluate(source, found, **options).average_map == alone
 
     def test_on_the_command_line(self, folder, capsys):
         (folder / "features" / "a.npy").unlink()

@@ -126,8 +126,9 @@ class TestWriting:
             np.array([[0, 1], [1, 2]], dtype=np.int32),
             torch.tensor([[0.0, 1.0], [1.0, 2.0]], requires_grad=True),
             [torch.tensor([0, 1], dtype=torch.bfloat16), torch.tensor([1, 2])],
+            np.array([[0, 1.0], [np.float32(1), 2]], dtype=object),
         ],
-        ids=["int32", "with gradients", "list of tensors"],
+        ids=["int32", "with gradients", "list of tensors", "objects"],
     )
     def test_labels_and_times_of_all_kinds(self, labels, segments):
         scores = torch.tensor([0.5, 0.25], dtype=torch.bfloat16, requires_grad=True)
@@ -157,6 +158,13 @@ class TestWriting:
                 "'v', prediction 0: expected a label as a name or an integer, got None",
             ),
             (([[0, 1], [1]], [0], [0.5]), "'v': segments: expected an array of numbers, got list"),
+            (([[0, 1 + 1j]], [0], [0.5]), "'v': segments: expected numbers, got dtype complex128"),
+            (([["0", "1"]], [0], [0.5]), "'v': segments: expected numbers, got dtype <U1"),
+            (([[0, 1]], [0], [True]), "'v': scores: expected numbers, got dtype bool"),
+            (
+                ([[0, 1]], [0], np.array(["1"], object)),
+                "'v': scores: expected numbers, got dtype o",
+            ),
             (([[0, 1]], [2], [0.5]), r"'v', prediction 0: expected a label in \[0, 2\), got 2"),
             (([[0, 1]], ["jmup"], [0.5]), "'v', prediction 0: label 'jmup' .*did you mean 'jump'"),
             (([[0, 1]], [0.5], [0.5]), "'v': expected labels as names or integers, got float64"),
@@ -169,7 +177,7 @@ class TestWriting:
             ),
             (([[0, 1]], [0, 1], [0.5]), r"got \[1, 2\], \[2\] and \[1\]"),
             (([[0, 1]], [0], 0.5), r"got \[1, 2\], \[1\] and \[\]"),
-            (([["a", 1]], [0], [0.5]), "expected numbers in segments and scores"),
+            (([["a", 1]], [0], [0.5]), "'v': segments: expected numbers, got dtype <U"),
             (([[0, 1]], [0]), r"'v': expected \(segments, labels, scores\), got tuple"),
         ],
     )

@@ -224,6 +224,23 @@ def test_sparse_labels():
     assert same(*(ops.batched_nms(segments, scores, dense, x) for x in (dense, sparse)))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_narrow_labels(dtype):
+    segments, scores = make(40, ties=True)
+    labels = groups(40, 3)
+    narrow, videos = labels.to(dtype), labels.flip(0)
+    assert same(*(ops.batched_nms(segments, scores, x, videos) for x in (labels, narrow)))
+    assert same(*(ops.batched_nms(segments, scores, labels, v) for v in (videos, videos.to(dtype))))
+    for found, wanted in zip(
+        *(
+            ops.batched_nms_padded(segments, scores, x, max_segments=9, num_videos=1)
+            for x in (narrow, labels)
+        ),
+        strict=True,
+    ):
+        assert torch.equal(found, wanted)
+
+
 def test_native_call_of_nothing():
     empty = torch.empty(0, 2), torch.empty(0)
     assert ops.nms(*empty, 0.5).shape == (0,)

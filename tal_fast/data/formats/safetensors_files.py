@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy.typing as npt
 import safetensors
 
 from tal_fast.data.extents import Extent, Layout, checked_extent, from_bfloat16
+from tal_fast.data.json_files import parse_json, read_json
 from tal_fast.errors import DataError
 
 __all__ = ["INDEX_SUFFIX", "SafetensorsFile", "read_store_index", "store_index"]
@@ -27,15 +25,6 @@ _STORED = {
 }
 # A sharded store has one file of this ending that says which tensor lies in which shard.
 INDEX_SUFFIX = ".safetensors.index.json"
-
-
-def _once(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses a name that is there twice: JSON readers take the last one without a word."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise DataError(f"{path}: expected every name once, got {name!r} twice")
-    return found
 
 
 class SafetensorsFile:
@@ -65,9 +54,7 @@ class SafetensorsFile:
                 with safetensors.safe_open(self.path, "numpy"):
                     pass
                 length = int.from_bytes(file.read(8), "little")
-                header: dict[str, dict[str, Any]] = json.loads(
-                    file.read(length), object_pairs_hook=functools.partial(_once, self.path)
-                )
+                header: dict[str, dict[str, Any]] = parse_json(self.path, file.read(length))
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such feature file") from None
         except OSError as error:
@@ -153,15 +140,7 @@ def read_store_index(path: str) -> dict[str, str]:
     Raises:
         DataError: if the index cannot be read or is not such an index.
     """
-    try:
-        with open(path, "rb") as file:
-            content = json.load(file, object_pairs_hook=functools.partial(_once, path))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+    _, content = read_json(path, "index of shards")
     shards = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(shards, Mapping) or not all(
         isinstance(file, str) and os.path.basename(file) == file for file in shards.values()

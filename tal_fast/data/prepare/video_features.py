@@ -231,7 +231,11 @@ def prepare_videos(
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
         _write(work, spec, wanted, name)
-        data = open_dataset(work)
+        try:
+            data = open_dataset(work)
+        except DataError as error:  # the caller knows the original, not the copy in the making
+            copy = str(work / "annotations.json")
+            raise DataError(str(error).replace(copy, raw.path)) from None
         by_name = {video.name: video for video in wanted}
         fitting = None
         if not features.resized:
