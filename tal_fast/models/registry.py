@@ -8,7 +8,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +162,8 @@ def _from_file(source: str, place: str) -> ModuleType:
     path = Path(source).resolve()
     if not path.is_file():
         raise ConfigError(f"model {place!r}: no file {source}")
-    name = f"tal_fast_own_model_{path.stem}_{abs(hash(str(path))):x}"
+    # The same name in every process: what is pickled in one is looked up by it in another.
+    name = f"tal_fast_own_model_{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

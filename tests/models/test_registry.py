@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models by name, and classes of one's own that are not whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tal_fast.data import open_dataset
+from tal_fast.data.synthetic import make_synthetic
+from tal_fast.errors import ConfigError
+from tal_fast.models import TadTR, available, detector_of, recipe, registry
+from tal_fast.study import StudySpec, run_study
+from tal_fast.training import load_config, train
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
+HEAD = "from tal_fast.models import Candidates, Detector\nimport torch\n"
+
+
+def own(tmp_path, body, name="Mine"):
+    path = tmp_path / "own.py"
+    path.write_text(HEAD + body)
+    return f"{path}:{name}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "data"
+    make_synthetic(folder, size="demo", train_videos=20, test_videos=6, channels=8)
+    return folder
+
+
+def test_presets_are_found_by_name():
+    assert recipe("tadtr-small").detector is detector_of("tadtr") is TadTR
+    assert len(set(available())) == len(available())
+    with pytest.raises(ConfigError, match="unknown model 'actionfromer'; did you mean 'actionf"):
+        recipe("actionfromer")
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "message"),
+    [
+        ("class Mine(Detector:\n", "Mine", r"cannot be imported: SyntaxError: .*own\.py, line 3\)"),
+        ("raise OSError('no disk')\n", "Mine", "cannot be imported: OSError: no disk"),
+        (
+            "class Mine(Detector):\n    def forward(self, features, mask): ...\n",
+            "Mine",
+            "Mine lacks candidates, loss",
+        ),
+        (
+            "class Other(Detector): ...\n",
+            "Othr",
+            r"no 'Othr'; did you mean 'Other'\? .*: Other\)",
+        ),
+        (
+            "Mine = 3\n",
+            "Mine",
+            "expected a class that derives from tal_fast.models.Detector, got 3",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_said(tmp_path, body, name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(preset=own(tmp_path, body, name))
+
+
+def test_places_without_a_module(tmp_path):
+    with pytest.raises(ConfigError, match=r"no file .*none\.py"):
+        recipe(f"{tmp_path / 'none.py'}:Mine")
+    with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError: No module na"):
+        recipe("no_such_package.models:Mine")
+
+
+BROKEN = """
+class Mine(Detector):
+    def __init__(self, in_channels, num_classes, config=None):
+        super().__init__(in_channels, num_classes, config)
+        self.weight = torch.nn.Parameter(torch.zeros(in_channels, num_classes))
+    def forward(self, features, mask):
+        return features @ self.weight
+    def loss(self, output, targets, whole):
+        return {loss}
+    def candidates(self, output, mask):
+        return Candidates(output.sigmoid().amax(-1), output.argmax(-1), output[..., :2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        ("output.sum()", "got Tensor"),
+        ("{'loss': output.sum()}", r"got a dict of shapes \{'loss': \[\]\}"),
+        ("{'total': output.sum(-1)}", r"got a dict of shapes \{'total': \[\d+, \d+\]\}"),
+        ("{'total': 1.0}", r"got a dict of shapes \{'total': '\?'\}|'total': \['\?'\]"),
+    ],
+)
+def test_a_loss_that_is_none(folder, tmp_path, loss, found):
+    config = load_config(preset=own(tmp_path, BROKEN.replace("{loss}", loss)))
+    data = open_dataset(folder)
+    message = r"Mine\.loss: expected a dict of scalar tensors with 'total' among them, " + found
+    with pytest.raises(ConfigError, match=message):
+        train(config, data, data.splits["train"], tmp_path / "out")
+
+
+def test_installed_packages_offer_models(monkeypatch):
+    def points(name, value):
+        entry = importlib.metadata.EntryPoint(name, value, registry.ENTRY_POINTS)
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
+        registry._presets.cache_clear()
+
+    try:
+        points("theirs", f"{EXAMPLE}:RowDetector")
+        assert "theirs" in available()
+        assert load_config(preset="theirs").detector.model.width == 64
+        points("tadtr", f"{EXAMPLE}:RowDetector")
+        with pytest.raises(ConfigError, match=r"two models are called 'tadtr': .*TadTR and .*Row"):
+            available()
+    finally:
+        monkeypatch.undo()
+        registry._presets.cache_clear()
+
+
+def test_the_example_runs_through_a_study_of_two_shares(folder, tmp_path):
+    spec = StudySpec(
+        data=folder,
+        out=tmp_path / "study",
+        model=f"{EXAMPLE}:RowDetector",
+        fractions=(0.5, 1.0),
+        repetitions=2,
+        overrides=("training.epochs=2", "model.width=16", "training.tensorboard=never"),
+        jobs=2,
+        threads=1,
+    )
+    result = run_study(spec)
+    (curve,) = result.curves
+    assert len(curve.points) == 2
+    assert (tmp_path / "study" / "curve.csv").exists()
+
+
+def test_a_module_of_the_working_directory_on_the_command_line(folder, tmp_path):
+    (tmp_path / "mine.py").write_bytes(EXAMPLE.read_bytes())
+    words = ["train", "--data", str(folder), "--model", "mine:RowDetector", "--out", "run"]
+    settings = ["--set", "training.epochs=1", "--set", "model.width=8"]
+    code = f"import sys; from tal_fast.cli import main; sys.exit(main({[*words, *settings]!r}))"
+    # As the console script, which does not look into the working directory by itself.
+    path = [item for item in sys.path if item]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else
+        [sys.executable, "-c", "import sys; sys.path.remove(''); " + code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
