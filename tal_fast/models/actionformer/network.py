@@ -15,8 +15,7 @@ from tal_fast import ops
 from tal_fast.models.actionformer.config import PRESETS, ActionFormerConfig, ActionFormerSizes
 from tal_fast.models.pyramid.backbone import Backbone
 from tal_fast.models.pyramid.convolution import conv_macs, linear_rows
-from tal_fast.models.pyramid.detector import PyramidDetector, PyramidOutput
-from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
+from tal_fast.models.pyramid.detector import PyramidDetector
 from tal_fast.models.pyramid.layers import (
     ChannelNorm,
     DropPath,
@@ -25,7 +24,6 @@ from tal_fast.models.pyramid.layers import (
     Rows,
     max_pool_rows,
 )
-from tal_fast.models.pyramid.points import join_levels
 
 __all__ = ["ActionFormer"]
 
@@ -130,10 +128,7 @@ class ActionFormer(PyramidDetector):
             branch=[_Block(sizes, 2, sizes.window(level)) for level in range(1, sizes.levels)],
         )
         self.neck = LevelNorms(sizes.width, sizes.levels)
-        head = (sizes.width, sizes.head_width)
-        layers, kernel = sizes.head_layers, sizes.head_kernel
-        self.cls_head = ClassHead(*head, num_classes, layers, kernel, sizes.class_prior)
-        self.reg_head = OffsetHead(*head, layers, kernel, sizes.levels)
+        self.add_heads()
 
     @classmethod
     def multiple(cls, config: ActionFormerConfig) -> int:
@@ -143,28 +138,6 @@ class ActionFormer(PyramidDetector):
             (1 << level) * (2 * (window // 2) if (window := sizes.window(level)) > 1 else 1)
             for level in range(sizes.levels)
         )
-
-    def class_heads(self) -> list[ClassHead]:
-        """Returns the class head."""
-        return [self.cls_head]
-
-    def forward(self, features: Tensor, mask: Tensor) -> PyramidOutput:
-        """Rates the points of a batch of clips.
-
-        Args:
-            features: ``Tensor[B, L, in_channels]``, zero on padded rows.
-            mask: ``BoolTensor[B, L]``, True where the row is padding.
-
-        Raises:
-            ValueError: the features do not have ``in_channels`` channels, or L is no multiple of
-                the coarsest level's stride.
-        """
-        self.check_input(features)
-        levels, rows = self.backbone(features, self.rows(mask))
-        half = self.config.model.head_kernel // 2
-        joined = join_levels(self.neck(levels, rows), rows, half)
-        valid = torch.cat([item.real[..., 0] for item in rows], dim=1) > 0
-        return PyramidOutput(self.cls_head(joined), self.reg_head(joined), valid)
 
     def flops(self, rows: int) -> dict[str, int]:
         """Returns the multiply-adds of convolutions and matrix products over one clip, by part.

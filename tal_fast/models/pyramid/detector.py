@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A detector of points over a pyramid: clips, targets, losses and decoding, but no network."""
+"""A detector of points over a pyramid: clips, heads, targets, losses and decoding."""
 
 from __future__ import annotations
 
 import functools
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,9 +16,10 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.models.base import Candidates, Detector, ParameterGroup, Targets, Whole
 from tal_fast.models.losses import focal_loss
 from tal_fast.models.pyramid.config import RECIPE, PyramidConfig
+from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
 from tal_fast.models.pyramid.layers import Rows
 from tal_fast.models.pyramid.losses import offset_diou
-from tal_fast.models.pyramid.points import Points, make_points
+from tal_fast.models.pyramid.points import Points, join_levels, make_points
 from tal_fast.models.pyramid.targets import PointTargets, point_targets
 from tal_fast.ranges import nvtx_range
 
@@ -53,6 +53,10 @@ class PyramidDetector(Detector):
     recipe = RECIPE
     unofficial = frozenset({"normaliser"})
     normaliser: Tensor
+    backbone: Any
+    neck: Any
+    cls_head: ClassHead
+    reg_head: OffsetHead
 
     def __init__(self, in_channels: int, num_classes: int, config: Any = None) -> None:
         super().__init__(in_channels, num_classes, config)
@@ -143,11 +147,38 @@ class PyramidDetector(Detector):
         """Returns the points of clips in ``length`` rows."""
         return make_points(length, self.config.loss.ranges, device)
 
+    # The network: a backbone and a neck of the model's own, and heads.
+
+    def add_heads(self) -> None:
+        """Adds the class head and the offset head that a model without others has."""
+        sizes = self.config.model
+        widths, layers = (sizes.width, sizes.head_width), sizes.head_layers
+        kernel, prior = sizes.head_kernel, sizes.class_prior
+        self.cls_head = ClassHead(*widths, self.num_classes, layers, kernel, prior)
+        self.reg_head = OffsetHead(*widths, layers, kernel, sizes.levels)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Any:
+        """Rates the points of a batch of clips.
+
+        Args:
+            features: ``Tensor[B, L, in_channels]``, zero on padded rows.
+            mask: ``BoolTensor[B, L]``, True where the row is padding.
+
+        Raises:
+            ValueError: the features do not have ``in_channels`` channels, or L is no multiple of
+                the coarsest level's stride.
+        """
+        self.check_input(features)
+        levels, rows = self.backbone(features, self.rows(mask))
+        joined = join_levels(self.neck(levels, rows), rows, self.config.model.head_kernel // 2)
+        valid = torch.cat([item.real[..., 0] for item in rows], dim=1) > 0
+        return PyramidOutput(self.cls_head(joined), self.reg_head(joined), valid)
+
     # Training.
 
-    @abstractmethod
-    def class_heads(self) -> list[Any]:
+    def class_heads(self) -> list[ClassHead]:
         """Returns the heads whose first class probabilities depend on the training data."""
+        return [self.cls_head]
 
     def start(self, instances: Sequence[int]) -> None:
         """Has classes without a training instance start as all but impossible."""

@@ -18,9 +18,8 @@ from tal_fast.models.pyramid.backbone import Backbone
 from tal_fast.models.pyramid.config import RECIPE, epochs
 from tal_fast.models.pyramid.convolution import conv_macs
 from tal_fast.models.pyramid.detector import PyramidDetector, PyramidOutput
-from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
 from tal_fast.models.pyramid.layers import LevelNorms, Rows, group_norm_rows, max_pool_rows
-from tal_fast.models.pyramid.points import Points, join_levels
+from tal_fast.models.pyramid.points import Points
 from tal_fast.models.pyramid.targets import PointTargets
 from tal_fast.models.temporalmaxer.assignment import cheapest_offsets
 from tal_fast.models.temporalmaxer.config import (
@@ -104,34 +103,7 @@ class TemporalMaxer(PyramidDetector):
         self.neck: nn.Module = (
             _GroupNorms() if sizes.neck == "groupnorm" else _SharedNorms(sizes.width, sizes.levels)
         )
-        widths, layers, kernel = (
-            (sizes.width, sizes.head_width),
-            sizes.head_layers,
-            sizes.head_kernel,
-        )
-        self.cls_head = ClassHead(*widths, num_classes, layers, kernel, sizes.class_prior)
-        self.reg_head = OffsetHead(*widths, layers, kernel, sizes.levels)
-
-    def class_heads(self) -> list[ClassHead]:
-        """Returns the class head."""
-        return [self.cls_head]
-
-    def forward(self, features: Tensor, mask: Tensor) -> PyramidOutput:
-        """Rates the points of a batch of clips.
-
-        Args:
-            features: ``Tensor[B, L, in_channels]``, zero on padded rows.
-            mask: ``BoolTensor[B, L]``, True where the row is padding.
-
-        Raises:
-            ValueError: the features do not have ``in_channels`` channels, or L is no multiple of
-                the coarsest level's stride.
-        """
-        self.check_input(features)
-        levels, rows = self.backbone(features, self.rows(mask))
-        joined = join_levels(self.neck(levels, rows), rows, self.config.model.head_kernel // 2)
-        valid = torch.cat([item.real[..., 0] for item in rows], dim=1) > 0
-        return PyramidOutput(self.cls_head(joined), self.reg_head(joined), valid)
+        self.add_heads()
 
     def assign(self, output: PyramidOutput, targets: Targets, points: Points) -> PointTargets:
         """Returns what the points learn: classes of the shortest, ends of the cheapest instance.
