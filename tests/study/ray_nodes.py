@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import Any
 
 import ray
@@ -27,6 +28,12 @@ def pretend(cluster: Cluster, version: str) -> None:
     facts = json.loads(client.internal_kv_get(key, space, timeout=HANG))
     facts["ray_version"] = version
     client.internal_kv_put(key, json.dumps(facts).encode(), True, space, timeout=HANG)
+
+
+def is_alive(cluster: Cluster, socket: str) -> bool:
+    """Whether Ray takes the node with this object store for alive."""
+    nodes = cluster.global_state.node_table()
+    return any(node["Alive"] and node["ObjectStoreSocketName"] == socket for node in nodes)
 
 
 def main() -> None:
@@ -52,7 +59,11 @@ def main() -> None:
         for line in sys.stdin:
             command, _, argument = line.strip().partition(" ")
             if command == "kill":
+                socket = second.plasma_store_socket_name
                 cluster.remove_node(second, allow_graceful=False)
+                # Ray notices by missed heartbeats, and then tells every driver that is connected.
+                while is_alive(cluster, socket):
+                    time.sleep(0.1)
             elif command == "add":
                 second = start("second")
             elif command == "version":

@@ -172,6 +172,13 @@ def step_of(study: Path, trial: str) -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def nothing_left(study: Path) -> None:
     assert not list((study / "trials").glob(".*"))
     assert not (study / "logs").exists(), (study / "logs" / "ray.log").read_text()
@@ -265,6 +272,8 @@ class TestOnTheCluster:
             victim = next(call for call in starts(study) if call["node"] == "second")
             wait_for(lambda: step_of(study, victim["trial"]) >= 20, "20 steps")
             nodes.do("kill")
+            # The trial's process outlives its node for a moment, in which it could finish.
+            wait_for(lambda: is_gone(victim["pid"]), "the end of the trial's process")
         finally:
             fake.tell(study)
             runs.join(HANG)
