@@ -56,7 +56,7 @@ dev: build  ## Set up .venv with everything and build the native library in plac
 
 # Beside the others, in the background: none of these tests is about Ctrl-C, which a shell keeps from
 # what it runs there.
-BESIDE := tests/ops
+BESIDE := tests/ops tests/evaluation
 
 test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
 	@mkdir -p build; echo "$(BESIDE) run beside the other tests: build/beside.log"; \
