@@ -162,6 +162,12 @@ def test_rows_that_cannot_be_halved():
         model(torch.zeros(1, 48, CHANNELS), torch.zeros(1, 48, dtype=torch.bool))
 
 
+def test_too_few_padded_rows_are_an_error():
+    model = narrow("actionformer-epic-noun")
+    with pytest.raises(ValueError, match="expected at least 96 rows for a clip of 64, padding inc"):
+        model(torch.zeros(1, 64, CHANNELS), torch.zeros(1, 64, dtype=torch.bool))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

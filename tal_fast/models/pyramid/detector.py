@@ -119,6 +119,7 @@ class PyramidDetector(Detector):
             ValueError: L cannot be halved for every level.
         """
         self.check_length(mask.shape[1])
+        self._check_padding(mask)
         padded = self.padded_rows(mask)
         inside = torch.arange(mask.shape[1], device=mask.device) < padded[:, None]
         return Rows((~mask).float()[..., None], inside.float()[..., None], padded)
@@ -134,6 +135,22 @@ class PyramidDetector(Detector):
             raise ValueError(
                 f"{type(self).__name__}: expected rows in multiples of {coarsest} for "
                 f"{self.config.model.levels} levels, got {length}"
+            )
+
+    def _check_padding(self, mask: Tensor) -> None:
+        """Refuses a batch without the padded rows that its longest clip reads.
+
+        Its last rows would come out as other numbers. On a GPU and while a model is traced nobody
+        looks, since that would wait for the device; batches of :meth:`clips` have these rows.
+        """
+        if mask.device.type != "cpu" or torch.compiler.is_compiling() or not len(mask):
+            return
+        longest = int((~mask).sum(1).max())
+        needed = self.rows_needed(self.config, longest)
+        if mask.shape[1] < needed:
+            raise ValueError(
+                f"{type(self).__name__}: expected at least {needed} rows for a clip of {longest}, "
+                f"padding included, got {mask.shape[1]}"
             )
 
     def padded_rows(self, mask: Tensor) -> Tensor:
