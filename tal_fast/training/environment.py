@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 import tal_fast
 from tal_fast import _C
 
-__all__ = ["describe_environment", "usable_cores"]
+__all__ = ["describe_environment", "peak_memory_mib", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -26,6 +28,20 @@ def usable_cores() -> int:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:  # no affinity outside Linux
         return max(1, os.cpu_count() or 1)
+
+
+def peak_memory_mib() -> float:
+    """Returns the largest resident memory of this process so far, in MiB."""
+    try:
+        # Of this program alone: getrusage starts from what the process that launched it had.
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 2**10
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def describe_environment() -> dict[str, Any]:

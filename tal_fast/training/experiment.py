@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +20,7 @@ from tal_fast.models.base import Detector
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
-from tal_fast.training.environment import describe_environment
+from tal_fast.training.environment import describe_environment, peak_memory_mib
 from tal_fast.training.inference import detect, predict
 from tal_fast.training.trainer import ProgressEvent, Trainer, TrainingSummary
 
@@ -271,7 +269,7 @@ def _test(
         best_epoch=summary.best_epoch,
         train_seconds=summary.seconds,
         total_seconds=time.perf_counter() - began,
-        peak_memory_mib=_peak_memory_mib(),
+        peak_memory_mib=peak_memory_mib(),
     )
     try:
         metrics = json.dumps({**result.to_dict(), "evaluation": evaluations[first]}, indent=2)
@@ -318,8 +316,3 @@ def _hold_out(
 def _annotated(data: TALDataset, videos: Sequence[str]) -> list[str]:
     known = data.annotations.videos
     return [name for name in videos if name in known and len(known[name].labels)]
-
-
-def _peak_memory_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
