@@ -100,7 +100,7 @@ class Stepper:
             self.scaler.scale(losses["total"]).backward()
             distributed.add_up_gradients(self.model)
         with nvtx_range("tal_fast.optimizer"):
-            norm = self._update()
+            norm = self.update()
         parts = {key: value.detach() for key, value in losses.items()}
         return {"total": parts["total"], **parts, "gradient_norm": norm}
 
@@ -120,7 +120,8 @@ class Stepper:
             )
         return losses
 
-    def _update(self) -> Tensor:
+    def update(self) -> Tensor:
+        """Clips the gradients, steps, clears them, and returns their norm."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.training.clip_norm
         parameters = self.model.parameters()
