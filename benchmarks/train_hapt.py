@@ -212,6 +212,31 @@ def summary_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def table_of(summary: list[dict[str, Any]]) -> str:
+    """Returns a summary as a table in Markdown, average mAP in percent."""
+    lines = [
+        "| preset | epochs | learning rate | weights | code | average mAP | CPU per step | "
+        "training | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in summary:
+        spread = row["standard_deviation"]
+        score = f"{100 * row['mean']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+        cells = [
+            row["preset"],
+            "recipe's" if row["epochs"] is None else str(row["epochs"]),
+            "recipe's" if row["learning_rate"] is None else f"{row['learning_rate']:g}",
+            {"off": "last", "plain": "average"}.get(row["ema"], row["ema"]),
+            row["code"],
+            f"{score} ({row['seeds']})",
+            f"{row['cpu_seconds_per_step']:.2f} s",
+            f"{row['train_seconds']:.0f} s",
+            f"{row['peak_memory_mib']:.0f} MiB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/hapt")
@@ -220,8 +245,12 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=[*POINT_DETECTORS, "tadtr-small", "tadtr"])
     parser.add_argument("--codes", nargs="+", choices=(OURS, OFFICIAL), default=[OURS, OFFICIAL])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--table", metavar="FILE", help="print the summary in FILE and stop")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table_of(json.loads(Path(arguments.table).read_text())["summary"]))
+        return
     if arguments.one:
         run = Run(**json.loads(arguments.one))
         one(run, arguments.data, Path(arguments.out) / run.name)
@@ -245,8 +274,7 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(launch, runs))
     summary = summary_of(results)
-    for row in summary:
-        print({key: value for key, value in row.items() if value is not None})
+    print(table_of(summary))
     content = {"summary": summary, "runs": results}
     (Path(arguments.out) / "summary.json").write_text(json.dumps(content, indent=2) + "\n")
 
