@@ -22,16 +22,25 @@ CHANNELS, CLASSES = 12, 5
 FILES = {
     "actionformer": "thumos_i3d",
     "actionformer-anet-tsp": "anet_tsp",
+    "actionformer-anet-i3d": "anet_i3d",
+    "actionformer-epic-verb": "epic_slowfast_verb",
     "actionformer-epic-noun": "epic_slowfast_noun",
+    "actionformer-ego4d-slowfast": "ego4d_slowfast",
     "actionformer-ego4d-omnivore": "ego4d_omnivore",
+    "actionformer-ego4d-egovlp": "ego4d_egovlp",
+    "actionformer-ego4d-slowfast-egovlp": "ego4d_slowfast_egovlp",
+    "actionformer-ego4d-omnivore-egovlp": "ego4d_omnivore_egovlp",
+    "actionformer-ego4d-all": "ego4d_slowfast_omnivore_egovlp",
 }
 # A window of 19 pads to multiples of 576 on six levels, one of 9 on eight to 1024; 192 stays.
-LONGEST = {
-    "actionformer": 576,
-    "actionformer-anet-tsp": 192,
-    "actionformer-epic-noun": 512,
-    "actionformer-ego4d-omnivore": 1024,
-}
+LONGEST = {"actionformer": 576, "ane": 192, "epi": 512, "ego": 1024}
+# Several kinds of features, each with a projection of its own.
+INPUTS, PROJECTED = (5, 4, 3), (12, 10, 10)
+
+
+def longest(preset):
+    """Rows that a preset's recipe pads to, of a length that is quick to test."""
+    return LONGEST[preset.removeprefix("actionformer-")[:3] if "-" in preset else preset]
 
 
 def narrow(preset="actionformer", seed=1):
@@ -41,10 +50,10 @@ def narrow(preset="actionformer", seed=1):
     up to some thousandths of the largest.
     """
     heads = 4
-    settings = {
-        "model": {"width": 32, "head_width": 32, "heads": heads, "dropout": 0.0, "drop_path": 0.1},
-        "data": {"max_length": LONGEST[preset]},
-    }
+    sizes = {"width": 32, "head_width": 32, "heads": heads, "dropout": 0.0, "drop_path": 0.1}
+    if preset.endswith("-all"):
+        sizes |= {"inputs": INPUTS, "projected": PROJECTED}
+    settings = {"model": sizes, "data": {"max_length": longest(preset)}}
     model = ActionFormer(CHANNELS, CLASSES, detector_config(preset, settings))
     official.random_weights(model, seed)
     for part in model.modules():
@@ -99,24 +108,26 @@ def test_multiply_adds_by_part():
 
 @pytest.mark.parametrize("preset", FILES)
 def test_numbers_of_the_official_code(preset, tmp_path):
-    longest = LONGEST[preset]
+    rows = longest(preset)
     changes = {
-        "embd_dim": 32, "fpn_dim": 32, "head_dim": 32, "n_head": 4, "max_seq_len": longest,
+        "embd_dim": 32, "fpn_dim": 32, "head_dim": 32, "n_head": 4, "max_seq_len": rows,
         "input_dim": CHANNELS, "num_classes": CLASSES, "max_buffer_len_factor": 8.0,
     }  # fmt: skip
+    if preset.endswith("-all"):
+        changes |= {"input_dim": list(INPUTS), "embd_dim": list(PROJECTED)}
     # ActivityNet's videos are all resized to one length.
-    beyond = () if "anet" in preset else (longest + 1, longest + 300)
+    beyond = () if "anet" in preset else (rows + 1, rows + 300)
     official.assert_same_numbers(
         narrow(preset),
         "actionformer_release",
         f"configs/{FILES[preset]}.yaml",
         {"model": changes, "train_cfg": {"dropout": 0.0}},
         training=[
-            [clip(longest, 8), clip(37, 6), clip(90, 0)],
-            [clip(1, 1), clip(longest - 1, 9), clip(100, 7)],
+            [clip(rows, 8), clip(37, 6), clip(90, 0)],
+            [clip(1, 1), clip(rows - 1, 9), clip(100, 7)],
             [clip(30, 0), clip(60, 0)],
         ],
-        prediction=[clip(rows) for rows in (1, 37, longest - 1, longest, *beyond)],
+        prediction=[clip(n) for n in (1, 37, rows - 1, rows, *beyond)],
         folder=tmp_path,
     )
 
