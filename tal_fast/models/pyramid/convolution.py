@@ -20,11 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tal_fast.ops.conv_tiles import (
+    rows_to_tiles,
+    tiles_to_rows,
+    tiles_to_weight,
+    weight_to_tiles,
+)
+
 __all__ = ["conv_macs", "conv_norm_relu", "conv_rows", "depthwise_rows", "linear_rows"]
 
 # First row, row after the last, and the same of their clip, all clips one after the other.
 Span = tuple[int, int, int, int]
 _NEAR = 64  # rows; used ones that are nearer to each other are computed together
+_WIDE, _MANY = 128, 256  # channels on both sides and rows from which on minimal filtering pays
 
 
 def conv_rows(x: Tensor, weight: Tensor, bias: Tensor | None, used: Tensor | None = None) -> Tensor:
@@ -171,11 +179,31 @@ def _middle(x: Tensor, tap: Tensor, spans: list[Span]) -> Tensor:
     return out
 
 
+def _places(x: Tensor, weight: Tensor, spans: list[Span]) -> list[int] | None:
+    """Returns the spans as the transforms of minimal filtering take them, None where it is slower."""
+    rows = sum(end - first for first, end, _, _ in spans)
+    if (
+        weight.shape[2] != 3
+        or min(weight.shape[:2]) < _WIDE
+        or rows < _MANY
+        or x.dtype not in (torch.float32, torch.float64)
+    ):
+        return None
+    return [place for span in spans for place in span]
+
+
 def _convolved(x: Tensor, weight: Tensor, spans: list[Span]) -> Tensor:
     """Returns ``Tensor[B, T, D]``, 0 beyond the spans."""
+    flat = x.flatten(0, 1)
+    places = _places(x, weight, spans)
+    if places is not None:
+        tiles = rows_to_tiles(flat, places, inputs=True)
+        products = torch.bmm(tiles, weight_to_tiles(weight).transpose(1, 2))
+        del tiles
+        out = tiles_to_rows(products, places, len(flat), inputs=False)
+        return out.view(*x.shape[:2], weight.shape[0])
     kernel = weight.shape[2]
     taps = weight.permute(2, 1, 0).contiguous()
-    flat = x.flatten(0, 1)
     out = _middle(flat, taps[kernel // 2], spans)
     for at, rows, seen in _sides(kernel, spans):
         out[rows].addmm_(flat[seen], taps[at])
@@ -189,6 +217,17 @@ def _gradients(
     kernel = weight.shape[2]
     flat, grad = x.flatten(0, 1), grad.flatten(0, 1)
     of_x = of_weight = None
+    places = _places(x, weight, spans)
+    if places is not None:
+        of_products = rows_to_tiles(grad, places, inputs=False)
+        if need_x:
+            of_tiles = torch.bmm(of_products, weight_to_tiles(weight))
+            of_x = tiles_to_rows(of_tiles, places, len(flat), inputs=True).view(x.shape)
+            del of_tiles
+        if need_weight:
+            tiles = rows_to_tiles(flat, places, inputs=True)
+            of_weight = tiles_to_weight(torch.bmm(of_products.transpose(1, 2), tiles))
+        return of_x, of_weight
     if need_x:
         taps = weight.permute(2, 0, 1).contiguous()
         of_x = _middle(grad, taps[kernel // 2], spans)
