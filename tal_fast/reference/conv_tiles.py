@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms of minimal filtering tile by tile, the slow and obvious twin of
-``tal_fast.ops.conv_tiles``."""
+"""Transforms of minimal filtering tile by tile, the twin of ``tal_fast.ops.conv_tiles``."""
 
 from collections.abc import Iterator, Sequence
 
