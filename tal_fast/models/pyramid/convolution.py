@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions over rows whose channels lie last, [B, T, C].
 
-In float32 on a CPU a convolution is a matrix product per row of its kernel, each added to the rows
-that it belongs to. Nothing is copied, and rows whose output is not used are left out: padding costs
-next to nothing. Against one product over shifted copies, one thread, forward and backward together:
-16 instead of 20 ms for 2 x 2200 rows of 128 channels, all used, and 3 instead of 6 ms for 12
-outputs.
+In float32 on a CPU a convolution is products of matrices over the rows whose output is used:
+padding costs next to nothing. One of three rows, wide and long enough, takes half the multiply-adds
+of a direct one, by minimal filtering (``tal_fast.ops.conv_tiles``). One thread, forward and backward
+together: 101 instead of 182 ms for 3300 rows of 512 channels, 16 instead of 23 ms for 1500 rows of
+256, 4.8 instead of 6.3 ms for 1500 rows of 128. Outputs and both gradients are 2.2 to 2.5 times as
+far from float64 as those of a direct convolution (root mean square; the farthest 2.4 to 3.8 times),
+whose own error is 2e-7: both are rounding. The others are a product per row of the kernel, each
+added to the rows that it belongs to, and copy nothing. Against one product over shifted copies: 16
+instead of 20 ms for 2 x 2200 rows of 128 channels, all used, and 3 instead of 6 ms for 12 outputs.
 
 Elsewhere it is one product over shifted copies side by side: there the host would have to wait for
 which rows are used, and sums in half precision would lose digits.
