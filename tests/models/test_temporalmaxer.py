@@ -33,9 +33,9 @@ FILES = {
 BOTH_NECKS = pytest.mark.parametrize("preset", ["temporalmaxer", "temporalmaxer-multithumos"])
 
 
-def narrow(preset="temporalmaxer", seed=0):
+def narrow(preset="temporalmaxer", seed=0, width=32, longest=LONGEST):
     """A model with random weights."""
-    settings = {"model": {"width": 32, "head_width": 32}, "data": {"max_length": LONGEST}}
+    settings = {"model": {"width": width, "head_width": width}, "data": {"max_length": longest}}
     model = TemporalMaxer(CHANNELS, CLASSES, detector_config(preset, settings))
     official.random_weights(model, seed)
     return model
@@ -85,6 +85,24 @@ def test_numbers_of_the_official_code(preset, tmp_path):
             [clip(1, 1), clip(LONGEST - 1, 9), clip(100, 7)],
         ],
         prediction=[clip(rows) for rows in (1, 37, LONGEST - 1, LONGEST, LONGEST + 1, 500)],
+        folder=tmp_path,
+    )
+
+
+def test_numbers_of_the_official_code_where_convolutions_are_wide(tmp_path):
+    # Wide and long enough for minimal filtering, which the narrow ones are not.
+    width, longest = 128, 512
+    changes = {
+        "embd_dim": width, "fpn_dim": width, "head_dim": width, "max_seq_len": longest,
+        "input_dim": CHANNELS, "num_classes": CLASSES, "max_buffer_len_factor": 8.0,
+    }  # fmt: skip
+    official.assert_same_numbers(
+        narrow(width=width, longest=longest),
+        "TemporalMaxer",
+        "configs/temporalmaxer_thumos_i3d.yaml",
+        {"model": changes},
+        training=[[clip(longest, 8), clip(301, 6), clip(90, 3)]],
+        prediction=[clip(rows) for rows in (301, longest + 1)],
         folder=tmp_path,
     )
 

@@ -47,7 +47,7 @@ class _Attention(nn.Module):
     def _projected(self, name: str, x: Tensor, rows: Rows) -> Tensor:
         """Returns ``Tensor[B, T', heads, width / heads]``."""
         x = self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_conv")(x, rows))
-        x = linear_rows(self.get_submodule(name), x)
+        x = linear_rows(self.get_submodule(name), x, rows.host)
         return x.unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
@@ -60,7 +60,7 @@ class _Attention(nn.Module):
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
             attended = attended.transpose(1, 2)
-        return linear_rows(self.get_submodule("proj"), attended.flatten(2)) * rows.real
+        return rows.masked_linear(self.get_submodule("proj"), attended.flatten(2))
 
 
 class _Block(nn.Module):
@@ -88,15 +88,15 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
         """Maps ``Tensor[B, T, width]`` to ``Tensor[B, T / stride, width]``."""
-        normed = self.ln1(x) * rows.inside
+        normed = rows.zero_outside(self.ln1(x))
         if self.stride > 1:
             rows = rows.halved()
             x = max_pool_rows(x)
         x = x * rows.real + self.drop_path_attn(self.attn(normed, rows))
-        hidden = F.gelu(linear_rows(self.mlp["0"], self.ln2(x)))
+        hidden = F.gelu(linear_rows(self.mlp["0"], self.ln2(x), rows.host))
         hidden = ops.dropout(hidden, self.dropout, self.training)
-        out = ops.dropout(linear_rows(self.mlp["3"], hidden), self.dropout, self.training)
-        return x + self.drop_path_mlp(out * rows.real), rows
+        out = ops.dropout(rows.masked_linear(self.mlp["3"], hidden), self.dropout, self.training)
+        return x + self.drop_path_mlp(out), rows
 
     def macs(self, rows: int) -> int:
         """Returns the multiply-adds of the convolutions for so many rows of output."""

@@ -122,7 +122,7 @@ class PyramidDetector(Detector):
         self._check_padding(mask)
         padded = self.padded_rows(mask)
         inside = torch.arange(mask.shape[1], device=mask.device) < padded[:, None]
-        return Rows((~mask).float()[..., None], inside.float()[..., None], padded)
+        return Rows.of((~mask).float()[..., None], inside.float()[..., None], padded)
 
     def check_length(self, length: int) -> None:
         """Checks the rows of a batch.

@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tal_fast.models.pyramid.convolution import (
+    HostRows,
     conv_macs,
     conv_norm_relu,
     conv_rows,
     depthwise_rows,
+    host_rows,
+    linear_rows,
 )
 
 __all__ = [
@@ -48,20 +51,36 @@ class Rows(NamedTuple):
         inside: ``Tensor[B, T, 1]``, 1 on rows that the recipe computes, padding included.
         padded: ``LongTensor[B]``, how many these are in the recipe; more than T where the batch
             leaves out padded rows.
+        host: what the host knows of them; None where it does not look, and all rows are computed.
     """
 
     real: Tensor
     inside: Tensor
     padded: Tensor
+    host: HostRows | None = None
+
+    @classmethod
+    def of(cls, real: Tensor, inside: Tensor, padded: Tensor) -> Rows:
+        """Returns rows that the host has looked at, where it may."""
+        return cls(real, inside, padded, host_rows(real, inside))
 
     def halved(self) -> Rows:
         """Returns the rows of the next level: every second one."""
         halves = torch.div(self.padded, 2, rounding_mode="floor")
-        return Rows(self.real[:, ::2], self.inside[:, ::2], halves)
+        return Rows.of(self.real[:, ::2], self.inside[:, ::2], halves)
 
     def cut(self, rows: int) -> Rows:
         """Returns the first rows."""
-        return Rows(self.real[:, :rows], self.inside[:, :rows], self.padded)
+        return Rows.of(self.real[:, :rows], self.inside[:, :rows], self.padded)
+
+    def zero_outside(self, x: Tensor) -> Tensor:
+        """Zeroes the rows outside of ``Tensor[B, T, C]``, if there are any."""
+        return x if self.host is not None and not self.host.outside else x * self.inside
+
+    def masked_linear(self, conv: Any, x: Tensor) -> Tensor:
+        """Applies a convolution of one row to ``Tensor[B, T, C]``; 0 on all but real rows."""
+        out = linear_rows(conv, x, self.host)
+        return out if self.host is not None else out * self.real
 
     def counts(self) -> Tensor:
         """Returns ``Tensor[B, T, 1]``: how often each row counts in what the recipe averages.
@@ -128,7 +147,8 @@ class MaskedConv(nn.Module):
         if conv.groups > 1:
             out = depthwise_rows(x, conv.weight, conv.bias, conv.stride[0])
         else:
-            out = conv_rows(x, conv.weight, conv.bias, rows.real)
+            used = None if rows.host is None else rows.host.used
+            out = conv_rows(x, conv.weight, conv.bias, used)
         return out * rows.real
 
 
@@ -157,7 +177,7 @@ def norm_relu(conv: Any, norm: Any, x: Tensor, rows: Rows) -> Tensor:
     Padded rows hold relu(bias) of the normalisation from here on; rows outside hold nothing.
     """
     scale, bias = norm.weight.view(-1), norm.bias.view(-1)
-    return conv_norm_relu(x, conv.conv.weight, scale, bias, rows.real, rows.inside)
+    return conv_norm_relu(x, conv.conv.weight, scale, bias, rows.real, rows.inside, rows.host)
 
 
 class LevelNorms(nn.Module):
@@ -175,7 +195,7 @@ class LevelNorms(nn.Module):
     def forward(self, levels: list[Tensor], rows: list[Rows]) -> list[Tensor]:
         """Normalises ``Tensor[B, T / 2^l, C]`` of each level l; rows outside become zero."""
         return [
-            norm(level) * item.inside
+            item.zero_outside(norm(level))
             for norm, level, item in zip(self.fpn_norms, levels, rows, strict=True)
         ]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tal_fast.models.pyramid.layers import Rows
@@ -82,11 +81,9 @@ class Joined(NamedTuple):
 
     def points(self, x: Tensor) -> Tensor:
         """Leaves out the rows between levels: ``Tensor[B, J, D]`` gives ``Tensor[B, P, D]``."""
-        parts, first = [], 0
-        for size in self.sizes:
-            parts.append(x[:, first : first + size])
-            first += size + self.gap
-        return torch.cat(parts, dim=1)
+        # One split, whose gradient is written in one go.
+        lengths = [length for size in self.sizes for length in (size, self.gap)]
+        return torch.cat(x.split(lengths, dim=1)[::2], dim=1)
 
 
 def join_levels(levels: list[Tensor], rows: list[Rows], gap: int) -> Joined:
@@ -99,11 +96,12 @@ def join_levels(levels: list[Tensor], rows: list[Rows], gap: int) -> Joined:
     """
 
     def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat([F.pad(part, (0, 0, 0, gap)) for part in parts], dim=1)
+        between = parts[0].new_zeros(len(parts[0]), gap, parts[0].shape[2])
+        return torch.cat([item for part in parts for item in (part, between)], dim=1)
 
     return Joined(
         joined(levels),
-        Rows(
+        Rows.of(
             joined([item.real for item in rows]),
             joined([item.inside for item in rows]),
             rows[0].padded,

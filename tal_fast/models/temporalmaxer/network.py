@@ -49,7 +49,7 @@ class _GroupNorms(nn.Module):
 
     def forward(self, levels: list[Tensor], rows: list[Rows]) -> list[Tensor]:
         return [
-            group_norm_rows(level, item.counts(), GROUPS) * item.inside
+            item.zero_outside(group_norm_rows(level, item.counts(), GROUPS))
             for level, item in zip(levels, rows, strict=True)
         ]
 

@@ -103,7 +103,7 @@ class _Block(nn.Module):
         counts = rows.counts()
         y = self.ln(x)
         if not self.still:
-            y = self._gated(y * rows.inside, counts)
+            y = self._gated(rows.zero_outside(y), counts)
         x = x * rows.real + self.drop_path_out(y)
         y = group_norm_rows(x, counts, GROUPS, self.gn.weight, self.gn.bias, self.gn.eps)
         y = linear_rows(self.mlp["2"], F.gelu(linear_rows(self.mlp["0"], y)))
