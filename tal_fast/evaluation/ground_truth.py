@@ -17,9 +17,9 @@ from tal_fast.data.class_ids import ClassIds, collect_class_ids
 from tal_fast.data.dataset import dataset_annotations
 from tal_fast.data.dataset_spec import is_dataset
 from tal_fast.data.json_files import read_json
-from tal_fast.errors import DataError, nearest
+from tal_fast.errors import DataError, nearest, others
+from tal_fast.evaluation.columns import check_times, segment_columns
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
-from tal_fast.evaluation.records import check_times, others, segment_columns
 
 __all__ = ["GroundTruth", "GroundTruthSource", "read_ground_truth"]
 
@@ -59,6 +59,20 @@ class GroundTruth:
     durations: npt.NDArray[np.float64] | None = None
     origin: str = "ground truth"
     no_numbers: str = ""
+
+    def describe(self, index: int) -> str:
+        """Returns the name of an instance for messages: source, video, position in the video."""
+        video = self.video[index]
+        position = int(np.count_nonzero(self.video[:index] == video))
+        return f"{self.origin}: video {self.videos[video]!r}, annotation {position}"
+
+    def check(self) -> None:
+        """Checks that times are finite and no segment is reversed.
+
+        Raises:
+            DataError: naming the first instance at fault.
+        """
+        check_times(self.start, self.end, self.describe)
 
 
 def read_ground_truth(
