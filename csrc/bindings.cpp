@@ -82,50 +82,62 @@ py::array_t<T> to_numpy(const std::vector<T>& values, std::vector<py::ssize_t> s
   return py::array_t<T>(std::move(shape), values.data());
 }
 
-// One evaluation: the arrays, which it keeps alive, the rules, and once matched the outcome.
+// Columns of instances, detections or regions; all [N].
+struct PySegments {
+  Ints video;
+  Ints label;
+  Floats start;
+  Floats end;
+
+  py::ssize_t size() const { return video.size(); }
+};
+
+// ev::Problem without the rules, and the arrays that it points into.
+struct PyProblem {
+  PySegments truth;
+  PySegments found;
+  Floats score;  // [detections]
+  PySegments regions;
+  int64_t num_videos;
+  int64_t num_classes;
+  std::optional<Ints> order;  // [detections]
+  py::object tie_order;       // None, or from overlaps to the order in which to try them
+
+  ev::Problem view() const {
+    ev::Problem p;
+    p.ground_truth = {truth.size(), column(truth.video, "video of the ground truth", truth.size()),
+                      column(truth.label, "label of the ground truth", truth.size()),
+                      column(truth.start, "start of the ground truth", truth.size()),
+                      column(truth.end, "end of the ground truth", truth.size())};
+    p.detections = {found.size(),
+                    column(found.video, "video of the detections", found.size()),
+                    column(found.label, "label of the detections", found.size()),
+                    column(found.start, "start of the detections", found.size()),
+                    column(found.end, "end of the detections", found.size()),
+                    column(score, "score", found.size())};
+    p.ambiguous = {regions.size(), column(regions.video, "video of the regions", regions.size()),
+                   column(regions.start, "start of the regions", regions.size()),
+                   column(regions.end, "end of the regions", regions.size())};
+    p.num_videos = num_videos;
+    p.num_classes = num_classes;
+    if (order.has_value())
+      p.order = column(*order, "order", found.size());
+    return p;
+  }
+};
+
+// One evaluation: the problem, whose arrays it keeps alive, and once matched the outcome.
 class PyEvaluation {
  public:
-  PyEvaluation(const Ints& gt_video, const Ints& gt_label, const Floats& gt_start,
-               const Floats& gt_end, const Ints& video, const Ints& label, const Floats& start,
-               const Floats& end, const Floats& score, const Ints& region_video,
-               const Floats& region_start, const Floats& region_end, int64_t num_videos,
-               int64_t num_classes, const Floats& thresholds, int union_rule, bool single_tiou,
-               bool single_segments, bool instances_choose, bool strictly_above, bool interpolate,
-               const std::optional<Ints>& order, py::object tie_order, int num_threads)
-      : held_{gt_video, gt_label, gt_start,     gt_end,       video,      label,     start,
-              end,      score,    region_video, region_start, region_end, thresholds},
-        tie_order_(std::move(tie_order)),
-        num_threads_(num_threads) {
-    const py::ssize_t num_gt = gt_video.size();
-    const py::ssize_t num_det = video.size();
-    const py::ssize_t num_regions = region_video.size();
-    p_.ground_truth = {num_gt, column(gt_video, "gt_video", num_gt),
-                       column(gt_label, "gt_label", num_gt), column(gt_start, "gt_start", num_gt),
-                       column(gt_end, "gt_end", num_gt)};
-    p_.detections = {num_det,
-                     column(video, "video", num_det),
-                     column(label, "label", num_det),
-                     column(start, "start", num_det),
-                     column(end, "end", num_det),
-                     column(score, "score", num_det)};
-    p_.ambiguous = {num_regions, column(region_video, "region_video", num_regions),
-                    column(region_start, "region_start", num_regions),
-                    column(region_end, "region_end", num_regions)};
-    p_.num_videos = num_videos;
-    p_.num_classes = num_classes;
-    p_.num_thresholds = thresholds.size();
-    p_.thresholds = column(thresholds, "thresholds", thresholds.size());
-    p_.rules = {static_cast<ev::Union>(union_rule),
-                single_tiou,
-                single_segments,
-                instances_choose,
-                strictly_above,
-                interpolate};
-    if (order.has_value()) {
-      held_.emplace_back(*order);
-      p_.order = column(*order, "order", num_det);
-    }
-    if (!tie_order_.is_none())
+  PyEvaluation(PyProblem problem, const ev::Rules& rules, const Floats& thresholds, int num_threads)
+      : held_(std::move(problem)),
+        thresholds_(thresholds),
+        num_threads_(num_threads),
+        p_(held_.view()) {
+    p_.num_thresholds = thresholds_.size();
+    p_.thresholds = column(thresholds_, "thresholds", thresholds_.size());
+    p_.rules = rules;
+    if (!held_.tie_order.is_none())
       p_.tie_order = [this](const double* overlaps, int64_t size, int64_t* tried) {
         ask_tie_order(overlaps, size, tried);
       };
@@ -212,7 +224,7 @@ class PyEvaluation {
   void ask_tie_order(const double* overlaps, int64_t size, int64_t* tried) const {
     const py::gil_scoped_acquire acquire;
     const py::array_t<double> values(size, overlaps);
-    const Ints answer = tie_order_(values).cast<Ints>();
+    const Ints answer = held_.tie_order(values).cast<Ints>();
     std::vector<bool> seen(static_cast<size_t>(size), false);
     if (answer.ndim() != 1 || answer.size() != size)
       throw py::value_error("evaluation: tie_order must return one index per overlap");
@@ -225,8 +237,8 @@ class PyEvaluation {
     }
   }
 
-  std::vector<py::array> held_;
-  py::object tie_order_;
+  PyProblem held_;
+  Floats thresholds_;
   int num_threads_;
   ev::Problem p_;
   ev::Result result_;
@@ -239,23 +251,32 @@ py::array_t<int64_t> draw_videos(int64_t num_videos, uint64_t seed, int64_t repl
 void bind_evaluation(py::module_& m) {
   m.def("draw_videos", &draw_videos, py::arg("num_videos"), py::arg("seed"), py::arg("replicate"),
         "How often a replicate of the bootstrap draws each video.");
+  py::enum_<ev::Union>(m, "Union", "What becomes of a union of length zero.")
+      .value("GUARDED", ev::Union::kGuarded)
+      .value("UNGUARDED", ev::Union::kUnguarded)
+      .value("CLAMPED", ev::Union::kClamped);
+  py::class_<ev::Rules>(m, "Rules", "ev::Rules of csrc/evaluation/problem.h.")
+      .def(py::init([](ev::Union union_rule, bool single_tiou, bool single_segments,
+                       bool instances_choose, bool strictly_above, bool interpolate) {
+             return ev::Rules{union_rule,       single_tiou,    single_segments,
+                              instances_choose, strictly_above, interpolate};
+           }),
+           py::kw_only(), py::arg("union_rule"), py::arg("single_tiou"), py::arg("single_segments"),
+           py::arg("instances_choose"), py::arg("strictly_above"), py::arg("interpolate"));
+  py::class_<PySegments>(m, "Segments", "Columns of instances, detections or regions.")
+      .def(py::init<Ints, Ints, Floats, Floats>(), py::kw_only(), py::arg("video").noconvert(),
+           py::arg("label").noconvert(), py::arg("start").noconvert(), py::arg("end").noconvert());
+  py::class_<PyProblem>(m, "Problem", "What is evaluated; see csrc/evaluation/problem.h.")
+      .def(py::init<PySegments, PySegments, Floats, PySegments, int64_t, int64_t,
+                    std::optional<Ints>, py::object>(),
+           py::kw_only(), py::arg("truth"), py::arg("found"), py::arg("score").noconvert(),
+           py::arg("regions"), py::arg("num_videos"), py::arg("num_classes"),
+           py::arg("order").noconvert().none(true), py::arg("tie_order").none(true));
   py::class_<PyEvaluation>(m, "Evaluation",
                            "Matching, average precision and what builds on them; see "
                            "csrc/evaluation.")
-      .def(py::init<const Ints&, const Ints&, const Floats&, const Floats&, const Ints&,
-                    const Ints&, const Floats&, const Floats&, const Floats&, const Ints&,
-                    const Floats&, const Floats&, int64_t, int64_t, const Floats&, int, bool, bool,
-                    bool, bool, bool, const std::optional<Ints>&, py::object, int>(),
-           py::arg("gt_video").noconvert(), py::arg("gt_label").noconvert(),
-           py::arg("gt_start").noconvert(), py::arg("gt_end").noconvert(),
-           py::arg("video").noconvert(), py::arg("label").noconvert(), py::arg("start").noconvert(),
-           py::arg("end").noconvert(), py::arg("score").noconvert(),
-           py::arg("region_video").noconvert(), py::arg("region_start").noconvert(),
-           py::arg("region_end").noconvert(), py::arg("num_videos"), py::arg("num_classes"),
-           py::arg("thresholds").noconvert(), py::arg("union_rule"), py::arg("single_tiou"),
-           py::arg("single_segments"), py::arg("instances_choose"), py::arg("strictly_above"),
-           py::arg("interpolate"), py::arg("order").noconvert().none(true),
-           py::arg("tie_order").none(true), py::arg("num_threads"))
+      .def(py::init<PyProblem, const ev::Rules&, const Floats&, int>(), py::arg("problem"),
+           py::arg("rules"), py::arg("thresholds").noconvert(), py::arg("num_threads"))
       .def("match", &PyEvaluation::match)
       .def("first_hits", &PyEvaluation::first_hits, py::arg("by_class"))
       .def("resample", &PyEvaluation::resample, py::arg("replicates"), py::arg("seed"))

@@ -2,6 +2,7 @@
 """Types of the native library, written by hand: one section per section of csrc/bindings.cpp."""
 
 from collections.abc import Callable
+from enum import Enum
 from typing import TypedDict
 
 import numpy as np
@@ -26,33 +27,50 @@ def build_info() -> BuildInfo: ...
 
 def draw_videos(num_videos: int, seed: int, replicate: int) -> NDArray[np.int64]: ...
 
-class Evaluation:
+class Union(Enum):
+    GUARDED = ...
+    UNGUARDED = ...
+    CLAMPED = ...
+
+class Rules:
     def __init__(
         self,
-        gt_video: NDArray[np.int64],
-        gt_label: NDArray[np.int64],
-        gt_start: NDArray[np.float64],
-        gt_end: NDArray[np.float64],
-        video: NDArray[np.int64],
-        label: NDArray[np.int64],
-        start: NDArray[np.float64],
-        end: NDArray[np.float64],
-        score: NDArray[np.float64],
-        region_video: NDArray[np.int64],
-        region_start: NDArray[np.float64],
-        region_end: NDArray[np.float64],
-        num_videos: int,
-        num_classes: int,
-        thresholds: NDArray[np.float64],
-        union_rule: int,
+        *,
+        union_rule: Union,
         single_tiou: bool,
         single_segments: bool,
         instances_choose: bool,
         strictly_above: bool,
         interpolate: bool,
+    ) -> None: ...
+
+class Segments:
+    def __init__(
+        self,
+        *,
+        video: NDArray[np.int64],
+        label: NDArray[np.int64],
+        start: NDArray[np.float64],
+        end: NDArray[np.float64],
+    ) -> None: ...
+
+class Problem:
+    def __init__(
+        self,
+        *,
+        truth: Segments,
+        found: Segments,
+        score: NDArray[np.float64],
+        regions: Segments,
+        num_videos: int,
+        num_classes: int,
         order: NDArray[np.int64] | None,
         tie_order: Callable[[NDArray[np.float64]], NDArray[np.int64]] | None,
-        num_threads: int,
+    ) -> None: ...
+
+class Evaluation:
+    def __init__(
+        self, problem: Problem, rules: Rules, thresholds: NDArray[np.float64], num_threads: int
     ) -> None: ...
     def match(
         self,

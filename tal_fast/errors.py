@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions that tal_fast raises on purpose, and the hint that their messages share.
+"""Exceptions that tal_fast raises on purpose, and the phrases that their messages share.
 
 Everything a user can cause (a bad file, a misspelt setting, a missing extra) is a
 :class:`TalFastError`, so that the command line can print the message without a traceback while
@@ -8,7 +8,7 @@ real bugs keep theirs.
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ConfigError",
@@ -16,7 +16,9 @@ __all__ = [
     "MissingExtraError",
     "TalFastError",
     "TrainingError",
+    "listing",
     "nearest",
+    "others",
     "same_to_the_eye",
 ]
 
@@ -57,6 +59,29 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = list(known)
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return same_to_the_eye(word, words) or (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def listing(items: Sequence[object], shown: int = 5, between: str = "; ") -> str:
+    """Returns the first few items in a row, and how many there are besides.
+
+    Args:
+        items: what to list.
+        shown: how many at most.
+        between: what stands between two of them.
+
+    Example:
+        >>> listing(["a", "b", "c", "d"], shown=2)
+        'a; b; and 2 more'
+    """
+    words = [str(item) for item in items[:shown]]
+    if len(items) > shown:
+        words.append(f"and {len(items) - shown} more")
+    return between.join(words)
+
+
+def others(count: int) -> str:
+    """Returns ``" (and 3 more)"`` behind the first of four faults; nothing behind the only one."""
+    return f" (and {count - 1} more)" if count > 1 else ""
 
 
 def same_to_the_eye(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 #include "problem.h"
 
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -17,19 +16,6 @@ constexpr int64_t kRadixSize = 192;
 
 [[noreturn]] void fail(const char* array, int64_t index, const std::string& why) {
   throw std::invalid_argument(std::string(array) + " " + std::to_string(index) + ": " + why);
-}
-
-std::string interval(double start, double end) {
-  return std::string(1, '[') + std::to_string(start) + ", " + std::to_string(end) + "]";
-}
-
-void check_segment(const char* array, int64_t i, double start, double end) {
-  // Written so that NaN fails; infinite lengths are the only other way to be wrong.
-  if (end >= start && std::isfinite(start) && std::isfinite(end))
-    return;
-  if (!std::isfinite(start) || !std::isfinite(end))
-    fail(array, i, "expected finite times, got " + interval(start, end));
-  fail(array, i, "expected end >= start, got " + interval(start, end));
 }
 
 void check_index(const char* array, int64_t i, const char* what, int64_t value, int64_t limit) {
@@ -71,21 +57,15 @@ void check(const Problem& p) {
   for (int64_t i = 0; i < g.size; ++i) {
     check_index("ground truth", i, "video", g.video[i], p.num_videos);
     check_index("ground truth", i, "label", g.label[i], p.num_classes);
-    check_segment("ground truth", i, g.start[i], g.end[i]);
   }
   const Regions& a = p.ambiguous;
   for (int64_t i = 0; i < a.size; ++i) {
     check_index("ambiguous region", i, "video", a.video[i], p.num_videos);
-    check_segment("ambiguous region", i, a.start[i], a.end[i]);
   }
   const Detections& d = p.detections;
   for (int64_t i = 0; i < d.size; ++i) {
     check_index("detection", i, "video", d.video[i], p.num_videos);
     check_index("detection", i, "label", d.label[i], p.num_classes);
-    check_segment("detection", i, d.start[i], d.end[i]);
-    if (!std::isfinite(d.score[i])) {
-      fail("detection", i, "expected a finite score, got " + std::to_string(d.score[i]));
-    }
   }
   if (p.order != nullptr) {
     std::vector<bool> seen(static_cast<size_t>(d.size), false);

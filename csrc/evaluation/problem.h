@@ -25,7 +25,8 @@ enum class Union : int {
   kClamped = 2,    // union at least 1e-8, so tIoU 0
 };
 
-// What distinguishes the evaluators in use; a dialect is a value of this.
+// What distinguishes the evaluators in use, as far as it is decided here: the rest of a dialect is
+// applied before (tal_fast/evaluation/rules.py).
 struct Rules {
   Union union_rule = Union::kGuarded;
   // tIoU is rounded to float32 before it is compared with the (float64) thresholds.
@@ -44,8 +45,8 @@ struct Detections {
   int64_t size = 0;
   const int64_t* video = nullptr;  // [size] in [0, num_videos)
   const int64_t* label = nullptr;  // [size] in [0, num_classes)
-  const double* start = nullptr;   // [size] any unit, the same as the ground truth's
-  const double* end = nullptr;     // [size] >= start
+  const double* start = nullptr;   // [size] finite, any unit, the same as the ground truth's
+  const double* end = nullptr;     // [size] finite, >= start
   const double* score = nullptr;   // [size] finite
 };
 
@@ -83,8 +84,10 @@ struct Problem {
   Rules rules;
 };
 
-// Throws std::invalid_argument that names the array and index of the first bad value (label or
-// video out of range, time or score not finite, end < start, threshold outside (0, 1]).
+// Throws std::invalid_argument that names the array and index of the first bad value: what the code
+// goes by (video, label, order, number of thresholds) and thresholds outside (0, 1]. Times and
+// scores are the caller's to check, who knows the names of their records
+// (tal_fast/evaluation/columns.py): no value of theirs leads outside an array.
 void check(const Problem& problem);
 
 // Temporal IoU of two segments under the rules.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tal_fast.errors import DataError
 
-__all__ = ["finite_or_none", "listed_classes", "number", "plain", "subset_name"]
+__all__ = ["finite_or_none", "number", "plain", "subset_name"]
 
 
 def plain(value: Any) -> Any:
@@ -49,11 +49,3 @@ def subset_name(where: str, entry: Mapping[str, Any]) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise DataError(f"{where}: expected subset as text, got {value!r:.60}")
     return str(value)
-
-
-def listed_classes(content: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Returns the list ``classes`` of an annotation file; None where it has none of names."""
-    names = plain(content.get("classes"))
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        return None
-    return tuple(dict.fromkeys(map(str, names)))

@@ -9,9 +9,8 @@ segment is an error that names file, video and position, unless the caller asks 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +18,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.annotation_values import listed_classes, number, plain, subset_name
-from tal_fast.data.class_ids import ClassIds, collect_class_ids
+from tal_fast.data.annotation_file import (
+    AnnotatedInstance,
+    AnnotatedVideo,
+    AnnotationFile,
+    read_annotation_file,
+)
+from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.files import write_text_atomically
-from tal_fast.data.json_files import read_json
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, listing, nearest
 
 __all__ = [
     "AnnotationReport",
@@ -38,7 +41,7 @@ OutOfRange = Literal["error", "clamp", "keep"]
 
 # Two decimals are usual for durations while segments come from frame counts: a segment that ends
 # within this of its video's end (s) is inside it.
-_TOLERANCE = 1e-6
+TOLERANCE = 1e-6
 _SHOWN = 5
 
 
@@ -179,48 +182,65 @@ def load_annotations(
             "load_annotations: expected out_of_range 'error', 'clamp' or 'keep', "
             f"got {out_of_range!r}"
         )
-    origin, content = read_json(source, "annotations")
-    if not isinstance(content, Mapping) or not isinstance(content.get("database"), Mapping):
-        mapping = isinstance(content, Mapping)
-        found = sorted(map(str, content))[:5] if mapping else type(content).__name__
-        raise DataError(f"{origin}: expected an object with a 'database' object, got {found}")
-    if not content["database"]:
-        raise DataError(f"{origin}: expected at least one video, got an empty database")
-    loader = _Loader(origin, classes, out_of_range, frozenset(ignore_labels))
-    return loader.load(content["database"], listed_classes(content))
+    file = read_annotation_file(source)
+    loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
+    names, class_ids = _classes(file, classes, loader.ignored)
+    file.refuse("duration", "fps", "annotations")
+    videos = loader.load(file.videos, names)
+    listed = file.listed
+    if listed is not None:
+        listed = tuple(name for name in listed if name not in loader.ignored)
+    return Annotations(videos, names, loader.report(), class_ids, listed)
+
+
+def _classes(
+    file: AnnotationFile, given: Sequence[str] | None, ignored: Collection[str]
+) -> tuple[tuple[str, ...], ClassIds]:
+    """Returns the class names in the order of the labels, and the file's numbers of them."""
+    if given is not None:
+        names = tuple(str(name) for name in given)
+        if len(set(names)) != len(names) or not names:
+            raise DataError(
+                f"{file.origin}: expected class names that are all different, got {names}"
+            )
+        return names, file.class_ids(ignored, names)
+    class_ids = file.class_ids(ignored)
+    if class_ids.contradiction:
+        raise DataError(f"{file.origin}: {class_ids.contradiction}")
+    names = ordered_classes((label for _, _, label in file.labelled(ignored)), class_ids)
+    if not names:
+        raise DataError(f"{file.origin}: {_why_no_label(file)}")
+    return names, class_ids
+
+
+def _why_no_label(file: AnnotationFile) -> str:
+    for video in file.videos:
+        for item in video.instances:
+            if item.label is None:
+                return f"video {video.name!r}, annotation {item.position}: {_bad_label(item)}"
+    return "no label in any annotation, and no class list given"
 
 
 class _Loader:
-    """Collects faults and counts over one file."""
+    """Turns videos into targets; collects faults and counts over one file."""
 
-    def __init__(
-        self,
-        origin: str,
-        classes: Sequence[str] | None,
-        rule: str,
-        ignored: frozenset[str],
-    ) -> None:
+    def __init__(self, origin: str, rule: str, ignored: frozenset[str]) -> None:
         self.origin = origin
-        self.given_classes = classes
         self.rule = rule
         self.ignored = ignored
         self.faults: list[str] = []
         self.strays: list[str] = []
         self.total = self.clamped = self.dropped = self.left_out = 0
 
-    def load(self, database: Mapping[str, Any], listed: Sequence[str] | None) -> Annotations:
-        classes, class_ids = self._classes(database, listed)
+    def load(self, given: Iterable[AnnotatedVideo], classes: Sequence[str]) -> dict[str, Video]:
         index = {name: i for i, name in enumerate(classes)}
         videos: dict[str, Video] = {}
-        for key, entry in database.items():
-            if str(key) in videos:  # a mapping may hold 1 and "1"
-                raise DataError(f"{self.origin}: video {str(key)!r} is listed more than once")
-            videos[str(key)] = self._video(str(key), entry, index)
-        problems = list(self.faults)
-        if self.rule == "error" and self.strays:
-            problems += self.strays
+        for video in given:
+            if video.name in videos:  # a mapping may hold 1 and "1"
+                raise DataError(f"{self.origin}: video {video.name!r} is listed more than once")
+            videos[video.name] = self._video(video, index)
+        problems = self.faults + (self.strays if self.rule == "error" else [])
         if problems:
-            more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             hint = (
                 f" ({len(self.strays)} out of range: out_of_range='clamp' would cut them)"
                 if self.rule == "error" and self.strays
@@ -228,125 +248,52 @@ class _Loader:
             )
             raise DataError(
                 f"{self.origin}: {len(problems)} faulty of {self.total} segments{hint}: "
-                + "; ".join(problems[:_SHOWN])
-                + more
+                f"{listing(problems, _SHOWN)}"
             )
-        report = AnnotationReport(
+        return videos
+
+    def report(self) -> AnnotationReport:
+        return AnnotationReport(
             out_of_range=len(self.strays),
             clamped=self.clamped,
             dropped=self.dropped,
             ignored=self.left_out,
             examples=tuple(self.strays[:_SHOWN]),
         )
-        if listed is not None:
-            listed = tuple(name for name in listed if name not in self.ignored)
-        return Annotations(videos, classes, report, class_ids, listed)
 
-    def _classes(
-        self, database: Mapping[str, Any], listed: Sequence[str] | None
-    ) -> tuple[tuple[str, ...], ClassIds]:
-        """Returns the class names in the order of the labels, and the file's numbers of them."""
-        labelled = list(self._labelled(database))
-        if self.given_classes is not None:
-            given = tuple(str(name) for name in self.given_classes)
-            if len(set(given)) != len(given) or not given:
-                raise DataError(
-                    f"{self.origin}: expected class names that are all different, got {given}"
-                )
-            return given, collect_class_ids(labelled, given, listed)
-        class_ids = collect_class_ids(labelled, listed)
-        if class_ids.contradiction:
-            raise DataError(f"{self.origin}: {class_ids.contradiction}")
-        names = {label for _, _, label, _ in labelled}
-        if not names:
-            raise DataError(f"{self.origin}: {self._why_no_label(database)}")
-        order = class_ids.numbers.__getitem__ if class_ids.complete else None
-        return tuple(sorted(names, key=order)), class_ids
-
-    def _labelled(self, database: Mapping[str, Any]) -> Iterator[tuple[str, int, str, Any]]:
-        """Yields video, position, label and label_id of the annotations that have a label."""
-        for video, entry in database.items():
-            for position, item in enumerate(_items(entry)):
-                label = plain(item.get("label")) if isinstance(item, Mapping) else None
-                if isinstance(label, str) and label not in self.ignored:
-                    yield str(video), position, str(label), item.get("label_id")
-
-    def _why_no_label(self, database: Mapping[str, Any]) -> str:
-        for video, entry in database.items():
-            for position, item in enumerate(_items(entry)):
-                label = plain(item.get("label")) if isinstance(item, Mapping) else None
-                if not isinstance(label, str):
-                    return f"video {str(video)!r}, annotation {position}: {_bad_label(label)}"
-        return "no label in any annotation, and no class list given"
-
-    def _video(self, name: str, entry: Any, index: Mapping[str, int]) -> Video:
-        where = f"video {name!r}"
-        if not isinstance(entry, Mapping):
-            raise DataError(f"{self.origin}: {where}: expected an object, got {entry!r:.60}")
-        duration = number(entry.get("duration"))
-        if duration is None or not duration > 0 or math.isinf(duration):
-            raise DataError(
-                f"{self.origin}: {where}: expected a duration > 0 in seconds, "
-                f"got {entry.get('duration')!r:.60}"
-            )
-        fps = None if entry.get("fps") is None else number(entry["fps"])
-        if entry.get("fps") is not None and (fps is None or not 0 < fps < math.inf):
-            raise DataError(f"{self.origin}: {where}: expected fps > 0, got {entry['fps']!r:.60}")
-        items = plain(entry.get("annotations"))
-        if items is None:
-            items = ()
-        if not isinstance(items, Sequence) or isinstance(items, str):
-            raise DataError(f"{self.origin}: {where}: expected a list of annotations")
+    def _video(self, given: AnnotatedVideo, index: Mapping[str, int]) -> Video:
+        assert given.duration is not None  # else it is a fault of the file
         segments: list[tuple[float, float]] = []
         labels: list[int] = []
-        for position, item in enumerate(items):
-            kept = self._instance(f"{where}, annotation {position}", item, duration, index)
+        for item in given.instances:
+            where = f"video {given.name!r}, annotation {item.position}"
+            kept = self._instance(where, item, given.duration, index)
             if kept is not None:
                 segments.append(kept[:2])
                 labels.append(kept[2])
         return Video(
-            name=name,
-            subset=subset_name(f"{self.origin}: {where}", entry),
-            duration=duration,
-            fps=fps,
+            name=given.name,
+            subset=given.subset,
+            duration=given.duration,
+            fps=given.fps,
             segments=np.asarray(segments, dtype=np.float64).reshape(-1, 2),
             labels=np.asarray(labels, dtype=np.int64),
         )
 
     def _instance(
-        self, where: str, item: Any, duration: float, index: Mapping[str, int]
+        self, where: str, item: AnnotatedInstance, duration: float, index: Mapping[str, int]
     ) -> tuple[float, float, int] | None:
         """Returns (start, end, label), or None for an instance that is left out or faulty."""
         self.total += 1
-        label = plain(item.get("label")) if isinstance(item, Mapping) else None
-        segment = plain(item.get("segment")) if isinstance(item, Mapping) else None
-        if not isinstance(label, str):
-            self.faults.append(f"{where}: {_bad_label(label)}")
-            return None
-        if label in self.ignored:
+        if item.label is not None and item.label in self.ignored:
             self.left_out += 1
             return None
-        if label not in index:
-            self.faults.append(
-                f"{where}: label {label!r} is not among the {len(index)} classes"
-                f"{nearest(label, index)}"
-            )
+        fault = _fault(item, index)
+        if fault or item.label is None or item.segment is None:
+            self.faults.append(f"{where}: {fault}")
             return None
-        start = end = None
-        if isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2:
-            start, end = number(segment[0]), number(segment[1])
-        if start is None or end is None:
-            self.faults.append(
-                f"{where}: expected segment [start, end] in seconds, got {segment!r:.60}"
-            )
-            return None
-        if not (math.isfinite(start) and math.isfinite(end)):
-            self.faults.append(f"{where}: segment [{start}, {end}] is not finite")
-            return None
-        if end <= start:
-            self.faults.append(f"{where}: segment end {end} is not after its start {start}")
-            return None
-        if start < -_TOLERANCE or end > duration + _TOLERANCE:
+        start, end = item.segment
+        if start < -TOLERANCE or end > duration + TOLERANCE:
             self.strays.append(
                 f"{where}: segment [{start}, {end}] is not inside the video, [0, {duration}]"
             )
@@ -356,15 +303,30 @@ class _Loader:
                     self.dropped += 1
                     return None
                 self.clamped += 1
-        return start, end, index[label]
+        return start, end, index[item.label]
 
 
-def _items(entry: Any) -> Sequence[Any]:
-    items = plain(entry.get("annotations")) if isinstance(entry, Mapping) else None
-    return items if isinstance(items, Sequence) and not isinstance(items, str) else ()
+def _fault(item: AnnotatedInstance, index: Mapping[str, int]) -> str:
+    """Returns what makes an instance no target of training, in words; empty if nothing."""
+    if item.label is None:
+        return _bad_label(item)
+    if item.label not in index:
+        return (
+            f"label {item.label!r} is not among the {len(index)} classes"
+            f"{nearest(item.label, index)}"
+        )
+    if item.segment is None:
+        return f"expected segment [start, end] in seconds, got {item.value('segment')!r:.60}"
+    start, end = item.segment
+    if item.span is None:
+        return f"segment [{start}, {end}] is not finite"
+    if end <= start:
+        return f"segment end {end} is not after its start {start}"
+    return ""
 
 
-def _bad_label(label: Any) -> str:
+def _bad_label(item: AnnotatedInstance) -> str:
+    label = item.value("label")
     hint = "" if label is None else "; a label is a class name, its number is label_id"
     return f"expected a label, got {label!r:.60}{hint}"
 

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of classes, ``label_id``, and whether predictions may use them in place of names."""
+"""The numbers of classes, ``label_id``: the order they give, and if predictions may use them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from tal_fast.data.annotation_values import plain
-
-__all__ = ["ClassIds", "collect_class_ids"]
+__all__ = ["ClassIds", "collect_class_ids", "ordered_classes"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class ClassIds:
 
 
 def collect_class_ids(
-    annotations: Iterable[tuple[str, int, str, Any]], *lists: Sequence[str] | None
+    annotations: Iterable[tuple[str, int, str, int | None]], *lists: Sequence[str] | None
 ) -> ClassIds:
     """Returns the numbers of the classes that all annotations of a file together give.
 
@@ -49,8 +46,7 @@ def collect_class_ids(
     for video, position, label, value in annotations:
         total += 1
         labels.setdefault(label)
-        value = plain(value)
-        if type(value) is not int:
+        if value is None:
             without += 1
             missing = missing or f"video {video!r}, annotation {position} ({label!r})"
             continue
@@ -99,3 +95,23 @@ def _of_lists(labels: Iterable[str], places: Sequence[Mapping[str, int]]) -> Cla
             f"their numbers are incomplete ({outside!r} has no label_id and is not in the list)",
         )
     return ClassIds(dict(places[0]))
+
+
+def ordered_classes(
+    labels: Iterable[str], class_ids: ClassIds, listed: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Returns the names of all classes in the order of their indices.
+
+    That is by number where every annotation has one and they do not contradict each other; else by
+    name. A list of classes stands in front, in its own order, where it names others, too, or there
+    is no such number.
+
+    Args:
+        labels: those of the annotations.
+        class_ids: their numbers.
+        listed: a list of classes that counts what it names, also without an annotation.
+    """
+    found = set(labels)
+    if class_ids.complete and found.issuperset(listed or ()):
+        return tuple(sorted(found, key=class_ids.numbers.__getitem__))
+    return (*(listed or ()), *sorted(found.difference(listed or ())))

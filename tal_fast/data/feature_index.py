@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.formats.npy import npy_extent
-from tal_fast.errors import ConfigError, DataError, nearest, same_to_the_eye
+from tal_fast.errors import ConfigError, DataError, listing, nearest, same_to_the_eye
 
 __all__ = [
     "DTYPES",
@@ -27,8 +27,6 @@ __all__ = [
     "unannotated",
     "without_features",
 ]
-
-_SHOWN = 5
 
 
 def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Extent:
@@ -181,8 +179,7 @@ def index_streams(
                     f"got {extent.width}{hint}"
                 )
     if faults:
-        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise DataError("; ".join(faults[:_SHOWN]) + more)
+        raise DataError(listing(faults))
     return extents
 
 

@@ -32,7 +32,7 @@ from tal_fast.data.formats.hdf5 import Hdf5File
 from tal_fast.data.formats.npy import npy_array, npy_extent
 from tal_fast.data.formats.rows import Reduce, as_crops, as_rows, reduced
 from tal_fast.data.formats.safetensors_files import SafetensorsFile, read_store_index, store_index
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, listing
 
 __all__ = ["OpenStream", "Stream", "streams_of"]
 
@@ -193,7 +193,7 @@ class OpenStream:
         if len(endings) > 1:
             raise DataError(
                 f"{self.stream.path}: files of {len(endings)} endings "
-                f"({', '.join(sorted(endings.values())[:_SHOWN])}); give a template"
+                f"({listing(sorted(endings.values()), _SHOWN, ', ')}); give a template"
             )
         ending = next(iter(endings))
         # Without an index, too, safetensors files are taken for shards: of a file per video, a
@@ -418,12 +418,12 @@ class OpenStream:
             if self.stream.key not in names:
                 raise DataError(
                     f"{path}: no array {self.stream.key!r} among {len(names)} "
-                    f"({', '.join(names[:_SHOWN])})"
+                    f"({listing(names, _SHOWN, ', ')})"
                 )
             return self.stream.key
         if len(names) != 1:
             raise DataError(
-                f"{path}: expected one array, got {len(names)} ({', '.join(names[:_SHOWN])}); "
+                f"{path}: expected one array, got {len(names)} ({listing(names, _SHOWN, ', ')}); "
                 "name one with key"
             )
         return names[0]

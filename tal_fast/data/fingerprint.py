@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tal_fast.data.dataset import TALDataset
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, others
 
 __all__ = ["changed_annotations", "changed_features", "data_facts", "data_fingerprint"]
 
@@ -96,7 +96,7 @@ def changed_annotations(then: Mapping[str, Any], now: Mapping[str, Any]) -> str 
         ),
     ):
         if names:
-            return f"video {names[0]!r}{_more(names)} {what}"
+            return f"video {names[0]!r}{others(len(names))} {what}"
     return None
 
 
@@ -113,13 +113,9 @@ def changed_features(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
         return None
     first = names[0]
     return (
-        f"the features of video {first!r}{_more(names)} have changed: "
+        f"the features of video {first!r}{others(len(names))} have changed: "
         f"{_files(before[first]['features'])} then, {_files(after[first]['features'])} now"
     )
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def _files(facts: Iterable[Sequence[int]]) -> str:

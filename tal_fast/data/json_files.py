@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, others
 
 __all__ = [
     "RepeatedKey",
@@ -104,8 +104,7 @@ def parse_json(origin: str, text: bytes) -> Any:
 
 def repeated_keys(origin: str, repeated: Sequence[RepeatedKey]) -> DataError:
     """Returns the error to raise for keys of which only the last would count."""
-    more = f" (and {len(repeated) - 1} more)" if len(repeated) > 1 else ""
-    return DataError(f"{origin}: {repeated[0]}{more}; only the last would count")
+    return DataError(f"{origin}: {repeated[0]}{others(len(repeated))}; only the last would count")
 
 
 def parse_with_repeats(origin: str, text: bytes) -> tuple[Any, tuple[RepeatedKey, ...]]:

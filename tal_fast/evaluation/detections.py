@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.arrays import as_labels, as_numbers
-from tal_fast.evaluation.records import check_times, others
+from tal_fast.evaluation.columns import check_indices, check_scores, check_times
 
 __all__ = ["Detections", "VideoDetections"]
 
@@ -149,13 +149,7 @@ class Detections:
             DataError: naming the first record at fault.
         """
         check_times(self.start, self.end, self.describe)
-        bad = ~np.isfinite(self.score)
-        if bad.any():
-            i = int(bad.argmax())
-            raise DataError(
-                f"{self.describe(i)}: expected a finite score, got {float(self.score[i])}"
-                f"{others(int(bad.sum()))}"
-            )
+        check_scores(self.score, self.describe)
 
 
 def _video_columns(
@@ -182,12 +176,7 @@ def _video_columns(
     if isinstance(labels, list):
         named = [_label(where, i, name, index) for i, name in enumerate(labels)]
         return np.array(named, dtype=np.int64), segments, scores
-    bad = (labels < 0) | (labels >= len(index))
-    if bad.any():
-        i = int(bad.argmax())
-        raise DataError(
-            f"{where}, prediction {i}: expected a label in [0, {len(index)}), got {labels[i]}"
-        )
+    check_indices(labels, len(index), lambda i: f"{where}, prediction {i}")
     return labels.astype(np.int64), segments, scores
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from enum import Enum
 from types import MappingProxyType
 
 from tal_fast.errors import ConfigError, nearest
@@ -27,12 +27,12 @@ class EvaluationWarning(UserWarning):
     """A rule of the chosen dialect changes the outcome, or would if it were followed strictly."""
 
 
-class Union(IntEnum):
-    """What becomes of a union of length zero; the numbers of ``csrc/evaluation/problem.h``."""
+class Union(Enum):
+    """What becomes of a union of length zero; the names of ``csrc/evaluation/problem.h``."""
 
-    GUARDED = 0
-    UNGUARDED = 1
-    CLAMPED = 2
+    GUARDED = "guarded"
+    UNGUARDED = "unguarded"
+    CLAMPED = "clamped"
 
 
 @dataclass(frozen=True)

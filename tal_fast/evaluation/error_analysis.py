@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation.prepared import Prepared
+from tal_fast.errors import ConfigError
+from tal_fast.evaluation.problem import Problem
 from tal_fast.evaluation.result import EvaluationResult
 
 __all__ = ["BINS", "ERRORS", "ErrorAnalysis", "Sensitivity", "analyse_errors"]
@@ -174,9 +174,7 @@ def analyse_errors(
             f"analyse_errors: expected depth >= 1 and a floor between 0 and the smallest threshold "
             f"{min(result.tiou_thresholds)}, got {depth} and {floor}"
         )
-    source = result.source
-    if source is None:
-        raise DataError("analyse_errors: expected a result with its arrays, got one without")
+    source = result.require_source("analyse_errors")
     native = result.native or source.native(result.tiou_thresholds)
     kinds, best_overlap, best_instance, matched, without = native.errors(floor)
     found = native.found  # one bit per threshold
@@ -216,7 +214,7 @@ def analyse_errors(
     )
 
 
-def _profile(kinds: npt.NDArray[np.uint8], ranked: Ints, source: Prepared, depth: int) -> Ints:
+def _profile(kinds: npt.NDArray[np.uint8], ranked: Ints, source: Problem, depth: int) -> Ints:
     """Returns [T, depth, 6]."""
     label = source.found.label[ranked]
     sizes = np.bincount(label, minlength=len(source.classes))
@@ -232,7 +230,7 @@ def _profile(kinds: npt.NDArray[np.uint8], ranked: Ints, source: Prepared, depth
     return out
 
 
-def _characteristics(source: Prepared) -> dict[str, Floats]:
+def _characteristics(source: Problem) -> dict[str, Floats]:
     length = source.truth.end - source.truth.start
     values = {"length": length}
     if source.durations is not None:

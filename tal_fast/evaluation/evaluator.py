@@ -11,23 +11,26 @@ first of the file is matched.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError
 from tal_fast.evaluation.arrays import as_array
+from tal_fast.evaluation.columns import OF_ARRAYS, check_indices, check_scores, check_times
 from tal_fast.evaluation.detections import Detections
-from tal_fast.evaluation.dialects import TAL_FAST, Dialect, find_dialect
+from tal_fast.evaluation.dialects import TAL_FAST, Dialect, EvaluationWarning, find_dialect
 from tal_fast.evaluation.ground_truth import GroundTruth, GroundTruthSource, read_ground_truth
-from tal_fast.evaluation.preparation import prepare
-from tal_fast.evaluation.prepared import Note, Prepared, Segments
-from tal_fast.evaluation.records import others
+from tal_fast.evaluation.pairing import pair
+from tal_fast.evaluation.prediction_files import read_results
+from tal_fast.evaluation.problem import NoteKind, Problem, Segments
 from tal_fast.evaluation.result import EvaluationResult
-from tal_fast.evaluation.results import read_results
+from tal_fast.evaluation.rules import apply_rules
 from tal_fast.ranges import nvtx_range
 
 __all__ = ["DEFAULT_TIOU_THRESHOLDS", "check_thresholds", "evaluate", "evaluate_arrays"]
@@ -61,11 +64,11 @@ def evaluate(
         ground_truth: path or content of a JSON ``{"database": {video: {"subset", "annotations":
             [{"segment": [start, end], "label"}]}}}``, plain or gzipped; a data directory, whose
             features are not needed; or :class:`tal_fast.data.Annotations`.
-        predictions: path or content of a results file (:mod:`tal_fast.evaluation.results`: JSON,
-            JSON lines, either gzipped), or :class:`Detections`, which alone may be empty. A video
-            without predictions may be missing. Labels are class names or their numbers: the
-            ``label_id`` of the annotations, or, where no annotation has one, the place in a list of
-            classes.
+        predictions: path or content of a results file (JSON or JSON lines, either gzipped; see
+            :mod:`tal_fast.evaluation.prediction_files`), or :class:`Detections`, which alone may
+            be empty. A video without predictions may be missing. Labels are class names or their
+            numbers: the ``label_id`` of the annotations, or, where no annotation has one, the place
+            in a list of classes.
         tiou_thresholds: 1 to 64 different values in (0, 1], in any order, used as they are given
             (0.7 is 0.7, not a sum of steps). A tIoU equal to a threshold reaches it.
         subset: name of the subset to evaluate; None evaluates every video of the database.
@@ -98,44 +101,31 @@ def evaluate(
     thresholds = check_thresholds("evaluate", tiou_thresholds)
     rules = _choose_rules(dialect, ties, blocked_videos)
     with nvtx_range("tal_fast.evaluate.read"):
-        truth = (
-            ground_truth
-            if isinstance(ground_truth, GroundTruth)
-            else read_ground_truth(ground_truth, subset, dialect=rules, strict=strict)
+        if isinstance(ground_truth, GroundTruth):
+            truth = ground_truth
+            truth.check()
+        else:
+            truth = read_ground_truth(ground_truth, subset, dialect=rules, strict=strict)
+        if isinstance(predictions, Detections):
+            found = predictions
+            found.check()
+        else:
+            found = read_results(predictions, allow_pickle=allow_pickle)
+        problem = pair(
+            truth,
+            found,
+            rules,
+            subset=subset,
+            strict=strict,
+            strict_times=strict_times,
+            num_threads=num_threads,
         )
-        found = (
-            predictions
-            if isinstance(predictions, Detections)
-            else read_results(predictions, allow_pickle=allow_pickle)
-        )
-        videos, classes, ids, video, label = _translate(truth, found, subset, rules, strict)
-    notes = _early(found, strict_times)
     if len(truth.label) == 0:
         where = "" if subset is None else f" in subset {subset!r}"
         raise DataError(f"{truth.origin}: expected at least one annotation{where}, got none")
     if len(found) == 0 and not isinstance(predictions, Detections) and not strict:
         raise DataError(f"{found.origin}: expected at least one prediction, got none")
-    durations = truth.durations
-    if durations is not None:
-        more = len(videos) - len(durations)
-        durations = np.concatenate([durations, np.full(more, np.nan)])
-    return _run(
-        thresholds,
-        Segments(truth.video, truth.label, truth.start, truth.end),
-        Segments(video, label, _contiguous(found.start), _contiguous(found.end)),
-        _contiguous(found.score),
-        num_videos=len(videos),
-        videos=videos,
-        classes=classes,
-        class_ids=ids,
-        listed=truth.listed,
-        durations=durations,
-        notes=notes,
-        dialect=rules,
-        strict=strict,
-        num_threads=num_threads,
-        describe=found.describe,
-    )
+    return _run(problem, thresholds)
 
 
 def evaluate_arrays(
@@ -183,8 +173,8 @@ def evaluate_arrays(
     """
     thresholds = check_thresholds("evaluate_arrays", tiou_thresholds)
     rules = _choose_rules(dialect, ties, ())
-    truth = _columns("gt_video", gt_video, "gt_label", gt_label, "gt_segments", gt_segments)
-    found = _columns("video", video, "label", label, "segments", segments)
+    truth = _segments("gt_", gt_video, gt_label, gt_segments)
+    found = _segments("", video, label, segments)
     score = _array("scores", scores, np.float64, (len(found),))
     if len(truth) == 0:
         raise DataError("evaluate_arrays: expected at least one instance in gt_video, got none")
@@ -193,23 +183,22 @@ def evaluate_arrays(
         classes = 1 + max(int(truth.label.max()), int(found.label.max(initial=0)))
     if isinstance(classes, (int, np.integer)):
         classes = tuple(map(str, range(int(classes))))
-    names = tuple(classes)
-    return _run(
-        thresholds,
-        replace(truth, video=truth_video),
-        replace(found, video=found_video),
-        score,
+    for rows, what in ((truth, "ground truth"), (found, "detection")):
+        name = partial("evaluate_arrays: {} {}".format, what)
+        check_indices(rows.label, len(classes), name)
+        check_times(rows.start, rows.end, name, OF_ARRAYS)
+    check_scores(score, partial("evaluate_arrays: detection {}".format))
+    problem = Problem(
+        truth=replace(truth, video=truth_video),
+        found=replace(found, video=found_video),
+        score=score,
         num_videos=num_videos,
-        videos=None,
-        classes=names,
-        class_ids=None,
-        listed=None,
-        durations=None,
+        classes=tuple(classes),
         dialect=rules,
         strict=strict,
         num_threads=num_threads,
-        describe=lambda i: f"evaluate_arrays: detection {i}",
     )
+    return _run(problem, thresholds)
 
 
 def _choose_rules(dialect: str | Dialect, ties: str | None, blocked: Collection[str]) -> Dialect:
@@ -223,40 +212,36 @@ def _choose_rules(dialect: str | Dialect, ties: str | None, blocked: Collection[
     return rules
 
 
-def _run(
-    thresholds: tuple[float, ...],
-    truth: Segments,
-    found: Segments,
-    score: Floats,
-    **options: Any,
-) -> EvaluationResult:
+def _run(given: Problem, thresholds: tuple[float, ...]) -> EvaluationResult:
     with nvtx_range("tal_fast.evaluate"):
-        source: Prepared = prepare(truth, found, score, **options)
-        native = source.native(thresholds)
+        problem = apply_rules(given)
+        native = problem.native(thresholds)
         ap, true_positives, num_truth, num_found = native.match()
-    counted = ap[source.counted]
+    for note in problem.notes:
+        if note.kind is NoteKind.MISTAKE:
+            # Of the line that called evaluate() or evaluate_arrays().
+            warnings.warn(f"evaluate: {note.text}", EvaluationWarning, stacklevel=3)
+    counts = problem.counted
+    counted = ap[counts]
     if len(counted) == 0:
         raise DataError("evaluate: the dialect's rules leave no instance to evaluate")
     # A class that counts without an instance (strict): NaN if it is predicted, 0 if not.
-    counted = np.where(
-        (num_truth[source.counted] == 0)[:, None] & (num_found[source.counted] == 0)[:, None],
-        0.0,
-        counted,
-    )
+    nothing = (num_truth[counts] == 0) & (num_found[counts] == 0)
+    counted = np.where(nothing[:, None], 0.0, counted)
     per_threshold = counted.mean(axis=0)
     return EvaluationResult(
         average_map=float(per_threshold.mean()),
         map_per_threshold=per_threshold,
         ap=ap,
-        classes=source.classes,
+        classes=problem.classes,
         tiou_thresholds=thresholds,
         true_positives=true_positives,
         ground_truth_per_class=num_truth,
         predictions_per_class=num_found,
-        num_videos=source.num_videos,
-        dialect=source.dialect.name,
-        notes=tuple(note.text for note in source.notes),
-        source=source,
+        num_videos=problem.num_videos,
+        dialect=problem.dialect.name,
+        notes=tuple(note.text for note in problem.notes),
+        source=problem,
         native=native,
     )
 
@@ -285,109 +270,12 @@ def check_thresholds(function: str, values: Sequence[float]) -> tuple[float, ...
     return thresholds
 
 
-def _translate(
-    truth: GroundTruth, found: Detections, subset: str | None, rules: Dialect, strict: bool
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int | None, ...], Ints, Ints]:
-    """Returns videos, classes, their numbers, and the predictions' video and label as indices."""
-    videos, classes, ids = truth.videos, truth.classes, truth.class_ids
-    blocked = set(rules.ignored_videos)
-    video_index = {name: i for i, name in enumerate(videos)}
-    if rules.id_prefix and not strict:  # on both sides or one
-        for name in found.videos:
-            short = name.removeprefix(rules.id_prefix)
-            if short != name and short in video_index:
-                video_index.setdefault(name, video_index[short])
-    unknown = [name for name in found.videos if name not in video_index and name not in blocked]
-    lenient = strict and rules.unknown_videos_count
-    if unknown and not lenient:
-        strangers = [name for name in unknown if name not in truth.other_videos]
-        if strangers:
-            raise DataError(
-                f"{found.origin}: video {strangers[0]!r}{others(len(strangers))} is not in "
-                f"{truth.origin}{nearest(strangers[0], video_index)}"
-            )
-        raise DataError(
-            f"{found.origin}: {len(unknown)} of {len(found.videos)} videos are not in subset "
-            f"{subset!r} of {truth.origin}, the first is {unknown[0]!r}; choose the subset that "
-            "was predicted, or leave these videos out"
-        )
-    more = [name for name in found.videos if name not in video_index]
-    video_index.update((name, len(videos) + n) for n, name in enumerate(more))
-    videos = (*videos, *more)
-
-    class_index: dict[str | int, int] = {name: i for i, name in enumerate(classes)}
-    if truth.no_numbers:
-        _check_names(truth, found)
-    else:
-        class_index.update((number, i) for i, number in enumerate(ids) if number is not None)
-    new_label = np.array([class_index.get(name, -1) for name in found.classes], dtype=np.int64)
-    label = new_label[found.label] if len(found) else np.zeros(0, np.int64)
-    bad = label < 0
-    if bad.any():
-        i = int(bad.argmax())
-        name = found.classes[found.label[i]]
-        if not lenient or rules.unknown_label == "error":
-            raise DataError(
-                f"{found.describe(i)}: label {name!r} is not among the {len(classes)} classes of "
-                f"{truth.origin}{nearest(name, classes) if isinstance(name, str) else ''}"
-                f"{others(int(bad.sum()))}"
-            )
-        # Each becomes a class of its own, without an instance.
-        new = [name for name in found.classes if name not in class_index]
-        new_label[new_label < 0] = np.arange(len(classes), len(classes) + len(new))
-        classes = (*classes, *map(str, new))
-        ids = (*ids, *(name if isinstance(name, int) else None for name in new))
-        label = new_label[found.label]
-    new_video = np.array([video_index[name] for name in found.videos], dtype=np.int64)
-    video = new_video[found.video] if len(found) else np.zeros(0, np.int64)
-    return videos, classes, ids, video, label
-
-
-def _check_names(truth: GroundTruth, found: Detections) -> None:
-    """Checks that no label is a number: the ground truth does not say which class that is."""
-    numbers = np.array([isinstance(name, int) for name in found.classes], dtype=bool)
-    bad = numbers[found.label] if len(found) else np.zeros(0, dtype=bool)
-    if bad.any():
-        i = int(bad.argmax())
-        raise DataError(
-            f"{found.describe(i)}: label {found.classes[found.label[i]]!r} is not among the "
-            f"{len(truth.classes)} classes of {truth.origin}: {truth.no_numbers}; "
-            f"expected names{others(int(bad.sum()))}"
-        )
-
-
-def _early(found: Detections, strict_times: bool) -> tuple[Note, ...]:
-    """Returns a note about predictions that start before their video does."""
-    early = found.start < 0
-    count = int(np.count_nonzero(early))
-    if count == 0:
-        return ()
-    i = int(early.argmax())
-    if strict_times:
-        raise DataError(
-            f"{found.describe(i)}: expected a start >= 0 s, got {float(found.start[i])}"
-            f"{others(count)}"
-        )
-    return (
-        Note(
-            f"{count} of {len(found)} predictions start before 0 s, the earliest at "
-            f"{float(found.start.min()):g} s; they are scored as they are (strict_times refuses)",
-            "input",
-        ),
-    )
-
-
-def _columns(
-    video_name: str,
-    video: npt.ArrayLike,
-    label_name: str,
-    label: npt.ArrayLike,
-    segments_name: str,
-    segments: npt.ArrayLike,
+def _segments(
+    prefix: str, video: npt.ArrayLike, label: npt.ArrayLike, segments: npt.ArrayLike
 ) -> Segments:
-    videos = _array(video_name, video, np.int64, (-1,))
-    labels = _array(label_name, label, np.int64, (len(videos),))
-    pairs = _array(segments_name, segments, np.float64, (len(videos), 2))
+    videos = _array(f"{prefix}video", video, np.int64, (-1,))
+    labels = _array(f"{prefix}label", label, np.int64, (len(videos),))
+    pairs = _array(f"{prefix}segments", segments, np.float64, (len(videos), 2))
     return Segments(
         videos, labels, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
     )
@@ -414,10 +302,6 @@ def _array(
             f"evaluate_arrays: expected {name} of shape [{wanted}], got {list(array.shape)}"
         )
     return np.ascontiguousarray(array, dtype=dtype)
-
-
-def _contiguous(values: Floats) -> Floats:
-    return np.ascontiguousarray(values, dtype=np.float64)
 
 
 def _compact(truth: Ints, found: Ints) -> tuple[Ints, Ints, int]:

@@ -4,22 +4,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.data.annotation_values import finite_or_none, listed_classes, plain, subset_name
+from tal_fast.data.annotation_file import (
+    AnnotatedInstance,
+    AnnotatedVideo,
+    AnnotationFile,
+    Bare,
+    read_annotation_file,
+)
 from tal_fast.data.annotations import Annotations
-from tal_fast.data.class_ids import ClassIds, collect_class_ids
+from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.dataset import dataset_annotations
 from tal_fast.data.dataset_spec import is_dataset
-from tal_fast.data.json_files import read_json
-from tal_fast.errors import DataError, nearest
+from tal_fast.errors import DataError, nearest, others
+from tal_fast.evaluation.columns import check_times, segment_columns
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
-from tal_fast.evaluation.records import check_times, others, segment_columns
 
 __all__ = ["GroundTruth", "GroundTruthSource", "read_ground_truth"]
 
@@ -60,6 +65,20 @@ class GroundTruth:
     origin: str = "ground truth"
     no_numbers: str = ""
 
+    def describe(self, index: int) -> str:
+        """Returns the name of an instance for messages: source, video, position in the video."""
+        video = self.video[index]
+        position = int(np.count_nonzero(self.video[:index] == video))
+        return f"{self.origin}: video {self.videos[video]!r}, annotation {position}"
+
+    def check(self) -> None:
+        """Checks that times are finite and no segment is reversed.
+
+        Raises:
+            DataError: naming the first instance at fault.
+        """
+        check_times(self.start, self.end, self.describe)
+
 
 def read_ground_truth(
     source: GroundTruthSource,
@@ -99,59 +118,86 @@ def read_ground_truth(
         return _from_annotations(dataset_annotations(source), subset, dialect, strict, origin)
     if isinstance(source, Annotations):
         return _from_annotations(source, subset, dialect, strict, "ground truth")
-    origin, content = read_json(source, "ground truth")
-    database = content.get("database") if isinstance(content, Mapping) else None
-    if dialect.bare_database and isinstance(content, Mapping) and "database" not in content:
-        database = content
-    if not isinstance(database, Mapping):
-        mapping = isinstance(content, Mapping)
-        found = sorted(map(str, content))[:5] if mapping else type(content).__name__
-        raise DataError(f"{origin}: expected an object with an object 'database', got {found}")
-    subsets: dict[str, str] = {}
-    annotations: dict[str, list[Mapping[str, Any]]] = {}
-    durations: dict[str, float] = {}
-    for key, entry in database.items():
-        name = _video_name(str(key), dialect, strict)
-        if name in subsets:
-            raise DataError(f"{origin}: video {key!r}: expected one of its name, got another")
-        subsets[name], annotations[name] = _entry(origin, str(key), entry)
-        durations[name] = _duration(entry)
-    chosen = _choose(origin, subsets, subset, dialect)
-    listed = _listed(origin, content)
-    classes, class_ids, no_numbers = _classes(annotations, listed)
+    bare: Bare = "any" if dialect.bare_database else "no"
+    file = read_annotation_file(source, "ground truth", bare=bare)
+    return _from_file(file, subset, dialect, strict)
+
+
+def _from_file(
+    file: AnnotationFile, subset: str | None, dialect: Dialect, strict: bool
+) -> GroundTruth:
+    named: dict[str, AnnotatedVideo] = {}
+    for video in file.videos:
+        name = _video_name(video.name, dialect, strict)
+        if name in named:
+            raise DataError(
+                f"{file.origin}: video {video.name!r}: expected one of its name, got another"
+            )
+        named[name] = video
+    file.refuse("annotations", "null annotations")
+    _require_labels(file)
+    chosen = _choose(file.origin, {n: video.subset for n, video in named.items()}, subset, dialect)
+    if file.listed_fault:
+        raise DataError(f"{file.origin}: {file.listed_fault}")
+    class_ids = file.class_ids()
+    labels = (label for _, _, label in file.labelled())
+    classes = ordered_classes(labels, class_ids, file.listed)
     index = {name: i for i, name in enumerate(classes)}
-    owner = [(video, i) for video in chosen for i in range(len(annotations[video]))]
-    items = [item for video in chosen for item in annotations[video]]
+    owners = [(name, item) for name in chosen for item in named[name].instances]
 
-    def name_of(i: int) -> str:
-        return f"{origin}: video {owner[i][0]!r}, annotation {owner[i][1]}"
+    def describe(i: int) -> str:
+        return f"{file.origin}: video {owners[i][0]!r}, annotation {owners[i][1].position}"
 
-    for i, item in enumerate(items):
-        if "segment" not in item:
-            raise DataError(f"{name_of(i)}: no 'segment' among {sorted(map(str, item))}")
-    start, end = segment_columns([item["segment"] for item in items], name_of)
-    check_times(start, end, name_of)
+    start, end = _times([item for _, item in owners], describe)
+    check_times(start, end, describe)
     if not strict and (start < 0).any():
         i = int((start < 0).argmax())
         raise DataError(
-            f"{name_of(i)}: expected a start >= 0 s, got {float(start[i])}"
+            f"{describe(i)}: expected a start >= 0 s, got {float(start[i])}"
             f"{others(int(np.count_nonzero(start < 0)))}"
         )
-    sizes = [len(annotations[video]) for video in chosen]
+    numbers, no_numbers = _numbers(classes, class_ids)
     return GroundTruth(
         videos=chosen,
-        other_videos=frozenset(subsets) - frozenset(chosen),
+        other_videos=frozenset(named) - frozenset(chosen),
         classes=classes,
-        video=np.repeat(np.arange(len(chosen), dtype=np.int64), sizes),
-        label=np.array([index[plain(item["label"])] for item in items], dtype=np.int64),
+        video=_repeated([len(named[name].instances) for name in chosen]),
+        label=np.array([index[item.label or ""] for _, item in owners], dtype=np.int64),
         start=start,
         end=end,
-        class_ids=class_ids,
-        listed=listed,
-        durations=_some([durations[video] for video in chosen]),
-        origin=origin,
+        class_ids=numbers,
+        listed=file.listed,
+        durations=_some([named[name].duration for name in chosen]),
+        origin=file.origin,
         no_numbers=no_numbers,
     )
+
+
+def _require_labels(file: AnnotationFile) -> None:
+    for video in file.videos:
+        for item in video.instances:
+            if item.label is None:
+                where = f"{file.origin}: video {video.name!r}, annotation {item.position}"
+                if not isinstance(item.given, Mapping):
+                    raise DataError(f"{where}: expected an object, got {item.given!r:.60}")
+                raise DataError(
+                    f"{where}: expected label as a class name, got {item.given.get('label')!r:.60}"
+                )
+
+
+def _times(
+    items: Sequence[AnnotatedInstance], describe: Callable[[int], str]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns starts and ends."""
+    segments = [item.segment for item in items if item.segment is not None]
+    if len(segments) == len(items):
+        columns = np.array(segments, dtype=np.float64).reshape(-1, 2)
+        return np.ascontiguousarray(columns[:, 0]), np.ascontiguousarray(columns[:, 1])
+    for i, item in enumerate(items):
+        if "segment" not in item.given:
+            raise DataError(f"{describe(i)}: no 'segment' among {sorted(map(str, item.given))}")
+    # Which of them is none, and why, is told as it is of a prediction.
+    return segment_columns([item.given["segment"] for item in items], describe)
 
 
 def _video_name(name: str, dialect: Dialect, strict: bool) -> str:
@@ -159,41 +205,14 @@ def _video_name(name: str, dialect: Dialect, strict: bool) -> str:
     return name[len(prefix) :] if strict or name.startswith(prefix) else name
 
 
-def _duration(entry: Mapping[str, Any]) -> float:
-    value = finite_or_none(entry.get("duration", entry.get("duration_second")))
-    return value if value is not None and value > 0 else float("nan")
-
-
-def _some(values: list[float]) -> npt.NDArray[np.float64] | None:
-    array = np.array(values, dtype=np.float64)
+def _some(values: Sequence[float | None]) -> npt.NDArray[np.float64] | None:
+    array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     return None if np.isnan(array).all() else array
 
 
-def _listed(origin: str, content: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = content.get("classes")
-    listed = listed_classes(content)
-    if listed is None and names is not None and not isinstance(names, Mapping):
-        raise DataError(f"{origin}: expected 'classes' as a list of names, got {names!r:.60}")
-    return listed
-
-
-def _entry(origin: str, name: str, entry: Any) -> tuple[str, list[Mapping[str, Any]]]:
-    """Returns (subset, annotations) of one video; every annotation has a label."""
-    where = f"{origin}: video {name!r}"
-    if not isinstance(entry, Mapping):
-        raise DataError(f"{where}: expected an object, got {type(entry).__name__}")
-    items = plain(entry.get("annotations", []))
-    if not isinstance(items, (list, tuple)):
-        raise DataError(f"{where}: expected a list of annotations, got {type(items).__name__}")
-    for i, item in enumerate(items):
-        if not isinstance(item, Mapping):
-            raise DataError(f"{where}, annotation {i}: expected an object, got {item!r:.60}")
-        if not isinstance(plain(item.get("label")), str):
-            raise DataError(
-                f"{where}, annotation {i}: expected label as a class name, "
-                f"got {item.get('label')!r:.60}"
-            )
-    return subset_name(where, entry), list(items)
+def _repeated(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Returns the number of the video of each instance."""
+    return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
 
 
 def _choose(
@@ -211,26 +230,6 @@ def _choose(
             f"{origin}: expected a subset among {known}, got {subset!r}{nearest(subset, known)}"
         )
     return chosen
-
-
-def _classes(
-    annotations: Mapping[str, list[Mapping[str, Any]]], listed: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], tuple[int | None, ...], str]:
-    """Returns all class names, their numbers, and why those may not be used."""
-    class_ids = collect_class_ids(
-        (
-            (video, i, plain(item["label"]), item.get("label_id"))
-            for video, items in annotations.items()
-            for i, item in enumerate(items)
-        ),
-        listed,
-    )
-    found = {plain(item["label"]) for items in annotations.values() for item in items}
-    if class_ids.complete and found.issuperset(listed or ()):
-        names = tuple(sorted(found, key=class_ids.numbers.__getitem__))
-    else:
-        names = (*(listed or ()), *sorted(found.difference(listed or ())))
-    return names, *_numbers(names, class_ids)
 
 
 def _numbers(
@@ -261,9 +260,7 @@ def _from_annotations(
         videos=chosen,
         other_videos=frozenset(named) - frozenset(chosen),
         classes=classes,
-        video=np.repeat(
-            np.arange(len(videos), dtype=np.int64), [len(video.labels) for video in videos]
-        ),
+        video=_repeated([len(video.labels) for video in videos]),
         label=np.concatenate([np.zeros(0, np.int64), *(video.labels for video in videos)]),
         start=np.ascontiguousarray(segments[:, 0]),
         end=np.ascontiguousarray(segments[:, 1]),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation.prepared import Prepared, numpy_order
+from tal_fast.evaluation.problem import Problem, numpy_order
 from tal_fast.evaluation.result import EvaluationResult
 
 __all__ = ["AverageRecall", "average_recall", "recall_at_kx"]
@@ -66,7 +66,7 @@ def recall_at_kx(result: EvaluationResult, ks: Sequence[int] = (1, 5)) -> Floats
     """
     if not ks or any(isinstance(k, bool) or int(k) != k or k < 1 for k in ks):
         raise ConfigError(f"recall_at_kx: expected positive integers, got {tuple(ks)}")
-    source = _source(result)
+    source = result.require_source("recall_at_kx")
     group = source.found.video * len(source.classes) + source.found.label
     first = _native_first_hits(source, result.tiou_thresholds, group, by_class=True)  # [G, T]
     own = source.truth.video * len(source.classes) + source.truth.label
@@ -116,7 +116,7 @@ def average_recall(
         raise ConfigError(
             f"average_recall: expected numbers >= 1, got {max_proposals} and {number}"
         )
-    source = _source(result)
+    source = result.require_source("average_recall")
     thresholds = tuple(tiou_thresholds) if tiou_thresholds is not None else result.tiou_thresholds
     first = _native_first_hits(
         source, thresholds, source.found.video, by_class=False, single=single_segments
@@ -147,14 +147,8 @@ def average_recall(
     return AverageRecall(recall, average, proposals, area / float(proposals[-1]), thresholds)
 
 
-def _source(result: EvaluationResult) -> Prepared:
-    if result.source is None:
-        raise DataError("expected a result of evaluate() with its arrays, got one without")
-    return result.source
-
-
 def _native_first_hits(
-    source: Prepared,
+    source: Problem,
     thresholds: Sequence[float],
     group: npt.NDArray[np.int64],
     *,

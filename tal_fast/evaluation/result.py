@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.errors import DataError
+
 if TYPE_CHECKING:
     from tal_fast._C import Evaluation
-    from tal_fast.evaluation.prepared import Prepared
+    from tal_fast.evaluation.problem import Problem
 
 __all__ = ["EvaluationResult"]
 
@@ -34,7 +36,8 @@ class EvaluationResult:
         num_videos: videos evaluated, those without instances or predictions included.
         dialect: name of the rules (:mod:`tal_fast.evaluation.dialects`).
         notes: what these rules left out or put right, one sentence each.
-        source: the arrays that were evaluated.
+        source: the problem that was evaluated, after the rules.
+        native: its native evaluation; None in a copy that was pickled.
     """
 
     average_map: float
@@ -48,12 +51,22 @@ class EvaluationResult:
     num_videos: int
     dialect: str = "tal_fast"
     notes: tuple[str, ...] = ()
-    source: Prepared | None = field(default=None, repr=False)
+    source: Problem | None = field(default=None, repr=False)
     native: Evaluation | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # The native part is made again from `source` where it is needed.
         return {**self.__dict__, "native": None}
+
+    def require_source(self, function: str) -> Problem:
+        """Returns ``source``.
+
+        Raises:
+            DataError: there is none; names ``function``.
+        """
+        if self.source is None:
+            raise DataError(f"{function}: expected a result with its arrays, got one without")
+        return self.source
 
     @property
     def num_ground_truth(self) -> int:

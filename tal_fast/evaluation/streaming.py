@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.annotation_values import plain
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, others
 from tal_fast.evaluation.arrays import as_labels
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import TAL_FAST, find_dialect
 from tal_fast.evaluation.evaluator import DEFAULT_TIOU_THRESHOLDS, check_thresholds, evaluate
 from tal_fast.evaluation.ground_truth import GroundTruth, GroundTruthSource, read_ground_truth
-from tal_fast.evaluation.records import others
 from tal_fast.evaluation.result import EvaluationResult
 
 __all__ = ["Evaluator"]

@@ -126,8 +126,7 @@ def bootstrap(
     ap = _replicates("bootstrap", result, replicates, confidence, seed)
     means = _means(ap)
     ends = np.full((2, *result.ap.shape), np.nan)
-    if result.source is not None:
-        ends[:, result.source.counted] = _quantiles(ap, confidence)
+    ends[:, result.require_source("bootstrap").counted] = _quantiles(ap, confidence)
     return Uncertainty(
         average_map=_interval(result.average_map, means.mean(axis=1), confidence),
         map_per_threshold=tuple(
@@ -173,12 +172,12 @@ def compare(
             )
     one = _replicates("compare", first, replicates, confidence, seed)
     other = _replicates("compare", second, replicates, confidence, seed)
-    if first.source is not None and second.source is not None:
-        truths = [
-            (t.video, t.label, t.start, t.end) for t in (first.source.truth, second.source.truth)
-        ]
-        if not all(np.array_equal(a, b) for a, b in zip(*truths, strict=True)):
-            raise ConfigError("compare: expected results over the same instances, got others")
+    truths = [
+        (truth.video, truth.label, truth.start, truth.end)
+        for truth in (result.require_source("compare").truth for result in (first, second))
+    ]
+    if not all(np.array_equal(a, b) for a, b in zip(*truths, strict=True)):
+        raise ConfigError("compare: expected results over the same instances, got others")
     gained = _means(other) - _means(one)
     average = gained.mean(axis=1)
     difference = _interval(second.average_map - first.average_map, average, confidence)
@@ -208,16 +207,14 @@ def _replicates(
             f"{function}: expected replicates >= 1, 0 < confidence < 1 and seed >= 0, got "
             f"{replicates}, {confidence} and {seed}"
         )
-    if result.source is None:
-        raise DataError(f"{function}: expected a result with its arrays, got one without")
+    source = result.require_source(function)
     if np.isnan(result.average_map):
         raise DataError(f"{function}: expected a result with a number, its average mAP is NaN")
-    native = result.native or result.source.native(result.tiou_thresholds)
+    native = result.native or source.native(result.tiou_thresholds)
     ap = native.resample(replicates, seed)
     # A class that counts as 0 for want of instances (strict) stays 0.
-    empty = result.source.counted & (result.ground_truth_per_class == 0)
-    ap[:, empty] = 0.0
-    return ap[:, result.source.counted]
+    ap[:, source.counted & (result.ground_truth_per_class == 0)] = 0.0
+    return ap[:, source.counted]
 
 
 def _means(ap: Floats) -> Floats:

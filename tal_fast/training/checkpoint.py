@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.data.unpickling import torch_globals
-from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.errors import ConfigError, TrainingError, listing
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
@@ -112,7 +112,7 @@ def described_content(content: Any) -> str:
         return f"an object of type {type(content).__name__}"
     if "format" in content and not isinstance(content["format"], Tensor):
         return f"format {content['format']!r:.40}"
-    keys = ", ".join(repr(key) for key in list(content)[:4]) + (", …" if len(content) > 4 else "")
+    keys = listing([repr(key) for key in content], 4, ", ")
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return f"a bare state dict of {len(content)} tensors ({keys})"
     return f"the keys {keys}" if content else "an empty dict"

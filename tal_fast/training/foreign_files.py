@@ -6,6 +6,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from tal_fast.errors import listing
+
 __all__ = ["foreign_file"]
 
 _HEAD = 512
@@ -64,7 +66,7 @@ def _zip(path: Path) -> str | None:
     files = {name.rpartition("/")[2] for name in names}
     if "data.pkl" in files:
         return "a TorchScript archive" if "constants.pkl" in files else None
-    return f"a zip archive of other things ({', '.join(names[:3]) or 'nothing'})"
+    return f"a zip archive of other things ({listing(names, 3, ', ') or 'nothing'})"
 
 
 def _text(head: bytes) -> str | None:

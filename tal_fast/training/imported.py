@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.errors import ConfigError, TrainingError, listing
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.checkpoint import described_content, read_torch_file, save_model
@@ -56,11 +56,11 @@ def import_checkpoint(
     in_channels, num_classes = detector.sizes_of(state) or (None, None)
     if in_channels is None or num_classes is None:
         raise TrainingError(f"{path}: expected the weights of {_named(detector, config)}, "
-                            f"found the keys {_listed(list(state))}")  # fmt: skip
+                            f"found the keys {listing(list(state), _SHOWN, ', ')}")  # fmt: skip
     if num_classes != len(classes):
         raise ConfigError(
             f"{path}: has {num_classes} classes, the data has {len(classes)}: "
-            f"{_listed(list(classes))}"
+            f"{listing(classes, _SHOWN, ', ')}"
         )
     with plain_defaults("meta"):
         model = detector(in_channels, num_classes, config.detector)
@@ -103,11 +103,6 @@ def _named(detector: type[Detector], config: ExperimentConfig) -> str:
     return f"{detector.__name__} ({config.name})"
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _check_fit(path: str | Path, model: Detector, state: Mapping[str, Tensor], what: str) -> None:
     """Refuses weights that are not those of a model, and names what differs.
 
@@ -122,7 +117,7 @@ def _check_fit(path: str | Path, model: Detector, state: Mapping[str, Tensor], w
         if key in state and state[key].shape != mine[key].shape
     ]
     faults = [
-        f"{fault}: {_listed(names)}"
+        f"{fault}: {listing(names, _SHOWN, ', ')}"
         for fault, names in (("missing", missing), ("not of it", surplus), ("other sizes", shapes))
         if names
     ]

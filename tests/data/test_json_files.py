@@ -7,15 +7,15 @@ import json
 import pytest
 
 from tal_fast.data import load_annotations, open_dataset
+from tal_fast.data.annotation_file import read_annotation_file
 from tal_fast.data.json_files import parse_json, parse_with_repeats
-from tal_fast.data.raw_annotations import read_raw_annotations
 from tal_fast.errors import DataError
 from tal_fast.evaluation import read_ground_truth, read_results
 
 VIDEO = '{"subset": "t", "duration": 9, "annotations": [{"segment": [0, 1], "label": "run"}]}'
 RECORD = '{"segment": [0, 1], "label": "run", "score": 0.5}'
 
-ANNOTATION_READERS = [load_annotations, read_ground_truth, read_raw_annotations]
+ANNOTATION_READERS = [load_annotations, read_ground_truth, read_annotation_file]
 READERS = [*ANNOTATION_READERS, read_results]
 
 

@@ -17,7 +17,7 @@ from tal_fast.data.formats import Kind
 from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
 from tal_fast.data.unpickling import torch_globals, unpickle_arrays
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, listing
 
 __all__ = ["array_file", "close_array_file", "pick"]
 
@@ -129,13 +129,15 @@ def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
     names = [str(name) for name in content]
     if key is None:
         if len(names) != 1:
-            shown = ", ".join(names[:5])
             raise DataError(
-                f"{where}: expected one array, got {len(names)} ({shown}); name one with key"
+                f"{where}: expected one array, got {len(names)} ({listing(names, between=', ')}); "
+                "name one with key"
             )
         key = names[0]
     if key not in names:
-        raise DataError(f"{where}: no array {key!r} among {len(names)} ({', '.join(names[:5])})")
+        raise DataError(
+            f"{where}: no array {key!r} among {len(names)} ({listing(names, between=', ')})"
+        )
     try:
         value = content[key]
     except Exception as error:  # a member of an .npz file is read here, and fails in any way

@@ -28,7 +28,7 @@ from tal_fast.data.packing.store import (
     write_index,
     write_shard,
 )
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, listing, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,6 @@ FORMAT = 1
 SHARD_BYTES = 1 << 28
 RowsRule = Literal["equal", "shortest"]
 Progress = Callable[[int, int, str], None]
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -214,10 +213,9 @@ def _check_names(names: list[str], opened: Sequence[OpenStream]) -> None:
     for stream in opened:
         missing = [name for name in names if not stream.holds(name)]
         if missing:
-            more = ", …" if len(missing) > _SHOWN else ""
             raise DataError(
                 f"{stream.stream.path}: {len(missing)} of {len(names)} videos are missing: "
-                f"{', '.join(missing[:_SHOWN])}{more}"
+                f"{listing(missing, between=', ')}"
             )
 
 

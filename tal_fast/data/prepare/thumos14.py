@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from tal_fast.data.annotation_file import read_annotation_file
 from tal_fast.data.prepare.video_features import (
     FeatureChoice,
     Repairs,
     VideoReport,
     prepare_videos,
 )
-from tal_fast.data.raw_annotations import read_raw_annotations
 
 __all__ = ["prepare_thumos14"]
 
@@ -54,7 +54,9 @@ def prepare_thumos14(
         DataError: as :func:`tal_fast.data.prepare.video_features.prepare_videos`.
         ConfigError: as there.
     """
-    found = {video.subset.lower() for video in read_raw_annotations(annotations).videos}
+    found = {
+        video.subset.lower() for video in read_annotation_file(annotations, bare="timed").videos
+    }
     # "validation" is the training data, unless there is another subset of that name.
     if found & {"training", "train"}:
         splits = {"train": ["training", "train"], "test": ["validation", "val", "test", "testing"]}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile, read_annotation_file
 from tal_fast.data.dataset import (
     DatasetSpec,
     FeatureSpec,
@@ -24,7 +25,6 @@ from tal_fast.data.feature_index import index_streams, without_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
-from tal_fast.data.raw_annotations import RawAnnotations, RawVideo, read_raw_annotations
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
@@ -171,7 +171,7 @@ def prepare_videos(
     Args:
         name: of the data set.
         annotations: annotation file, of any form of
-            :func:`tal_fast.data.raw_annotations.read_raw_annotations`.
+            :func:`tal_fast.data.annotation_file.read_annotation_file`.
         features: which features.
         out: directory to make; it appears when it is complete.
         splits: split -> names of its subset, in any case; the first of each that occurs counts.
@@ -190,14 +190,14 @@ def prepare_videos(
     """
     repairs = repairs or Repairs()
     _check_arguments(features, repairs)
-    raw = read_raw_annotations(annotations, subsets=subsets)
-    chosen = _splits(raw, splits)
-    wanted = [v for v in raw.videos if v.subset in set(chosen.values())]
-    unknown = sorted(set(repairs.exclude) - {video.name for video in raw.videos})
+    file = read_annotation_file(annotations, bare="timed", subsets=subsets)
+    chosen = _splits(file, splits)
+    wanted = [v for v in file.videos if v.subset in set(chosen.values())]
+    unknown = sorted(set(repairs.exclude) - {video.name for video in file.videos})
     if unknown:
         raise DataError(
-            f"{raw.path}: no video {unknown[0]!r} to exclude"
-            f"{nearest(unknown[0], [video.name for video in raw.videos])}"
+            f"{file.origin}: no video {unknown[0]!r} to exclude"
+            f"{nearest(unknown[0], [video.name for video in file.videos])}"
         )
     excluded = tuple(video.name for video in wanted if video.name in repairs.exclude)
     wanted = [video for video in wanted if video.name not in repairs.exclude]
@@ -227,7 +227,7 @@ def prepare_videos(
                 allow_pickle=features.allow_pickle,
                 progress=progress,
             )
-        wanted, dropped = _without_empty(wanted, repairs.non_positive, raw.path)
+        wanted, dropped = _without_empty(wanted, repairs.non_positive, file.origin)
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
         _write(work, spec, wanted, name)
@@ -235,7 +235,7 @@ def prepare_videos(
             data = open_dataset(work)
         except DataError as error:  # the caller knows the original, not the copy in the making
             copy = str(work / "annotations.json")
-            raise DataError(str(error).replace(copy, raw.path)) from None
+            raise DataError(str(error).replace(copy, file.origin)) from None
         by_name = {video.name: video for video in wanted}
         fitting = None
         if not features.resized:
@@ -280,15 +280,15 @@ def _check_arguments(features: FeatureChoice, repairs: Repairs) -> None:
             raise ConfigError(f"prepare: expected {name} > 0, got {number}")
 
 
-def _splits(raw: RawAnnotations, wanted: dict[str, list[str]]) -> dict[str, str]:
+def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str]:
     """Returns split -> subset as the file spells it."""
-    spelt = {video.subset.lower(): video.subset for video in raw.videos}
+    spelt = {video.subset.lower(): video.subset for video in file.videos}
     chosen = {}
     for split, names in wanted.items():
         found = next((spelt[name] for name in names if name in spelt), None)
         if found is None:
             raise DataError(
-                f"{raw.path}: expected a subset {' or '.join(names)} for split {split!r}, got "
+                f"{file.origin}: expected a subset {' or '.join(names)} for split {split!r}, got "
                 f"{', '.join(sorted(map(repr, spelt.values())))}"
             )
         chosen[split] = found
@@ -349,14 +349,14 @@ def _spec(
     )
 
 
-def _without_empty(videos: Sequence[RawVideo], rule: str, path: str) -> tuple[list[RawVideo], int]:
+def _without_empty(
+    videos: Sequence[AnnotatedVideo], rule: str, path: str
+) -> tuple[list[AnnotatedVideo], int]:
     """Returns the videos without the segments that are none, and how many those were."""
     kept, dropped, first = [], 0, ""
     for video in videos:
         good = tuple(
-            item
-            for item in video.instances
-            if item.start is None or item.end is None or item.end > item.start
+            item for item in video.instances if item.span is None or item.span[1] > item.span[0]
         )
         lost = len(video.instances) - len(good)
         if lost and not first:
@@ -371,7 +371,9 @@ def _without_empty(videos: Sequence[RawVideo], rule: str, path: str) -> tuple[li
     return kept, dropped
 
 
-def _own_rates(videos: Sequence[RawVideo], spec: DatasetSpec, work: Path) -> list[RawVideo]:
+def _own_rates(
+    videos: Sequence[AnnotatedVideo], spec: DatasetSpec, work: Path
+) -> list[AnnotatedVideo]:
     """Gives each video the rate that spreads its rows over its duration: one row, one frame."""
     excluded = spec.excluded
     extents = index_streams(
@@ -386,24 +388,24 @@ def _own_rates(videos: Sequence[RawVideo], spec: DatasetSpec, work: Path) -> lis
             f" got {min(lengths)} to {max(lengths)}"
         )
     return [
-        replace(video, fps=extents[video.name].rows / video.duration if video.duration else None)
+        replace(video, rate=extents[video.name].rows / video.duration if video.duration else None)
         if video.name in extents
         else video
         for video in videos
     ]
 
 
-def _write(work: Path, spec: DatasetSpec, videos: Sequence[RawVideo], name: str) -> None:
+def _write(work: Path, spec: DatasetSpec, videos: Sequence[AnnotatedVideo], name: str) -> None:
     database = {
         video.name: {
             "subset": video.subset,
             "duration": video.duration,
-            **({} if video.fps is None else {"fps": video.fps}),
+            **({} if video.rate is None else {"fps": video.rate}),
             "annotations": [
                 {
                     "label": item.label,
                     **({} if item.label_id is None else {"label_id": item.label_id}),
-                    "segment": [item.start, item.end],
+                    "segment": item.value("segment") if item.segment is None else item.segment,
                 }
                 for item in video.instances
             ],

@@ -7,15 +7,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from tal_fast.data.raw_annotations import RawAnnotations, RawInstance, RawVideo
+from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile
+from tal_fast.data.annotations import TOLERANCE
+from tal_fast.data.class_ids import ordered_classes
 from tal_fast.data.validation.result import Finding, SplitCounts
 from tal_fast.errors import nearest
 
 __all__ = ["Faults", "annotation_faults", "class_faults", "classes_of", "count_splits", "leaks"]
 
 SHOWN = 5
-# As in load_annotations: a segment that ends within this of its video's end (s) is inside it.
-TOLERANCE = 1e-6
 # As ActionFormer: instances of one label this close (s) at both ends are one.
 SAME = 1e-3
 IMBALANCE = 50
@@ -51,22 +51,17 @@ class Faults:
 
 
 def classes_of(
-    raw: RawAnnotations, given: Sequence[str] | None, ignored: Collection[str]
+    file: AnnotationFile, given: Sequence[str] | None, ignored: Collection[str]
 ) -> tuple[str, ...]:
-    """Returns the class list: the given one, or the labels by ``label_id`` or name."""
+    """Returns the class list: the given one, or the labels in their order."""
     if given is not None:
         return tuple(given)
-    ids: dict[str, int | None] = {}
-    for video in raw.videos:
-        for item in video.instances:
-            if item.label is not None and item.label not in ignored:
-                ids[item.label] = ids.get(item.label) if item.label_id is None else item.label_id
-    numbers = {label: number for label, number in ids.items() if number is not None}
-    return tuple(sorted(ids, key=numbers.__getitem__ if len(numbers) == len(ids) else None))
+    labels = (label for _, _, label in file.labelled(ignored))
+    return ordered_classes(labels, file.class_ids(ignored))
 
 
 def annotation_faults(
-    raw: RawAnnotations,
+    file: AnnotationFile,
     classes: Sequence[str],
     splits: Mapping[str, Sequence[str]],
     ignored: Collection[str],
@@ -76,14 +71,14 @@ def annotation_faults(
     """Looks at every video and instance.
 
     Args:
-        raw: the file.
+        file: what was read.
         classes: class names.
         splits: split -> subsets of the file.
         ignored: labels that are left out.
         out_of_range: the rule that training will follow: ``"error"``, ``"clamp"`` or ``"keep"``.
         faults: takes what is found.
     """
-    for name in raw.repeated:
+    for name in file.repeated:
         faults.add("repeated-video", "error", "listed more than once in the annotation file, which "
                    "no other command reads", f"video {name!r}")  # fmt: skip
     used = {subset for subsets in splits.values() for subset in subsets}
@@ -95,11 +90,11 @@ def annotation_faults(
         "clamp": "will be cut to the video (out_of_range: clamp)",
         "keep": "will be kept as they are (out_of_range: keep)",
     }.get(out_of_range, "out_of_range: clamp would cut them")
-    labelled = {video.subset for video in raw.videos if video.instances}
+    labelled = {video.subset for video in file.videos if video.instances}
     for split, subsets in splits.items():
         if not labelled.intersection(subsets):
             faults.add("no-instance", "warning", "a split without any instance", f"split {split!r}")
-    for video in raw.videos:
+    for video in file.videos:
         if video.subset not in used:
             faults.add("subset", "warning", "in no split",
                        f"video {video.name!r}: subset {video.subset!r}")  # fmt: skip
@@ -107,10 +102,11 @@ def annotation_faults(
             faults.add("duration", "error", "no duration > 0", f"video {video.name!r}")
         if not video.instances and video.subset in used & labelled:
             faults.add("no-instance", "warning", "without instances", f"video {video.name!r}")
-        seen: list[RawInstance] = []
+        seen: list[tuple[str, float, float, int]] = []
         for item in video.instances:
             where = f"video {video.name!r}, annotation {item.position}"
-            if item.label is None or item.start is None or item.end is None:
+            span = item.span
+            if item.label is None or span is None:
                 faults.add("malformed", "error", "no label or no segment [start, end]", where)
                 continue
             if item.label in ignored:
@@ -125,29 +121,25 @@ def annotation_faults(
                     faults.add("label", "error", "label and label_id contradict another annotation",
                                f"{where}: {item.label!r} with {item.label_id}, elsewhere "
                                f"{other!r} with {number}")  # fmt: skip
-            segment = f"{where}: [{item.start:g}, {item.end:g}]"
-            if item.end <= item.start:
+            start, end = span
+            segment = f"{where}: [{start:g}, {end:g}]"
+            if end <= start:
                 faults.add("non-positive", "error", "end is not after the start", segment)
             elif video.duration is not None and (
-                item.start < -TOLERANCE or item.end > video.duration + TOLERANCE
+                start < -TOLERANCE or end > video.duration + TOLERANCE
             ):
                 faults.add("out-of-range", stray, f"not inside the video; {rule}",
                            f"{segment} in a video of {video.duration:g} s")  # fmt: skip
-            same = next((s for s in seen if _same(s, item)), None)
+            same = next((p for label, s, e, p in seen if label == item.label
+                         and abs(s - start) <= SAME and abs(e - end) <= SAME), None)  # fmt: skip
             if same is not None:
                 faults.add("duplicate", "warning", "same segment (to 1 ms) and label as another",
-                           f"{segment} {item.label} as annotation {same.position}")  # fmt: skip
-            seen.append(item)
-
-
-def _same(a: RawInstance, b: RawInstance) -> bool:
-    if a.start is None or a.end is None or b.start is None or b.end is None:
-        return False
-    return a.label == b.label and abs(a.start - b.start) <= SAME and abs(a.end - b.end) <= SAME
+                           f"{segment} {item.label} as annotation {same}")  # fmt: skip
+            seen.append((item.label, start, end, item.position))
 
 
 def count_splits(
-    everything: Sequence[RawVideo],
+    everything: Sequence[AnnotatedVideo],
     classes: Sequence[str],
     splits: Mapping[str, Sequence[str]],
 ) -> tuple[tuple[SplitCounts, ...], dict[str, tuple[float, ...]]]:
@@ -159,9 +151,9 @@ def count_splits(
         spans: list[float] = []
         for video in videos:
             for item in video.instances:
-                if item.label in per_class and item.start is not None and item.end is not None:
+                if item.label in per_class and item.span is not None:
                     per_class[item.label] += 1
-                    spans.append(item.end - item.start)
+                    spans.append(item.span[1] - item.span[0])
         seconds = sum(video.duration or 0.0 for video in videos)
         counts.append(SplitCounts(name, len(videos), len(spans), seconds, per_class))
         lengths[name] = tuple(spans)
@@ -202,8 +194,8 @@ def class_faults(counts: Sequence[SplitCounts], train: str, faults: Faults) -> N
 
 
 def leaks(
-    videos: Sequence[RawVideo],
-    split_of: Callable[[RawVideo], str],
+    videos: Sequence[AnnotatedVideo],
+    split_of: Callable[[AnnotatedVideo], str],
     group: str | None,
     faults: Faults,
 ) -> None:
@@ -216,8 +208,8 @@ def leaks(
             person (``user(\d+)``); a name that does not match is a fault.
         faults: takes what is found.
     """
-    by_name: dict[str, RawVideo] = {}
-    by_group: dict[str, RawVideo] = {}
+    by_name: dict[str, AnnotatedVideo] = {}
+    by_group: dict[str, AnnotatedVideo] = {}
     for video in videos:
         split = split_of(video)
         if not split:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.annotation_file import AnnotatedVideo
+from tal_fast.data.annotations import TOLERANCE
 from tal_fast.data.extents import Extent, Layout, beside, read_array
 from tal_fast.data.feature_index import unannotated
 from tal_fast.data.feature_streams import OpenStream, Stream
 from tal_fast.data.grid import Grid
-from tal_fast.data.raw_annotations import RawVideo
-from tal_fast.data.validation.annotation_checks import TOLERANCE, Faults
+from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.timing import Proposal, disagreement, propose
 from tal_fast.data.windows import WindowRule
 from tal_fast.errors import DataError, same_to_the_eye
@@ -87,7 +88,7 @@ def find_extents(
 
 
 def timing_faults(
-    videos: Mapping[str, RawVideo],
+    videos: Mapping[str, AnnotatedVideo],
     extents: Mapping[str, Extent],
     given: Proposal,
     faults: Faults,
@@ -106,7 +107,7 @@ def timing_faults(
     names = []
     for name in extents:
         video = videos[name]
-        if given.fps is None and video.fps is None:
+        if given.fps is None and video.rate is None:
             faults.add("timing", "error", "no fps in the annotations and none given",
                        f"video {name!r}")  # fmt: skip
         elif video.duration is not None:
@@ -115,7 +116,7 @@ def timing_faults(
         return None, []
     rows = np.array([extents[name].rows for name in names], dtype=np.float64)
     seconds = np.array([videos[name].duration for name in names], dtype=np.float64)
-    own = [videos[name].fps for name in names]
+    own = [videos[name].rate for name in names]
     own_fps = None if None in own else np.array(own, dtype=np.float64)
     fps = own_fps if given.fps is None else np.full_like(rows, given.fps)
     assert fps is not None
@@ -135,7 +136,7 @@ def timing_faults(
 
 
 def held_instances(
-    video: RawVideo, extent: Extent, grid: Grid, rule: WindowRule, out_of_range: str
+    video: AnnotatedVideo, extent: Extent, grid: Grid, rule: WindowRule, out_of_range: str
 ) -> npt.NDArray[np.bool_]:
     """Returns which instances of a video some training window owns: bool [N].
 
@@ -146,12 +147,9 @@ def held_instances(
         rule: of the windows.
         out_of_range: the rule that training will follow.
     """
-    segments = np.array(
-        [
-            [np.nan if item.start is None else item.start, np.nan if item.end is None else item.end]
-            for item in video.instances
-        ]
-    ).reshape(-1, 2)
+    nowhere = (np.nan, np.nan)
+    spans = [nowhere if item.span is None else item.span for item in video.instances]
+    segments = np.array(spans, dtype=np.float64).reshape(-1, 2)
     cut = segments.copy()
     if out_of_range != "keep" and video.duration is not None:
         cut = np.clip(segments, 0.0, video.duration)

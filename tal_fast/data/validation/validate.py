@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile, read_annotation_file
 from tal_fast.data.dataset_spec import load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_index import without_features
 from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
-from tal_fast.data.raw_annotations import RawAnnotations, RawVideo, read_raw_annotations
 from tal_fast.data.validation.annotation_checks import (
     Faults,
     annotation_faults,
@@ -116,18 +116,18 @@ def validate(
         ConfigError: if an argument is unknown.
     """
     _check_arguments(accept, out_of_range, group)
-    raw = read_raw_annotations(annotations, subsets=subsets, allow_repeated=True)
+    file = read_annotation_file(annotations, bare="timed", subsets=subsets, allow_repeated=True)
     if splits is None:
-        subset_names = dict.fromkeys(video.subset for video in raw.videos)
+        subset_names = dict.fromkeys(video.subset for video in file.videos)
         chosen: dict[str, list[str]] = {name or "(none)": [name] for name in subset_names}
     else:
         chosen = {k: [v] if isinstance(v, str) else list(v) for k, v in splits.items()}
     faults = Faults(accept)
-    names = classes_of(raw, classes, ignore_labels)
-    annotation_faults(raw, names, chosen, ignore_labels, out_of_range, faults)
+    names = classes_of(file, classes, ignore_labels)
+    annotation_faults(file, names, chosen, ignore_labels, out_of_range, faults)
     split_of = _split_of(chosen)
-    left_out = _left_out(raw, features, split_of, exclude, faults)
-    used = [video for video in raw.videos if video.name not in left_out]
+    left_out = _left_out(file, features, split_of, exclude, faults)
+    used = [video for video in file.videos if video.name not in left_out]
     counts, lengths = count_splits(used, names, chosen)
     train = next(
         (name for name in chosen if name.lower() in _TRAINING),
@@ -144,26 +144,26 @@ def validate(
         extents = find_extents(
             features.streams,
             wanted,
-            [video.name for video in raw.videos],
+            [video.name for video in file.videos],
             features.layout,
             features.channels,
             faults,
             refuse_extra=features.extra_features == "error" and features.unmatched != "skip",
         )
-        by_name = {video.name: video for video in raw.videos}
+        by_name = {video.name: video for video in file.videos}
         given = Proposal(features.stride, features.fps, features.frames, 0.0)
         fitting, proposals = timing_faults(by_name, extents, given, faults)
         training = [by_name[name] for name in extents if split_of(by_name[name]) == train]
         _never_learned(training, extents, features, names, out_of_range, faults)
         if content:
-            splits_by_name = {video.name: split_of(video) for video in raw.videos}
+            splits_by_name = {video.name: split_of(video) for video in file.videos}
             content_faults(extents, splits_by_name, faults, progress)
     return ValidationResult(
-        source=_source(raw, features),
+        source=_source(file, features),
         findings=faults.findings(),
         splits=counts,
         classes=names,
-        videos=_facts(raw.videos, split_of, extents, features),
+        videos=_facts(file.videos, split_of, extents, features),
         lengths=lengths,
         proposals=tuple(proposals),
         fitting=fitting,
@@ -241,25 +241,25 @@ def _check_arguments(accept: Collection[str], out_of_range: str, group: str | No
             raise ConfigError(f"validate: group {group!r} is no expression: {error}") from error
 
 
-def _split_of(splits: Mapping[str, Sequence[str]]) -> Callable[[RawVideo], str]:
+def _split_of(splits: Mapping[str, Sequence[str]]) -> Callable[[AnnotatedVideo], str]:
     by_subset = {subset: name for name, subsets in splits.items() for subset in subsets}
     return lambda video: by_subset.get(video.subset, "")
 
 
 def _left_out(
-    raw: RawAnnotations,
+    file: AnnotationFile,
     features: FeatureQuestion | None,
-    split_of: Callable[[RawVideo], str],
+    split_of: Callable[[AnnotatedVideo], str],
     exclude: Collection[str],
     faults: Faults,
 ) -> set[str]:
     """Returns the videos of the splits that training will leave out."""
-    annotated = {video.name for video in raw.videos}
+    annotated = {video.name for video in file.videos}
     for name in exclude:
         if name not in annotated:
             faults.add("excluded", "error", "to be excluded, but not in the annotation file",
                        f"video {name!r}{nearest(name, annotated)}")  # fmt: skip
-    wanted = [video.name for video in raw.videos if split_of(video)]
+    wanted = [video.name for video in file.videos if split_of(video)]
     left_out = annotated.intersection(exclude)
     for name in wanted:
         if name in left_out:
@@ -275,7 +275,7 @@ def _left_out(
 
 
 def _never_learned(
-    videos: Sequence[RawVideo],
+    videos: Sequence[AnnotatedVideo],
     extents: Mapping[str, Extent],
     features: FeatureQuestion,
     classes: Sequence[str],
@@ -285,7 +285,7 @@ def _never_learned(
     """Counts the instances of training videos that no window owns, by class."""
     total, unheld = Counter[str](), Counter[str]()
     for video in videos:
-        fps = features.fps or video.fps
+        fps = features.fps or video.rate
         if fps is None:
             continue  # which is a fault of its own
         grid = Grid(features.stride, features.frames, fps)
@@ -304,15 +304,15 @@ def _never_learned(
                        f"{label!r}: {unheld[label]} of {total[label]}", unheld[label])  # fmt: skip
 
 
-def _source(raw: RawAnnotations, features: FeatureQuestion | None) -> str:
+def _source(file: AnnotationFile, features: FeatureQuestion | None) -> str:
     if features is None:
-        return raw.path
-    return f"{raw.path} with {', '.join(stream.path for stream in features.streams)}"
+        return file.origin
+    return f"{file.origin} with {', '.join(stream.path for stream in features.streams)}"
 
 
 def _facts(
-    videos: Sequence[RawVideo],
-    split_of: Callable[[RawVideo], str],
+    videos: Sequence[AnnotatedVideo],
+    split_of: Callable[[AnnotatedVideo], str],
     extents: Mapping[str, Extent],
     features: FeatureQuestion | None,
 ) -> tuple[VideoFacts, ...]:
@@ -322,7 +322,7 @@ def _facts(
             name=video.name,
             split=split_of(video),
             duration=video.duration,
-            fps=fps or video.fps,
+            fps=fps or video.rate,
             rows=extents[video.name].rows if video.name in extents else None,
         )
         for video in videos

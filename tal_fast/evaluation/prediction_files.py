@@ -23,8 +23,8 @@ from tal_fast.data.unpickling import unpickle_arrays
 from tal_fast.errors import DataError
 from tal_fast.evaluation import fast_json
 from tal_fast.evaluation.arrays import as_array, as_labels
+from tal_fast.evaluation.columns import number_column, segment_columns
 from tal_fast.evaluation.detections import Detections, VideoDetections
-from tal_fast.evaluation.records import number_column, segment_columns
 
 __all__ = ["read_results", "write_results"]
 

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the numbers of JSON records in bulk, with errors that name the record.
+"""Columns of records: their numbers in bulk, and what must hold of them.
 
 A file of detections has up to millions of records. They are checked column by column; only when a
-column is not what it should be are the records visited one by one to find the first bad one.
+column is not what it should be are the records visited one by one to find the first bad one, which
+the error names. That times and scores are finite and no segment is reversed is checked here alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.annotation_values import plain
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, others
 
-__all__ = ["check_times", "number_column", "others", "segment_columns"]
+__all__ = [
+    "OF_ARRAYS",
+    "OF_RECORDS",
+    "check_indices",
+    "check_scores",
+    "check_times",
+    "number_column",
+    "segment_columns",
+]
 
 Floats = npt.NDArray[np.float64]
 Name = Callable[[int], str]
@@ -65,27 +74,66 @@ def segment_columns(segments: Sequence[Any], name: Name) -> tuple[Floats, Floats
     return starts, ends
 
 
-def check_times(start: Floats, end: Floats, name: Name) -> None:
+class TimeFaults(NamedTuple):
+    """How the faults of a segment are told, ``{}`` being the segment."""
+
+    infinite: str
+    reversed: str
+
+
+OF_RECORDS = TimeFaults("segment {} is not finite", "segment {} ends before it starts")
+OF_ARRAYS = TimeFaults("expected finite times, got {}", "expected end >= start, got {}")
+
+
+def check_times(start: Floats, end: Floats, name: Name, faults: TimeFaults = OF_RECORDS) -> None:
     """Checks that segments are finite and not reversed; zero length is allowed.
 
+    Args:
+        start: float64 [N] in seconds.
+        end: float64 [N] in seconds.
+        name: gives the name of segment i.
+        faults: how to tell a fault.
+
     Raises:
-        DataError: naming the first record at fault, and how many there are.
+        DataError: naming the first segment at fault, and how many there are.
     """
     # NaN compares false, so it is counted here too.
     bad = ~((end >= start) & np.isfinite(start) & np.isfinite(end))
     if bad.any():
         i = int(bad.argmax())
         finite = np.isfinite(start[i]) and np.isfinite(end[i])
-        fault = "ends before it starts" if finite else "is not finite"
+        fault = (faults.reversed if finite else faults.infinite).format(
+            f"[{float(start[i])}, {float(end[i])}]"
+        )
+        raise DataError(f"{name(i)}: {fault}{others(int(bad.sum()))}")
+
+
+def check_scores(score: Floats, name: Name) -> None:
+    """Checks that scores are finite.
+
+    Raises:
+        DataError: naming the first one at fault, and how many there are.
+    """
+    bad = ~np.isfinite(score)
+    if bad.any():
+        i = int(bad.argmax())
         raise DataError(
-            f"{name(i)}: segment [{float(start[i])}, {float(end[i])}] {fault}"
-            f"{others(int(bad.sum()))}"
+            f"{name(i)}: expected a finite score, got {float(score[i])}{others(int(bad.sum()))}"
         )
 
 
-def others(count: int) -> str:
-    """Returns ``" (and 3 more)"`` for four faults, or an empty string for one."""
-    return f" (and {count - 1} more)" if count > 1 else ""
+def check_indices(label: npt.NDArray[np.integer[Any]], limit: int, name: Name) -> None:
+    """Checks that labels are indices below ``limit``.
+
+    Raises:
+        DataError: naming the first one at fault, and how many there are.
+    """
+    bad = (label < 0) | (label >= limit)
+    if bad.any():
+        i = int(bad.argmax())
+        raise DataError(
+            f"{name(i)}: expected a label in [0, {limit}), got {label[i]}{others(int(bad.sum()))}"
+        )
 
 
 def _is_number_type(kind: type) -> bool:

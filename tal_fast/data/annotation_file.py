@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one reader of annotation files: what a file says, before anyone judges it.
+
+What it finds has three views: the targets of training (:func:`tal_fast.data.load_annotations`), the
+ground truth of an evaluation (:func:`tal_fast.evaluation.read_ground_truth`) and the findings of
+the validator. What a file must be to be one is decided here; which faulty value is an error, and
+how that is told, is the view's.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from tal_fast.data.annotation_values import finite_or_none, number, plain, subset_name
+from tal_fast.data.class_ids import ClassIds, collect_class_ids
+from tal_fast.data.json_files import parse_with_repeats, read_bytes, repeated_keys
+from tal_fast.errors import DataError, listing
+
+__all__ = [
+    "AnnotatedInstance",
+    "AnnotatedVideo",
+    "AnnotationFile",
+    "Bare",
+    "VideoFault",
+    "read_annotation_file",
+]
+
+#: Whether a file may be an object of videos without ``database`` around it (BMN, mmaction2): not at
+#: all, if each video has a ``duration_second``, or in any case.
+Bare = Literal["no", "timed", "any"]
+
+#: No ``duration`` > 0; a faulty ``fps``; ``annotations`` that are no list; null in their place.
+VideoFault = Literal["duration", "fps", "annotations", "null annotations"]
+
+
+class AnnotatedInstance(NamedTuple):
+    """One entry of a video's annotations.
+
+    Attributes:
+        position: in the file's list.
+        label: the label; None if there is no text.
+        label_id: its number; None if there is no integer.
+        segment: start and end in seconds, as they are: reversed, NaN or infinite, too; None if
+            there are not two numbers.
+        given: the entry of the file, to be shown where it is at fault.
+    """
+
+    position: int
+    label: str | None
+    label_id: int | None
+    segment: tuple[float, float] | None
+    given: Any
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """The segment if it is finite."""
+        return self.segment if self.segment and all(map(math.isfinite, self.segment)) else None
+
+    def value(self, key: str) -> Any:
+        """Returns what the file has under a key, in Python's own types; None if nothing."""
+        return plain(self.given.get(key)) if isinstance(self.given, Mapping) else None
+
+
+@dataclass(frozen=True)
+class AnnotatedVideo:
+    """One video of an annotation file.
+
+    Attributes:
+        name: its key.
+        subset: its subset; empty if none.
+        duration: seconds (``duration``, else ``duration_second``); None if not a number > 0.
+        fps: frames per second, as given; None if not a number > 0.
+        rate: ``fps``, or what the number of frames (``frame``, ``duration_frame``) makes of the
+            duration where there is none.
+        instances: its annotations.
+        faults: what is wrong with the entry itself -> in words, what was expected and what it is.
+    """
+
+    name: str
+    subset: str
+    duration: float | None
+    fps: float | None
+    rate: float | None
+    instances: tuple[AnnotatedInstance, ...]
+    faults: Mapping[VideoFault, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """What an annotation file holds.
+
+    Attributes:
+        origin: the file, for messages.
+        videos: in the order of the file.
+        listed: its own list ``classes``; None without one.
+        repeated: videos that it holds more than once; only the last one's content counts.
+        listed_fault: what is wrong with ``classes``; empty if nothing.
+    """
+
+    origin: str
+    videos: tuple[AnnotatedVideo, ...]
+    listed: tuple[str, ...] | None = None
+    repeated: tuple[str, ...] = ()
+    listed_fault: str = ""
+
+    def refuse(self, *faults: VideoFault) -> None:
+        """Checks that no video has one of some faults.
+
+        Raises:
+            DataError: naming file and video.
+        """
+        for video in self.videos:
+            for fault in faults:
+                if fault in video.faults:
+                    raise DataError(f"{self.origin}: video {video.name!r}: {video.faults[fault]}")
+
+    def labelled(
+        self, ignored: Collection[str] = ()
+    ) -> Iterator[tuple[AnnotatedVideo, AnnotatedInstance, str]]:
+        """Yields the instances that have a label, which is not ignored, with their videos."""
+        for video in self.videos:
+            for item in video.instances:
+                if item.label is not None and item.label not in ignored:
+                    yield video, item, item.label
+
+    def class_ids(
+        self, ignored: Collection[str] = (), given: Sequence[str] | None = None
+    ) -> ClassIds:
+        """Returns the numbers of the classes that all annotations together give.
+
+        Args:
+            ignored: labels that are no classes.
+            given: class names in order, from elsewhere.
+        """
+        rows = (
+            (video.name, item.position, label, item.label_id)
+            for video, item, label in self.labelled(ignored)
+        )
+        return collect_class_ids(rows, given, self.listed)
+
+
+def read_annotation_file(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    what: str = "annotations",
+    *,
+    bare: Bare = "no",
+    subsets: str | os.PathLike[str] | None = None,
+    allow_repeated: bool = False,
+) -> AnnotationFile:
+    """Reads an annotation file without judging its instances.
+
+    Args:
+        source: path of a JSON file, plain or gzipped, of the form ``{"database": {video: {subset,
+            duration, fps, annotations}}}``, or its content, in which numbers and lists may be
+            NumPy's; or without ``database`` around it, as ``bare`` allows.
+        what: what it is, for messages.
+        bare: which files without ``database`` are taken.
+        subsets: CSV with the columns ``video`` and ``subset``, for a file that names no subsets;
+            UTF-8 with or without a byte order mark.
+        allow_repeated: take the last of several entries of one video and list it in ``repeated``,
+            where it is an error else.
+
+    Raises:
+        DataError: if a file is missing, not such a file, names no video, or holds a key twice.
+    """
+    origin, content, repeated = _read(source, what, allow_repeated)
+    entries = _entries(origin, content, bare)
+    table = {} if subsets is None else _read_subsets(os.fspath(subsets))
+    videos = tuple(_video(origin, str(key), entry, table) for key, entry in entries.items())
+    listed, listed_fault = _listed_classes(content)
+    return AnnotationFile(origin, videos, listed, repeated, listed_fault)
+
+
+def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple[str, ...]]:
+    """Returns (name for messages, content, repeated videos)."""
+    if isinstance(source, Mapping):
+        return what, source, ()
+    origin, text = read_bytes(source, what)
+    content, repeats = parse_with_repeats(origin, text)
+    refused = [repeat for repeat in repeats if not (allow_repeated and repeat.video)]
+    if refused:
+        raise repeated_keys(origin, refused)
+    return origin, content, tuple(repeat.key for repeat in repeats)
+
+
+def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
+    """Returns the videos of a file."""
+    if not isinstance(content, Mapping):
+        raise DataError(f"{origin}: expected an object of videos, got {type(content).__name__}")
+    without = bare != "no" and "database" not in content
+    entries = content if without else content.get("database")
+    timed = bare == "timed" and without
+    if timed and not (content and all(isinstance(entry, Mapping) for entry in content.values())):
+        entries = None
+    if not isinstance(entries, Mapping):
+        form = "with a 'database' object"
+        if bare == "timed":
+            form = "'database' of videos, or an object of videos with duration_second"
+        keys = listing(sorted(map(str, content)), between=", ")
+        raise DataError(f"{origin}: expected an object {form}, got keys {keys or 'none'}")
+    if not entries:
+        raise DataError(f"{origin}: expected at least one video, got an empty database")
+    for key, entry in entries.items() if timed else ():
+        if "duration_second" not in entry:
+            raise DataError(f"{origin}: video {key!r}: expected duration_second")
+    return entries
+
+
+def _listed_classes(content: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str]:
+    """Returns the list ``classes``, and what is wrong with it."""
+    names = plain(content.get("classes"))
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return tuple(dict.fromkeys(map(str, names))), ""
+    if names is None or isinstance(names, Mapping):  # some keep a tree of classes there
+        return None, ""
+    return None, f"expected 'classes' as a list of names, got {names!r:.60}"
+
+
+def _video(origin: str, name: str, entry: Any, subsets: Mapping[str, str]) -> AnnotatedVideo:
+    where = f"{origin}: video {name!r}"
+    if not isinstance(entry, Mapping):
+        shown = type(entry).__name__ if isinstance(entry, (list, tuple)) else f"{entry!r:.60}"
+        raise DataError(f"{where}: expected an object, got {shown}")
+    faults: dict[VideoFault, str] = {}
+    own = finite_or_none(entry.get("duration"))
+    if own is None or own <= 0:
+        got = f"{entry.get('duration')!r:.60}"
+        faults["duration"] = f"expected a duration > 0 in seconds, got {got}"
+    duration = finite_or_none(entry.get("duration", entry.get("duration_second")))
+    fps = finite_or_none(entry.get("fps"))
+    if entry.get("fps") is not None and (fps is None or fps <= 0):
+        faults["fps"] = f"expected fps > 0, got {entry['fps']!r:.60}"
+    items = plain(entry.get("annotations", ()))
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        fault: VideoFault = "null annotations" if items is None else "annotations"
+        faults[fault] = f"expected a list of annotations, got {type(items).__name__}"
+        items = ()
+    frames = finite_or_none(entry.get("frame", entry.get("duration_frame")))
+    rate = frames / duration if fps is None and frames is not None and duration else fps
+    return AnnotatedVideo(
+        name=name,
+        subset=subset_name(where, entry) or subsets.get(name, ""),
+        duration=_positive(duration),
+        fps=_positive(fps),
+        rate=_positive(rate),
+        instances=tuple(_instance(i, item) for i, item in enumerate(items)),
+        faults=faults,
+    )
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and value > 0 else None
+
+
+def _instance(position: int, item: Any) -> AnnotatedInstance:
+    if not isinstance(item, Mapping):
+        return AnnotatedInstance(position, None, None, None, item)
+    label, label_id, segment = (plain(item.get(k)) for k in ("label", "label_id", "segment"))
+    start = end = None
+    if isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2:
+        start, end = number(segment[0]), number(segment[1])
+    return AnnotatedInstance(
+        position=position,
+        label=str(label) if isinstance(label, str) else None,
+        label_id=label_id if type(label_id) is int else None,
+        segment=None if start is None or end is None else (start, end),
+        given=item,
+    )
+
+
+def _read_subsets(path: str) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, skipinitialspace=True)
+            rows = [[cell.strip() for cell in row] for row in reader]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: expected CSV in UTF-8, got {error}") from error
+    columns = rows[0] if rows else []
+    if "video" not in columns or "subset" not in columns:
+        raise DataError(f"{path}: expected columns video and subset, got {', '.join(columns)}")
+    video, subset = columns.index("video"), columns.index("subset")
+    table: dict[str, str] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
+        if len(row) <= max(video, subset):
+            raise DataError(f"{path}: row {line}: expected {len(columns)} columns, got {len(row)}")
+        if table.setdefault(row[video], row[subset]) != row[subset]:
+            raise DataError(
+                f"{path}: row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it "
+                f"is in {table[row[video]]!r}"
+            )
+    return table
