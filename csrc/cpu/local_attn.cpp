@@ -377,9 +377,9 @@ void local_attn_backward(const LocalAttnBackward<T>& call, int64_t unit_begin, i
   run_units<Backward<T>>(call, unit_begin, unit_end, scratch);
 }
 
-#define TAL_FAST_INSTANTIATE(T)                                                                    \
-  template size_t local_attn_scratch<T>(const LocalAttnShape&, int64_t, bool);                     \
-  template void local_attn_forward<T>(const LocalAttnForward<T>&, int64_t, int64_t, std::byte*);   \
+#define TAL_FAST_INSTANTIATE(T)                                                                  \
+  template size_t local_attn_scratch<T>(const LocalAttnShape&, int64_t, bool);                   \
+  template void local_attn_forward<T>(const LocalAttnForward<T>&, int64_t, int64_t, std::byte*); \
   template void local_attn_backward<T>(const LocalAttnBackward<T>&, int64_t, int64_t, std::byte*);
 TAL_FAST_INSTANTIATE(double)
 TAL_FAST_INSTANTIATE(float)

@@ -17,29 +17,29 @@ namespace tal_fast::cpu {
 template <typename T>
 struct LocalAttnForward {
   LocalAttnShape shape;
-  int64_t block;                     // rows of a unit
-  LocalAttnInput<T> query;           // [B, T, H, D]
-  LocalAttnInput<T> key;             // [B, T, H, D]
-  LocalAttnInput<T> value;           // [B, T, H, D]
-  const bool* padding;               // [B, T], or null
-  T* out;                            // [B, T, H, D]
-  ComputeType<T>* weights;           // [B, T, H, window] for the backward, or null
+  int64_t block;            // rows of a unit
+  LocalAttnInput<T> query;  // [B, T, H, D]
+  LocalAttnInput<T> key;    // [B, T, H, D]
+  LocalAttnInput<T> value;  // [B, T, H, D]
+  const bool* padding;      // [B, T], or null
+  T* out;                   // [B, T, H, D]
+  ComputeType<T>* weights;  // [B, T, H, window] for the backward, or null
 };
 
 // Null results are not wanted.
 template <typename T>
 struct LocalAttnBackward {
   LocalAttnShape shape;
-  int64_t block;                     // rows of a unit
-  LocalAttnInput<T> grad;            // [B, T, H, D]
-  LocalAttnInput<T> query;           // [B, T, H, D]
-  LocalAttnInput<T> key;             // [B, T, H, D]
-  LocalAttnInput<T> value;           // [B, T, H, D]
-  const bool* padding;               // [B, T], or null
-  const ComputeType<T>* weights;     // [B, T, H, window], or null: they are computed again
-  T* grad_query;                     // [B, T, H, D]
-  T* grad_key;                       // [B, T, H, D]
-  T* grad_value;                     // [B, T, H, D]
+  int64_t block;                  // rows of a unit
+  LocalAttnInput<T> grad;         // [B, T, H, D]
+  LocalAttnInput<T> query;        // [B, T, H, D]
+  LocalAttnInput<T> key;          // [B, T, H, D]
+  LocalAttnInput<T> value;        // [B, T, H, D]
+  const bool* padding;            // [B, T], or null
+  const ComputeType<T>* weights;  // [B, T, H, window], or null: they are computed again
+  T* grad_query;                  // [B, T, H, D]
+  T* grad_key;                    // [B, T, H, D]
+  T* grad_value;                  // [B, T, H, D]
 };
 
 // clang-format off

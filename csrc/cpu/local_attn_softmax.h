@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The softmax of a band (local_attn_band.h), its gradient, and its weights as the forward hands them
-// to the backward. In an anonymous namespace because each instruction set compiles its own.
+// The softmax of a band (local_attn_band.h), its gradient, and its weights as the forward hands
+// them to the backward. In an anonymous namespace because each instruction set compiles its own.
 #pragma once
 
 #include "cpu/local_attn_band.h"

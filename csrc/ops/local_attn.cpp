@@ -56,8 +56,7 @@ std::tuple<Tensor, Tensor> local_attn_cpu(const Tensor& query,  // [B, T, H, D]
   if (with_weights) {
     kept = {shape.batch, shape.rows, shape.heads, shape.window()};
   }
-  const Tensor weights =
-      torch::stable::new_empty(query, kept, compute_type(query.scalar_type()));
+  const Tensor weights = torch::stable::new_empty(query, kept, compute_type(query.scalar_type()));
   if (out.numel() == 0) {
     return {out, weights};
   }
