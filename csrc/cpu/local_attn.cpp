@@ -1,91 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// A unit copies the rows that it needs, and everything is then a product with a band
-// (local_attn_band.h) or a softmax of one.
+// A unit goes through its rows in steps: copies the rows that come into reach, and everything is
+// then a product with a band (local_attn_band.h) or a softmax of one (local_attn_softmax.h).
+// Meanwhile it asks for the memory of the next step.
 #include "cpu/local_attn.h"
 
-#include "cpu/local_attn_band.h"
-#include "cpu/simd_exp.h"
+#include "cpu/local_attn_softmax.h"
 
 namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
-// ---- softmax ------------------------------------------------------------------------------------
-
-// Calls body(place, hidden) for the vectors of a row of the band, where a lane of `hidden` that is
-// not zero is hidden or behind the band.
-template <typename C, typename Body>
-inline void for_each_vector(const C* hidden, int64_t window, Body&& body) {
-  constexpr int kLanes = kFullLanes<C>;
-  int64_t j = 0;
-  for (; j + kLanes <= window; j += kLanes) {
-    body(j, load<kLanes>(hidden + j));
-  }
-  if (j < window) {
-    Vector<C, kLanes> behind;
-    for (int i = 0; i < kLanes; ++i) {
-      behind[i] = j + i < window ? C(0) : C(1);
-    }
-    body(j, load<kLanes>(hidden + j) + behind);
-  }
-}
-
-// Replaces scores by weights; rows of padding get weights of zero.
-template <typename C>
-void band_softmax(const LocalAttnShape& shape, const C* hidden, Range range, const Band<C>& band) {
-  constexpr int kLanes = kFullLanes<C>;
-  using V = Vector<C, kLanes>;
-  const V lowest = V{} - static_cast<C>(__builtin_inf());
-  for (int64_t t = range.begin; t < range.end; ++t) {
-    C* row = band.row(t);
-    const C* hide = hidden + (t - range.begin);
-    if (hide[shape.half] != 0) {
-      fill_zeros<C, kLanes>(row, round_up(shape.window(), kLanes));
-      continue;
-    }
-    V highest = lowest;
-    for_each_vector(hide, shape.window(), [&](int64_t j, V off) {
-      const V score = off == 0 ? load<kLanes>(row + j) : lowest;
-      highest = score > highest ? score : highest;
-    });
-    highest = over_group<C, kLanes, kLanes>(highest, [](V a, V b) { return a > b ? a : b; });
-    V sum{};
-    for_each_vector(hide, shape.window(), [&](int64_t j, V off) {
-      const V e = exp_nonpositive<kLanes>(load<kLanes>(row + j) - highest);
-      const V weight = off == 0 ? e : V{};
-      sum += weight;
-      store<kLanes>(row + j, weight);
-    });
-    const V factor = C(1) / group_sum<C, kLanes, kLanes>(sum);
-    for (int64_t j = 0; j < shape.window(); j += kLanes) {
-      store<kLanes>(row + j, load<kLanes>(row + j) * factor);
-    }
-  }
-}
-
-// Replaces the gradients of weights by those of scores.
-template <typename C>
-void band_softmax_backward(const LocalAttnShape& shape, const C* hidden, Range range,
-                           const Band<C>& weights, const Band<C>& band) {
-  constexpr int kLanes = kFullLanes<C>;
-  using V = Vector<C, kLanes>;
-  for (int64_t t = range.begin; t < range.end; ++t) {
-    const C* weight = weights.row(t);
-    C* row = band.row(t);
-    const C* hide = hidden + (t - range.begin);
-    V sum{};
-    for_each_vector(hide, shape.window(), [&](int64_t j, V off) {
-      sum += off == 0 ? load<kLanes>(row + j) * load<kLanes>(weight + j) : V{};
-    });
-    const V mean = group_sum<C, kLanes, kLanes>(sum);
-    for_each_vector(hide, shape.window(), [&](int64_t j, V off) {
-      const V grad = load<kLanes>(weight + j) * (load<kLanes>(row + j) - mean);
-      store<kLanes>(row + j, off == 0 ? grad : V{});
-    });
-  }
-}
-
-// ---- units --------------------------------------------------------------------------------------
+// ---- units and steps ----------------------------------------------------------------------------
 
 struct Unit {
   int64_t b;
@@ -112,6 +37,31 @@ inline bool all_padding(const LocalAttnShape& shape, const bool* padding, const 
   return true;
 }
 
+// Rows of a step, a multiple of the tiles' rows: what it reads fits into the second-level cache
+// beside what is on its way for the next one.
+constexpr int64_t kStepRows = 24;
+// Steps between two moves of rows in scratch.
+constexpr int64_t kStepsPerMove = 3;
+
+inline Range step_at(int64_t begin, Range span) {
+  return {begin, least(begin + kStepRows, span.end)};
+}
+
+// Rows to keep where a step reaches `half` rows to both sides. Wide windows move as many as they
+// keep, so that moves stay rare.
+inline int64_t kept_rows(const LocalAttnShape& shape, int64_t most_rows) {
+  const int64_t reach = 2 * shape.half;
+  return least(reach + most(kStepsPerMove * kStepRows, reach), most_rows);
+}
+
+// The rows of others that a step reads first. `first`: it is the first step of its unit.
+inline Range fresh_others(const LocalAttnShape& shape, Range step, bool first) {
+  const Range others = step.widened(shape.half, shape.rows);
+  return first ? others : Range{step.begin + shape.half, others.end};
+}
+
+// ---- results ------------------------------------------------------------------------------------
+
 template <typename T, typename C = ComputeType<T>>
 Output<T> output(const LocalAttnShape& shape, const Unit& unit, C scale, T* tensor) {
   const int64_t row_stride = shape.heads * shape.channels;
@@ -134,15 +84,14 @@ void put_zeros(const LocalAttnShape& shape, const Unit& unit, T* tensor) {
   }
 }
 
-// Writes the weighted sums, times `scale`, to the unit's rows of a result; rows of padding are
-// zero.
+// Writes the weighted sums, times `scale`, to rows of a result; rows of padding are zero.
 template <typename T, typename C = ComputeType<T>>
-void put_sums(const LocalAttnShape& shape, const bool* padding, const Unit& unit,
-              const Weights<C>& weights, const Rows<C>& source, C scale, T* tensor) {
+void put_sums(const LocalAttnShape& shape, const bool* padding, const Unit& unit, Range range,
+              const Weights<C>& weights, const Rows<C>& source, C scale, T* tensor, Ahead& ahead) {
   const Output<T> out = output<T>(shape, unit, scale, tensor);
-  band_sums(weights, source, unit.range, shape.rows, shape.half, out);
+  band_sums(weights, source, range, shape.rows, shape.half, out, ahead);
   // A row of NaN among those that see it gives a NaN here too.
-  for (int64_t t = unit.range.begin; padding != nullptr && t < unit.range.end; ++t) {
+  for (int64_t t = range.begin; padding != nullptr && t < range.end; ++t) {
     if (padding[unit.b * shape.rows + t]) {
       put_zeros(out, t);
     }
@@ -154,137 +103,284 @@ C score_scale(const LocalAttnShape& shape) {
   return static_cast<C>(1.0 / __builtin_sqrt(static_cast<double>(shape.channels)));
 }
 
-template <typename C>
-struct ForwardScratch {
-  Rows<C> query, key, value;
-  Band<C> band;
-  C* hidden;
-  size_t bytes;
+// ---- what is asked for ahead --------------------------------------------------------------------
 
-  ForwardScratch(const LocalAttnShape& shape, int64_t block, std::byte* memory) {
-    Carver carver(memory);
-    const int64_t rows = least(block, shape.rows);
-    const int64_t seen = least(block + 2 * shape.half, shape.rows);
-    query = take_rows<C>(carver, shape, rows);
-    key = take_rows<C>(carver, shape, seen);
-    value = take_rows<C>(carver, shape, seen);
-    band = take_band<C>(carver, shape, rows);
-    hidden = take_hidden<C>(carver, shape, rows);
-    bytes = carver.used();
+template <typename T>
+void ask_for_input(const LocalAttnShape& shape, const LocalAttnInput<T>& input, const Unit& unit,
+                   Range range, Ahead& ahead) {
+  if (input.channel_stride == 1) {
+    constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
+    ahead.add(input.data + unit.b * input.batch_stride + unit.h * input.head_stride,
+              input.row_stride * kBytes, shape.channels * kBytes, range);
   }
+}
+
+// A store that misses the caches waits for its line as well.
+template <typename T>
+void ask_for_output(const LocalAttnShape& shape, T* tensor, const Unit& unit, Range range,
+                    Ahead& ahead) {
+  if (tensor != nullptr) {
+    constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
+    const Output<T> out = output<T>(shape, unit, ComputeType<T>(1), tensor);
+    ahead.add(out.data, out.row_stride * kBytes, out.channels * kBytes, range);
+  }
+}
+
+// ---- forward ------------------------------------------------------------------------------------
+
+template <typename T>
+class Forward {
+  using C = ComputeType<T>;
+
+ public:
+  Forward(const LocalAttnForward<T>& call, int64_t block, std::byte* memory)
+      : call_(call), shape_(call.shape) {
+    Carver carver(memory);
+    const int64_t seen = kept_rows(shape_, block + 2 * shape_.half);
+    query_ = take_rows<C>(carver, shape_, kStepRows);
+    key_ = take_rows<C>(carver, shape_, seen);
+    value_ = take_rows<C>(carver, shape_, seen);
+    band_ = take_band<C>(carver, shape_, kStepRows);
+    hidden_ = take_hidden<C>(carver, shape_, kStepRows);
+    bytes_ = carver.used();
+  }
+
+  size_t bytes() const { return bytes_; }
+
+  // `following`: the unit that comes next, or null.
+  void run(const Unit& unit, const Unit* following) {
+    const Range seen = unit.range.widened(shape_.half, shape_.rows);
+    key_.restart(seen.begin);
+    value_.restart(seen.begin);
+    for (int64_t t = unit.range.begin; t < unit.range.end; t += kStepRows) {
+      const Range step = step_at(t, unit.range);
+      Ahead ahead;
+      if (step.end < unit.range.end) {
+        ask_for(unit, step_at(step.end, unit.range), false, ahead);
+      } else if (following != nullptr) {
+        ask_for(*following, step_at(following->range.begin, following->range), true, ahead);
+      }
+      ahead.spread_over(dot_tiles(step, shape_.half, kDotKeys<C>) +
+                        sum_tiles(step, value_.stride, kFullLanes<C>));
+      run_step(unit, step, ahead);
+    }
+  }
+
+  void put_zeros_for(const Unit& unit) const {
+    put_zeros(shape_, unit, call_.out);
+    if (call_.weights != nullptr) {
+      for (int64_t t = unit.range.begin; t < unit.range.end; ++t) {
+        C* row = kept_row(shape_, call_.weights, unit.b, t, unit.h);
+        for (int64_t j = 0; j < shape_.window(); ++j) {
+          row[j] = 0;
+        }
+      }
+    }
+  }
+
+ private:
+  void ask_for(const Unit& unit, Range step, bool first, Ahead& ahead) const {
+    const Range others = fresh_others(shape_, step, first);
+    ask_for_input(shape_, call_.query, unit, step, ahead);
+    ask_for_input(shape_, call_.key, unit, others, ahead);
+    ask_for_input(shape_, call_.value, unit, others, ahead);
+    ask_for_output(shape_, call_.out, unit, step, ahead);
+  }
+
+  void run_step(const Unit& unit, Range step, Ahead& ahead) {
+    const Range seen = step.widened(shape_.half, shape_.rows);
+    query_.restart(step.begin);
+    band_.rows.restart(step.begin);
+    copy_rows(shape_, call_.query, unit.b, unit.h, call_.padding, step, score_scale<C>(shape_),
+              query_);
+    copy_rows(shape_, call_.key, unit.b, unit.h, call_.padding, key_.extend(seen.begin, seen.end),
+              C(1), key_);
+    copy_rows(shape_, call_.value, unit.b, unit.h, call_.padding,
+              value_.extend(seen.begin, seen.end), C(1), value_);
+    mark_hidden(shape_, call_.padding, unit.b, step, hidden_);
+    band_dots(query_, key_, step, shape_.rows, band_, ahead);
+    band_softmax(shape_, hidden_, step, band_);
+    if (call_.weights != nullptr) {
+      keep_weights(shape_, unit.b, unit.h, step, band_, call_.weights);
+    }
+    put_sums(shape_, call_.padding, unit, step, along(band_), value_, C(1), call_.out, ahead);
+  }
+
+  const LocalAttnForward<T>& call_;
+  const LocalAttnShape shape_;
+  Rows<C> query_, key_, value_;
+  Band<C> band_;
+  C* hidden_;
+  size_t bytes_;
 };
 
-template <typename C>
-struct BackwardScratch {
-  Rows<C> query, grad, key, value;
-  Band<C> weights, scores;
-  C* hidden;
-  size_t bytes;
+// ---- backward -----------------------------------------------------------------------------------
 
-  BackwardScratch(const LocalAttnShape& shape, int64_t block, std::byte* memory) {
+// Goes through the rows that see a row of the unit. The gradient of a query is known at once, those
+// of a key and a value when all rows that see it have passed.
+template <typename T>
+class Backward {
+  using C = ComputeType<T>;
+
+ public:
+  Backward(const LocalAttnBackward<T>& call, int64_t block, std::byte* memory)
+      : call_(call), shape_(call.shape) {
     Carver carver(memory);
-    const int64_t rows = least(block + 2 * shape.half, shape.rows);
-    const int64_t seen = least(block + 4 * shape.half, shape.rows);
-    query = take_rows<C>(carver, shape, rows);
-    grad = take_rows<C>(carver, shape, rows);
-    key = take_rows<C>(carver, shape, seen);
-    value = take_rows<C>(carver, shape, seen);
-    weights = take_band<C>(carver, shape, rows);
-    scores = take_band<C>(carver, shape, rows);
-    hidden = take_hidden<C>(carver, shape, rows);
-    bytes = carver.used();
+    const int64_t rows = kept_rows(shape_, block + 4 * shape_.half);
+    query_ = take_rows<C>(carver, shape_, rows);
+    grad_ = take_rows<C>(carver, shape_, rows);
+    key_ = take_rows<C>(carver, shape_, rows);
+    value_ = take_rows<C>(carver, shape_, rows);
+    weights_ = take_band<C>(carver, shape_, rows);
+    scores_ = take_band<C>(carver, shape_, rows);
+    hidden_ = take_hidden<C>(carver, shape_, kStepRows);
+    bytes_ = carver.used();
   }
+
+  size_t bytes() const { return bytes_; }
+
+  // `following`: the unit that comes next, or null.
+  void run(const Unit& unit, const Unit* following) {
+    const Range span = unit.range.widened(shape_.half, shape_.rows);
+    for (Rows<C>* rows : {&query_, &grad_, &weights_.rows, &scores_.rows}) {
+      rows->restart(span.begin);
+    }
+    for (Rows<C>* rows : {&key_, &value_}) {
+      rows->restart(span.widened(shape_.half, shape_.rows).begin);
+    }
+    for (int64_t t = span.begin; t < span.end; t += kStepRows) {
+      const Range step = step_at(t, span);
+      Ahead ahead;
+      if (step.end < span.end) {
+        ask_for(unit, step_at(step.end, span), false, ahead);
+      } else if (following != nullptr) {
+        const Range wide = following->range.widened(shape_.half, shape_.rows);
+        ask_for(*following, step_at(wide.begin, wide), true, ahead);
+      }
+      ahead.spread_over(dot_tiles(step, shape_.half, kDotKeys<C>) * (recomputes() ? 2 : 1) +
+                        sum_tiles(step, key_.stride, kFullLanes<C>) * 3);
+      run_step(unit, step, ahead);
+    }
+  }
+
+  void put_zeros_for(const Unit& unit) const {
+    put_zeros(shape_, unit, call_.grad_query);
+    put_zeros(shape_, unit, call_.grad_key);
+    put_zeros(shape_, unit, call_.grad_value);
+  }
+
+ private:
+  bool recomputes() const { return call_.weights == nullptr; }
+
+  // Of the unit's rows, those that no row behind the step sees and some row before did.
+  Range finished(const Unit& unit, Range step) const {
+    const int64_t end = step.end == shape_.rows ? shape_.rows : step.end - shape_.half;
+    return Range{step.begin - shape_.half, end}.within(unit.range);
+  }
+
+  void ask_for(const Unit& unit, Range step, bool first, Ahead& ahead) const {
+    const Range others = fresh_others(shape_, step, first);
+    ask_for_input(shape_, call_.query, unit, step, ahead);
+    ask_for_input(shape_, call_.grad, unit, step, ahead);
+    ask_for_input(shape_, call_.key, unit, others, ahead);
+    ask_for_input(shape_, call_.value, unit, others, ahead);
+    ask_for_output(shape_, call_.grad_query, unit, step.within(unit.range), ahead);
+    ask_for_output(shape_, call_.grad_key, unit, finished(unit, step), ahead);
+    ask_for_output(shape_, call_.grad_value, unit, finished(unit, step), ahead);
+  }
+
+  void copy_step(const Unit& unit, Range step) {
+    const Range seen = step.widened(shape_.half, shape_.rows);
+    const int64_t reach = most(step.begin - 2 * shape_.half, query_.first);
+    const auto copy = [&](const LocalAttnInput<T>& input, Range range, C scale, Rows<C>& rows) {
+      copy_rows(shape_, input, unit.b, unit.h, call_.padding, range, scale, rows);
+    };
+    copy(call_.query, query_.extend(reach, step.end), score_scale<C>(shape_), query_);
+    copy(call_.grad, grad_.extend(reach, step.end), C(1), grad_);
+    copy(call_.key, key_.extend(seen.begin, seen.end), C(1), key_);
+    copy(call_.value, value_.extend(seen.begin, seen.end), C(1), value_);
+    weights_.rows.extend(reach, step.end);
+    scores_.rows.extend(reach, step.end);
+    mark_hidden(shape_, call_.padding, unit.b, step, hidden_);
+  }
+
+  void run_step(const Unit& unit, Range step, Ahead& ahead) {
+    const auto put = [&](Range range, const Weights<C>& weights, const Rows<C>& source, C scale,
+                         T* tensor) {
+      if (tensor != nullptr) {
+        put_sums(shape_, call_.padding, unit, range, weights, source, scale, tensor, ahead);
+      }
+    };
+    copy_step(unit, step);
+    if (recomputes()) {
+      band_dots(query_, key_, step, shape_.rows, weights_, ahead);
+      band_softmax(shape_, hidden_, step, weights_);
+    } else {
+      read_weights(shape_, unit.b, unit.h, step, call_.weights, weights_);
+    }
+    put(finished(unit, step), across(weights_), grad_, C(1), call_.grad_value);
+    if (call_.grad_query == nullptr && call_.grad_key == nullptr) {
+      return;
+    }
+    band_dots(grad_, value_, step, shape_.rows, scores_, ahead);
+    band_softmax_backward(shape_, hidden_, step, weights_, scores_);
+    put(step.within(unit.range), along(scores_), key_, score_scale<C>(shape_), call_.grad_query);
+    // The copied queries are scaled already.
+    put(finished(unit, step), across(scores_), query_, C(1), call_.grad_key);
+  }
+
+  const LocalAttnBackward<T>& call_;
+  const LocalAttnShape shape_;
+  Rows<C> query_, grad_, key_, value_;
+  Band<C> weights_, scores_;
+  C* hidden_;
+  size_t bytes_;
 };
+
+template <typename Pass, typename Call>
+void run_units(const Call& call, int64_t begin, int64_t end, std::byte* scratch) {
+  Pass pass(call, call.block, scratch);
+  for (int64_t number = begin; number < end; ++number) {
+    const Unit unit = unit_at(call.shape, call.block, number);
+    if (all_padding(call.shape, call.padding, unit)) {
+      pass.put_zeros_for(unit);
+      continue;
+    }
+    const Unit following = unit_at(call.shape, call.block, number + 1);
+    pass.run(unit, number + 1 < end ? &following : nullptr);
+  }
+}
 
 }  // namespace
 
 template <typename T>
 size_t local_attn_scratch(const LocalAttnShape& shape, int64_t block, bool backward) {
-  using C = ComputeType<T>;
-  return backward ? BackwardScratch<C>(shape, block, nullptr).bytes
-                  : ForwardScratch<C>(shape, block, nullptr).bytes;
+  if (backward) {
+    LocalAttnBackward<T> call = {};
+    call.shape = shape;
+    return Backward<T>(call, block, nullptr).bytes();
+  }
+  LocalAttnForward<T> call = {};
+  call.shape = shape;
+  return Forward<T>(call, block, nullptr).bytes();
 }
 
 template <typename T>
-void local_attn_forward(const LocalAttnShape& shape, int64_t block, const LocalAttnInput<T>& query,
-                        const LocalAttnInput<T>& key, const LocalAttnInput<T>& value,
-                        const bool* padding, int64_t unit_begin, int64_t unit_end,
-                        std::byte* scratch, T* out) {
-  using C = ComputeType<T>;
-  ForwardScratch<C> s(shape, block, scratch);
-  for (int64_t number = unit_begin; number < unit_end; ++number) {
-    const Unit unit = unit_at(shape, block, number);
-    if (all_padding(shape, padding, unit)) {
-      put_zeros(shape, unit, out);
-      continue;
-    }
-    const Range range = unit.range;
-    const Range seen = range.widened(shape.half, shape.rows);
-    copy_rows(shape, query, unit.b, unit.h, padding, range, score_scale<C>(shape), s.query);
-    copy_rows(shape, key, unit.b, unit.h, padding, seen, C(1), s.key);
-    copy_rows(shape, value, unit.b, unit.h, padding, seen, C(1), s.value);
-    mark_hidden(shape, padding, unit.b, range, s.hidden);
-    s.band.first = range.begin;
-    band_dots(s.query, s.key, range, shape.rows, s.band);
-    band_softmax(shape, s.hidden, range, s.band);
-    put_sums(shape, padding, unit, along(s.band), s.value, C(1), out);
-  }
+void local_attn_forward(const LocalAttnForward<T>& call, int64_t unit_begin, int64_t unit_end,
+                        std::byte* scratch) {
+  run_units<Forward<T>>(call, unit_begin, unit_end, scratch);
 }
 
 template <typename T>
-void local_attn_backward(const LocalAttnShape& shape, int64_t block, const LocalAttnInput<T>& grad,
-                         const LocalAttnInput<T>& query, const LocalAttnInput<T>& key,
-                         const LocalAttnInput<T>& value, const bool* padding, int64_t unit_begin,
-                         int64_t unit_end, std::byte* scratch, T* grad_query, T* grad_key,
-                         T* grad_value) {
-  using C = ComputeType<T>;
-  BackwardScratch<C> s(shape, block, scratch);
-  const C scale = score_scale<C>(shape);
-  for (int64_t number = unit_begin; number < unit_end; ++number) {
-    const Unit unit = unit_at(shape, block, number);
-    if (all_padding(shape, padding, unit)) {
-      put_zeros(shape, unit, grad_query);
-      put_zeros(shape, unit, grad_key);
-      put_zeros(shape, unit, grad_value);
-      continue;
-    }
-    // The rows that see a row of the unit, and what these see.
-    const Range range = unit.range.widened(shape.half, shape.rows);
-    const Range seen = range.widened(shape.half, shape.rows);
-    copy_rows(shape, query, unit.b, unit.h, padding, range, scale, s.query);
-    copy_rows(shape, grad, unit.b, unit.h, padding, range, C(1), s.grad);
-    copy_rows(shape, key, unit.b, unit.h, padding, seen, C(1), s.key);
-    mark_hidden(shape, padding, unit.b, range, s.hidden);
-    s.weights.first = s.scores.first = range.begin;
-    band_dots(s.query, s.key, range, shape.rows, s.weights);
-    band_softmax(shape, s.hidden, range, s.weights);
-    if (grad_value != nullptr) {
-      put_sums(shape, padding, unit, across(s.weights), s.grad, C(1), grad_value);
-    }
-    if (grad_query == nullptr && grad_key == nullptr) {
-      continue;
-    }
-    copy_rows(shape, value, unit.b, unit.h, padding, seen, C(1), s.value);
-    band_dots(s.grad, s.value, range, shape.rows, s.scores);
-    band_softmax_backward(shape, s.hidden, range, s.weights, s.scores);
-    if (grad_query != nullptr) {
-      put_sums(shape, padding, unit, along(s.scores), s.key, scale, grad_query);
-    }
-    if (grad_key != nullptr) {  // the copied queries are scaled already
-      put_sums(shape, padding, unit, across(s.scores), s.query, C(1), grad_key);
-    }
-  }
+void local_attn_backward(const LocalAttnBackward<T>& call, int64_t unit_begin, int64_t unit_end,
+                         std::byte* scratch) {
+  run_units<Backward<T>>(call, unit_begin, unit_end, scratch);
 }
 
 #define TAL_FAST_INSTANTIATE(T)                                                                  \
   template size_t local_attn_scratch<T>(const LocalAttnShape&, int64_t, bool);                   \
-  template void local_attn_forward<T>(const LocalAttnShape&, int64_t, const LocalAttnInput<T>&,  \
-                                      const LocalAttnInput<T>&, const LocalAttnInput<T>&,        \
-                                      const bool*, int64_t, int64_t, std::byte*, T*);            \
-  template void local_attn_backward<T>(const LocalAttnShape&, int64_t, const LocalAttnInput<T>&, \
-                                       const LocalAttnInput<T>&, const LocalAttnInput<T>&,       \
-                                       const LocalAttnInput<T>&, const bool*, int64_t, int64_t,  \
-                                       std::byte*, T*, T*, T*);
+  template void local_attn_forward<T>(const LocalAttnForward<T>&, int64_t, int64_t, std::byte*); \
+  template void local_attn_backward<T>(const LocalAttnBackward<T>&, int64_t, int64_t, std::byte*);
 TAL_FAST_INSTANTIATE(double)
 TAL_FAST_INSTANTIATE(float)
 TAL_FAST_INSTANTIATE(Half)

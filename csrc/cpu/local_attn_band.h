@@ -2,43 +2,15 @@
 // The two products with a band that banded self-attention consists of: dots of rows (q . k, grad .
 // v), and sums of rows weighted by the band, read along its rows (out, grad of q) or across (grads
 // of k and v). In an anonymous namespace because each instruction set compiles its own.
-//
-// The rows are copies in one block of memory, where they follow each other as whole vectors of the
-// compute type and padding is zero: models lay heads and rows at powers of two, which share few
-// places of the first-level cache.
 #pragma once
 
 #include <type_traits>
 #include <utility>
 
-#include "cpu/scratch.h"
-#include "cpu/simd.h"
-#include "math/local_attn.h"
+#include "cpu/local_attn_rows.h"
 
 namespace tal_fast::cpu {
 namespace {
-
-inline int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-inline int64_t most(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-inline int64_t round_up(int64_t value, int64_t step) {
-  return (value + step - 1) / step * step;
-}
-
-// Rows [begin, end) of a video.
-struct Range {
-  int64_t begin;
-  int64_t end;
-  int64_t size() const { return end - begin; }
-  Range widened(int64_t half, int64_t rows) const {
-    return {most(begin - half, 0), least(end + half, rows)};
-  }
-};
-
-// ---- rows ---------------------------------------------------------------------------------------
 
 // Tiles of the dots: their sums fill one vector.
 constexpr int kDotRows = 2;
@@ -48,75 +20,6 @@ constexpr int kDotKeys = kFullLanes<C> / kDotRows;
 constexpr int kSumRows = 3;
 constexpr int kSumVectors = 4;
 
-// Consecutive rows of one head.
-template <typename C>
-struct Rows {
-  C* data;        // [rows.size(), stride], and a few rows of zeros behind
-  int64_t first;  // the row of the video that lies at `data`
-  int64_t stride;
-
-  const C* operator[](int64_t row) const { return data + (row - first) * stride; }
-};
-
-template <typename C>
-int64_t row_stride(const LocalAttnShape& shape) {
-  return round_up(shape.channels, kFullLanes<C>);
-}
-
-template <typename C>
-Rows<C> take_rows(Carver& carver, const LocalAttnShape& shape, int64_t rows) {
-  const int64_t stride = row_stride<C>(shape);
-  return {carver.take<C>((rows + kDotRows + kDotKeys<C>)*stride), 0, stride};
-}
-
-template <typename C, int kLanes>
-inline void fill_zeros(C* target, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    store<kLanes>(target + i, Vector<C, kLanes>{});
-  }
-}
-
-// Rows of a head lie far from each other: no prefetcher of the hardware follows them. The first
-// head asks for those beside it, too: memory prefers to be read in its order.
-constexpr int64_t kRowsAhead = 16;
-
-// Copies the rows of `range`, times `scale`; rows of padding become zero.
-template <typename T, typename C = ComputeType<T>>
-void copy_rows(const LocalAttnShape& shape, const LocalAttnInput<T>& input, int64_t b, int64_t h,
-               const bool* padding, Range range, C scale, Rows<C>& rows) {
-  constexpr int kLanes = kFullLanes<C>;
-  const T* source = input.data + b * input.batch_stride + h * input.head_stride;
-  const int64_t channels = shape.channels;
-  const int64_t whole = input.channel_stride == 1 ? channels / kLanes * kLanes : 0;
-  const int64_t prefetched = whole * static_cast<int64_t>(sizeof(T)) *
-                             (h == 0 && input.head_stride == channels ? shape.heads : 1);
-  rows.first = range.begin;
-  C* target = rows.data;
-  for (int64_t t = range.begin; t < range.end; ++t, target += rows.stride) {
-    const T* row = source + t * input.row_stride;
-    if (t + kRowsAhead < range.end) {
-      const char* ahead = reinterpret_cast<const char*>(row + kRowsAhead * input.row_stride);
-      for (int64_t byte = 0; byte < prefetched; byte += 64) {
-        __builtin_prefetch(ahead + byte);
-      }
-    }
-    if (padding != nullptr && padding[b * shape.rows + t]) {
-      fill_zeros<C, kLanes>(target, rows.stride);
-      continue;
-    }
-    for (int64_t d = 0; d < whole; d += kLanes) {
-      store<kLanes>(target + d, load<kLanes>(row + d) * scale);
-    }
-    for (int64_t d = whole; d < channels; ++d) {
-      target[d] = widen(row[d * input.channel_stride]) * scale;
-    }
-    for (int64_t d = channels; d < rows.stride; ++d) {
-      target[d] = 0;
-    }
-  }
-  fill_zeros<C, kLanes>(target, (kDotRows + kDotKeys<C>)*rows.stride);
-}
-
 // ---- bands --------------------------------------------------------------------------------------
 
 // One number for each pair (t, s) of rows with |t - s| <= half: the pair lies at
@@ -124,43 +27,25 @@ void copy_rows(const LocalAttnShape& shape, const LocalAttnInput<T>& input, int6
 // Around the pairs of a row there may be anything.
 template <typename C>
 struct Band {
-  C* data;
-  int64_t first;
+  Rows<C> rows;
   int64_t half;
-  int64_t stride;
 
-  C* row(int64_t t) const { return data + (t - first) * stride; }
+  C* operator[](int64_t t) const { return rows[t]; }
 };
 
+// The last tile of the dots may reach behind the rows: what it reads there goes nowhere.
 template <typename C>
-int64_t band_stride(const LocalAttnShape& shape) {
-  return round_up(shape.window() + kDotKeys<C> + 1, kFullLanes<C>);
+Rows<C> take_rows(Carver& carver, const LocalAttnShape& shape, int64_t rows) {
+  const int64_t stride = round_up(shape.channels, kFullLanes<C>);
+  return {carver.take<C>((rows + kDotRows + kDotKeys<C>)*stride), rows, stride, 0, 0};
 }
 
 template <typename C>
 Band<C> take_band(Carver& carver, const LocalAttnShape& shape, int64_t rows) {
-  const int64_t stride = band_stride<C>(shape);
+  const int64_t stride = round_up(shape.window() + kDotKeys<C> + 1, kFullLanes<C>);
   // A tile of dots begins one element before the pairs of its second row.
   C* data = carver.take<C>((rows + kDotRows) * stride + 2 * kFullLanes<C>);
-  return {data == nullptr ? nullptr : data + kFullLanes<C>, 0, shape.half, stride};
-}
-
-// 1 for the places that a row must not see, 0 for the others: place i belongs to row first - half +
-// i.
-template <typename C>
-C* take_hidden(Carver& carver, const LocalAttnShape& shape, int64_t rows) {
-  return carver.take<C>(rows + 2 * shape.half + 2 * kFullLanes<C>);
-}
-
-template <typename C>
-void mark_hidden(const LocalAttnShape& shape, const bool* padding, int64_t b, Range range,
-                 C* hidden) {
-  const int64_t count = range.size() + 2 * shape.half + 2 * kFullLanes<C>;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t s = range.begin - shape.half + i;
-    const bool outside = s < 0 || s >= shape.rows;
-    hidden[i] = outside || (padding != nullptr && padding[b * shape.rows + s]) ? C(1) : C(0);
-  }
+  return {{data == nullptr ? nullptr : data + kFullLanes<C>, rows, stride, 0, 0}, shape.half};
 }
 
 // ---- dots ---------------------------------------------------------------------------------------
@@ -203,10 +88,24 @@ inline Vector<C, kLanes> lane_sums(const Vector<C, kLanes> (&vectors)[kCount]) {
   }
 }
 
+// GCC would read a vector from memory for each multiplication that it is used in: more than the two
+// per cycle that a core loads.
+template <typename V>
+inline V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
+inline int64_t dot_tiles(Range range, int64_t half, int64_t keys) {
+  return (range.size() + kDotRows - 1) / kDotRows * ((2 * half + kDotRows + keys - 1) / keys);
+}
+
 // band[t, s] = left[t] . right[s] for t in `range`, s in the video.
 template <typename C>
 void band_dots(const Rows<C>& left, const Rows<C>& right, Range range, int64_t rows,
-               const Band<C>& band) {
+               const Band<C>& band, Ahead& ahead) {
   constexpr int kLanes = kFullLanes<C>;
   constexpr int kKeys = kDotKeys<C>;
   using V = Vector<C, kLanes>;
@@ -214,8 +113,9 @@ void band_dots(const Rows<C>& left, const Rows<C>& right, Range range, int64_t r
   for (int64_t t = range.begin; t < range.end; t += kDotRows) {
     const Range seen = Range{t, t + kDotRows}.widened(band.half, rows);
     const C* a = left[t];
-    C* target = band.row(t) + (seen.begin - t + band.half);
+    C* target = band[t] + (seen.begin - t + band.half);
     for (int64_t s = seen.begin; s < seen.end; s += kKeys, target += kKeys) {
+      ahead.ask();
       const C* b = right[s];
       V sums[kDotRows * kKeys] = {};
       for (int64_t d = 0; d < stride; d += kLanes) {
@@ -226,7 +126,7 @@ void band_dots(const Rows<C>& left, const Rows<C>& right, Range range, int64_t r
         }
 #pragma GCC unroll 16
         for (int j = 0; j < kKeys; ++j) {
-          const V row_of_b = load<kLanes>(b + j * stride + d);
+          const V row_of_b = in_register(load<kLanes>(b + j * stride + d));
 #pragma GCC unroll 16
           for (int i = 0; i < kDotRows; ++i) {
             sums[i * kKeys + j] += rows_of_a[i] * row_of_b;
@@ -236,7 +136,7 @@ void band_dots(const Rows<C>& left, const Rows<C>& right, Range range, int64_t r
       const V dots = lane_sums<C, kLanes, kDotRows * kKeys>(sums);
 #pragma GCC unroll 16
       for (int i = 0; i < kDotRows; ++i) {
-        __builtin_memcpy(target + i * (band.stride - 1),
+        __builtin_memcpy(target + i * (band.rows.stride - 1),
                          reinterpret_cast<const C*>(&dots) + i * kKeys, sizeof(C) * kKeys);
       }
     }
@@ -277,14 +177,21 @@ inline void add_column(const C* weights, int64_t step, const C* source,
   }
 }
 
-// Sums kVectors vectors of kRows rows. At the edges of the band a column belongs to some rows
-// alone: a weight of zero for the others would not keep out a NaN.
+// Sums kVectors vectors of kRows rows, over `columns` that start with the band of the first row and
+// end with that of the last one. At the edges a column belongs to some rows alone: a weight of zero
+// for the others would not keep out a NaN.
 template <int kRows, int kVectors, typename T, typename C = ComputeType<T>>
 inline void sum_vectors(const Weights<C>& weights, const Rows<C>& source, int64_t d, int64_t row,
-                        int64_t rows, int64_t half, const Output<T>& out) {
+                        Range columns, const Output<T>& out) {
   constexpr int kLanes = kFullLanes<C>;
-  const Range columns = Range{row, row + kRows}.widened(half, rows);
-  Vector<C, kLanes> sums[kRows][kVectors] = {};
+  Vector<C, kLanes> sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {  // `= {}` would fill memory instead of registers
+      sums[i][v] = Vector<C, kLanes>{};
+    }
+  }
   const C* weight = weights.origin + (row * weights.row_step + columns.begin * weights.column_step);
   const C* from = source[columns.begin] + d;
   const auto add = [&](auto first, auto last) {
@@ -295,29 +202,13 @@ inline void sum_vectors(const Weights<C>& weights, const Rows<C>& source, int64_
   };
   using First = std::integral_constant<int, 0>;
   using Last = std::integral_constant<int, kRows>;
-  if (columns.size() == kRows + 2 * half && 2 * half >= kRows) {
-    [&]<std::size_t... kEdge>(std::index_sequence<kEdge...>) {
-      (add(First{}, std::integral_constant<int, static_cast<int>(kEdge) + 1>{}), ...);
-      for (int64_t n = 2 * half + 2 - kRows; n > 0; --n) {
-        add(First{}, Last{});
-      }
-      (add(std::integral_constant<int, static_cast<int>(kEdge) + 1>{}, Last{}), ...);
-    }(std::make_index_sequence<kRows - 1>{});
-  } else {  // near an end of the video, or a window of fewer rows than the tile
-    for (int64_t s = columns.begin; s < columns.end; ++s) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        if (s >= row + i - half && s <= row + i + half) {
-          const C w = weight[i * weights.row_step];
-          for (int v = 0; v < kVectors; ++v) {
-            sums[i][v] += w * load<kLanes>(from + v * kLanes);
-          }
-        }
-      }
-      weight += weights.column_step;
-      from += source.stride;
+  [&]<std::size_t... kEdge>(std::index_sequence<kEdge...>) {
+    (add(First{}, std::integral_constant<int, static_cast<int>(kEdge) + 1>{}), ...);
+    for (int64_t n = columns.size() - 2 * (kRows - 1); n > 0; --n) {
+      add(First{}, Last{});
     }
-  }
+    (add(std::integral_constant<int, static_cast<int>(kEdge) + 1>{}, Last{}), ...);
+  }(std::make_index_sequence<kRows - 1>{});
   T* target = out.data + row * out.row_stride + d;
   const int64_t left = out.channels - d;
 #pragma GCC unroll 16
@@ -335,50 +226,59 @@ inline void sum_vectors(const Weights<C>& weights, const Rows<C>& source, int64_
 }
 
 template <int kRows, typename T, typename C = ComputeType<T>>
-void sum_rows(const Weights<C>& weights, const Rows<C>& source, int64_t row, int64_t rows,
-              int64_t half, const Output<T>& out) {
+void sum_rows(const Weights<C>& weights, const Rows<C>& source, int64_t row, Range columns,
+              const Output<T>& out, Ahead& ahead) {
   constexpr int kLanes = kFullLanes<C>;
   int64_t d = 0;
   for (; d + kSumVectors * kLanes <= source.stride; d += kSumVectors * kLanes) {
-    sum_vectors<kRows, kSumVectors>(weights, source, d, row, rows, half, out);
+    ahead.ask();
+    sum_vectors<kRows, kSumVectors>(weights, source, d, row, columns, out);
   }
   for (; d + 2 * kLanes <= source.stride; d += 2 * kLanes) {
-    sum_vectors<kRows, 2>(weights, source, d, row, rows, half, out);
+    sum_vectors<kRows, 2>(weights, source, d, row, columns, out);
   }
   for (; d < source.stride; d += kLanes) {
-    sum_vectors<kRows, 1>(weights, source, d, row, rows, half, out);
+    sum_vectors<kRows, 1>(weights, source, d, row, columns, out);
   }
+}
+
+inline int64_t sum_tiles(Range range, int64_t stride, int64_t lanes) {
+  return range.size() / kSumRows * most(stride / (kSumVectors * lanes), 1);
 }
 
 // out[row] = scale * sum over the columns of weight * source[column], for the rows of `range`.
 template <typename T, typename C = ComputeType<T>>
 void band_sums(const Weights<C>& weights, const Rows<C>& source, Range range, int64_t rows,
-               int64_t half, const Output<T>& out) {
+               int64_t half, const Output<T>& out, Ahead& ahead) {
+  const auto one_by_one = [&](Range few) {
+    for (int64_t t = few.begin; t < few.end; ++t) {
+      sum_rows<1>(weights, source, t, Range{t, t + 1}.widened(half, rows), out, ahead);
+    }
+  };
   int64_t row = range.begin;
   for (; row + kSumRows <= range.end; row += kSumRows) {
-    // Results to come, for writing: a store that misses the cache waits for its line.
-    for (int64_t t = row + 4 * kSumRows; t < least(row + 5 * kSumRows, range.end); ++t) {
-      const char* ahead = reinterpret_cast<const char*>(out.data + t * out.row_stride);
-      for (int64_t byte = 0; byte < out.channels * static_cast<int64_t>(sizeof(T)); byte += 64) {
-        __builtin_prefetch(ahead + byte, 1);
-      }
+    const Range tile = {row, row + kSumRows};
+    const Range columns = tile.widened(half, rows);
+    if (2 * half >= kSumRows && columns.size() == kSumRows + 2 * half) {
+      sum_rows<kSumRows>(weights, source, row, columns, out, ahead);
+    } else {  // near an end of the video, or a window of fewer rows than the tile
+      one_by_one(tile);
     }
-    sum_rows<kSumRows>(weights, source, row, rows, half, out);
   }
-  for (; row < range.end; ++row) {
-    sum_rows<1>(weights, source, row, rows, half, out);
-  }
+  one_by_one({row, range.end});
 }
 
 // (t, s) lies at (t - first) * stride + s - t + half = t * (stride - 1) + s + (half - first *
 // stride)
 template <typename C>
 Weights<C> along(const Band<C>& band) {
-  return {band.data + (band.half - band.first * band.stride), band.stride - 1, 1};
+  const Rows<C>& rows = band.rows;
+  return {rows.data + (band.half - rows.first * rows.stride), rows.stride - 1, 1};
 }
 template <typename C>
 Weights<C> across(const Band<C>& band) {
-  return {band.data + (band.half - band.first * band.stride), 1, band.stride - 1};
+  const Weights<C> weights = along(band);
+  return {weights.origin, weights.column_step, weights.row_step};
 }
 
 }  // namespace

@@ -51,17 +51,20 @@ void launch_pass(const DeviceScope& scope, const char* op, const LocalAttnShape&
          Kernel::shared_size(shape.channels, warps, kernel.chunk).bytes(), kernel);
 }
 
-Tensor local_attn_cuda(const Tensor& query,  // [B, T, H, D]
-                       const Tensor& key,    // [B, T, H, D]
-                       const Tensor& value,  // [B, T, H, D]
-                       int64_t window,
-                       const std::optional<Tensor>& mask) {  // [B, T]
+// The backward of a GPU computes the weights again: they come back empty, even if asked for.
+std::tuple<Tensor, Tensor> local_attn_cuda(const Tensor& query,  // [B, T, H, D]
+                                           const Tensor& key,    // [B, T, H, D]
+                                           const Tensor& value,  // [B, T, H, D]
+                                           int64_t window,
+                                           const std::optional<Tensor>& mask,  // [B, T]
+                                           bool /*with_weights*/) {
   check_local_attn("local_attn", query, key, value, window, mask);
   const LocalAttnShape shape = local_attn_shape(query, window);
   const DeviceScope scope(query);
   const Tensor out = allocate(query, {shape.batch, shape.rows, shape.heads, shape.channels});
+  const Tensor weights = allocate(query, {0}, compute_type(query.scalar_type()));
   if (out.numel() == 0) {
-    return out;
+    return {out, weights};
   }
   const LocalAttnPadding padding(mask);
   dispatch_float(query.scalar_type(), "local_attn", "query", [&](auto tag) {
@@ -74,7 +77,7 @@ Tensor local_attn_cuda(const Tensor& query,  // [B, T, H, D]
     kernel.out = mutable_data<T>(out);
     launch_pass(scope, "local_attn", shape, kernel);
   });
-  return out;
+  return {out, weights};
 }
 
 // What is not asked for comes back empty.
@@ -83,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> local_attn_backward_cuda(
     const Tensor& query,  // [B, T, H, D]
     const Tensor& key,    // [B, T, H, D]
     const Tensor& value,  // [B, T, H, D]
-    int64_t window,
+    const std::optional<Tensor>& /*weights*/, int64_t window,
     const std::optional<Tensor>& mask,  // [B, T]
     bool needs_query, bool needs_key, bool needs_value) {
   constexpr const char* kOp = "local_attn_backward";

@@ -60,6 +60,20 @@ inline LocalAttnShape local_attn_shape(const Tensor& query, int64_t window) {
   return {query.size(0), query.size(1), query.size(2), query.size(3), half};
 }
 
+// The weights that a forward on a CPU kept.
+inline void check_local_attn_weights(const Tensor& weights, const Tensor& query,
+                                     const LocalAttnShape& shape) {
+  TAL_FAST_CHECK(
+      weights.dim() == 4 && weights.size(0) == shape.batch && weights.size(1) == shape.rows &&
+          weights.size(2) == shape.heads && weights.size(3) == shape.window(),
+      "local_attn_backward: expected weights of shape [B, T, H, W] = [", shape.batch, ", ",
+      shape.rows, ", ", shape.heads, ", ", shape.window(), "], got ", shape_string(weights));
+  TAL_FAST_CHECK(weights.scalar_type() == compute_type(query.scalar_type()),
+                 "local_attn_backward: expected weights of dtype ",
+                 dtype_string(compute_type(query.scalar_type())), ", got ",
+                 dtype_string(weights.scalar_type()));
+}
+
 // The mask as the kernels read it.
 class LocalAttnPadding {
  public:

@@ -39,9 +39,9 @@ def local_attn(
 
     over the rows s that are inside the video and no padding. There are no chunks, T need not be a
     multiple of anything, and a window wider than the video sees all of it. Made for windows of tens
-    of rows, where work grows with ``T * window``: on a CPU the backward computes the scores of the
-    rows around each block of rows again, in scratch that grows with the square of the window. For
-    windows of hundreds use ``torch.nn.functional.scaled_dot_product_attention``.
+    of rows, where work grows with ``T * window``: on a CPU each block of rows also looks at half a
+    window of rows on either side. For windows of hundreds use
+    ``torch.nn.functional.scaled_dot_product_attention``.
 
     Args:
         query: Tensor[B, T, H, D] of float64, float32, float16 or bfloat16. Read where it lies: it
@@ -57,10 +57,12 @@ def local_attn(
         Tensor[B, T, H, D], contiguous, in the dtype of ``query``. float64 computes in float64,
         everything else in float32, rounded once. A row sees a NaN only within its window.
 
-    Query, key and value are differentiable; nothing but them and the mask is kept for the backward,
-    which computes the weights again. Forward and backward give the same bits on every run and with
-    any number of threads; the instruction set (and the device) may change the last bits. Forward
-    mode (``torch.func.jvp``) is composed of torch's own ops. There is no second derivative.
+    Query, key and value are differentiable. Kept for the backward are they, the mask and, on a CPU
+    where that is no more than the result (``window <= D``), the weights of the softmax; otherwise
+    the backward computes these again, with the same bits. Forward and backward give the same bits
+    on every run and with any number of threads; the instruction set (and the device) may change the
+    last bits. Forward mode (``torch.func.jvp``) is composed of torch's own ops. There is no second
+    derivative.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -76,13 +78,30 @@ def local_attn(
         tensor([0.5000, 1.0000, 2.0000, 3.0000, 3.5000, 0.0000])
     """
     check_tensors("local_attn", query=query, key=key, value=value, mask=mask, optional="mask")
-    out: Tensor = torch.ops.tal_fast.local_attn.default(query, key, value, window, mask)
+    wanted = query.requires_grad or key.requires_grad or value.requires_grad
+    with_weights = wanted and torch.is_grad_enabled() and window <= query.shape[-1]
+    out: Tensor = torch.ops.tal_fast.local_attn.default(
+        query, key, value, window, mask, with_weights
+    )[0]
     return out
 
 
 @torch.library.register_fake("tal_fast::local_attn")
-def _fake(query: Tensor, key: Tensor, value: Tensor, window: int, mask: Tensor | None) -> Tensor:
-    return query.new_empty(query.shape)
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    mask: Tensor | None,
+    with_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    kept: tuple[Any, ...] = (0,)
+    if with_weights and query.device.type == "cpu":  # a GPU computes them again
+        batch, rows, heads, _ = query.shape
+        half = torch.sym_min(window // 2, torch.sym_max(rows - 1, 0))
+        kept = (batch, rows, heads, 2 * half + 1)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(query.shape), query.new_empty(kept, dtype=dtype)
 
 
 @torch.library.register_fake("tal_fast::local_attn_backward")
@@ -91,6 +110,7 @@ def _fake_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    weights: Tensor | None,
     window: int,
     mask: Tensor | None,
     needs_query: bool,
@@ -103,31 +123,34 @@ def _fake_backward(
     return empty(needs_query), empty(needs_key), empty(needs_value)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    query, key, value, ctx.window, mask = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, ctx.window, mask, with_weights = inputs
+    weights = output[1] if with_weights else None
+    ctx.mark_non_differentiable(output[1])
     if any(ctx.needs_input_grad):
-        ctx.save_for_backward(query, key, value, mask)
+        ctx.save_for_backward(query, key, value, weights, mask)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:3]
-    query, key, value, mask = ctx.saved_tensors
+    query, key, value, weights, mask = ctx.saved_tensors
     grads = torch.ops.tal_fast.local_attn_backward.default(
-        grad, query, key, value, ctx.window, mask, *needs
+        grad, query, key, value, weights, ctx.window, mask, *needs
     )
     wanted = (g if needed else None for g, needed in zip(grads, needs, strict=True))
-    return (*wanted, None, None)
+    return (*wanted, None, None, None)
 
 
 def _jvp(
-    output: Tensor,
+    output: tuple[Tensor, Tensor],
     tangents: Tangents,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     window: int,
-    mask: Tensor | None = None,
-) -> Tensor | None:
+    mask: Tensor | None,
+    with_weights: bool,
+) -> tuple[Tensor | None, None]:
     # The op is a composition, so its tangent is what comes out of that when tangents go in.
     dtype = torch.promote_types(query.dtype, torch.float32)
     if mask is None:
@@ -147,7 +170,7 @@ def _jvp(
     # Rows of padding see nothing; their weights are dropped below, whatever they are.
     scores = scores.masked_fill(~(seen | mask[..., None])[:, :, None], -math.inf)
     composed = (values * scores.softmax(-1)[:, :, :, None]).sum(-1).masked_fill(padding, 0)
-    return unpack_dual(composed.to(output.dtype))[1]
+    return unpack_dual(composed.to(output[0].dtype))[1], None
 
 
 register_autograd("local_attn", _backward, setup_context=_setup_context, jvp=_jvp)

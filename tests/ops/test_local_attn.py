@@ -219,6 +219,42 @@ def test_any_strides(channels: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_weights_change_no_bit(shape: tuple, padded: bool, dtype: torch.dtype) -> None:
+    inputs = make(shape, dtype, padded)
+    grad = output_weight(inputs)
+    out, weights = torch.ops.tal_fast.local_attn(*inputs, True)
+    assert torch.equal(out, torch.ops.tal_fast.local_attn(*inputs, False)[0])
+    seen = torch.ones(inputs.query.shape[:3]) if inputs.mask is None else ~inputs.mask[..., None]
+    torch.testing.assert_close(
+        weights.sum(-1), seen.to(weights.dtype).expand(weights.shape[:-1]), rtol=0, atol=1e-6
+    )
+
+    def backward(kept: Tensor | None) -> tuple[Tensor, ...]:
+        return torch.ops.tal_fast.local_attn_backward(
+            grad, *inputs[:3], kept, *inputs[3:], True, True, True
+        )
+
+    assert_same(backward(weights), backward(None))
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(("window", "kept"), [(8, True), (9, False)])
+def test_weights_are_kept_where_they_are_small(window: int, kept: bool) -> None:
+    saved = []
+    leaves = make((1, 30, 2, 8, window)).leaves()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
+    ):
+        local_attn(*leaves, window)
+        with torch.no_grad():
+            local_attn(*leaves, window)
+    assert saved == [(1, 30, 2, 8)] * 3 + [(1, 30, 2, 9)] * kept
+
+
+@pytest.mark.cpu_only
 def test_views_are_read_where_they_lie() -> None:
     wide = torch.zeros(1, 64, 3 * 4 * 32)
     parts = [part.unflatten(-1, (4, 32)) for part in wide.chunk(3, -1)]
@@ -303,13 +339,23 @@ def test_little_shared_memory(device: str, shape: tuple, dtype: torch.dtype) -> 
 def test_opcheck(dtype: torch.dtype, padded: bool, requires_grad: bool) -> None:
     inputs = make((2, 9, 2, 8, 5), dtype, padded)
     leaves = [tensor.detach().clone().requires_grad_(requires_grad) for tensor in inputs[:3]]
-    torch.library.opcheck(torch.ops.tal_fast.local_attn, (*leaves, *inputs[3:]))
+    torch.library.opcheck(torch.ops.tal_fast.local_attn, (*leaves, *inputs[3:], False))
+
+
+@pytest.mark.cpu_only  # a GPU keeps no weights
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("window", [5, 99])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_opcheck_with_weights(dtype: torch.dtype, window: int, requires_grad: bool) -> None:
+    inputs = make((2, 9, 2, 8, window), dtype)
+    leaves = [tensor.detach().clone().requires_grad_(requires_grad) for tensor in inputs[:3]]
+    torch.library.opcheck(torch.ops.tal_fast.local_attn, (*leaves, *inputs[3:], True))
 
 
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)))
 def test_opcheck_backward(needs: tuple[bool, bool, bool]) -> None:
     inputs = make((2, 9, 2, 8, 5))
-    arguments = (output_weight(inputs), *inputs, *needs)
+    arguments = (output_weight(inputs), *inputs[:3], None, *inputs[3:], *needs)
     torch.library.opcheck(torch.ops.tal_fast.local_attn_backward, arguments)
 
 
@@ -400,4 +446,22 @@ def test_errors(changes: dict[str, object], message: str) -> None:
 def test_backward_refuses_a_wrong_gradient(grad: Tensor) -> None:
     inputs = make((2, 9, 2, 8, 5))
     with pytest.raises(RuntimeError, match="local_attn_backward: expected grad of the shape and"):
-        torch.ops.tal_fast.local_attn_backward(grad, *inputs, True, True, True)
+        torch.ops.tal_fast.local_attn_backward(
+            grad, *inputs[:3], None, *inputs[3:], True, True, True
+        )
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(2, 9, 2, 4), r"shape \[B, T, H, W\] = \[2, 9, 2, 5\], got \[2, 9, 2, 4\]"),
+        (torch.ones(2, 9, 2, 5).double(), "dtype float32, got float64"),
+    ],
+)
+def test_backward_refuses_wrong_weights(weights: Tensor, message: str) -> None:
+    inputs = make((2, 9, 2, 8, 5))
+    with pytest.raises(RuntimeError, match=f"local_attn_backward: expected weights of {message}"):
+        torch.ops.tal_fast.local_attn_backward(
+            inputs.query, *inputs[:3], weights, *inputs[3:], True, True, True
+        )
