@@ -30,6 +30,7 @@ __all__ = [
     "command",
     "main",
     "prepare_app",
+    "profile_app",
     "say",
     "study_app",
 ]
@@ -58,8 +59,14 @@ study_app = typer.Typer(
     epilog="Example: tal-fast study run --data data/hapt --out results/hapt",
     **_OPTIONS,  # type: ignore[arg-type]
 )
+profile_app = typer.Typer(
+    help="Say what a model costs, and what a training spends its time on.",
+    epilog="Example: tal-fast profile model --model tadtr --channels 2048 --classes 20",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(study_app, name="study")
+app.add_typer(profile_app, name="profile")
 
 Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
