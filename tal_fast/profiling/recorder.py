@@ -139,6 +139,8 @@ class StepRecorder:
             self._phases = {}
             if self.seen >= self._warm_up and not self.sampler.samples:
                 self.sampler.start()
+        else:
+            self._phase(name)  # in the order in which phases begin
         self._open.append((name, _Moment()))
 
     def pop(self, name: str) -> None:
@@ -150,13 +152,18 @@ class StepRecorder:
         _, began = self._open[-1]
         took = began.until(_Moment())
         self._open.pop()
-        if self._open:
-            path = [opened.removeprefix(_PREFIX) for opened, _ in self._open[1:]]
-            own = name.removeprefix(_PREFIX)
-            if path[-1:] != [own]:  # a phase that the layer below calls the same
-                self._phases.setdefault("/".join([*path, own]), PhaseTime()).add(took)
-            return
-        self._end(began, took)
+        if not self._open:
+            self._end(began, took)
+        elif (phase := self._phase(name)) is not None:
+            phase.add(took)
+
+    def _phase(self, name: str) -> PhaseTime | None:
+        """Returns the time of a range within those that are open."""
+        path = [opened.removeprefix(_PREFIX) for opened, _ in self._open[1:]]
+        own = name.removeprefix(_PREFIX)
+        if path[-1:] == [own]:  # a phase that the layer below calls the same
+            return None
+        return self._phases.setdefault("/".join([*path, own]), PhaseTime())
 
     def _end(self, began: _Moment, whole: PhaseTime) -> None:
         if not any(name != "data" for name in self._phases):

@@ -207,14 +207,14 @@ def data(tmp_path_factory):
     from tal_fast.data.synthetic import make_synthetic
 
     out = tmp_path_factory.mktemp("recorder") / "data"
-    make_synthetic(out, train_videos=12, test_videos=1, channels=16, seed=3)
+    make_synthetic(out, size="demo", train_videos=40, test_videos=2, channels=8)
     return out
 
 
 def train(capsys, data, out, *options, after=()):
     small = ["model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"]
     small += ["training.budget=steps", "training.steps=16", "training.batch_size=2"]
-    small += ["data.window=32", "training.tensorboard=never"]
+    small += ["training.tensorboard=never"]
     sets = [word for setting in small for word in ("--set", setting)]
     arguments = ["train", "--data", str(data), "--out", str(out), *options, *sets, *after]
     assert cli.main(arguments) == 0
