@@ -39,6 +39,8 @@ COMMANDS = [
     ["study", "extrapolate"],
     ["study", "calibrate"],
     ["study", "plan"],
+    ["profile"],
+    ["profile", "model"],
 ]
 
 
@@ -84,7 +86,8 @@ class TestHelp:
     def test_top(self, capsys):
         status, out, _ = run(capsys, "-h")
         assert status == 0
-        commands = {"info", "prepare", "pack", "validate", "train", "predict", "evaluate", "study"}
+        commands = {"info", "prepare", "pack", "validate", "train", "predict", "evaluate"}
+        commands |= {"study", "profile"}
         assert commands <= set(out.split())
 
     def test_help_imports_nothing_heavy(self):
@@ -137,6 +140,12 @@ class TestStatus:
             ["study", "run", "--data", "d", "--out", "o", "--threads", "100000"],
             ["prepare", "synthetic", "--out", "o", "--size", "dem"],
             ["evaluate", "--annotations", "a", "--predictions", "p", "--tiou", "0.3:2"],
+            ["profile", "model", "--channels", "0", "--classes", "2"],
+            ["profile", "model", "--channels", "8", "--classes", "2", "--lengths", "128,x"],
+            ["profile", "model", "--channels", "8", "--classes", "2", "--lengths", "9:5:1"],
+            ["profile", "model", "--channels", "8", "--classes", "2", "--lengths", "0"],
+            ["profile", "model", "--channels", "8", "--classes", "2", "--model", "tadrt"],
+            ["profile", "model", "--channels", "8", "--classes", "2", "--stride", "0"],
         ],
         ids=" ".join,
     )

@@ -30,6 +30,7 @@ __all__ = [
     "command",
     "main",
     "prepare_app",
+    "profile_app",
     "say",
     "study_app",
 ]
@@ -58,8 +59,14 @@ study_app = typer.Typer(
     epilog="Example: tal-fast study run --data data/hapt --out results/hapt",
     **_OPTIONS,  # type: ignore[arg-type]
 )
+profile_app = typer.Typer(
+    help="Say what a model costs, and what a training spends its time on.",
+    epilog="Example: tal-fast profile model --model tadtr --channels 2048 --classes 20",
+    **_OPTIONS,  # type: ignore[arg-type]
+)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(study_app, name="study")
+app.add_typer(profile_app, name="profile")
 
 Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
@@ -73,6 +80,7 @@ Settings = Annotated[
 ]
 # More than any machine's cores: a slip of the keyboard should not ask the system for so many.
 MOST_THREADS = 4096
+_PROFILED_STEPS = "50"
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="Torch threads.")
 ]
@@ -193,6 +201,15 @@ def info() -> None:
     typer.echo(yaml.safe_dump(collect(), sort_keys=False).rstrip())
 
 
+def _with_steps(arguments: list[str]) -> list[str]:
+    """Gives `train --profile` its number where there is none: typer has no optional values."""
+    if arguments[:1] != ["train"] or "--profile" not in arguments:
+        return arguments
+    at = arguments.index("--profile") + 1
+    given = at < len(arguments) and not arguments[at].startswith("-")
+    return arguments if given else [*arguments[:at], _PROFILED_STEPS, *arguments[at:]]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line.
 
@@ -202,8 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments, prog_name="tal-fast")
+        app(args=_with_steps(given), prog_name="tal-fast")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:  # while a command was still being imported

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,7 @@ from tal_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     from tal_fast.data import TALDataset
+    from tal_fast.profiling.recorder import StepRecorder
 
 
 def _videos(data: TALDataset, which: str, option: str) -> list[str]:
@@ -39,6 +42,34 @@ def _videos(data: TALDataset, which: str, option: str) -> list[str]:
             f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
         )
     return list(data.splits[which])
+
+
+@contextlib.contextmanager
+def _profiled(out: Path, steps: int | None) -> Iterator[StepRecorder | None]:
+    """Records the training that the block runs, if it is to."""
+    if steps is None:
+        yield None
+        return
+    from tal_fast.profiling.profile import recorded
+
+    with recorded(out / "profile", steps=steps) as recorder:
+        yield recorder
+    if not recorder.records:
+        say(f"note: no profile: the training ended within its warm-up, after {recorder.seen} steps")
+
+
+def _print_profile(folder: Path) -> None:
+    import json
+
+    from rich.console import Console
+
+    from tal_fast.profiling.profile import phase_table, summary
+
+    file = folder / "profile.json"
+    profile = json.loads(file.read_text("utf-8"))
+    typer.echo(f"\n{summary(profile)}")
+    Console().print(phase_table(profile))
+    typer.echo(file)
 
 
 @command(
@@ -62,6 +93,15 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
     threads: Threads = None,
     trust_times: TrustTimes = False,
+    profile: Annotated[
+        int | None,
+        typer.Option(
+            "--profile",
+            metavar="[STEPS]",
+            min=1,
+            help="Record so many steps (50 if none are given) after 10, into OUT/profile.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there.
 
@@ -85,7 +125,8 @@ def train(
     notes = [*dataset.notes(), *require_learnable(clips)]
     for note in notes if first else ():
         say(f"note: {note}")
-    with bar("training", shown=first) as update:
+    recording = _profiled(out, profile if first else None)
+    with bar("training", shown=first) as update, recording as recorder:
 
         def progress(event: Any) -> None:
             loss = event.losses.get("total", event.losses.get("loss"))
@@ -109,6 +150,8 @@ def train(
         f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} windows of "
         f"{len(names)} videos in {summary.seconds:.1f} s\n{summary.checkpoint}"
     )
+    if recorder is not None and recorder.records:
+        _print_profile(out / "profile")
 
 
 @command(

@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tal_fast import _C  # after torch, whose libraries it needs
+from tal_fast import (
+    _C,  # after torch, whose libraries it needs
+    ranges,
+)
 from tal_fast.data.feature_index import DTYPES, Extent
 from tal_fast.data.slots import Slots
 from tal_fast.errors import ConfigError, DataError, nearest
-from tal_fast.ranges import nvtx_range
 
 __all__ = ["LAYOUTS", "SLOT_DTYPES", "FeatureReader", "Request"]
 
@@ -185,7 +187,7 @@ class FeatureReader:
                     del request, features, mask
                 if not pending:
                     return
-                with nvtx_range("tal_fast.data"):
+                with ranges.range("tal_fast.data"):
                     fault = reader.wait(pending[0][0])
                 _, token, slot, padding = pending.popleft()
                 if fault is not None:

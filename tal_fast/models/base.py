@@ -219,6 +219,8 @@ class Detector(nn.Module, ABC):
         Config: dataclass of the settings, :class:`DetectorConfig` or one that derives from it.
         presets: settings by name, over the defaults: ``{name: {section: {field: value}}}``, where
             the section ``training`` is that of :class:`tal_fast.training.config.TrainingConfig`.
+        timing: of presets made for features of known timing: frames per second of the videos, and
+            frames between two rows.
         recipe: settings over the defaults that all presets start from.
         unofficial: keys of the state dict that checkpoints of the model's official code lack.
     """
@@ -226,6 +228,7 @@ class Detector(nn.Module, ABC):
     Config: ClassVar[type[Any]] = DetectorConfig
     unofficial: ClassVar[frozenset[str]] = frozenset()
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
+    timing: ClassVar[Mapping[str, tuple[float, float]]] = {}
     recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, in_channels: int, num_classes: int, config: Any = None) -> None:
@@ -249,6 +252,31 @@ class Detector(nn.Module, ABC):
             training: learn from (True) or look at.
         """
         return VideoSet(dataset, videos)
+
+    @classmethod
+    def rows_needed(cls, config: Any, rows: int) -> int:
+        """Returns the least rows of a batch in which a clip comes out right, padding included.
+
+        Args:
+            config: the settings, of :attr:`Config`.
+            rows: real rows of the clip.
+        """
+        return rows
+
+    @classmethod
+    def rows_of_recipe(cls, config: Any, rows: int) -> int:
+        """Returns the rows that the model's own recipe pads a clip to.
+
+        Args:
+            config: the settings, of :attr:`Config`.
+            rows: real rows of the clip.
+        """
+        return cls.rows_needed(config, rows)
+
+    @classmethod
+    def overlap(cls, config: Any) -> float:
+        """Returns the share of a clip that the next one repeats in prediction; 0 for videos."""
+        return 0.0
 
     def start(self, instances: Sequence[int]) -> None:
         """Adapts fresh weights to the training data.

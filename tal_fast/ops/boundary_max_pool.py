@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors, position
-from tal_fast.ops.registration import Tangents, register_autograd
+from tal_fast.ops.registration import Tangents, register_autograd, register_no_flops
 
 __all__ = ["boundary_max_pool"]
 
@@ -171,3 +171,4 @@ register_autograd(
     jvp=_backward_jvp,
 )
 # No autocast rule: a maximum is exact in every dtype, so features keep theirs.
+register_no_flops("boundary_max_pool", "boundary_max_pool_backward")

@@ -7,6 +7,7 @@ Schema and checks are in ``csrc/ops/deform_attn.cpp`` and ``.h``, the kernels in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import Tangents, register_autograd, register_no_second_derivative
+from tal_fast.ops.registration import (
+    Tangents,
+    register_autograd,
+    register_flops,
+    register_no_second_derivative,
+)
 
 __all__ = ["deform_attn"]
 
@@ -189,3 +195,26 @@ register_autograd("deform_attn", _backward, setup_context=_setup_context, jvp=_j
 register_no_second_derivative("deform_attn")
 # No autocast rule: value keeps its dtype, the kernel accumulates in float32 and accepts weights of
 # another dtype, and locations must never become 16-bit, which a casting rule would do.
+
+
+@register_flops("deform_attn")
+def _flops(
+    value: Sequence[int], level_lengths: Any, sampling_locations: Sequence[int], *_: Any, **__: Any
+) -> int:
+    # A sample is a weighted sum of two rows.
+    return 2 * 2 * math.prod(sampling_locations) * value[3]
+
+
+@register_flops("deform_attn_backward")
+def _flops_backward(
+    grad: Any,
+    value: Sequence[int],
+    level_lengths: Any,
+    sampling_locations: Sequence[int],
+    attention_weights: Any,
+    needs_value: bool,
+    needs_samples: bool,
+    **__: Any,
+) -> int:
+    # Gradients of two rows, and products of the gradient with both of them.
+    return 2 * 2 * math.prod(sampling_locations) * value[3] * (needs_value + needs_samples)

@@ -7,6 +7,7 @@ Schema and checks are in ``csrc/ops/deform_attn_fused.cpp`` and ``.h``, the kern
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from tal_fast.ops.registration import (
     Tangents,
     make_dual,
     register_autograd,
+    register_flops,
     register_no_second_derivative,
     unpack_dual,
 )
@@ -205,3 +207,35 @@ register_autograd("deform_attn_fused", _backward, setup_context=_setup_context, 
 register_no_second_derivative("deform_attn_fused")
 # No autocast rule: value keeps its dtype, offsets and logits are widened by the kernel, and
 # reference points must never become 16-bit, which a casting rule would do.
+
+
+@register_flops("deform_attn_fused")
+def _flops(
+    value: Sequence[int],
+    level_lengths: Any,
+    reference_points: Any,
+    sampling_offsets: Sequence[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    # A sample is a weighted sum of two rows.
+    return 2 * 2 * math.prod(sampling_offsets) * value[3]
+
+
+@register_flops("deform_attn_fused_backward")
+def _flops_backward(
+    grad: Any,
+    value: Sequence[int],
+    level_lengths: Any,
+    reference_points: Any,
+    sampling_offsets: Sequence[int],
+    attention_logits: Any,
+    padding_mask: Any,
+    needs_value: bool,
+    needs_reference: bool,
+    needs_projection: bool,
+    **__: Any,
+) -> int:
+    # Gradients of two rows, and products of the gradient with both of them.
+    kinds = needs_value + (needs_reference or needs_projection)
+    return 2 * 2 * math.prod(sampling_offsets) * value[3] * kinds

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import Tangents, register_autograd
+from tal_fast.ops.registration import Tangents, register_autograd, register_no_flops
 
 __all__ = ["dropout"]
 
@@ -76,8 +76,9 @@ def dropout(
 
 @functools.cache
 def _has_kernel(device: str) -> bool:
-    return device in ("cpu", "cuda") and torch._C._dispatch_has_kernel_for_dispatch_key(
-        "tal_fast::dropout", device.upper()
+    # On meta, where nothing is computed, what other devices would run is what is to be seen.
+    return device in ("cpu", "cuda", "meta") and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "tal_fast::dropout", torch._C._dispatch_key_for_device(device)
     )
 
 
@@ -179,3 +180,4 @@ register_autograd("dropout", _backward, setup_context=_setup_context, jvp=_jvp)
 register_autograd(
     "dropout_backward", _second_backward, setup_context=_setup_second_context, jvp=_backward_jvp
 )
+register_no_flops("dropout", "dropout_backward")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import register_autograd
+from tal_fast.ops.registration import register_autograd, register_no_flops
 
 __all__ = ["gather_windows"]
 
@@ -105,3 +105,4 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
 
 register_autograd("gather_windows", _backward, setup_context=_setup_context)
 # No autocast rule: the caller names the dtype.
+register_no_flops("gather_windows")

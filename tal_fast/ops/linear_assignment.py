@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import register_autocast, register_autograd
+from tal_fast.ops.registration import register_autocast, register_autograd, register_no_flops
 
 __all__ = ["LinearAssignment", "linear_assignment"]
 
@@ -151,3 +151,4 @@ register_autograd("linear_assignment", _no_gradient, setup_context=_setup_contex
 # 16-bit costs tie far too often to be taken as they are, but under autocast a matrix product may
 # have made them.
 register_autocast("linear_assignment")
+register_no_flops("linear_assignment")

@@ -8,6 +8,7 @@ Schema and checks are in ``csrc/ops/local_attn.cpp`` and ``.h``, the kernels in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tal_fast.ops.registration import (
     Tangents,
     make_dual,
     register_autograd,
+    register_flops,
     register_no_second_derivative,
     unpack_dual,
 )
@@ -177,3 +179,30 @@ register_autograd("local_attn", _backward, setup_context=_setup_context, jvp=_jv
 register_no_second_derivative("local_attn")
 # No autocast rule: the inputs keep the dtype that the linear layers before gave them, and the
 # kernels compute in float32.
+
+
+def _product(query: Sequence[int], window: int) -> int:
+    """Returns the FLOPs of a product of each row with the rows that it sees."""
+    return 2 * math.prod(query) * min(2 * (window // 2) + 1, query[1])
+
+
+@register_flops("local_attn")
+def _flops(query: Sequence[int], key: Any, value: Any, window: int, *_: Any, **__: Any) -> int:
+    return 2 * _product(query, window)
+
+
+@register_flops("local_attn_backward")
+def _flops_backward(
+    grad: Any,
+    query: Sequence[int],
+    key: Any,
+    value: Any,
+    window: int,
+    mask: Any,
+    needs_query: bool,
+    needs_key: bool,
+    needs_value: bool,
+    **__: Any,
+) -> int:
+    of_scores = needs_query or needs_key
+    return (of_scores + needs_query + needs_key + needs_value) * _product(query, window)

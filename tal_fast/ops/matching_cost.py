@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import register_autocast, register_autograd
+from tal_fast.ops.registration import register_autocast, register_autograd, register_no_flops
 
 __all__ = ["matching_cost"]
 
@@ -121,3 +121,4 @@ def _no_gradient(ctx: Any, grad: Tensor) -> None:
 
 register_autograd("matching_cost", _no_gradient, setup_context=_setup_context)
 register_autocast("matching_cost")
+register_no_flops("matching_cost")

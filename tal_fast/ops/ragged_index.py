@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import register_autograd
+from tal_fast.ops.registration import register_autograd, register_no_flops
 
 __all__ = ["RaggedIndex", "ragged_index"]
 
@@ -72,3 +72,4 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
 
 
 register_autograd("ragged_index", _no_gradient, setup_context=_setup_context)
+register_no_flops("ragged_index")

@@ -6,6 +6,9 @@ mode: ``torch.func.jvp``, ``jacfwd``, ``linearize``, ``torch.autograd.forward_ad
 every custom op drops them, and what follows computes with a derivative of 0. Every op of this
 library passes through here, so each gives the tangent or refuses to, backward ops included: those
 are what a derivative of a gradient meets.
+
+Nor does torch know how much a custom op computes: ``torch.utils.flop_counter`` counts 0. So each op
+states that here, too.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 __all__ = [
     "Tangents",
@@ -24,6 +28,8 @@ __all__ = [
     "refuse_derivatives",
     "register_autocast",
     "register_autograd",
+    "register_flops",
+    "register_no_flops",
     "register_no_second_derivative",
     "register_without_gradient",
     "unpack_dual",
@@ -82,10 +88,11 @@ def register_without_gradient(*ops: str) -> None:
 
     A registered formula would take longer than many a call does. So would one that looks for
     tangents: the public functions of such ops call :func:`refuse_derivatives`, unless all that they
-    return are integers.
+    return are integers. They count no FLOPs: what compares and sorts has no products to count.
     """
     for op in ops:
         torch.library.Library.impl(_library, op, torch.library.fallthrough_kernel, "Autograd")
+    register_no_flops(*ops)
 
 
 def register_autocast(*ops: str) -> None:
@@ -93,6 +100,31 @@ def register_autocast(*ops: str) -> None:
     for op in ops:
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"tal_fast::{op}", device, torch.float32)
+
+
+def register_flops(op: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Registers how many FLOPs an op takes, two for a multiply-add, for ``FlopCounterMode``.
+
+    The convention is torch's: products of matrices, convolutions and attention count; element-wise
+    work, pooling, comparisons and sorts do not. What a backward computes anew does not, either.
+
+    Args:
+        op: name of the op, without namespace.
+
+    Returns:
+        A decorator of ``flops(*arguments, out_shape=...)``, where tensors come as their shapes.
+    """
+    return register_flop_formula(getattr(torch.ops.tal_fast, op))
+
+
+def register_no_flops(*ops: str) -> None:
+    """States that nothing of what these ops do is counted; see :func:`register_flops`."""
+    for op in ops:
+        register_flops(op)(_no_flops)
+
+
+def _no_flops(*arguments: Any, **options: Any) -> int:
+    return 0
 
 
 def register_no_second_derivative(op: str) -> None:

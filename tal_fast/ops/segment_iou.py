@@ -19,6 +19,7 @@ from tal_fast.ops.registration import (
     Tangents,
     register_autocast,
     register_autograd,
+    register_no_flops,
     register_no_second_derivative,
 )
 
@@ -157,3 +158,4 @@ register_autograd("segment_iou", _backward, setup_context=_setup_context, jvp=_j
 register_no_second_derivative("segment_iou")
 # A 16-bit segment of a long video is off by whole rows, and the op is cheap: float32 throughout.
 register_autocast("segment_iou")
+register_no_flops("segment_iou", "segment_iou_backward")

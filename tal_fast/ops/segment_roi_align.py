@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors
-from tal_fast.ops.registration import Tangents, no_tangent, register_autocast, register_autograd
+from tal_fast.ops.registration import (
+    Tangents,
+    no_tangent,
+    register_autocast,
+    register_autograd,
+    register_no_flops,
+)
 
 __all__ = ["segment_roi_align"]
 
@@ -169,3 +175,4 @@ register_autograd(
 )
 # Positions need float32, and features of one dtype with them keep the surroundings simple.
 register_autocast("segment_roi_align")
+register_no_flops("segment_roi_align", "segment_roi_align_backward")

@@ -11,14 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tal_fast import ops
+from tal_fast import ops, ranges
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models.base import Candidates, Detector, PostprocessConfig
-from tal_fast.ranges import nvtx_range
 from tal_fast.training.checkpoint import load_model
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
@@ -122,7 +121,7 @@ def detect(
                     progress(done, len(clips))
     finally:
         model.train(was_training)
-    with nvtx_range("tal_fast.nms"):
+    with ranges.range("tal_fast.nms"):
         return found.merged()
 
 
@@ -136,9 +135,9 @@ def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candid
     features, mask = batch.features.to(device), batch.mask.to(device)
     failure: Exception | None = None
     try:
-        with nvtx_range("tal_fast.forward"), autocast(device, config.amp):
+        with ranges.range("tal_fast.forward"), autocast(device, config.amp):
             output = model(features, mask)
-        with nvtx_range("tal_fast.candidates"):
+        with ranges.range("tal_fast.candidates"):
             given = model.candidates(output, mask)
         valid = None if given.valid is None else given.valid.cpu()
         scores, labels, segments = (item.cpu() for item in given[:3])

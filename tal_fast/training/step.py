@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast import ranges
 from tal_fast.data.batches import Batch
 from tal_fast.errors import ConfigError, TrainingError
 from tal_fast.models.base import Detector, Targets
-from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
 from tal_fast.training.device import autocast
@@ -78,16 +78,16 @@ class Stepper:
         Raises:
             TrainingError: the outputs are not finite.
         """
-        with nvtx_range("tal_fast.transfer"):
+        with ranges.range("tal_fast.transfer"):
             features = batch.features.to(self.device, non_blocking=True)
             mask = batch.mask.to(self.device, non_blocking=True)
         targets = Targets(batch.labels, batch.edges, batch.counts, batch.padded)
         whole = distributed.WholeBatch(targets)
         try:
-            with nvtx_range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
+            with ranges.range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
                 output = self.model(features, mask)
             whole.wait()
-            with nvtx_range("tal_fast.loss"):
+            with ranges.range("tal_fast.loss"):
                 losses = self._checked(self.model.loss(output, targets, whole))
         except (RuntimeError, ValueError) as error:
             # Ops and matching refuse values that are not finite; the cause is the training.
@@ -96,10 +96,10 @@ class Stepper:
             if first is None:
                 raise
             raise diverged("the outputs are", when, first, batch.videos) from error
-        with nvtx_range("tal_fast.backward"):
+        with ranges.range("tal_fast.backward"):
             self.scaler.scale(losses["total"]).backward()
             distributed.add_up_gradients(self.model)
-        with nvtx_range("tal_fast.optimizer"):
+        with ranges.range("tal_fast.optimizer"):
             norm = self.update()
         parts = {key: value.detach() for key, value in losses.items()}
         return {"total": parts["total"], **parts, "gradient_norm": norm}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tal_fast import ranges
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
@@ -25,7 +26,6 @@ from tal_fast.data.windows import windows_of
 from tal_fast.errors import TrainingError
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
-from tal_fast.ranges import nvtx_range
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import save_model, write_checkpoint
@@ -270,9 +270,10 @@ class Trainer:
         began = time.perf_counter()
         cuda = self.device.type == "cuda"
         random = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
-        random_states = distributed.gathered(random)
-        if distributed.is_first():
-            self._write_state(random_states)
+        with ranges.range("tal_fast.save"):
+            random_states = distributed.gathered(random)
+            if distributed.is_first():
+                self._write_state(random_states)
         ended = time.perf_counter()
         self._saving = (ended - began, ended)
 
@@ -333,25 +334,17 @@ class Trainer:
         waited = 0.0
         rate = self._set_learning_rate()
         batches = iter(loader)
-        while not self.budget.done(self.step, self.seconds):
-            rate = self._set_learning_rate()
-            asked = time.perf_counter()
-            with nvtx_range("tal_fast.data"):
-                batch = next(batches, None)
-            waited += time.perf_counter() - asked
-            if batch is None:
-                break
-            losses, stop = self._step(batch, interrupted)
-            for key, value in losses.items():
-                self.sums[key] = self.sums.get(key, 0.0) + value
-            self.batches_done += 1
-            self._report(epoch, losses)
-            every = self.budget.check_every
-            if every is not None and self.step % every == 0:
-                self._rate(epoch + 1)
-            if stop:
-                self._save()
-                raise KeyboardInterrupt
+        going = True
+        while going and not self.budget.done(self.step, self.seconds):
+            with ranges.range("tal_fast.step"):
+                rate = self._set_learning_rate()
+                asked = time.perf_counter()
+                with ranges.range("tal_fast.data"):
+                    batch = next(batches, None)
+                waited += time.perf_counter() - asked
+                going = batch is not None
+                if batch is not None:
+                    self._take(batch, epoch, interrupted)
         elapsed = time.perf_counter() - began
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -378,6 +371,20 @@ class Trainer:
         if not done and distributed.from_first(self._saving_is_due):
             self._save()
 
+    def _take(self, batch: Batch, epoch: int, interrupted: Callable[[], bool]) -> None:
+        """Learns from a batch, reports, and rates the weights if that is due."""
+        losses, stop = self._step(batch, interrupted)
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        self.batches_done += 1
+        self._report(epoch, losses)
+        every = self.budget.check_every
+        if every is not None and self.step % every == 0:
+            self._rate(epoch + 1)
+        if stop:
+            self._save()
+            raise KeyboardInterrupt
+
     def _when(self) -> str:
         rate = self.stepper.optimizer.param_groups[0]["lr"]
         # The epoch's number rises when it is done, before its weights are rated and kept.
@@ -394,7 +401,8 @@ class Trainer:
         if self._checked == self.step or not self.kept.rates:
             return
         try:
-            scores, improved = self.kept.rate(epoch, self.step)
+            with ranges.range("tal_fast.rate"):
+                scores, improved = self.kept.rate(epoch, self.step)
         except TrainingError as error:
             raise TrainingError(f"held-out videos after {self._when()}: {error}") from error
         self._checked = self.step

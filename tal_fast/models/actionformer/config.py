@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from tal_fast.models.base import STRICT, Positive, Share
 from tal_fast.models.pyramid.config import PyramidConfig, PyramidSizes, doubling_ranges, epochs
 
-__all__ = ["PRESETS", "ActionFormerConfig", "ActionFormerSizes"]
+__all__ = ["PRESETS", "TIMING", "ActionFormerConfig", "ActionFormerSizes"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,3 +127,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "actionformer-ego4d-omnivore-egovlp": _ego4d(768, 12, 8),
     "actionformer-ego4d-all": _ego4d(1024, 16, 8, [2304, 1536, 256], [256, 384, 384]),
 }
+
+_EGO4D = ("slowfast", "omnivore", "egovlp", "slowfast-egovlp", "omnivore-egovlp", "all")
+# Not ActivityNet's, whose videos are resized to one length.
+TIMING = {
+    "actionformer": (30.0, 4.0),
+    "actionformer-epic-verb": (30.0, 16.0),
+    "actionformer-epic-noun": (30.0, 16.0),
+    **{f"actionformer-ego4d-{kind}": (30.0, 16.0) for kind in _EGO4D},
+}
+"""Frames per second and frames between rows of the features that presets are made for."""

@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tal_fast import ops
-from tal_fast.models.actionformer.config import PRESETS, ActionFormerConfig, ActionFormerSizes
+from tal_fast.models.actionformer.config import (
+    PRESETS,
+    TIMING,
+    ActionFormerConfig,
+    ActionFormerSizes,
+)
 from tal_fast.models.pyramid.backbone import Backbone
 from tal_fast.models.pyramid.convolution import conv_macs, linear_rows
 from tal_fast.models.pyramid.detector import PyramidDetector
@@ -114,6 +119,7 @@ class ActionFormer(PyramidDetector):
 
     Config = ActionFormerConfig
     presets = PRESETS
+    timing = TIMING
 
     def __init__(
         self, in_channels: int, num_classes: int, config: ActionFormerConfig | None = None

@@ -18,7 +18,7 @@ from tal_fast.models.base import (
     Share,
 )
 
-__all__ = ["GROUPS", "PRESETS", "TadTRClips", "TadTRConfig", "TadTRLoss", "TadTRSizes"]
+__all__ = ["GROUPS", "PRESETS", "TIMING", "TadTRClips", "TadTRConfig", "TadTRLoss", "TadTRSizes"]
 
 GROUPS = 32  # of the input projection's group normalisation
 
@@ -138,3 +138,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "feedforward": 512}
     },
 }
+
+TIMING = {"tadtr": (30.0, 8.0)}
+"""Frames per second and frames between rows of the features that presets are made for."""

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tal_fast import ops
+from tal_fast import ops, ranges
 from tal_fast.models.base import Targets, Whole
 from tal_fast.models.losses import focal_loss
 from tal_fast.models.segments import center_width_to_start_end, start_end_to_center_width
 from tal_fast.models.tadtr.config import TadTRLoss
 from tal_fast.models.tadtr.matching import match
-from tal_fast.ranges import nvtx_range
 
 __all__ = ["TadTROutput", "tadtr_loss"]
 
@@ -63,7 +62,7 @@ def tadtr_loss(
     whole = whole or Whole(targets)
     instances = max(whole.instances, 1)
 
-    with nvtx_range("tal_fast.matching"):
+    with ranges.range("tal_fast.matching"):
         pairs = match(logits, predicted, all_labels, all_targets, counts, config)
 
     is_class = torch.zeros_like(logits)

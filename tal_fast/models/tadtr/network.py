@@ -26,7 +26,7 @@ from tal_fast.data.windows import WindowSet
 from tal_fast.models.base import Candidates, Detector, ParameterGroup, Targets, Whole
 from tal_fast.models.layers import MLP, DeformableAttention, sine_position_encoding
 from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
-from tal_fast.models.tadtr.config import GROUPS, PRESETS, TadTRConfig, TadTRSizes
+from tal_fast.models.tadtr.config import GROUPS, PRESETS, TIMING, TadTRConfig, TadTRSizes
 from tal_fast.models.tadtr.loss import TadTROutput, tadtr_loss
 
 __all__ = ["TadTR", "TadTROutput"]
@@ -126,6 +126,7 @@ class TadTR(Detector):
 
     Config = TadTRConfig
     presets = PRESETS
+    timing = TIMING
 
     def __init__(
         self, in_channels: int, num_classes: int, config: TadTRConfig | None = None
@@ -182,6 +183,16 @@ class TadTR(Detector):
             min_inside=clips.min_inside,
             drop_empty=training,
         )
+
+    @classmethod
+    def rows_needed(cls, config: TadTRConfig, rows: int) -> int:
+        """Returns the rows of a window, at least: a shorter video is padded to one."""
+        return max(rows, config.data.window)
+
+    @classmethod
+    def overlap(cls, config: TadTRConfig) -> float:
+        """Returns the share of a window that the next one repeats in prediction."""
+        return config.data.test_overlap
 
     def forward(self, features: Tensor, mask: Tensor) -> TadTROutput:
         """Detects actions in a batch of windows.

@@ -16,7 +16,14 @@ from tal_fast.models.pyramid.config import (
     epochs,
 )
 
-__all__ = ["GROUPS", "PRESETS", "TemporalMaxerConfig", "TemporalMaxerLoss", "TemporalMaxerSizes"]
+__all__ = [
+    "GROUPS",
+    "PRESETS",
+    "TIMING",
+    "TemporalMaxerConfig",
+    "TemporalMaxerLoss",
+    "TemporalMaxerSizes",
+]
 
 GROUPS = 4
 """Groups of channels that the neck normalises over all rows."""
@@ -97,3 +104,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "temporalmaxer-epic-verb": _epic("layernorm"),
     "temporalmaxer-epic-noun": _epic("groupnorm"),
 }
+
+TIMING = {
+    "temporalmaxer": (30.0, 4.0),
+    "temporalmaxer-multithumos": (30.0, 4.0),
+    "temporalmaxer-epic-verb": (30.0, 16.0),
+    "temporalmaxer-epic-noun": (30.0, 16.0),
+}
+"""Frames per second and frames between rows of the features that presets are made for."""

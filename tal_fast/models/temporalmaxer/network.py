@@ -25,6 +25,7 @@ from tal_fast.models.temporalmaxer.assignment import cheapest_offsets
 from tal_fast.models.temporalmaxer.config import (
     GROUPS,
     PRESETS,
+    TIMING,
     TemporalMaxerConfig,
     TemporalMaxerSizes,
 )
@@ -86,6 +87,7 @@ class TemporalMaxer(PyramidDetector):
 
     Config = TemporalMaxerConfig
     presets = PRESETS
+    timing = TIMING
     recipe: ClassVar[dict[str, Any]] = {"training": {**RECIPE["training"], **epochs(5, 60)}}
 
     def __init__(

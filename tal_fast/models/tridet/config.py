@@ -19,7 +19,7 @@ from tal_fast.models.pyramid.config import (
     epochs,
 )
 
-__all__ = ["GROUPS", "PRESETS", "TriDetConfig", "TriDetLoss", "TriDetSizes"]
+__all__ = ["GROUPS", "PRESETS", "TIMING", "TriDetConfig", "TriDetLoss", "TriDetSizes"]
 
 GROUPS = 16
 """Groups of channels that a block normalises over all rows."""
@@ -169,3 +169,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         {**epochs(7, 4), "lr_end": 5e-4, "clip_norm": 0.5},
     ),
 }  # fmt: skip
+
+TIMING = {
+    "tridet": (30.0, 4.0),
+    "tridet-anet-tsp": (15.0, 16.0),
+    "tridet-epic-verb": (30.0, 16.0),
+    "tridet-epic-noun": (30.0, 16.0),
+    "tridet-hacs-i3d": (2.0, 1.0),
+    "tridet-hacs-slowfast": (15.0, 8.0),
+}
+"""Frames per second and frames between rows of the features that presets are made for."""

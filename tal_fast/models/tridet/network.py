@@ -31,7 +31,7 @@ from tal_fast.models.pyramid.layers import (
 from tal_fast.models.pyramid.losses import offset_diou, offset_iou
 from tal_fast.models.pyramid.points import join_levels
 from tal_fast.models.pyramid.targets import PointTargets
-from tal_fast.models.tridet.config import GROUPS, PRESETS, TriDetConfig, TriDetSizes
+from tal_fast.models.tridet.config import GROUPS, PRESETS, TIMING, TriDetConfig, TriDetSizes
 from tal_fast.models.tridet.trident import expected_distances
 
 __all__ = ["TriDet", "TriDetOutput"]
@@ -156,6 +156,7 @@ class TriDet(PyramidDetector):
 
     Config = TriDetConfig
     presets = PRESETS
+    timing = TIMING
     recipe: ClassVar[dict[str, Any]] = {
         "training": {**RECIPE["training"], **epochs(20, 20), "weight_decay": 0.025}
     }

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about cost: profile model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tal_fast.cli.app import Model, Settings, command, profile_app
+from tal_fast.errors import ConfigError
+
+# What a table needs; a narrower terminal breaks its lines.
+_WIDTH = 140
+_MOST_LENGTHS = 100
+
+
+def _lengths(text: str) -> list[int]:
+    """Reads ``128,2304`` or ``first:last:step``."""
+    wrong = ConfigError(
+        f"--lengths: expected rows as in 128,2304 or first:last:step, at most {_MOST_LENGTHS}, "
+        f"got {text!r}"
+    )
+    try:
+        if ":" in text:
+            first, last, step = (int(part) for part in text.split(":"))
+            lengths = list(range(first, last + 1, step))
+        else:
+            lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise wrong from None
+    if not 0 < len(lengths) <= _MOST_LENGTHS:
+        raise wrong
+    return lengths
+
+
+@command(
+    profile_app,
+    "model",
+    "tal-fast profile model --model tadtr --channels 2048 --classes 20 --lengths 128,2304",
+)
+def profile_model(
+    channels: Annotated[int, typer.Option(min=1, help="Channels of a feature row.")],
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")],
+    model: Model = "tadtr",
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Rows of a clip: 128,2304 or first:last:step. Default: the recipe's."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips of a training step. Default: the preset's.")
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second, for costs per minute. Default: the preset's."),
+    ] = None,
+    stride: Annotated[
+        float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
+    ] = None,
+    settings: Settings = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+) -> None:
+    """Count what a model costs: no data, no weights, no arithmetic.
+
+    Multiply-adds, bytes, calls and what is saved for the backward, by part.
+    """
+    asked = [] if lengths is None else _lengths(lengths)
+
+    import json
+
+    from rich.console import Console
+
+    from tal_fast.data.files import write_text_atomically
+    from tal_fast.profiling import model_cost
+    from tal_fast.profiling.model_report import cost_dict, cost_tables, headline
+
+    cost = model_cost(
+        model,
+        channels=channels,
+        classes=classes,
+        lengths=asked,
+        batch=batch,
+        settings=settings or [],
+        fps=fps,
+        stride=stride,
+    )
+    console = Console()
+    console.width = max(console.width, _WIDTH)
+    typer.echo(headline(cost))
+    for table in cost_tables(cost):
+        console.print(table)
+    if json_out is not None:
+        write_text_atomically(json_out, json.dumps(cost_dict(cost), indent=2) + "\n")
