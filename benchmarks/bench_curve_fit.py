@@ -15,10 +15,10 @@ from harness import Peer
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tal_fast.study.fits.curve_families import CEILING, FAMILIES, FITTED
-from tal_fast.study.fits.curve_fit import fit_curve
-from tal_fast.study.fits.curve_solver import solve_batch
-from tal_fast.study.fits.learning_curve import LearningCurve
+from tal_fast.curves import CurvePoint, LearningCurve
+from tal_fast.curves.families import CEILING, FAMILIES, FITTED
+from tal_fast.curves.fit import fit_curve
+from tal_fast.curves.solver import solve_batch
 
 DRAWS = 100
 SHARE = np.concatenate((np.arange(1.0, 5.0), np.arange(5.0, 101.0, 5.0)))  # 24 levels
@@ -30,14 +30,11 @@ def measured() -> LearningCurve:
     truth = 58.0 - 85.0 * np.exp(-0.46 * SHARE**0.47)
     noise = 0.5 * np.random.default_rng(0).standard_normal((len(SHARE), 5))
     values = np.clip(truth[:, None] + noise, 0.0, CEILING)
-    return LearningCurve(
-        name="synthetic",
-        share=SHARE,
-        mean=values.mean(axis=1),
-        deviation=values.std(axis=1, ddof=1),
-        repetitions=np.full(len(SHARE), 5),
-        values=tuple(tuple(level) for level in values.tolist()),
+    points = (
+        CurvePoint.of_draws(float(share), [[value] for value in level])
+        for share, level in zip(SHARE, values.tolist(), strict=True)
     )
+    return LearningCurve("synthetic", tuple(points))
 
 
 @pytest.mark.parametrize("name", ["wbl4", "mmf4", "pow4", "hill"])

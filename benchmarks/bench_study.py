@@ -64,7 +64,7 @@ def run_one_study(request: Mapping[str, Any]) -> dict[str, Any]:
     """Runs a study in this process and returns when it began and ended."""
     from rich.console import Console
 
-    from tal_fast.study import StudySpec, run_study
+    from tal_fast.study import StudySpec, run_study, trial
     from tal_fast.study.demo import demo_spec
 
     out = Path(request["out"])
@@ -78,12 +78,13 @@ def run_one_study(request: Mapping[str, Any]) -> dict[str, Any]:
             fractions=(0.5,),
             repetitions=request["trials"],
             budgets=("steps",),
-            overrides=(f"training.steps={request['steps']}",),
+            overrides={"training.steps": request["steps"]},
             jobs=request["jobs"],
         )
     spec = replace(spec, threads=request["threads"])
     began = time.monotonic()
-    run_study(spec, experiment="bench_study:timed", console=Console(file=io.StringIO()))
+    trial.EXPERIMENT = "bench_study:timed"  # of this process, which runs this study alone
+    run_study(spec, console=Console(file=io.StringIO()))
     return {"began": began, "ended": time.monotonic()}
 
 

@@ -7,14 +7,12 @@ Ten p, 25 draws, five trainings on each, videos and windows, epochs and steps, t
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
-from made_study import make_study, pretend
-from rich.console import Console
+from made_study import make_study, run_made_up
 
-from tal_fast.study import StudySpec, report_study, run_study
+from tal_fast.study import StudySpec, report_study
 
 SHARES = tuple(round(0.1 * level, 1) for level in range(1, 11))
 
@@ -29,12 +27,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
         samplings=("video", "window"),
         budgets=("epochs", "steps"),
         ema=("off", "plain", "corrected"),
-        overrides=("training.ema_decay=0.99",),
+        overrides={"training.ema_decay": 0.99},
     )
 
 
 def _resume(spec: StudySpec) -> None:
-    _check(run_study(spec, experiment=pretend, console=Console(file=io.StringIO())))
+    _check(run_made_up(spec))
 
 
 def _report(spec: StudySpec) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from tal_fast.data.annotations import load_annotations
 from tal_fast.data.grid import Grid
 from tal_fast.data.windows import WindowSet
-from tal_fast.study.sampling.draws import draw_sample
+from tal_fast.study.sampling import draw_sample
 
 STRIDE = 8
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)

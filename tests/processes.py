@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tal_fast.study.execution.ray_process import make_short_directory
+from tal_fast.study.execution.ray.process import make_short_directory
 
 #: Seconds that only a hang takes, however busy the machine is.
 HANG = 600.0

@@ -37,7 +37,6 @@ COMMANDS = [
     ["study", "report"],
     ["study", "fit"],
     ["study", "extrapolate"],
-    ["study", "calibrate"],
     ["study", "plan"],
     ["profile"],
     ["profile", "model"],
@@ -298,7 +297,7 @@ class TestCommands:
         (spec,) = asked
         assert (spec.data, spec.out, spec.model) == (Path("d"), Path("o"), "tadtr-small")
         assert (spec.fractions, spec.repetitions, spec.split) == ((0.5, 1.0), 2, "random")
-        assert spec.overrides == ("training.epochs=1", "training.batch_size=2")
+        assert spec.overrides == {"training.epochs": 1, "training.batch_size": 2}
         assert (spec.seed, spec.jobs, spec.threads) == (4, 2, 1)
         assert spec.trust_times
         assert "all 4 trials were there already, nothing was trained" in out

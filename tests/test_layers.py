@@ -22,7 +22,7 @@ LEAVES = {"errors", "page", "ranges"}
 # Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
 BELOW_MODELS = {"_C", "ops"}
 BELOW_TRAINING = BELOW_MODELS | {"models", "evaluation", "data"}
-BELOW_STUDY = BELOW_TRAINING | {"training", "info"}
+BELOW_STUDY = BELOW_TRAINING | {"training", "curves", "info"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "page": {"errors"},
@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": BELOW_MODELS | {"data", "evaluation"},
     "training": BELOW_TRAINING | {"info"},
     "profiling": BELOW_STUDY,
+    "curves": {"data"},
     "study": BELOW_STUDY,
     "cli": BELOW_STUDY | {"study", "profiling"},
     "__main__": {"cli"},

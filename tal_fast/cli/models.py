@@ -270,7 +270,7 @@ def evaluate(
 
     from tal_fast import evaluation
     from tal_fast.data.files import write_text_atomically
-    from tal_fast.study.sampling.draws import parse_shares
+    from tal_fast.study.shares import parse_shares
 
     thresholds = parse_shares("--tiou", tiou)
 

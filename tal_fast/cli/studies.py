@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about studies: run, demo, report, fit, extrapolate, calibrate, plan."""
+"""Commands about studies: run, demo, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tal_fast.cli.app import (
     Out,
     Settings,
     TrustTimes,
-    bar,
     command,
     say,
     study_app,
@@ -54,7 +53,8 @@ def _fractions(
 ) -> tuple[float, ...]:
     from tal_fast.data import open_dataset
     from tal_fast.errors import ConfigError
-    from tal_fast.study.sampling.draws import fractions_of_videos, parse_fractions, split_videos
+    from tal_fast.study.sampling import split_videos
+    from tal_fast.study.shares import fractions_of_videos, parse_fractions
 
     if videos is None:
         return parse_fractions("0.1:1.0:0.1" if fractions is None else fractions)
@@ -147,7 +147,8 @@ def study_run(
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast.study import StudySpec, run_study
-    from tal_fast.study.sampling.draws import parse_samplings
+    from tal_fast.study.sampling import parse_samplings
+    from tal_fast.training.config import parse_overrides
 
     spec = StudySpec(
         data=data,
@@ -162,7 +163,7 @@ def study_run(
         split=split,
         seed=seed,
         config=config,
-        overrides=tuple(settings or ()),
+        overrides=parse_overrides(settings or ()),
         jobs=jobs,
         threads=threads,
         ray=ray,
@@ -193,183 +194,3 @@ def study_report(
     from tal_fast.study import report_study
 
     _print_study(report_study(study, fits=fits))
-
-
-Measured = Annotated[
-    Path, typer.Option("--study", help="Directory of a study, its tables, or a table of a paper.")
-]
-Curve = Annotated[str | None, typer.Option("--curve", help="Which, if there are several.")]
-Families = Annotated[
-    str | None, typer.Option("--families", help="Names with commas: wbl4,mmf4; all by default.")
-]
-Draws = Annotated[int, typer.Option("--draws", min=1, help="Bootstrap draws per family.")]
-FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")]
-Repeated = Annotated[
-    int | None, typer.Option("--repetitions", min=1, help="Of a table that has no column n.")
-]
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
-Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
-
-
-def _names(families: str | None) -> list[str] | None:
-    return None if families is None else [name.strip() for name in families.split(",")]
-
-
-@command(study_app, "fit", "tal-fast study fit --study results/hapt --picture fits.png")
-def study_fit(
-    study: Measured,
-    curve: Curve = None,
-    families: Families = None,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    errors: Annotated[
-        bool, typer.Option("--errors", help="Also the backtest's errors, q by q.")
-    ] = False,
-    json_out: JsonOut = None,
-    picture: Picture = None,
-) -> None:
-    """Fit ten families of curves, and test what each would have predicted."""
-    from tal_fast.study.fits.fit_commands import run_fit
-
-    run_fit(
-        study,
-        curve=curve,
-        families=_names(families),
-        draws=draws,
-        seed=seed,
-        repetitions=repetitions,
-        errors=errors,
-        json_out=json_out,
-        picture=picture,
-    )
-
-
-Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
-Until = Annotated[
-    float | None, typer.Option("--until", help="Largest p to use, as if no more were measured.")
-]
-Deviation = Annotated[
-    float | None,
-    typer.Option("--deviation", help="Standard deviation, in points, where p was run once."),
-]
-
-
-@command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
-def study_extrapolate(
-    study: Measured,
-    times: Annotated[float, typer.Option(help="Amount of data over the full training set.")],
-    curve: Curve = None,
-    until: Until = None,
-    families: Families = None,
-    confidence: Confidence = 0.9,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    deviation: Deviation = None,
-    json_out: JsonOut = None,
-    picture: Picture = None,
-) -> None:
-    """Say what more data would bring, with an interval that has been tested."""
-    from tal_fast.study.fits.fit_commands import run_extrapolate
-
-    run_extrapolate(
-        study,
-        times,
-        curve=curve,
-        until=until,
-        families=_names(families),
-        confidence=confidence,
-        draws=draws,
-        seed=seed,
-        repetitions=repetitions,
-        deviation=deviation,
-        json_out=json_out,
-        picture=picture,
-    )
-
-
-@command(study_app, "calibrate", "tal-fast study calibrate --study results/hapt --synthetic 20")
-def study_calibrate(
-    study: Annotated[
-        list[Path] | None, typer.Option(help="A study or table; may be repeated.")
-    ] = None,
-    synthetic: Annotated[int, typer.Option(min=0, help="Curves to make per family.")] = 20,
-    confidence: Confidence = 0.9,
-    draws: Draws = 200,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    json_out: JsonOut = None,
-) -> None:
-    """Count how often the intervals of extrapolate hold what came."""
-    from tal_fast.study.fits.fit_commands import run_calibrate
-
-    with bar("calibrating") as update:
-        run_calibrate(
-            study or [],
-            synthetic=synthetic,
-            confidence=confidence,
-            draws=draws,
-            seed=seed,
-            repetitions=repetitions,
-            json_out=json_out,
-            progress=update,
-        )
-
-
-@command(study_app, "plan", "tal-fast study plan --study results/pilot --target 60 --hours 2")
-def study_plan(
-    study: Measured,
-    curve: Curve = None,
-    until: Until = None,
-    target: Annotated[float | None, typer.Option(help="mAP in points to reach.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Time for further trials.")] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Of a trial at p = 1, where the study does not tell.")
-    ] = None,
-    goal: Annotated[
-        float | None,
-        typer.Option(help="Data, over the full set, that trials are to tell about; 1 or 2."),
-    ] = None,
-    candidates: Annotated[
-        str, typer.Option(help="p of further trials: first:last:step, or with commas.")
-    ] = "0.1:1.0:0.1",
-    against: Annotated[
-        Path | None, typer.Option(help="Another model's study: which p tells who is better?")
-    ] = None,
-    against_curve: Annotated[
-        str | None, typer.Option("--against-curve", help="Its curve, or another of --study.")
-    ] = None,
-    families: Families = None,
-    confidence: Confidence = 0.9,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    deviation: Deviation = None,
-    json_out: JsonOut = None,
-    picture: Picture = None,
-) -> None:
-    """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
-    from tal_fast.study.fits.fit_commands import run_plan
-    from tal_fast.study.sampling.draws import parse_shares
-
-    run_plan(
-        study,
-        curve=curve,
-        until=until,
-        target=target,
-        hours=hours,
-        seconds=seconds,
-        goal=goal,
-        candidates=parse_shares("--candidates", candidates),
-        against=against,
-        against_curve=against_curve,
-        families=_names(families),
-        confidence=confidence,
-        draws=draws,
-        seed=seed,
-        repetitions=repetitions,
-        deviation=deviation,
-        json_out=json_out,
-        picture=picture,
-    )

@@ -13,7 +13,7 @@ A study is a directory; running it again runs only the trials that are missing.
 """
 
 from tal_fast.study.runner import StudyResult, report_study, run_study
-from tal_fast.study.sampling.draws import parse_fractions
-from tal_fast.study.settings import StudySpec
+from tal_fast.study.shares import parse_fractions
+from tal_fast.study.spec import StudySpec
 
 __all__ = ["StudyResult", "StudySpec", "parse_fractions", "report_study", "run_study"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tal_fast.data import open_dataset
 from tal_fast.errors import DataError
-from tal_fast.study.settings import StudySpec
+from tal_fast.study.spec import StudySpec
 
 __all__ = ["demo_spec", "prepare_demo_data"]
 
@@ -15,7 +15,7 @@ DEMO_FRACTIONS = (0.1, 0.2, 0.4, 0.7, 1.0)
 DEMO_REPETITIONS = 3
 DEMO_MODEL = "tadtr-small"
 # Half the usual batch: at a tenth of these few videos there would be a step per epoch.
-DEMO_OVERRIDES: tuple[str, ...] = ("training.batch_size=8",)
+DEMO_OVERRIDES = {"training.batch_size": 8}
 DEMO_JOBS = 2
 _DATA = "data"
 

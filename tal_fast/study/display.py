@@ -11,40 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
-from tal_fast.study.execution.executors import Outcome
-from tal_fast.study.execution.trials import Trial, TrialTask
+from tal_fast.curves import CurvePoint, LearningCurve
+from tal_fast.curves.learning_curve import percent
+from tal_fast.curves.tables import duration, table_of
+from tal_fast.study.execution.outcomes import Outcome
+from tal_fast.study.results import curve_name, curves_by_training
+from tal_fast.study.trial import TrialTask
 
-__all__ = ["StudyDisplay", "curve_name", "curve_table", "curve_tables", "duration", "trial_cost"]
-
-# Predicting the test videos and evaluating costs about this share of a trial at p = 1.
-_TEST_SHARE = 0.1
-
-
-def duration(seconds: float) -> str:
-    """Returns a length of time as people say it: ``48 s``, ``12 min 05 s``, ``3 h 20 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def trial_cost(trial: Trial) -> float:
-    """Returns about what a trial costs, in units of one on all data: under epochs its share."""
-    return (trial.fraction if trial.budget == "epochs" else 1.0) + _TEST_SHARE
-
-
-def curve_name(curve: Curve, curves: Sequence[Curve]) -> str:
-    """Returns what tells a curve from the others: ``window, steps, plain``; empty for one alone."""
-    words = []
-    for attribute in ("sampling", "budget", "ema"):
-        values = {getattr(other, attribute) for other in curves}
-        if len(values) > 1:
-            value = getattr(curve, attribute)
-            words.append(f"EMA {value}" if attribute == "ema" else value)
-    return ", ".join(words)
+__all__ = ["StudyDisplay", "curve_table", "curve_tables"]
 
 
 class StudyDisplay:
@@ -62,7 +36,7 @@ class StudyDisplay:
         self._console = console
         self._already = already
         self._all = already + len(tasks)
-        self._cost = {task.trial.name: trial_cost(task.trial) for task in tasks}
+        self._cost = {task.trial.name: task.trial.cost for task in tasks}
         self._shares: dict[str, float] = {}
         self._done: set[str] = set()
         self._started = time.monotonic()
@@ -134,27 +108,26 @@ class StudyDisplay:
             line = f"{head}  failed: {outcome.error}"
         else:
             record = outcome.record
+            score = next(iter(record.scores.values()))
             line = (
-                f"{head}  {len(record['sample']['videos'])} videos"
-                f"  mAP {100 * record['result']['average_map']:.1f}"
-                f"  {duration(record['seconds'])}"
+                f"{head}  {len(record.sample.videos)} videos"
+                f"  mAP {percent(score.average_map):.1f}  {duration(record.seconds or 0.0)}"
             )
         left = self._note()
         self._console.print(f"{line}  ({left})" if left else line, markup=False, highlight=False)
 
 
 def _cell(point: CurvePoint) -> str:
-    mean = f"{100 * point.mean:.2f}"
-    return mean if point.deviation is None else f"{mean} ± {100 * point.deviation:.2f}"
+    mean = f"{point.mean:.2f}"
+    return mean if point.deviation is None else f"{mean} ± {point.deviation:.2f}"
 
 
 def _rows_of_samples(title: str, points: Sequence[CurvePoint]) -> tuple[Table, list[list[str]]]:
     """Returns a table with the columns that tell of the samples, and their cells."""
-    table = Table(title=title, title_justify="left")
     names = ["p", "videos", "instances", "classes", "n"]
     rows = [
         [
-            f"{100 * point.fraction:g} %",
+            f"{point.share:g} %",
             f"{point.videos:.4g}",
             f"{point.instances:.0f}",
             f"{point.classes:.1f}",
@@ -162,23 +135,21 @@ def _rows_of_samples(title: str, points: Sequence[CurvePoint]) -> tuple[Table, l
         ]
         for point in points
     ]
-    if any(point.trials != point.n for point in points):
+    if any(len(point.trainings) != point.n for point in points):
         names.append("trials")
         for row, point in zip(rows, points, strict=True):
-            row.append(str(point.trials))
+            row.append(str(len(point.trainings)))
     if any(point.steps is not None for point in points):
         names.append("steps")
         for row, point in zip(rows, points, strict=True):
             row.append("-" if point.steps is None else f"{point.steps:.0f}")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table, rows
+    return table_of(title, [], names), rows
 
 
 _TITLE = "mAP in points, ± standard deviation over draws"
 
 
-def curve_table(curve: Curve, curves: Sequence[Curve] = ()) -> Table:
+def curve_table(curve: LearningCurve, curves: Sequence[LearningCurve] = ()) -> Table:
     """Returns a curve as a table for a terminal, mAP in points.
 
     Args:
@@ -186,7 +157,7 @@ def curve_table(curve: Curve, curves: Sequence[Curve] = ()) -> Table:
         curves: all curves of the study, for the title.
     """
     points = curve.points
-    keys = sorted({key for point in points for key in point.per_tiou}, key=float)
+    keys = curve.thresholds
     name = curve_name(curve, curves or (curve,))
     table, rows = _rows_of_samples(f"{name}: {_TITLE}" if name else _TITLE, points)
     table.add_column("average mAP", justify="right", no_wrap=True)
@@ -196,25 +167,25 @@ def curve_table(curve: Curve, curves: Sequence[Curve] = ()) -> Table:
         table.add_row(
             *row,
             _cell(point),
-            *(f"{100 * point.per_tiou[k][0]:.1f}" if k in point.per_tiou else "-" for k in keys),
+            *(f"{point.per_tiou[k][0]:.1f}" if k in point.per_tiou else "-" for k in keys),
         )
     return table
 
 
-def _averages_table(group: Sequence[Curve], curves: Sequence[Curve]) -> Table:
+def _averages_table(group: Sequence[LearningCurve], curves: Sequence[LearningCurve]) -> Table:
     """Returns the curves of the same trainings side by side, one column per mode of averaging."""
-    heads = [curve for curve in curves if curve.ema == group[0].ema]
+    heads = [curve for curve in curves if curve.labels["ema"] == group[0].labels["ema"]]
     name = curve_name(group[0], heads)
     title = f"average {_TITLE}, by averaging of the weights"
     table, rows = _rows_of_samples(f"{name}: {title}" if name else title, group[0].points)
     for curve in group:
-        table.add_column(curve.ema, justify="right", no_wrap=True)
+        table.add_column(curve.labels["ema"], justify="right", no_wrap=True)
     for index, row in enumerate(rows):
         table.add_row(*row, *(_cell(curve.points[index]) for curve in group))
     return table
 
 
-def curve_tables(curves: Sequence[Curve]) -> list[Table]:
+def curve_tables(curves: Sequence[LearningCurve]) -> list[Table]:
     """Returns all curves of a study as tables for a terminal, one per sampling and budget.
 
     With one mode of averaging a table also tells mAP at each tIoU, with several it sets them side

@@ -7,33 +7,26 @@ import contextlib
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from tal_fast.curves import LearningCurve
+from tal_fast.curves.curve_files import curve_csv
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
-from tal_fast.study.curve import Curve, build_curves, curve_csv, curves_by_training, trials_csv
 from tal_fast.study.display import StudyDisplay
+from tal_fast.study.execution import store
 from tal_fast.study.execution.energy import EnergyMeter
-from tal_fast.study.execution.executors import Executor, InProcess, LocalPool, Outcome
-from tal_fast.study.execution.failures import is_environment_error
-from tal_fast.study.execution.locks import check_writable, locked_directory
-from tal_fast.study.execution.trials import EXPERIMENT, TrialTask, load_experiment, scan_trials
-from tal_fast.study.request import CONFIG, TRIALS, Request, check_request
-from tal_fast.study.settings import (
-    StudySpec,
-    check_same_data,
-    check_same_settings,
-    read_data_facts,
-    read_study,
-    write_data_facts,
-    write_study,
-)
+from tal_fast.study.execution.local import InProcess, LocalPool
+from tal_fast.study.execution.outcomes import Executor, Outcome, is_environment_error
+from tal_fast.study.results import build_curves, trials_csv
+from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
+from tal_fast.study.trial import TrialRecord, TrialTask
 
 __all__ = ["StudyResult", "report_study", "run_study"]
 
@@ -50,7 +43,7 @@ class StudyResult:
         notes: what could not be made, and how to get it.
     """
 
-    curves: list[Curve]
+    curves: list[LearningCurve]
     ran: int
     reused: int
     files: dict[str, Path]
@@ -75,26 +68,24 @@ class _Place:
 
 
 @contextlib.contextmanager
-def _place(request: Request, console: Console) -> Iterator[_Place]:
-    spec, logs = request.spec, request.spec.out / "logs"
-    jobs = spec.jobs or 1
-    if (spec.ray is not None or jobs > 1) and load_experiment(request.door) is not request.function:
-        raise ConfigError(f"experiment: {request.door} cannot be imported by other processes")
+def _place(plan: StudyPlan, console: Console) -> Iterator[_Place]:
+    spec, logs = plan.spec, plan.spec.out / "logs"
     if spec.ray is None:
-        executor: Executor = InProcess(request.dataset, request.function)
+        jobs = spec.jobs or 1
+        executor: Executor = InProcess(plan.dataset)
         if jobs > 1:
-            executor = LocalPool(jobs, threads=request.threads, logs=logs)
+            executor = LocalPool(jobs, threads=plan.threads, logs=logs)
         yield _Place(executor, jobs, f"{jobs} at a time", {})
         return
-    from tal_fast.study.execution.ray_cluster import RayCluster
+    from tal_fast.study.execution.ray.cluster import RayCluster
 
     cluster = RayCluster(
         spec.ray,
-        threads=request.threads,
+        threads=plan.threads,
         logs=logs,
         gpus=spec.gpus_per_trial,
         at_most=spec.jobs,
-        fingerprint=data_fingerprint(request.dataset),
+        fingerprint=data_fingerprint(plan.dataset),
         notify=lambda line: console.print(line, markup=False, highlight=False),
     )
     with contextlib.closing(cluster):
@@ -106,16 +97,18 @@ def _place(request: Request, console: Console) -> Iterator[_Place]:
         )
 
 
-def _keep_traceback(out: Path, outcome: Outcome) -> Path:
-    path = out / "logs" / f"{outcome.trial}.txt"
+def _keep_traceback(path: Path, outcome: Outcome) -> None:
     with contextlib.suppress(OSError, TalFastError):  # the failure itself is what must be told
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, f"{outcome.error}\n\n{outcome.traceback}")
-    return path
+
+
+def _failure_log(out: Path, outcome: Outcome) -> Path:
+    return out / "logs" / f"{outcome.trial}.txt"
 
 
 def _run_trials(
-    request: Request, place: _Place, tasks: Sequence[TrialTask], already: int, console: Console
+    out: Path, place: _Place, tasks: Sequence[TrialTask], already: int, console: Console
 ) -> list[Outcome]:
     """Runs the trials; returns the failed ones."""
     failed: list[Outcome] = []
@@ -131,7 +124,7 @@ def _run_trials(
                 succeeded += 1
                 continue
             failed.append(outcome)
-            _keep_traceback(request.spec.out, outcome)
+            _keep_traceback(_failure_log(out, outcome), outcome)
             # One broken trial should not cost a night, but a full disk or a mistake that hits the
             # first trial of every process would hit all the others too.
             hopeless = not succeeded and len(failed) >= place.jobs
@@ -140,28 +133,28 @@ def _run_trials(
     return failed
 
 
-def _raise_failures(request: Request, failed: list[Outcome]) -> None:
+def _raise_failures(out: Path, failed: list[Outcome]) -> None:
     first = failed[0]
     assert first.error is not None
-    where = request.spec.out / "logs" / f"{first.trial}.txt"
     more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
     text = (
-        f"trial {first.trial} failed: {first.error}{more}; details in {where}; finished trials "
-        "are kept, and the same command runs what is missing"
+        f"trial {first.trial} failed: {first.error}{more}; details in "
+        f"{_failure_log(out, first)}; finished trials are kept, and the same command runs what is "
+        "missing"
     )
     kind = type(first.error) if isinstance(first.error, (DataError, ConfigError)) else TalFastError
     raise kind(text) from first.error
 
 
 def _check_same(
-    request: Request, study: Mapping[str, Any], facts: Mapping[str, Any], console: Console
+    plan: StudyPlan, study: Mapping[str, Any], facts: Mapping[str, Any], console: Console
 ) -> None:
     """Checks that the study in the directory is of the same data and settings."""
-    out = request.spec.out
-    found = read_data_facts(out)
-    if found is not None and study["settings"].get("split") == request.spec.split:
-        check_same_data(out, found, facts, trust_times=request.spec.trust_times)
-    check_same_settings(out, study["settings"], request.settings)
+    out = plan.spec.out
+    found = store.read_data_facts(out)
+    if found is not None and study["settings"].get("split") == plan.spec.split:
+        store.check_same_data(out, found, facts, trust_times=plan.spec.trust_times)
+    store.check_same_settings(out, study["settings"], plan.settings)
     if found is None:
         console.print(
             f"{out}: began under an earlier version, which kept nothing of its feature files: "
@@ -171,18 +164,94 @@ def _check_same(
         )
 
 
-def run_study(
-    spec: StudySpec,
-    *,
-    experiment: str | Callable[..., Any] = EXPERIMENT,
-    console: Console | None = None,
-) -> StudyResult:
+class _Study:
+    """The directory of a study while this process runs it.
+
+    Args:
+        plan: what to run.
+        console: where progress goes.
+    """
+
+    def __init__(self, plan: StudyPlan, console: Console) -> None:
+        self._plan = plan
+        self._console = console
+        self._out = plan.spec.out
+        study = store.read_study(self._out)
+        facts = data_facts(plan.dataset, (*plan.split.train, *plan.split.test))
+        if study is not None:
+            _check_same(plan, study, facts, console)
+        self.records = store.scan_trials(self._out / store.TRIALS, plan.hash)
+        self._runs = [] if study is None else list(study["runs"])
+        for note in plan.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        # Before study.yaml: without it a study is of an older version.
+        store.write_data_facts(self._out, facts)
+        self._note_runs()
+        write_text_atomically(self._out / CONFIG, plan.config_text)
+
+    def _note_runs(self) -> None:
+        plan = self._plan
+        command = plan.spec.command()
+        store.write_study(self._out, plan.settings, command, plan.request(), self._runs)
+
+    def run(self) -> tuple[int, list[Outcome]]:
+        """Runs the trials that are missing; returns how many those were, and the failed ones."""
+        plan, asked = self._plan, len(self._plan.trials)
+        tasks = [plan.task(trial) for trial in plan.trials if trial.name not in self.records]
+        if not tasks:
+            return 0, []
+        with _place(plan, self._console) as place:
+            self._console.print(
+                f"{len(tasks)} of {asked} trials to run, {place.words}, {plan.threads} "
+                f"{'thread' if plan.threads == 1 else 'threads'} each",
+                highlight=False,
+            )
+            (self._out / store.TRIALS).mkdir(exist_ok=True)
+            with self._noted(place):
+                failed = _run_trials(self._out, place, tasks, asked - len(tasks), self._console)
+        return len(tasks), failed
+
+    @contextlib.contextmanager
+    def _noted(self, place: _Place) -> Iterator[None]:
+        """Notes what a run took, also after Ctrl-C: the time was spent and its trials are there."""
+        from tal_fast.training.environment import describe_environment
+
+        plan = self._plan
+        run = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": 0.0,
+            "trials": 0,
+            "command": plan.spec.command(),
+            "jobs": place.jobs,
+            "threads": plan.threads,
+            **place.facts,
+            "machine": describe_environment(),
+        }
+        clock = time.perf_counter()
+        before = len(self.records)
+        meter = EnergyMeter()
+        try:
+            with meter:
+                yield
+        finally:
+            root = self._out / store.TRIALS
+            self.records = store.scan_trials(root, plan.hash, self.records)
+            run["seconds"] = round(time.perf_counter() - clock, 1)
+            run["trials"] = len(self.records) - before
+            # The counters are those of this machine, not of a cluster.
+            if meter.joules is not None and plan.spec.ray is None:
+                run["energy_joules"] = round(meter.joules, 1)
+            if run["trials"]:
+                self._runs.append(run)
+                with contextlib.suppress(TalFastError):
+                    self._note_runs()
+
+
+def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult:
     """Runs the trials that are missing, then writes tables, pictures and page.
 
     Args:
         spec: the request.
-        experiment: ``"module:function"`` or a function with the interface of ``run_experiment``;
-            with several jobs it must be importable.
         console: where progress goes; standard error when None.
 
     Returns:
@@ -194,76 +263,20 @@ def run_study(
         TalFastError: a trial failed, or another process runs this study.
         KeyboardInterrupt: Ctrl-C; finished trials are kept, running ones continue next time.
     """
-    console = console or Console(stderr=True)
-    request = check_request(spec, experiment)
+    plan = plan_study(spec)
     out = spec.out
-    check_writable(out)
+    store.check_writable(out)
     busy = f"{out}: another process runs this study"
-    with locked_directory(out, wait=1.0, busy=busy):
-        study = read_study(out)
-        facts = data_facts(request.dataset, (*request.split.train, *request.split.test))
-        if study is not None:
-            _check_same(request, study, facts, console)
-        records = scan_trials(out / TRIALS, request.hash)
-        runs = [] if study is None else list(study["runs"])
-        wanted = request.trials()
-        asked = len(wanted)
-
-        def note_runs() -> None:
-            write_study(out, request.settings, spec, runs, budgets=request.budgets, trials=asked)
-
-        for note in request.notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        write_data_facts(out, facts)  # before study.yaml: without it a study is of an older version
-        note_runs()
-        write_text_atomically(out / CONFIG, request.config_text)
-        tasks = [request.task(trial) for trial in wanted if trial.name not in records]
-        failed: list[Outcome] = []
-        if tasks:
-            from tal_fast.training.environment import describe_environment
-
-            with _place(request, console) as place:
-                console.print(
-                    f"{len(tasks)} of {asked} trials to run, {place.words}, {request.threads} "
-                    f"{'thread' if request.threads == 1 else 'threads'} each",
-                    highlight=False,
-                )
-                (out / TRIALS).mkdir(exist_ok=True)
-                run = {
-                    "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "seconds": 0.0,
-                    "trials": 0,
-                    "command": spec.command(),
-                    "jobs": place.jobs,
-                    "threads": request.threads,
-                    **place.facts,
-                    "machine": describe_environment(),
-                }
-                clock = time.perf_counter()
-                before = set(records)
-                meter = EnergyMeter()
-                try:
-                    with meter:
-                        failed = _run_trials(request, place, tasks, asked - len(tasks), console)
-                finally:
-                    # Also after Ctrl-C: the time was spent and its trials are there.
-                    records = scan_trials(out / TRIALS, request.hash, records)
-                    run["seconds"] = round(time.perf_counter() - clock, 1)
-                    run["trials"] = len(set(records) - before)
-                    # The counters are those of this machine, not of a cluster.
-                    if meter.joules is not None and spec.ray is None:
-                        run["energy_joules"] = round(meter.joules, 1)
-                    if run["trials"]:
-                        runs.append(run)
-                        with contextlib.suppress(TalFastError):
-                            note_runs()
+    with store.locked_directory(out, wait=1.0, busy=busy):
+        study = _Study(plan, console or Console(stderr=True))
+        ran, failed = study.run()
         if failed:
             # What did work is summed up all the same: a trial may fail whenever it is tried.
             with contextlib.suppress(TalFastError):
-                _sum_up(out, records)
-            _raise_failures(request, failed)
-        files, notes, curves = _sum_up(out, records, again=bool(tasks))
-        return StudyResult(curves, len(tasks), asked - len(tasks), files, notes)
+                _sum_up(out, study.records)
+            _raise_failures(out, failed)
+        result = _sum_up(out, study.records, again=bool(ran))
+        return dataclasses.replace(result, ran=ran, reused=len(plan.trials) - ran)
 
 
 @contextlib.contextmanager
@@ -281,16 +294,17 @@ def _no_collection() -> Iterator[None]:
 @_no_collection()
 def _sum_up(
     out: Path,
-    known: Mapping[str, dict[str, Any]] | None = None,
+    known: Mapping[str, TrialRecord] | None = None,
     *,
     pictures: bool = False,
     fits: int | None = None,
     again: bool = True,
-) -> tuple[dict[str, Path], list[str], list[Curve]]:
-    study = read_study(out)
+) -> StudyResult:
+    """Writes what is to be told of the finished trials; ``reused`` of the result counts them."""
+    study = store.read_study(out)
     if study is None:
         raise DataError(f"{out}: no study here (study.yaml is missing)")
-    records = list(scan_trials(out / TRIALS, study["hash"], known).values())
+    records = list(store.scan_trials(out / store.TRIALS, study["hash"], known).values())
     if not records:
         raise DataError(f"{out}: no trial is complete yet, nothing to report")
     curves = build_curves(records)
@@ -309,7 +323,7 @@ def _sum_up(
         if pictures:
             raise
         notes.append(str(error))
-    return files, notes, curves
+    return StudyResult(curves, 0, len(records), files, notes)
 
 
 def report_study(out: Path, *, fits: int | None = None) -> StudyResult:
@@ -327,6 +341,4 @@ def report_study(out: Path, *, fits: int | None = None) -> StudyResult:
     """
     if fits is not None and fits < 0:
         raise ConfigError(f"fits: expected 0 or more, got {fits}")
-    files, notes, curves = _sum_up(Path(out), pictures=True, fits=fits)
-    trials = sum(point.trials for group in curves_by_training(curves) for point in group[0].points)
-    return StudyResult(curves, 0, trials, files, notes)
+    return _sum_up(Path(out), pictures=True, fits=fits)

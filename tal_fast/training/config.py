@@ -28,6 +28,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "load_config",
+    "parse_overrides",
     "preset",
     "preset_names",
     "save_config",
@@ -162,14 +163,14 @@ def load_config(
     path: str | Path | None = None,
     *,
     preset: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> ExperimentConfig:
     """Resolves settings: the model's, then YAML file, then overrides.
 
     Args:
         path: YAML file; its top-level ``name`` is the model when ``preset`` is not given.
         preset: the model to start from; ``tadtr`` when neither names one.
-        overrides: ``section.field=value``, the value in YAML.
+        overrides: ``section.field`` -> value, or texts as of :func:`parse_overrides`.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown or a value does not fit.
@@ -180,15 +181,30 @@ def load_config(
     name = str(from_file.get("name", "tadtr")) if preset is None else preset
     settings = _defaults(name)
     merge(settings, {**from_file, "name": name})
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {override!r}: expected section.field=value")
-        value: Any = parse_yaml(text, f"override {override!r}", ConfigError)
+    chosen = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    for key, value in chosen.items():
         for part in reversed(key.split(".")):
             value = {part: value}
         merge(settings, value)
     return config_from_dict(settings)
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Reads settings as the command line has them, ``section.field=value``, the value in YAML.
+
+    Returns:
+        ``section.field`` -> value; of one that is given twice the last.
+
+    Raises:
+        ConfigError: a text has another form.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {text!r}: expected section.field=value")
+        found[key.strip()] = parse_yaml(value, f"override {text!r}", ConfigError)
+    return found
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -132,7 +132,11 @@ def test_the_example_runs_through_a_study_of_two_shares(folder, tmp_path):
         model=f"{EXAMPLE}:RowDetector",
         fractions=(0.5, 1.0),
         repetitions=2,
-        overrides=("training.epochs=2", "model.width=16", "training.tensorboard=never"),
+        overrides={
+            "training.epochs": 2,
+            "model.width": 16,
+            "training.tensorboard": "never",
+        },
         jobs=2,
         threads=1,
     )

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = map(str, Path(__file__).parents[:2])
-    from tal_fast import study
     from tal_fast.cli import main
+    from tal_fast.study import trial
     from tal_fast.study.report import page
 
     # The drawing takes longer than all else in these studies.
     page.write_report = lambda *arguments, **options: {}
 
-    study.run_study = functools.partial(study.run_study, experiment=sys.argv[1])
+    trial.EXPERIMENT = sys.argv[1]
     sys.exit(main(sys.argv[2:]))

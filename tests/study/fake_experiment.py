@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stand-ins for ``run_experiment``: quick, deterministic, and misbehaving on request.
 
-They are named by ``"fake_experiment:function"``, so that the pool's processes find them too. Every
+Trials name them, ``"fake_experiment:function"``, so that the pool's processes find them too. Every
 call appends a line to ``calls.jsonl`` beside the study, which tells what really ran.
 """
 
@@ -19,6 +19,9 @@ from typing import Any
 
 from processes import HANG
 
+from tal_fast import study
+from tal_fast.study import StudyResult, StudySpec, trial
+
 STEPS = 40
 # Of a worker: the one that trains, the one that waits for tasks, and the reader's.
 THREADS = 3
@@ -34,6 +37,18 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return vars(self)
+
+
+def run_study(spec: StudySpec, *, experiment: Any, console: Any = None) -> StudyResult:
+    """``run_study`` with a stand-in, also in the processes that it starts."""
+    before = trial.EXPERIMENT
+    trial.EXPERIMENT = (
+        experiment if isinstance(experiment, str) else f"{__name__}:{experiment.__name__}"
+    )
+    try:
+        return study.run_study(spec, console=console)
+    finally:
+        trial.EXPERIMENT = before
 
 
 def log_of(study: Path) -> Path:

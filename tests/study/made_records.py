@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tal_fast.study.settings import hash_settings
+from tal_fast.study.execution.store import hash_settings
+from tal_fast.study.trial import TrialRecord
 
 CLASSES = ["run", "jump & <throw>", "sit"]
 
@@ -25,15 +26,15 @@ def trial(
     budget: str = "epochs",
     training: int = 0,
     **result: Any,
-) -> dict[str, Any]:
+) -> TrialRecord:
     """A record; ``value`` is its average mAP, or that of each mode of averaging."""
     modes = value if isinstance(value, Mapping) else {"off": value}
     scores = {
         mode: {"average_map": score, "map_per_threshold": {"0.5": score, "0.3": score + 0.1}}
         for mode, score in modes.items()
     }
-    return {
-        "trial": f"{sampling}.{budget}.p{round(100 * fraction):03d}_r{repetition}_s{training}",
+    content = {
+        "trial": f"p{round(100 * fraction):03d}_r{repetition}",
         "model": "tadtr-small",
         "settings": "x",
         "fraction": fraction,
@@ -59,6 +60,7 @@ def trial(
             **result,
         },
     }
+    return TrialRecord.from_dict(content, "here")
 
 
 SETTINGS = {
@@ -119,7 +121,7 @@ def rising(
     repetitions: int = 3,
     levels: Sequence[float] = LEVELS,
     **more: Any,
-) -> list[dict[str, Any]]:
+) -> list[TrialRecord]:
     """Records of a curve that rises to 60 points, of which it has 50 at p = 100 %."""
     noise = np.random.default_rng(0)
     return [

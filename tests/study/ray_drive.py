@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tal_fast.study.execution.ray_cluster import RayCluster
-from tal_fast.study.execution.trials import TrialTask
+from tal_fast.study.execution.ray.cluster import RayCluster
+from tal_fast.study.trial import TrialTask
 
 
 def main(address: str, tasks: str, logs: str, seconds: str) -> int:

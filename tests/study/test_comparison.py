@@ -8,7 +8,6 @@ import math
 import pytest
 from made_records import BUDGETS, trial
 
-from tal_fast.study.curve import build_curves
 from tal_fast.study.report.comparison import (
     compare_averages,
     compare_budgets,
@@ -17,10 +16,11 @@ from tal_fast.study.report.comparison import (
     initial_weights,
     score_table,
 )
+from tal_fast.study.results import build_curves
 
 
 def by_p(comparison):
-    return {one.fraction: one for one in comparison.differences}
+    return {one.share: one for one in comparison.differences}
 
 
 class TestBudgets:
@@ -31,15 +31,15 @@ class TestBudgets:
         found = by_p(off)
         # 0.30 - 0.20 and 0.32 - 0.24: mean 0.09, half a spread of 0.01 each way; the third draw,
         # which has no partner, would have moved the mean by -0.25.
-        assert found[0.1].mean == pytest.approx(0.09)
-        assert found[0.1].error == pytest.approx(0.02 / math.sqrt(2) / math.sqrt(2))
-        assert (found[0.1].pairs, found[0.1].steps) == (2, (2.0, 20.0))
-        assert (found[1.0].mean, found[1.0].error, found[1.0].pairs) == (0.0, None, 1)
-        assert by_p(plain)[0.1].mean == pytest.approx((0.23 + 0.25) / 2)
+        assert found[10].mean == pytest.approx(9)
+        assert found[10].error == pytest.approx(2 / math.sqrt(2) / math.sqrt(2))
+        assert (found[10].pairs, found[10].steps) == (2, (2.0, 20.0))
+        assert (found[100].mean, found[100].error, found[100].pairs) == (0.0, None, 1)
+        assert by_p(plain)[10].mean == pytest.approx((23 + 25) / 2)
 
     def test_a_level_without_pairs_is_left_out(self):
         (off, _) = compare_budgets(score_table(BUDGETS), build_curves(BUDGETS))
-        assert sorted(by_p(off)) == [0.1, 1.0]  # p = 50 % is there under steps alone
+        assert sorted(by_p(off)) == [10, 100]  # p = 50 % is there under steps alone
         strangers = [trial(0.1, 0, 0.2), trial(0.1, 1, 0.3, budget="steps")]
         assert compare_budgets(score_table(strangers), build_curves(strangers)) == []
 
@@ -55,8 +55,8 @@ class TestBudgets:
         (found,) = compare_budgets(score_table(records), build_curves(records))
         (one,) = found.differences
         assert one.pairs == 2
-        assert one.mean == pytest.approx((0.15 + 0.0) / 2)
-        assert one.error == pytest.approx(0.075)
+        assert one.mean == pytest.approx((15 + 0) / 2)
+        assert one.error == pytest.approx(7.5)
 
     def test_steps_that_some_trials_do_not_tell(self):
         records = [trial(0.1, 0, 0.2, steps=None), trial(0.1, 0, 0.3, budget="steps")]
@@ -71,13 +71,13 @@ class TestAverages:
     def test_within_each_training(self):
         epochs, steps = compare_averages(score_table(BUDGETS), build_curves(BUDGETS))
         assert (epochs.first[2], epochs.second[2], epochs.second[1]) == ("off", "plain", "epochs")
-        values = [-0.15, -0.17, -0.30]
+        values = [-15, -17, -30]
         mean = sum(values) / 3
         variance = sum((value - mean) ** 2 for value in values) / 2
-        found = by_p(epochs)[0.1]
+        found = by_p(epochs)[10]
         assert found.mean == pytest.approx(mean)
         assert found.error == pytest.approx(math.sqrt(variance / 3))
-        assert by_p(steps)[0.5].mean == pytest.approx(0.01)
+        assert by_p(steps)[50].mean == pytest.approx(1)
 
 
 class TestSamplings:
@@ -92,10 +92,10 @@ class TestSamplings:
     def test_means_of_draws_apart(self):
         (found,) = compare_samplings(score_table(self.RECORDS), build_curves(self.RECORDS))
         (one,) = found.differences
-        assert (one.fraction, one.pairs) == (0.1, None)
-        assert one.mean == pytest.approx(0.3)
-        # each mean has the standard error 0.1
-        assert one.error == pytest.approx(0.1 * math.sqrt(2))
+        assert (one.share, one.pairs) == (10, None)
+        assert one.mean == pytest.approx(30)
+        # each mean has the standard error of 10 points
+        assert one.error == pytest.approx(10 * math.sqrt(2))
 
     def test_one_draw_has_no_error(self):
         records = self.RECORDS[1:]
@@ -106,9 +106,9 @@ class TestSamplings:
 class TestInitialWeights:
     def test_by_hand(self):
         found = initial_weights(score_table(BUDGETS), 0.9)
-        epochs = {one.fraction: one for one in found["video", "epochs"]}
-        assert epochs[0.1].kept == pytest.approx(0.81)
-        assert epochs[1.0].kept == pytest.approx(0.9**20)
+        epochs = {one.share: one for one in found["video", "epochs"]}
+        assert epochs[10].kept == pytest.approx(0.81)
+        assert epochs[100].kept == pytest.approx(0.9**20)
         assert {one.steps for one in found["video", "steps"]} == {20}
 
     def test_of_the_published_models(self):
@@ -125,8 +125,8 @@ class TestInitialWeights:
     def test_steps_not_told(self):
         records = [trial(0.1, 0, 0.1, steps=None), trial(0.2, 0, 0.1)]
         assert [
-            one.fraction for one in initial_weights(score_table(records), 0.5)["video", "epochs"]
-        ] == [0.2]
+            one.share for one in initial_weights(score_table(records), 0.5)["video", "epochs"]
+        ] == [20]
 
 
 class TestShape:
@@ -143,7 +143,7 @@ class TestShape:
     def test_slow_start(self):
         # Means of 2, 20 and 25 points at 10, 20 and 40 %: 0.2, 1.8, 0.25 points per percent.
         found = self.shape((0.1, (0.01, 0.03)), (0.2, (0.19, 0.21)), (0.4, (0.25, 0.25)))
-        assert found.between == (0.1, 0.2)
+        assert found.between == (10, 20)
         # 1.8 - 0.2 = 0.1 m2 - 0.1 m1 - 0.1 m1, each mean with the standard error of 1 point
         error = math.hypot(0.1, 0.2)
         assert found.excess == pytest.approx(1.6 / error)
@@ -151,7 +151,7 @@ class TestShape:
 
     def test_steepest_at_its_start(self):
         found = self.shape((0.1, (0.2, 0.2)), (0.2, (0.3, 0.3)), (0.4, (0.35, 0.35)))
-        assert (found.between, found.excess, found.sigmoid) == ((0.0, 0.1), 0.0, False)
+        assert (found.between, found.excess, found.sigmoid) == ((0, 10), 0.0, False)
 
     def test_within_the_noise(self):
         found = self.shape((0.1, (0.0, 0.2)), (0.2, (0.1, 0.31)))

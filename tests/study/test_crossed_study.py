@@ -11,14 +11,14 @@ from typing import get_args, get_type_hints
 import fake_experiment as fake
 import pytest
 import yaml
+from fake_experiment import run_study
 
+from tal_fast.curves import read_curves
 from tal_fast.data import WindowSet, open_dataset
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study import report_study, run_study
-from tal_fast.study.curve import build_curves
-from tal_fast.study.execution.trials import Trial
-from tal_fast.study.fits.learning_curve import read_curves
-from tal_fast.study.settings import BUDGETS
+from tal_fast.study import report_study
+from tal_fast.study.results import build_curves
+from tal_fast.study.trial import BUDGETS, Trial, TrialRecord
 from tal_fast.training.config import TrainingConfig
 
 
@@ -67,7 +67,7 @@ def test_names():
 def test_everything_is_crossed(crossed, quiet):
     result = learn(crossed, quiet)
     assert result.ran == 16
-    assert [(c.sampling, c.budget, c.ema) for c in result.curves] == [
+    assert [tuple(c.labels.values()) for c in result.curves] == [
         (sampling, budget, ema)
         for sampling in ("video", "nested-window")
         for budget in ("epochs", "steps")
@@ -76,8 +76,8 @@ def test_everything_is_crossed(crossed, quiet):
     assert all([point.n for point in curve.points] == [2, 2] for curve in result.curves)
     for off, plain in zip(result.curves[::2], result.curves[1::2], strict=True):
         for a, b in zip(off.points, plain.points, strict=True):
-            assert b.mean == pytest.approx(a.mean - 0.01)
-            assert b.per_tiou["0.5"][0] == pytest.approx(a.per_tiou["0.5"][0] - 0.01)
+            assert b.mean == pytest.approx(a.mean - 1)
+            assert b.per_tiou["0.5"][0] == pytest.approx(a.per_tiou["0.5"][0] - 1)
     # Extending by an axis runs only what is new; other averages are another study.
     more = learn(crossed, quiet, budgets=("epochs", "steps", "convergence"), samplings=("video",))
     assert more.ran == 4
@@ -136,7 +136,7 @@ def test_convergence_keeps_videos_back_and_others_do_not(spec, quiet):
     found = calls(spec)
     assert found["p100_r0"]["holdout"] == 0.0
     assert found["convergence.p100_r0"]["holdout"] == 0.2
-    own = replace(spec, out=spec.out.parent / "own", overrides=("training.holdout=0.3",))
+    own = replace(spec, out=spec.out.parent / "own", overrides={"training.holdout": 0.3})
     learn(own, quiet, budgets=("convergence",), fractions=(1.0,), repetitions=1)
     assert calls(own)["convergence.p100_r0"]["holdout"] == 0.3
 
@@ -151,7 +151,7 @@ def test_convergence_keeps_videos_back_and_others_do_not(spec, quiet):
         ({"samplings": ("windows",)}, "sampling: expected one of .*did you mean 'window'"),
         ({"samplings": ("window",), "budgets": ("convergence",)}, "no whole video to keep back"),
         (
-            {"samplings": ("window",), "overrides": ("training.holdout=0.2",)},
+            {"samplings": ("window",), "overrides": {"training.holdout": 0.2}},
             "no whole video to keep back",
         ),
         ({"ema": ("off", "plane")}, r"training\.ema"),
@@ -215,9 +215,11 @@ def test_trials_without_the_scores_of_an_average(crossed, quiet, damage, message
 def values(draws):
     """Records of one fraction, from average mAP per draw and training."""
     sample = {"videos": ["v"], "instances": 1, "classes": ["c"], "missing_classes": []}
-    return [
+    contents = [
         {
             "trial": f"p050_r{draw}_s{training}",
+            "settings": "x",
+            "seed": 0,
             "fraction": 0.5,
             "repetition": draw,
             "training": training,
@@ -229,30 +231,31 @@ def values(draws):
         for draw, some in enumerate(draws)
         for training, value in enumerate(some)
     ]
+    return [TrialRecord.from_dict(content, "here") for content in contents]
 
 
 def test_spread_of_trainings_and_of_draws_by_hand():
     (point,) = build_curves(values([[0.1, 0.3], [0.5, 0.7]]))[0].points
-    assert (point.n, point.trials) == (2, 4)
-    assert point.mean == pytest.approx(0.4)
+    assert (point.n, len(point.trainings)) == (2, 4)
+    assert point.mean == pytest.approx(40)
     # Draws' means 0.2 and 0.6: variance 0.08. Within a draw: variance 0.02 each.
-    assert point.deviation == pytest.approx(0.08**0.5)
-    assert point.seed_deviation == pytest.approx(0.02**0.5)
-    assert point.draw_deviation == pytest.approx((0.08 - 0.01) ** 0.5)
-    assert point.values == (0.1, 0.3, 0.5, 0.7)
+    assert point.deviation == pytest.approx(100 * 0.08**0.5)
+    assert point.seed_deviation == pytest.approx(100 * 0.02**0.5)
+    assert point.draw_deviation == pytest.approx(100 * (0.08 - 0.01) ** 0.5)
+    assert point.trainings == pytest.approx((10, 30, 50, 70))
 
 
 def test_spread_where_draws_bring_none():
     (point,) = build_curves(values([[0.1, 0.5], [0.1, 0.5]]))[0].points
     assert point.draw_deviation == 0.0
     (one,) = build_curves(values([[0.1, 0.5]]))[0].points
-    assert (one.seed_deviation, one.draw_deviation) == (pytest.approx(0.08**0.5), None)
+    assert (one.seed_deviation, one.draw_deviation) == (pytest.approx(100 * 0.08**0.5), None)
     (single,) = build_curves(values([[0.1], [0.5]]))[0].points
     assert (single.seed_deviation, single.draw_deviation) == (None, None)
 
 
 def test_unfinished_draws_weigh_as_draws():
     (point,) = build_curves(values([[0.2, 0.4], [0.9]]))[0].points
-    assert point.mean == pytest.approx((0.3 + 0.9) / 2)
+    assert point.mean == pytest.approx((30 + 90) / 2)
     (curve,) = build_curves(values([[0.2, 0.4], [0.9]]))
-    assert (curve.sampling, curve.budget, curve.ema) == ("video", "epochs", "off")
+    assert curve.labels == {"sampling": "video", "budget": "epochs", "ema": "off"}

@@ -6,29 +6,27 @@ from __future__ import annotations
 import pytest
 from made_records import BUDGETS, RECORDS, trial
 
-from tal_fast.study.curve import (
-    build_curves,
-    curve_csv,
-    mean_and_deviation,
-    trials_csv,
-)
-from tal_fast.study.display import curve_table, curve_tables, duration
-from tal_fast.study.settings import StudySpec
+from tal_fast.curves.curve_files import curve_csv
+from tal_fast.curves.learning_curve import mean_and_deviation
+from tal_fast.curves.tables import duration
+from tal_fast.study.display import curve_table, curve_tables
+from tal_fast.study.results import build_curves, trials_csv
+from tal_fast.study.spec import StudySpec
 
 
 class TestCurve:
     def test_by_hand(self):
         first, last = build_curves(RECORDS)[0].points
         # mean of 0.1, 0.2, 0.6 is 0.3; squared deviations 0.04 + 0.01 + 0.09 = 0.14, over 2, root
-        assert first.mean == pytest.approx(0.3)
-        assert first.deviation == pytest.approx(0.07**0.5)
-        assert (first.fraction, first.n, first.videos, first.instances) == (0.1, 3, 2, 11)
+        assert first.mean == pytest.approx(30)
+        assert first.deviation == pytest.approx(100 * 0.07**0.5)
+        assert (first.share, first.n, first.videos, first.instances) == (10, 3, 2, 11)
         assert first.classes == 2
-        assert first.values == first.draws == (0.1, 0.2, 0.6)
+        assert first.trainings == first.draws == (10, 20, 60)
         assert first.seconds == 30
-        assert first.per_tiou["0.3"] == (pytest.approx(0.4), pytest.approx(0.07**0.5))
-        assert (last.fraction, last.mean, last.deviation, last.n) == (1.0, 0.8, None, 1)
-        assert last.per_tiou["0.5"] == (0.8, None)
+        assert first.per_tiou["0.3"] == (pytest.approx(40), pytest.approx(100 * 0.07**0.5))
+        assert (last.share, last.mean, last.deviation, last.n) == (100, 80, None, 1)
+        assert last.per_tiou["0.5"] == (80, None)
 
     def test_one_value_has_no_deviation(self):
         assert mean_and_deviation([0.5]) == (0.5, None)
@@ -46,10 +44,10 @@ class TestCurve:
     def test_trials_csv(self):
         lines = trials_csv(RECORDS).splitlines()
         assert [line.split(",")[0] for line in lines[1:]] == [
-            "video.epochs.p010_r0_s0",
-            "video.epochs.p010_r1_s0",
-            "video.epochs.p010_r2_s0",
-            "video.epochs.p100_r0_s0",
+            "p010_r0",
+            "p010_r1",
+            "p010_r2",
+            "p100_r0",
         ]
         header = lines[0].split(",")
         row = dict(zip(header, lines[2].split(","), strict=True))
@@ -106,7 +104,7 @@ def test_command_can_be_pasted(tmp_path):
         data=tmp_path / "my data",
         out=tmp_path / "out",
         fractions=(0.1, 1.0),
-        overrides=("training.epochs=3",),
+        overrides={"training.epochs": 3},
         config=tmp_path / "c.yaml",
         jobs=2,
         threads=1,

@@ -9,10 +9,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from made_records import BUDGETS, RECORDS, trial
 
+from tal_fast.curves.figures import SERIES, draw_svg, page_svg, page_svgs, save_pictures
 from tal_fast.errors import DataError
-from tal_fast.study.curve import build_curves
-from tal_fast.study.picture import SERIES, draw_svg, page_svg, page_svgs, save_pictures
-from tal_fast.study.report.curve_picture import (
+from tal_fast.study.report.pictures import (
     curve_panels,
     curve_picture,
     curves_picture,
@@ -20,6 +19,7 @@ from tal_fast.study.report.curve_picture import (
     shows_all_dots,
     tiou_picture,
 )
+from tal_fast.study.results import build_curves
 
 
 def crossed(samplings=("video",), budgets=("epochs",), modes=("off",)):

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from processes import HANG
 
-from tal_fast.study.execution.locks import LOCK_FILE, BusyError, locked_directory
-from tal_fast.study.execution.trials import Trial, TrialTask, execute_trial
+from tal_fast.study.execution.run_trial import execute_trial
+from tal_fast.study.execution.store import LOCK_FILE, BusyError, locked_directory
+from tal_fast.study.sampling import Sample
+from tal_fast.study.trial import Trial, TrialTask
 
 
 def task(tmp_path: Path) -> TrialTask:
@@ -27,9 +29,14 @@ def task(tmp_path: Path) -> TrialTask:
         config=str(config),
         train_videos=("a", "b"),
         test_videos=("c",),
-        coverage={},
+        sample=Sample(("a", "b"), 2, ("run",), ()),
         threads=1,
     )
+
+
+def stands_in(monkeypatch: pytest.MonkeyPatch, experiment: object) -> None:
+    name = "tal_fast.study.execution.run_trial.load_experiment"
+    monkeypatch.setattr(name, lambda _: experiment)
 
 
 class Result:
@@ -98,7 +105,7 @@ def test_a_file_in_place_of_the_directory(tmp_path):
         pass
 
 
-def test_who_waits_takes_the_finished_trial(tmp_path):
+def test_who_waits_takes_the_finished_trial(tmp_path, monkeypatch):
     calls, inside, go_on = [], threading.Event(), threading.Event()
 
     def experiment(*args, **kwargs) -> Result:
@@ -107,12 +114,11 @@ def test_who_waits_takes_the_finished_trial(tmp_path):
         assert go_on.wait(HANG)
         return Result()
 
+    stands_in(monkeypatch, experiment)
     records = []
 
     def run() -> None:
-        records.append(
-            execute_trial(task(tmp_path), dataset=None, experiment=experiment, wait=HANG)
-        )
+        records.append(execute_trial(task(tmp_path), dataset=None, wait=HANG))
 
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
@@ -133,7 +139,7 @@ def test_busy_while_another_runs_it(tmp_path):
         locked_directory(partial, wait=0, busy=""),
         pytest.raises(BusyError, match="trial p010_r0: another process is running it in"),
     ):
-        execute_trial(task(tmp_path), dataset=None, experiment=None, wait=0.1)
+        execute_trial(task(tmp_path), dataset=None, wait=0.1)
 
 
 def test_without_locks_the_first_to_finish_counts(tmp_path, monkeypatch):
@@ -146,12 +152,13 @@ def test_without_locks_the_first_to_finish_counts(tmp_path, monkeypatch):
     def experiment(*args, **kwargs) -> Result:
         if not values:
             values.append("outer")
-            other = execute_trial(task(tmp_path), dataset=None, experiment=experiment)
+            other = execute_trial(task(tmp_path), dataset=None)
             values.append(other)
             # What the other took away from under this one.
             kwargs["out"].mkdir()
         return Result()
 
-    record = execute_trial(task(tmp_path), dataset=None, experiment=experiment)
+    stands_in(monkeypatch, experiment)
+    record = execute_trial(task(tmp_path), dataset=None)
     assert record == values[1]
     assert os.listdir(tmp_path / "trials") == ["p010_r0"]

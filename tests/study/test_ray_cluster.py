@@ -28,13 +28,16 @@ import tal_fast
 from tal_fast.data import open_dataset
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError, MissingExtraError, TalFastError
-from tal_fast.study.execution import ray_cluster, ray_driver, ray_process, ray_trial
-from tal_fast.study.execution.executors import Outcome
-from tal_fast.study.execution.failures import is_environment_error, rebuild_error
-from tal_fast.study.execution.locks import locked_directory
-from tal_fast.study.execution.ray_cluster import RayCluster
-from tal_fast.study.execution.ray_process import make_short_directory, short_directory_if_needed
-from tal_fast.study.execution.trials import Trial, TrialTask
+from tal_fast.study.execution.outcomes import Outcome, is_environment_error, rebuild_error
+from tal_fast.study.execution.ray import cluster as ray_cluster
+from tal_fast.study.execution.ray import driver as ray_driver
+from tal_fast.study.execution.ray import process as ray_process
+from tal_fast.study.execution.ray import trial as ray_trial
+from tal_fast.study.execution.ray.cluster import RayCluster
+from tal_fast.study.execution.ray.process import make_short_directory, short_directory_if_needed
+from tal_fast.study.execution.store import locked_directory
+from tal_fast.study.sampling import Sample
+from tal_fast.study.trial import Trial, TrialTask
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -131,7 +134,7 @@ def make_tasks(tiny_data: Path, tmp_path: Path) -> Callable[..., list[TrialTask]
                     config=str(out / "config.yaml"),
                     train_videos=tuple(names[: percent * 20 // 100]),
                     test_videos=tuple(names[20:]),
-                    coverage={"instances": 1, "classes": ["a"], "missing_classes": []},
+                    sample=Sample(tuple(names[:1]), 1, ("a",), ()),
                     threads=1,
                     experiment=door,
                 )
@@ -287,7 +290,7 @@ class TestOnTheCluster:
         assert [call["node"] for call in tries] == ["second", "first"]
         assert tries[1]["first"] >= 20  # went on from the checkpoint
         (record,) = (o.record for o in outcomes if o.trial == victim["trial"])
-        assert record["continued"]
+        assert record.more["continued"]
         assert len(notices) == 1
         assert f"trial {victim['trial']}" in notices[0]
         assert not list((study / "trials").glob(".*"))

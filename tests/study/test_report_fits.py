@@ -8,15 +8,14 @@ import json
 import pytest
 from made_records import LEVELS, rising, trial
 
-from tal_fast.study.curve import build_curves, trials_csv
-from tal_fast.study.fits import curve_fit
-from tal_fast.study.fits.curve_fit import fit_curve
-from tal_fast.study.fits.learning_curve import read_curve
-from tal_fast.study.report.fit_section import fit_curves, fitting_order, measured_curve
+from tal_fast.curves.curve_files import read_curve
+from tal_fast.curves.fit import fit_curve
+from tal_fast.study.report.fits import fit_curves, fitting_order
+from tal_fast.study.results import build_curves, trials_csv
 
 
 def fitted(records, out, **more):
-    return fit_curves(out, build_curves(records), model="toy", **more)
+    return fit_curves(out, build_curves(records), **more)
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def counted(monkeypatch):
         calls.append(curve.name)
         return fit_curve(curve, *args, **kwargs)
 
-    monkeypatch.setattr(curve_fit, "fit_curve", fit)
+    monkeypatch.setattr("tal_fast.curves.fit.fit_curve", fit)
     return calls
 
 
@@ -36,11 +35,11 @@ def test_as_from_the_tables_of_the_study(tmp_path):
     records = [*rising(), *rising(training=1)]
     path = tmp_path / "trials.csv"
     path.write_text(trials_csv(records))
-    read, made = read_curve(path), measured_curve(build_curves(records)[0], "x")
+    read, made = read_curve(path), build_curves(records)[0]
     assert made.share.tolist() == read.share.tolist()
     for name in ("mean", "deviation", "repetitions"):
         assert getattr(made, name) == pytest.approx(getattr(read, name), abs=1e-4)
-    assert made.values[0] == pytest.approx(read.values[0], abs=1e-4)
+    assert made.points[0].draws == pytest.approx(read.points[0].draws, abs=1e-4)
     assert made.videos == read.videos == 200
 
 
@@ -48,7 +47,7 @@ def test_content(tmp_path):
     found, left_out, path = fitted(rising(), tmp_path)
     assert left_out == []
     (one,) = found.values()
-    assert one["name"] == "toy"
+    assert one["name"] == "tadtr-small"
     assert one["problems"] == []
     assert {row["family"] for row in one["fit"]["families"]} >= {"hill", "pow3", "logistic"}
     extrapolation = one["extrapolation"]
@@ -68,11 +67,11 @@ def test_made_once(tmp_path, counted):
     first, _, path = fitted(rising(), tmp_path)
     text = path.read_text()
     again, _, _ = fitted(rising(), tmp_path)
-    assert counted == ["toy"]
+    assert counted == ["tadtr-small"]
     assert again == first
     assert path.read_text() == text
     fitted([*rising(), trial(1.0, 3, 0.4)], tmp_path)
-    assert counted == ["toy", "toy"]
+    assert counted == ["tadtr-small", "tadtr-small"]
     fitted(rising(), tmp_path)  # the file holds the fits of the last report alone
     assert len(counted) == 3
 
@@ -89,9 +88,9 @@ def test_same_numbers_same_file(tmp_path):
 def test_a_broken_file_is_made_again(tmp_path, content, counted):
     (tmp_path / "fits.json").write_text(content)
     fitted(rising(), tmp_path)
-    assert counted == ["toy"]
+    assert counted == ["tadtr-small"]
     fitted(rising(), tmp_path)
-    assert counted == ["toy"]
+    assert counted == ["tadtr-small"]
 
 
 class TestManyCurves:
@@ -100,7 +99,7 @@ class TestManyCurves:
 
     def test_order(self):
         order = fitting_order(build_curves(self.RECORDS))
-        assert tuple(f"{c.budget}, EMA {c.ema}" for c in order) == self.NAMES
+        assert tuple(curve.name for curve in order) == self.NAMES
 
     def test_what_is_left_out_is_named(self, tmp_path):
         found, left_out, _ = fitted(self.RECORDS, tmp_path, most=3)

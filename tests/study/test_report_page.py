@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from made_records import BUDGETS, RECORDS, rising, study, trial
 
-from tal_fast.study.curve import build_curves
 from tal_fast.study.report.page import write_report
 from tal_fast.study.report.sections import coverage_rows, coverage_section, energy_of
+from tal_fast.study.results import build_curves
 
 
 class Page(HTMLParser):
@@ -283,7 +284,8 @@ class TestCoverage:
     def test_of_many_classes_only_what_is_missing_somewhere(self):
         record = trial(0.1, 0, 0.1)
         names = [f"class {index:03}" for index in range(200)]
-        record["sample"] |= {"classes": names[1:], "missing_classes": names[:1]}
+        sample = replace(record.sample, classes=tuple(names[1:]), missing_classes=tuple(names[:1]))
+        record = replace(record, sample=sample)
         (part,) = coverage_section([record], build_curves([record]))
         assert part["rows"] == [("class 000", [0.0])]
         assert (len(part["hidden"]), part["classes"]) == (199, 200)

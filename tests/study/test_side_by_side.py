@@ -7,15 +7,22 @@ import os
 from dataclasses import replace
 
 import fake_experiment as fake
+from fake_experiment import run_study
 
-from tal_fast.study import run_study
-
-SMALL = (
-    "model.d_model=32", "model.num_heads=4", "model.encoder_layers=1", "model.decoder_layers=2",
-    "model.feedforward=32", "model.num_queries=8", "model.roi_bins=4", "training.epochs=2",
-    "training.batch_size=4", "data.window=64", "training.ema=off,corrected",
-    "training.tensorboard=never",
-)  # fmt: skip
+SMALL = {
+    "model.d_model": 32,
+    "model.num_heads": 4,
+    "model.encoder_layers": 1,
+    "model.decoder_layers": 2,
+    "model.feedforward": 32,
+    "model.num_queries": 8,
+    "model.roi_bins": 4,
+    "training.epochs": 2,
+    "training.batch_size": 4,
+    "data.window": 64,
+    "training.ema": ["off", "corrected"],
+    "training.tensorboard": "never",
+}
 
 
 def test_two_at_a_time(spec, quiet, no_pictures):

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tal_fast.study.sampling.draws import draw_sample
-from tal_fast.study.sampling.stratified import stratified_order
+from tal_fast.study.sampling import draw_sample, stratified_order
 
 HELD = st.lists(st.frozensets(st.integers(0, 6), max_size=4), max_size=25)
 SINGLE = st.lists(st.integers(0, 5).map(lambda label: frozenset([label])), max_size=40)

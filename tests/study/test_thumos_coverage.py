@@ -13,7 +13,7 @@ import pytest
 from tal_fast.data.annotations import load_annotations
 from tal_fast.data.grid import Grid
 from tal_fast.data.windows import WindowSet
-from tal_fast.study.sampling.draws import draw_sample
+from tal_fast.study.sampling import draw_sample
 
 ROOT = Path(__file__).parents[2]
 REPETITIONS = 300

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tal_fast.data.grid import Grid
 from tal_fast.data.windows import WindowSet
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.sampling.draws import draw_sample, sample_size
+from tal_fast.study.sampling import draw_sample
+from tal_fast.study.shares import sample_size
 
 CLASSES = ("run", "jump", "throw")
 NAMES = [f"video_{i}" for i in range(8)]
@@ -56,7 +57,7 @@ def draw(fraction=0.25, repetition=0, seed=0, sampling="window", windows=WINDOWS
 
 
 def drawn_windows(sample, windows=WINDOWS):
-    return {(windows.windows[i].video, windows.windows[i].start) for i in sample.windows}
+    return {(windows.windows[i].video, windows.windows[i].start) for i in sample.positions}
 
 
 @given(
@@ -67,15 +68,14 @@ def drawn_windows(sample, windows=WINDOWS):
 @settings(max_examples=60, deadline=None)
 def test_properties(fraction, sampling, seed):
     sample = draw(fraction, 0, seed, sampling)
-    assert len(sample.windows) == sample_size(fraction, len(WINDOWS))
-    assert list(sample.windows) == sorted(set(sample.windows))
-    part = WINDOWS.subset(sample.windows)
+    assert len(sample.positions) == sample_size(fraction, len(WINDOWS))
+    assert list(sample.positions) == sorted(set(sample.positions))
+    part = WINDOWS.subset(sample.positions)
     assert sample.videos == tuple(sorted(part.videos))
     labels = [label for i in range(len(part)) for label in part.clip(i, 0, 0).labels.tolist()]
     assert sample.classes == tuple(CLASSES[label] for label in sorted(set(labels)))
     assert "throw" in sample.missing_classes
     assert len(set(labels)) <= sample.instances <= len(labels)
-    assert sample.sampling == sampling
 
 
 def test_an_instance_in_several_windows_counts_once():
@@ -83,7 +83,7 @@ def test_an_instance_in_several_windows_counts_once():
     windows = cut(["video_0"], overlap=0.9375)
     assert [w.start for w in windows.windows] == [0, 1, 2, 3]
     sample = draw(1.0, windows=windows)
-    assert len(sample.windows) == 4
+    assert len(sample.positions) == 4
     assert (sample.videos, sample.instances, sample.classes) == (("video_0",), 1, ("run",))
 
 
@@ -92,7 +92,7 @@ def test_counts_targets_of_the_windows_and_not_all_of_their_videos():
     samples = [draw(1e-4, r, windows=windows) for r in range(50)]
     assert {sample.videos for sample in samples} == {("video_3",)}
     for sample in samples:
-        (position,) = sample.windows
+        (position,) = sample.positions
         assert sample.instances == len(windows.instances(position))
     assert {sample.instances for sample in samples} >= {1, 2}
 
@@ -100,7 +100,7 @@ def test_counts_targets_of_the_windows_and_not_all_of_their_videos():
 def test_full_sample_is_every_window():
     for sampling in ("window", "nested-window"):
         sample = draw(1.0, 4, sampling=sampling)
-        assert sample.windows == tuple(range(len(WINDOWS)))
+        assert sample.positions == tuple(range(len(WINDOWS)))
         assert sample.videos == tuple(NAMES)
         assert sample.instances == sum(len(VIDEOS[name].labels) for name in NAMES)
 
@@ -109,14 +109,14 @@ def test_full_sample_is_every_window():
 @settings(max_examples=40, deadline=None)
 def test_nested_samples_hold_the_smaller_ones(fractions):
     small, large = (draw(p, 2, 1, "nested-window") for p in fractions)
-    assert set(small.windows) <= set(large.windows)
+    assert set(small.positions) <= set(large.positions)
 
 
 def test_every_fraction_repetition_and_seed_is_a_draw_of_its_own():
-    base = set(draw().windows)
-    assert base - set(draw(0.5).windows)
-    assert base != set(draw(repetition=1).windows)
-    assert base != set(draw(seed=1).windows)
+    base = set(draw().positions)
+    assert base - set(draw(0.5).positions)
+    assert base != set(draw(repetition=1).positions)
+    assert base != set(draw(seed=1).positions)
 
 
 @pytest.mark.parametrize("sampling", ["window", "nested-window"])
@@ -132,7 +132,7 @@ def test_order_of_the_videos_does_not_matter(sampling):
 def test_draws_are_uniform(sampling):
     counts = np.zeros(len(WINDOWS))
     for repetition in range(2000):
-        counts[list(draw(0.25, repetition, sampling=sampling).windows)] += 1
+        counts[list(draw(0.25, repetition, sampling=sampling).positions)] += 1
     share = sample_size(0.25, len(WINDOWS)) / len(WINDOWS)
     assert np.abs(counts - 2000 * share).max() < 5 * np.sqrt(2000 * share * (1 - share))
 
@@ -140,7 +140,7 @@ def test_draws_are_uniform(sampling):
 def test_a_window_that_is_cut_twice_is_drawn_twice_on_its_own():
     windows = cut(["video_7"], length=60, overlap=0.5, cover="opentad", drop_empty=False)
     assert [w.start for w in windows.windows] == [0, 30, 60, 60]
-    pairs = {draw(0.5, r, windows=windows).windows for r in range(200)}
+    pairs = {draw(0.5, r, windows=windows).positions for r in range(200)}
     assert pairs == {(i, j) for i in range(4) for j in range(i + 1, 4)}
 
 

@@ -14,12 +14,11 @@ import os
 import queue
 import sys
 import threading
-import traceback
 from typing import Any, TextIO
 
-from tal_fast.study.execution.failures import describe_error
-from tal_fast.study.execution.throttle import Throttle
-from tal_fast.study.execution.trials import TrialTask, execute_trial, load_experiment
+from tal_fast.study.execution.outcomes import Throttle, failure
+from tal_fast.study.execution.run_trial import execute_trial
+from tal_fast.study.trial import TrialTask
 
 __all__ = ["main"]
 
@@ -67,16 +66,11 @@ def main() -> int:
                 record = execute_trial(
                     task,
                     dataset=datasets[task.data],
-                    experiment=load_experiment(task.experiment),
                     progress=channel.progress,
                 )
-                channel.send(done=record, trial=task.trial.name)
+                channel.send(done=record.to_dict(), trial=task.trial.name)
             except Exception as error:
-                channel.send(
-                    failed=describe_error(error),
-                    trial=task.trial.name,
-                    traceback=traceback.format_exc(),
-                )
+                channel.send(trial=task.trial.name, **failure(error))
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
 

@@ -12,9 +12,12 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tal_fast.study.curve import Curve, mean_and_deviation, modes_of
+import numpy as np
+
+from tal_fast.curves import LearningCurve
+from tal_fast.curves.learning_curve import mean_and_deviation, percent
+from tal_fast.study.trial import TrialRecord
 
 __all__ = [
     "Comparison",
@@ -27,11 +30,18 @@ __all__ = [
     "compare_samplings",
     "curve_shape",
     "initial_weights",
+    "key_of",
     "score_table",
 ]
 
 Key = tuple[str, str, str]
 """Sampling, budget and mode of averaging: what names a curve."""
+
+
+def key_of(curve: LearningCurve) -> Key:
+    """Returns what names a curve."""
+    return curve.labels["sampling"], curve.labels["budget"], curve.labels["ema"]
+
 
 # Slopes that differ by this many standard errors are told apart.
 _TOLD_APART = 2.0
@@ -42,14 +52,14 @@ class Difference:
     """Two curves at one p.
 
     Attributes:
-        fraction: share p of the training data.
+        share: p in percent.
         pairs: draws that both sides trained on; None where the sides draw apart.
-        mean: mean difference of average mAP, second side minus first, in -1..1.
+        mean: mean difference of average mAP, second side minus first, in points.
         error: its standard error; None where a side has one draw only.
         steps: optimiser steps of the first and the second side, mean; None where not known.
     """
 
-    fraction: float
+    share: float
     pairs: int | None
     mean: float
     error: float | None
@@ -72,26 +82,22 @@ class Comparison:
 
 
 Scores = dict[Key, dict[float, dict[tuple[int, int], tuple[float, float | None]]]]
-"""Curve -> p -> (repetition, training) -> average mAP and steps (None where not known)."""
+"""Curve -> p in percent -> (repetition, training) -> average mAP in points, and steps if known."""
 
 
-def score_table(records: Iterable[Mapping[str, Any]]) -> Scores:
+def score_table(records: Iterable[TrialRecord]) -> Scores:
     """Returns what the comparisons compare.
 
     Args:
-        records: contents of the trials' ``trial.json``.
+        records: of the trials.
     """
     table: Scores = {}
     for record in records:
-        sampling, budget = record.get("sampling", "video"), record.get("budget", "epochs")
-        trial = record["repetition"], record.get("training", 0)
-        fraction, steps = record["fraction"], record["result"].get("steps")
-        for mode, scores in modes_of(record).items():
-            levels = table.setdefault((sampling, budget, mode), {})
-            levels.setdefault(fraction, {})[trial] = (
-                float(scores["average_map"]),
-                None if steps is None else float(steps),
-            )
+        trial = record.trial
+        for mode, scores in record.scores.items():
+            levels = table.setdefault((trial.sampling, trial.budget, mode), {})
+            score = percent(scores.average_map), record.told("steps")
+            levels.setdefault(trial.share, {})[trial.repetition, trial.training] = score
     return table
 
 
@@ -117,13 +123,13 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return None if deviation is None else deviation / math.sqrt(len(values))
 
 
-def _paired(fraction: float, first: _Side, second: _Side) -> Difference | None:
+def _paired(share: float, first: _Side, second: _Side) -> Difference | None:
     both = sorted(set(first) & set(second))
     if not both:
         return None
     draws = _by_draw((trial[0], second[trial][0] - first[trial][0]) for trial in both)
     return Difference(
-        fraction=fraction,
+        share=share,
         pairs=len(draws),
         mean=statistics.fmean(draws),
         error=_standard_error(draws),
@@ -131,14 +137,14 @@ def _paired(fraction: float, first: _Side, second: _Side) -> Difference | None:
     )
 
 
-def _apart(fraction: float, first: _Side, second: _Side) -> Difference:
+def _apart(share: float, first: _Side, second: _Side) -> Difference:
     sides = [
         _by_draw((trial[0], side[trial][0]) for trial in sorted(side)) for side in (first, second)
     ]
     errors = [_standard_error(side) for side in sides]
     known = [error for error in errors if error is not None]
     return Difference(
-        fraction=fraction,
+        share=share,
         pairs=None,
         mean=statistics.fmean(sides[1]) - statistics.fmean(sides[0]),
         error=math.hypot(*known) if len(known) == 2 else None,
@@ -148,9 +154,9 @@ def _apart(fraction: float, first: _Side, second: _Side) -> Difference:
 
 def _compare(cells: Scores, first: Key, second: Key, *, paired: bool) -> Comparison | None:
     found = []
-    for fraction in sorted(set(cells[first]) & set(cells[second])):
-        sides = cells[first][fraction], cells[second][fraction]
-        one = _paired(fraction, *sides) if paired else _apart(fraction, *sides)
+    for share in sorted(set(cells[first]) & set(cells[second])):
+        sides = cells[first][share], cells[second][share]
+        one = _paired(share, *sides) if paired else _apart(share, *sides)
         if one is not None:
             found.append(one)
     return Comparison(first, second, tuple(found)) if found else None
@@ -168,9 +174,9 @@ def _against_first(keys: Sequence[Key], place: int) -> Iterator[tuple[Key, Key]]
 
 
 def _comparisons(
-    cells: Scores, curves: Sequence[Curve], place: int, *, paired: bool
+    cells: Scores, curves: Sequence[LearningCurve], place: int, *, paired: bool
 ) -> list[Comparison]:
-    keys = [(curve.sampling, curve.budget, curve.ema) for curve in curves]
+    keys = [key_of(curve) for curve in curves]
     found = (
         _compare(cells, first, second, paired=paired)
         for first, second in _against_first(keys, place)
@@ -178,7 +184,7 @@ def _comparisons(
     return [one for one in found if one is not None]
 
 
-def compare_samplings(scores: Scores, curves: Sequence[Curve]) -> list[Comparison]:
+def compare_samplings(scores: Scores, curves: Sequence[LearningCurve]) -> list[Comparison]:
     """Compares every sampling with the first, under the same budget and averaging.
 
     Args:
@@ -191,12 +197,12 @@ def compare_samplings(scores: Scores, curves: Sequence[Curve]) -> list[Compariso
     return _comparisons(scores, curves, 0, paired=False)
 
 
-def compare_budgets(scores: Scores, curves: Sequence[Curve]) -> list[Comparison]:
+def compare_budgets(scores: Scores, curves: Sequence[LearningCurve]) -> list[Comparison]:
     """Compares every budget with the first, on the same draws and seeds; see above."""
     return _comparisons(scores, curves, 1, paired=True)
 
 
-def compare_averages(scores: Scores, curves: Sequence[Curve]) -> list[Comparison]:
+def compare_averages(scores: Scores, curves: Sequence[LearningCurve]) -> list[Comparison]:
     """Compares every mode of averaging with the first, within each training; see above."""
     return _comparisons(scores, curves, 2, paired=True)
 
@@ -206,12 +212,12 @@ class InitialWeight:
     """How much of the tested weights of a plain average is still the random start, at one p.
 
     Attributes:
-        fraction: share p of the training data.
+        share: p in percent.
         steps: optimiser steps, mean over the trials.
         kept: decay ** steps, mean over the trials, in 0..1.
     """
 
-    fraction: float
+    share: float
     steps: float
     kept: float
 
@@ -234,12 +240,12 @@ def initial_weights(scores: Scores, decay: float) -> dict[tuple[str, str], list[
         if (sampling, budget) in result:
             continue  # another mode of averaging of the same trainings
         rows = result.setdefault((sampling, budget), [])
-        for fraction, side in sorted(levels.items()):
+        for share, side in sorted(levels.items()):
             steps = [value[1] for value in side.values()]
             known = [value for value in steps if value is not None]
             if len(known) == len(steps):
                 kept = statistics.fmean(decay**value for value in known)
-                rows.append(InitialWeight(fraction, statistics.fmean(known), kept))
+                rows.append(InitialWeight(share, statistics.fmean(known), kept))
     return result
 
 
@@ -248,7 +254,7 @@ class Shape:
     """Where a curve is steepest, the point (0, 0) counted in: no data, no score.
 
     Attributes:
-        between: the two neighbouring fractions with the largest slope between them.
+        between: the two neighbouring shares, in percent, with the largest slope between them.
         excess: that slope minus the first one, from 0 to the smallest p, in standard errors; 0
             where they are the same, None where the deviations are not known.
     """
@@ -264,21 +270,15 @@ class Shape:
         return None if self.excess is None else self.excess >= _TOLD_APART
 
 
-def curve_shape(curve: Curve) -> Shape:
+def curve_shape(curve: LearningCurve) -> Shape:
     """Says whether a curve starts slowly (an S) or is steepest at its start.
 
     The standard error is that of the difference of the two slopes, the levels taken as independent.
     """
     points = curve.points
-    x = [0.0, *(100.0 * point.fraction for point in points)]
-    y = [0.0, *(100.0 * point.mean for point in points)]
-    errors = [
-        0.0,
-        *(
-            math.nan if point.deviation is None else 100.0 * point.deviation / math.sqrt(point.n)
-            for point in points
-        ),
-    ]
+    x = [0.0, *(point.share for point in points)]
+    y = [0.0, *(point.mean for point in points)]
+    errors = [0.0, *(curve.deviation / np.sqrt(curve.repetitions)).tolist()]
     slopes = [(y[i + 1] - y[i]) / (x[i + 1] - x[i]) for i in range(len(points))]
     top = max(range(len(slopes)), key=slopes.__getitem__)
     # The difference of the slopes as a sum over the levels, some of which both may share.
@@ -293,4 +293,4 @@ def curve_shape(curve: Curve) -> Shape:
     if top:
         gap = slopes[top] - slopes[0]
         excess = None if math.isnan(error) else gap / error if error else math.inf
-    return Shape((x[top] / 100.0, x[top + 1] / 100.0), excess)
+    return Shape((x[top], x[top + 1]), excess)

@@ -14,22 +14,25 @@ from typing import Any
 import yaml
 
 import tal_fast
+from tal_fast.curves import LearningCurve
+from tal_fast.curves.figures import draw_svg, page_svg, page_svgs, save_pictures
+from tal_fast.curves.learning_curve import percent
+from tal_fast.curves.pictures import fits_picture
+from tal_fast.curves.tables import duration, number
 from tal_fast.data.files import write_text_atomically
 from tal_fast.page import Page
-from tal_fast.study.curve import Curve
-from tal_fast.study.display import curve_name, duration
-from tal_fast.study.picture import draw_svg, page_svg, page_svgs, save_pictures
 from tal_fast.study.report import sections
 from tal_fast.study.report.comparison import score_table
-from tal_fast.study.report.comparison_picture import comparison_picture
-from tal_fast.study.report.curve_picture import (
+from tal_fast.study.report.fits import DRAWS, FITS, FITS_FILE, fit_curves
+from tal_fast.study.report.pictures import (
+    comparison_picture,
     curve_picture,
     curves_picture,
     shows_all_dots,
     tiou_picture,
 )
-from tal_fast.study.report.fit_section import DRAWS, FITS, FITS_FILE, fit_curves
-from tal_fast.study.report.fits_picture import fits_picture
+from tal_fast.study.results import curve_name
+from tal_fast.study.trial import TrialRecord
 
 __all__ = ["write_report"]
 
@@ -69,25 +72,18 @@ class _Pictures:
 
 def _share(value: float) -> str:
     """Returns a share in percent, with digits where it is small."""
-    percent = 100.0 * value
-    return f"{percent:.0f} %" if percent >= 9.95 else f"{percent:.2g} %"
-
-
-def _points(value: float | None) -> str:
-    return "-" if value is None else f"{100.0 * value:.2f}"
+    share = percent(value)
+    return f"{share:.0f} %" if share >= 9.95 else f"{share:.2g} %"
 
 
 def _key(
     study: Mapping[str, Any],
-    curves: Sequence[Curve],
-    records: Sequence[Mapping[str, Any]],
+    curves: Sequence[LearningCurve],
+    records: Sequence[TrialRecord],
     fits: int,
 ) -> str:
     """Returns a hash of all that a report is made from."""
-    trials = [
-        [record["trial"], record.get("seconds"), record["sample"]["missing_classes"]]
-        for record in records
-    ]
+    trials = [[record.name, record.seconds, record.sample.missing_classes] for record in records]
     content = [tal_fast.__version__, fits, study, repr(curves), trials]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -110,13 +106,9 @@ def _made_before(out: Path, key: str) -> dict[str, Path] | None:
     }
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def _draw(
     pictures: _Pictures,
-    curves: Sequence[Curve],
+    curves: Sequence[LearningCurve],
     compared: Mapping[str, Sequence[Mapping[str, Any]]],
     subtitle: str,
 ) -> None:
@@ -137,8 +129,8 @@ def _draw(
 def write_report(
     out: Path,
     study: Mapping[str, Any],
-    curves: Sequence[Curve],
-    records: Sequence[Mapping[str, Any]],
+    curves: Sequence[LearningCurve],
+    records: Sequence[TrialRecord],
     *,
     fits: int = FITS,
     again: bool = True,
@@ -168,7 +160,7 @@ def write_report(
     page = Page(
         "tal_fast.study.report",
         "the HTML page",
-        {"duration": duration, "share": _share, "points": _points, "number": _number},
+        {"duration": duration, "share": _share, "number": number, "percent": percent},
     )
     settings = study["settings"]
     subtitle = f"{settings['model']} on {settings['data']['name']}"
@@ -179,7 +171,7 @@ def write_report(
         "averages": sections.averages_section(scores, curves, decay),
     }
     samplings = sections.samplings_section(scores, curves)
-    found, left_out, file = fit_curves(out, curves, model=settings["model"], most=fits)
+    found, left_out, file = fit_curves(out, curves, most=fits)
     pictures = _Pictures(out)
     drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
     _draw(pictures, curves, drawn, subtitle)
@@ -219,8 +211,8 @@ def write_report(
 def _render(
     page: Page,
     study: Mapping[str, Any],
-    curves: Sequence[Curve],
-    records: Sequence[Mapping[str, Any]],
+    curves: Sequence[LearningCurve],
+    records: Sequence[TrialRecord],
     **values: Any,
 ) -> str:
     settings, runs = study["settings"], list(study["runs"])
@@ -235,10 +227,10 @@ def _render(
         tiou_of=curve_name(curves[0], curves),
         budget_texts=sections.budget_texts(curves),
         all_dots=shows_all_dots(curves),
-        full=next((point for point in curves[0].points if point.fraction == 1.0), None),
+        full=next((point for point in curves[0].points if point.share == 100.0), None),
         coverage=sections.coverage_section(records, curves),
         costs=sections.cost_rows(records, groups),
-        compute_seconds=math.fsum(float(record.get("seconds", 0.0)) for record in records),
+        compute_seconds=math.fsum(record.seconds or 0.0 for record in records),
         wall_seconds=wall,
         trials_per_hour=3600.0 * done / wall if wall and done else None,
         energy=sections.energy_of(runs),

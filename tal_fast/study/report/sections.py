@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tal_fast.study.curve import Curve, CurvePoint, curves_by_training
-from tal_fast.study.display import curve_name
+from tal_fast.curves import CurvePoint, LearningCurve
+from tal_fast.curves.learning_curve import percent, telling_labels
 from tal_fast.study.execution.energy import energy_text
 from tal_fast.study.report.comparison import (
     Comparison,
@@ -20,7 +20,10 @@ from tal_fast.study.report.comparison import (
     compare_samplings,
     curve_shape,
     initial_weights,
+    key_of,
 )
+from tal_fast.study.results import curve_name, curves_by_training
+from tal_fast.study.trial import TrialRecord
 
 __all__ = [
     "averages_section",
@@ -36,8 +39,6 @@ __all__ = [
     "samplings_section",
     "summary_rows",
 ]
-
-Record = Mapping[str, Any]
 
 _MACHINE = {
     "cpu": "processor",
@@ -83,12 +84,15 @@ def _sampling_text(sampling: str) -> str:
     return text.strip()
 
 
-def budget_texts(curves: Sequence[Curve]) -> list[str]:
+def budget_texts(curves: Sequence[LearningCurve]) -> list[str]:
     """Returns a sentence per budget of the study: what its curves show."""
-    return [_BUDGET.get(name, name) for name in dict.fromkeys(curve.budget for curve in curves)]
+    return [
+        _BUDGET.get(name, name)
+        for name in dict.fromkeys(curve.labels["budget"] for curve in curves)
+    ]
 
 
-def groups_of(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def groups_of(curves: Sequence[LearningCurve]) -> list[dict[str, Any]]:
     """Returns the curves by sampling and budget: what one set of trainings gave.
 
     Returns:
@@ -102,10 +106,7 @@ def groups_of(curves: Sequence[Curve]) -> list[dict[str, Any]]:
             "name": curve_name(group[0], heads),
             "curves": group,
             "points": group[0].points,
-            "keys": sorted(
-                {key for curve in group for point in curve.points for key in point.per_tiou},
-                key=float,
-            ),
+            "keys": sorted({key for curve in group for key in curve.thresholds}, key=float),
             "windows": any(point.windows is not None for point in group[0].points),
             "steps": any(point.steps is not None for point in group[0].points),
             "seconds": any(point.seconds is not None for point in group[0].points),
@@ -125,16 +126,16 @@ def _reach(points: Sequence[CurvePoint], share: float) -> str:
         index -= 1
     after = points[index]
     if index == 0:
-        return f"at most {100 * after.fraction:g} %"
+        return f"at most {after.share:g} %"
     before = points[index - 1]
     part = (goal - before.mean) / (after.mean - before.mean)
-    return f"{100 * (before.fraction + part * (after.fraction - before.fraction)):.0f} %"
+    return f"{before.share + part * (after.share - before.share):.0f} %"
 
 
 def _shape_text(shape: Shape) -> str:
     if shape.between[0] == 0.0:
         return "steepest at its start"
-    where = f"{100 * shape.between[0]:g} to {100 * shape.between[1]:g} %"
+    where = f"{shape.between[0]:g} to {shape.between[1]:g} %"
     if shape.excess is None:
         return f"steepest {where}; spread not known"
     if math.isinf(shape.excess):
@@ -145,7 +146,7 @@ def _shape_text(shape: Shape) -> str:
 
 
 def summary_rows(
-    curves: Sequence[Curve], fits: Mapping[str, Mapping[str, Any]]
+    curves: Sequence[LearningCurve], fits: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Returns per curve what a reader looks for first.
 
@@ -174,7 +175,7 @@ def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str])
     """Returns the fits, backtests and extrapolations, curve by curve.
 
     Args:
-        fits: by name of the curve, from :func:`~tal_fast.study.report.fit_section.fit_curves`.
+        fits: by name of the curve, from :func:`~tal_fast.study.report.fits.fit_curves`.
         left_out: names of the curves that were not fitted.
     """
     fitted = {name: found for name, found in fits.items() if found["fit"]}
@@ -227,17 +228,16 @@ def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _at(comparison: Comparison) -> dict[float, Difference]:
-    return {one.fraction: one for one in comparison.differences}
+    return {one.share: one for one in comparison.differences}
 
 
 def _table(columns: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
     """Returns differences side by side: names of the columns and a row per p."""
     cells = [_at(comparison) for _, comparison in columns]
-    fractions = sorted({fraction for cell in cells for fraction in cell})
     rows = []
-    for fraction in fractions:
-        found = [cell.get(fraction) for cell in cells]
-        rows.append({"fraction": fraction, "cells": found, "any": next(f for f in found if f)})
+    for share in sorted({share for cell in cells for share in cell}):
+        found = [cell.get(share) for cell in cells]
+        rows.append({"share": share, "cells": found, "any": next(f for f in found if f)})
     return {"names": [name for name, _ in columns], "rows": rows}
 
 
@@ -251,17 +251,13 @@ def _grouped(
     return groups
 
 
-def _words(key: Sequence[str], curves: Sequence[Curve], places: Sequence[int]) -> str:
+def _words(key: Sequence[str], curves: Sequence[LearningCurve], places: Sequence[int]) -> str:
     """Returns what of a key the study varies, of these places."""
-    attributes = ("sampling", "budget", "ema")
-    return ", ".join(
-        key[place]
-        for place in places
-        if len({getattr(curve, attributes[place]) for curve in curves}) > 1
-    )
+    names, telling = ("sampling", "budget", "ema"), telling_labels(curves)
+    return ", ".join(key[place] for place in places if names[place] in telling)
 
 
-def budgets_section(scores: Scores, curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def budgets_section(scores: Scores, curves: Sequence[LearningCurve]) -> list[dict[str, Any]]:
     """Returns the comparison of budgets: per sampling and budget a table of paired differences."""
     found = compare_budgets(scores, curves)
     section = []
@@ -281,13 +277,13 @@ def budgets_section(scores: Scores, curves: Sequence[Curve]) -> list[dict[str, A
     return section
 
 
-def _mode(mode: str, curves: Sequence[Curve]) -> str:
+def _mode(mode: str, curves: Sequence[LearningCurve]) -> str:
     """Returns the name of a column for a mode of averaging."""
-    return f"EMA {mode}" if len({curve.ema for curve in curves}) > 1 else "average mAP"
+    return f"EMA {mode}" if "ema" in telling_labels(curves) else "average mAP"
 
 
 def averages_section(
-    scores: Scores, curves: Sequence[Curve], decay: float | None
+    scores: Scores, curves: Sequence[LearningCurve], decay: float | None
 ) -> list[dict[str, Any]]:
     """Returns the comparison of averages: per sampling and budget scores, differences and weights.
 
@@ -301,13 +297,13 @@ def averages_section(
     for key, group in _grouped(compare_averages(scores, curves), (0, 1)).items():
         first = group[0].first[2]
         lines = [(f"{one.second[2]} minus {first}", one) for one in group]
-        own = [curve for curve in curves if (curve.sampling, curve.budget) == key]
-        found = {curve.ema: {p.fraction: p for p in curve.points} for curve in own}
-        kept = {one.fraction: one for one in weights.get((key[0], key[1]), [])}
+        own = [curve for curve in curves if key_of(curve)[:2] == key]
+        found = {key_of(curve)[2]: {p.share: p for p in curve.points} for curve in own}
+        kept = {one.share: one for one in weights.get((key[0], key[1]), [])}
         table = _table(lines)
         for row in table["rows"]:
-            row["scores"] = [points.get(row["fraction"]) for points in found.values()]
-            row["weight"] = kept.get(row["fraction"])
+            row["scores"] = [points.get(row["share"]) for points in found.values()]
+            row["weight"] = kept.get(row["share"])
         section.append(
             {
                 "title": _words(key, curves, (0, 1)),
@@ -320,14 +316,14 @@ def averages_section(
     return section
 
 
-def samplings_section(scores: Scores, curves: Sequence[Curve]) -> dict[str, Any] | None:
+def samplings_section(scores: Scores, curves: Sequence[LearningCurve]) -> dict[str, Any] | None:
     """Returns the comparison of samplings: what they cover, and differences of their means."""
-    names = list(dict.fromkeys(curve.sampling for curve in curves))
+    names = list(dict.fromkeys(curve.labels["sampling"] for curve in curves))
     if len(names) < 2:
         return None
-    heads = {curve.sampling: curve for curve in reversed(curves)}
-    points = {name: {p.fraction: p for p in heads[name].points} for name in names}
-    fractions = sorted({fraction for found in points.values() for fraction in found})
+    heads = {curve.labels["sampling"]: curve for curve in reversed(curves)}
+    points = {name: {p.share: p for p in heads[name].points} for name in names}
+    shares = sorted({share for found in points.values() for share in found})
     tables = []
     found = compare_samplings(scores, curves)
     for (sampling, budget), group in _grouped(found, (0, 1)).items():
@@ -346,30 +342,30 @@ def samplings_section(scores: Scores, curves: Sequence[Curve]) -> dict[str, Any]
         "names": names,
         "texts": [(name, _sampling_text(name)) for name in names],
         "coverage": [
-            {"fraction": fraction, "points": [points[name].get(fraction) for name in names]}
-            for fraction in fractions
+            {"share": share, "points": [points[name].get(share) for name in names]}
+            for share in shares
         ],
         "tables": tables,
     }
 
 
 def coverage_rows(
-    records: Sequence[Record], fractions: Sequence[float]
+    records: Sequence[TrialRecord], fractions: Sequence[float]
 ) -> list[tuple[str, list[float]]]:
     """Returns, per class by name, the share of the draws of each fraction in which it occurs.
 
     Args:
-        records: contents of the trials' ``trial.json``, of one sampling.
+        records: of the trials of one sampling.
         fractions: the fractions, one per column.
     """
     names: set[str] = set()
     held: dict[float, dict[int, set[str]]] = {fraction: {} for fraction in fractions}
     for record in records:
-        sample, draws = record["sample"], held[record["fraction"]]
+        sample, draws = record.sample, held[record.trial.fraction]
         # Budgets and trainings share a draw, which counts once.
-        if record["repetition"] not in draws:
-            names.update(sample["classes"], sample["missing_classes"])
-            draws[record["repetition"]] = set(sample["classes"])
+        if record.trial.repetition not in draws:
+            names.update(sample.classes, sample.missing_classes)
+            draws[record.trial.repetition] = set(sample.classes)
     return [
         (
             name,
@@ -383,12 +379,14 @@ def coverage_rows(
     ]
 
 
-def coverage_section(records: Sequence[Record], curves: Sequence[Curve]) -> list[dict[str, Any]]:
+def coverage_section(
+    records: Sequence[TrialRecord], curves: Sequence[LearningCurve]
+) -> list[dict[str, Any]]:
     """Returns the coverage of classes per sampling."""
     section = []
-    for sampling in dict.fromkeys(curve.sampling for curve in curves):
-        own = [record for record in records if record.get("sampling", "video") == sampling]
-        fractions = sorted({record["fraction"] for record in own})
+    for sampling in dict.fromkeys(curve.labels["sampling"] for curve in curves):
+        own = [record for record in records if record.trial.sampling == sampling]
+        fractions = sorted({record.trial.fraction for record in own})
         rows = coverage_rows(own, fractions)
         full = [name for name, shares in rows if min(shares) == 1.0]
         hidden = full if len(rows) > _MANY_CLASSES else []
@@ -396,7 +394,7 @@ def coverage_section(records: Sequence[Record], curves: Sequence[Curve]) -> list
             {
                 "sampling": sampling,
                 "text": _sampling_text(sampling),
-                "fractions": fractions,
+                "shares": [percent(fraction) for fraction in fractions],
                 "rows": [row for row in rows if row[0] not in set(hidden)],
                 "classes": len(rows),
                 "hidden": hidden,
@@ -405,7 +403,7 @@ def coverage_section(records: Sequence[Record], curves: Sequence[Curve]) -> list
     return section
 
 
-def cost_rows(records: Sequence[Record], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+def cost_rows(records: Sequence[TrialRecord], groups: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Returns what the trainings of each group cost."""
     rows = []
     for group in groups:
@@ -413,16 +411,15 @@ def cost_rows(records: Sequence[Record], groups: Sequence[Mapping[str, Any]]) ->
         own = [
             record
             for record in records
-            if record.get("sampling", "video") == curve.sampling
-            and record.get("budget", "epochs") == curve.budget
+            if (record.trial.sampling, record.trial.budget) == key_of(curve)[:2]
         ]
-        memory = [record["result"].get("peak_memory_mib") for record in own]
-        known = [float(value) for value in memory if value is not None]
+        memory = [record.told("peak_memory_mib") for record in own]
+        known = [value for value in memory if value is not None]
         rows.append(
             {
                 "name": group["name"] or "all trainings",
                 "trials": len(own),
-                "seconds": math.fsum(float(record.get("seconds", 0.0)) for record in own),
+                "seconds": math.fsum(record.seconds or 0.0 for record in own),
                 "first": group["points"][0],
                 "last": group["points"][-1],
                 "memory": max(known) if known else None,
@@ -431,7 +428,7 @@ def cost_rows(records: Sequence[Record], groups: Sequence[Mapping[str, Any]]) ->
     return rows
 
 
-def energy_of(runs: Sequence[Record]) -> str:
+def energy_of(runs: Sequence[Mapping[str, Any]]) -> str:
     """Returns the energy of all runs in words; not known unless every run tells it."""
     known = [run["energy_joules"] for run in runs if "energy_joules" in run]
     if not known or len(known) < len(runs):
@@ -439,7 +436,7 @@ def energy_of(runs: Sequence[Record]) -> str:
     return energy_text(math.fsum(float(joules) for joules in known))
 
 
-def machines_of(runs: Sequence[Record]) -> list[dict[str, Any]]:
+def machines_of(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the distinct machines that ran trials, with readable names of their facts."""
     machines: list[dict[str, Any]] = []
     for run in runs:

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about learning curves of studies and others: fit, extrapolate, plan."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tal_fast.cli.app import command, study_app
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tal_fast.curves import LearningCurve
+    from tal_fast.curves.extrapolation import Ensemble
+    from tal_fast.curves.planning import TargetPlan, TrialCost
+
+_WIDTH = 150  # of tables in a pipe or a log
+
+Measured = Annotated[
+    Path, typer.Option("--study", help="Directory of a study, its tables, or a table of a paper.")
+]
+Curve = Annotated[str | None, typer.Option("--curve", help="Which, if there are several.")]
+Families = Annotated[
+    str | None, typer.Option("--families", help="Names with commas: wbl4,mmf4; all by default.")
+]
+Draws = Annotated[int, typer.Option("--draws", min=1, help="Bootstrap draws per family.")]
+FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")]
+Repeated = Annotated[
+    int | None, typer.Option("--repetitions", min=1, help="Of a table that has no column n.")
+]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
+Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
+Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
+Until = Annotated[
+    float | None, typer.Option("--until", help="Largest p to use, as if no more were measured.")
+]
+Deviation = Annotated[
+    float | None,
+    typer.Option("--deviation", help="Standard deviation, in points, where p was run once."),
+]
+
+
+def _families(names: str | None) -> Any:
+    from tal_fast.curves.families import choose_families
+
+    return choose_families(None if names is None else [name.strip() for name in names.split(",")])
+
+
+def _show(*tables: Table) -> None:
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    for table in tables:
+        console.print(table)
+        console.print()
+
+
+def _notes(notes: Iterable[str]) -> None:
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    from tal_fast.data.files import write_text_atomically
+
+    if path is not None:
+        write_text_atomically(path, json.dumps(content, indent=1) + "\n")
+        print(f"numbers: {path}")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".png").removesuffix(".svg")
+
+
+def _check_picture(path: Path | None) -> None:
+    """Checks before any fit that a picture's path names a file.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from tal_fast.errors import ConfigError
+
+    if path is not None and not _stem(path):
+        raise ConfigError("--picture: expected the name of a file, got none")
+
+
+def _write_picture(path: Path, figure: Any) -> None:
+    """Writes ``path`` as PNG and SVG, whatever its suffix."""
+    from tal_fast.curves.figures import save_pictures
+
+    for file in save_pictures(figure, path.parent, _stem(path)):
+        print(f"picture: {file}")
+
+
+def _measured(
+    study: Path,
+    curve: str | None,
+    repetitions: int | None,
+    deviation: float | None,
+    until: float | None = None,
+) -> LearningCurve:
+    from tal_fast.curves import read_curve
+    from tal_fast.curves.learning_curve import percent
+    from tal_fast.errors import ConfigError
+
+    if deviation is not None and not 0.0 < deviation < math.inf:
+        raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
+    if until is not None and not 0.0 < until < math.inf:
+        raise ConfigError(f"--until: expected a share above 0, got {until:g}")
+    found = read_curve(study, curve, repetitions=repetitions)
+    if deviation is not None:
+        found = found.with_deviation(deviation)
+    return found if until is None else found.until(percent(until))
+
+
+@command(study_app, "fit", "tal-fast study fit --study results/hapt --picture fits.png")
+def study_fit(
+    study: Measured,
+    curve: Curve = None,
+    families: Families = None,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Also the backtest's errors, q by q.")
+    ] = False,
+    json_out: JsonOut = None,
+    picture: Picture = None,
+) -> None:
+    """Fit ten families of curves, and test what each would have predicted."""
+    from tal_fast.curves import read_curve, read_curves
+    from tal_fast.curves.fit import fit_curve
+    from tal_fast.curves.tables import backtest_table, fit_dict, fit_table
+
+    _check_picture(picture)
+    chosen = _families(families)
+    if curve is None:
+        curves = read_curves(study, repetitions=repetitions)
+    else:
+        curves = [read_curve(study, curve, repetitions=repetitions)]
+    fits = [fit_curve(one, chosen, replicates=draws, seed=seed) for one in curves]
+    for fit in fits:
+        _show(fit_table(fit), *([backtest_table(fit)] if errors else []))
+        _notes(f"{fit.curve.name}: {note}" for note in fit.notes)
+    _write_json(json_out, {"draws": draws, "seed": seed, "fits": [fit_dict(fit) for fit in fits]})
+    if picture is not None:
+        from tal_fast.curves.pictures import fit_picture
+
+        for fit in fits:
+            # With several curves their names are appended, which are free text.
+            words = [_stem(picture), *re.findall(r"[\w.]+", fit.curve.name)]
+            named = picture if len(fits) == 1 else picture.with_name("-".join(words))
+            _write_picture(named, fit_picture(fit))
+
+
+@command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
+def study_extrapolate(
+    study: Measured,
+    times: Annotated[float, typer.Option(help="Amount of data over the full training set.")],
+    curve: Curve = None,
+    until: Until = None,
+    families: Families = None,
+    confidence: Confidence = 0.9,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    deviation: Deviation = None,
+    json_out: JsonOut = None,
+    picture: Picture = None,
+) -> None:
+    """Say what more data would bring, with an interval that has been tested."""
+    from tal_fast.curves import tables
+    from tal_fast.curves.extrapolation import build_ensemble, check_times, extrapolate
+
+    _check_picture(picture)
+    measured = _measured(study, curve, repetitions, deviation, until)
+    measured.require_rising()
+    check_times(measured, times)
+    ensemble = build_ensemble(measured, _families(families), replicates=draws, seed=seed)
+    found = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
+    _show(tables.extrapolation_table(found))
+    print(tables.extrapolation_line(found))
+    _notes(found.notes)
+    content = tables.extrapolation_dict(found)
+    _write_json(json_out, {"draws": draws, "seed": seed, **content})
+    if picture is not None:
+        from tal_fast.curves.pictures import extrapolation_picture
+
+        _write_picture(picture, extrapolation_picture(ensemble, content))
+
+
+def _cost(pilot: LearningCurve, hours: float | None, seconds: float | None) -> TrialCost:
+    from tal_fast.curves.planning import trial_cost
+    from tal_fast.errors import ConfigError
+
+    cost = trial_cost(pilot, seconds)
+    if hours is not None and not cost.known:
+        raise ConfigError("--hours: the study has no times; give that of a full one with --seconds")
+    return cost
+
+
+def _plan_trials(
+    ensemble: Ensemble, share: float, percents: list[float], cost: TrialCost, hours: float | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Shows which trials tell most about mAP at ``share`` percent, and what a time buys.
+
+    Returns:
+        What :func:`~tal_fast.curves.tables.plan_dict` takes of that, and notes.
+    """
+    from tal_fast.curves import planning, tables
+
+    ranked = planning.rank_candidates(ensemble, percents, share, cost)
+    before = ranked[0].deviation + ranked[0].gained
+    _show(tables.candidate_table(ranked, share, cost, before))
+    notes = []
+    if ranked[0].gained < 0.02 * before:
+        notes.append(
+            f"no single trial on the list tells much about mAP at {share:g} %: what is uncertain "
+            "there is the shape of the curve, and only more data than was measured shows it"
+        )
+    budget = None
+    if hours is not None:
+        budget = planning.plan_budget(ensemble, percents, share, cost, 3600.0 * hours)
+        print(tables.budget_line(budget, share, cost) + "\n")
+    return {"goal": share, "cost": cost, "candidates": ranked, "budget": budget}, notes
+
+
+def _picture_of_target(picture: Path | None, plan: TargetPlan | None, name: str) -> None:
+    if picture is not None and plan is not None:
+        from tal_fast.curves.pictures import target_picture
+
+        _write_picture(picture, target_picture(plan, name))
+
+
+@command(study_app, "plan", "tal-fast study plan --study results/pilot --target 60 --hours 2")
+def study_plan(
+    study: Measured,
+    curve: Curve = None,
+    until: Until = None,
+    target: Annotated[float | None, typer.Option(help="mAP in points to reach.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time for further trials.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Of a trial at p = 1, where the study does not tell.")
+    ] = None,
+    goal: Annotated[
+        float | None,
+        typer.Option(help="Data, over the full set, that trials are to tell about; 1 or 2."),
+    ] = None,
+    candidates: Annotated[
+        str, typer.Option(help="p of further trials: first:last:step, or with commas.")
+    ] = "0.1:1.0:0.1",
+    against: Annotated[
+        Path | None, typer.Option(help="Another model's study: which p tells who is better?")
+    ] = None,
+    against_curve: Annotated[
+        str | None, typer.Option("--against-curve", help="Its curve, or another of --study.")
+    ] = None,
+    families: Families = None,
+    confidence: Confidence = 0.9,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    deviation: Deviation = None,
+    json_out: JsonOut = None,
+    picture: Picture = None,
+) -> None:
+    """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
+    from tal_fast.curves import planning, tables
+    from tal_fast.curves.extrapolation import build_ensemble, check_confidence, check_times
+    from tal_fast.curves.learning_curve import percent
+    from tal_fast.errors import ConfigError
+    from tal_fast.study.shares import parse_shares
+
+    if picture is not None and target is None:
+        raise ConfigError("--picture: expected --target, whose chance it shows")
+    _check_picture(picture)
+    percents = [percent(p) for p in parse_shares("--candidates", candidates)]
+    check_confidence(confidence, above=0.5)
+    pilot = _measured(study, curve, repetitions, deviation, until)
+    if goal is None:
+        goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
+    check_times(pilot, goal, "--goal")
+    cost = _cost(pilot, hours, seconds)
+    ensemble = build_ensemble(pilot, _families(families), replicates=draws, seed=seed)
+    plan = None if target is None else planning.plan_target(ensemble, target)
+    if plan is not None:
+        _show(tables.target_table(plan))
+    trials, notes = _plan_trials(ensemble, percent(goal), percents, cost, hours)
+    ranking = None
+    if against is not None or against_curve is not None:
+        other = _measured(against or study, against_curve, repetitions, deviation)
+        ranking = planning.rank_models(pilot, other, confidence=confidence)
+        _show(tables.ranking_table(ranking))
+        print(tables.ranking_line(ranking))
+    _notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
+    content = tables.plan_dict(target=plan, ranking=ranking, **trials)
+    _write_json(json_out, {"draws": draws, "seed": seed, **content})
+    _picture_of_target(picture, plan, pilot.name)

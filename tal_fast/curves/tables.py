@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits, extrapolations and plans as tables for a terminal and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from tal_fast.curves.extrapolation import Extrapolation
+from tal_fast.curves.fit import LAST, CurveFit
+from tal_fast.curves.learning_curve import LearningCurve, percent
+from tal_fast.curves.planning import Budget, Candidate, Ranking, TargetPlan, TrialCost
+
+__all__ = [
+    "backtest_table",
+    "band_name",
+    "budget_line",
+    "candidate_table",
+    "curve_dict",
+    "duration",
+    "extrapolation_dict",
+    "extrapolation_line",
+    "extrapolation_table",
+    "fit_dict",
+    "fit_table",
+    "number",
+    "plain",
+    "plan_dict",
+    "ranking_line",
+    "ranking_table",
+    "share_cell",
+    "table_of",
+    "target_table",
+]
+
+
+def table_of(title: str, left: Sequence[str], right: Sequence[str], caption: str = "") -> Table:
+    """Returns an empty table with some columns on the left, and the numbers right of them."""
+    table = Table(
+        title=title, title_justify="left", caption=caption or None, caption_justify="left"
+    )
+    for justify, names in (("left", left), ("right", right)):
+        for name in names:
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    return table
+
+
+def band_name(confidence: float) -> str:
+    """Returns a confidence in 0..1 as the name of an interval: ``90 %``."""
+    return f"{percent(confidence):.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time as people say it: ``48 s``, ``12 min 05 s``, ``3 h 20 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Returns a number for a table, a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it: NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (bool, str, int)) or value is None:
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def curve_dict(curve: LearningCurve) -> dict[str, Any]:
+    """Returns the measured levels for JSON: p in percent, mAP in points."""
+    return plain(
+        {
+            "name": curve.name,
+            "videos": curve.videos,
+            "p": curve.share.tolist(),
+            "mean": curve.mean.tolist(),
+            "deviation": curve.deviation.tolist(),
+            "standard_error": curve.standard_error.tolist(),
+            "repetitions": curve.repetitions.tolist(),
+        }
+    )
+
+
+def fit_table(fit: CurveFit) -> Table:
+    """Returns the families on one curve, the best residual first."""
+    curve = fit.curve
+    table = table_of(
+        f"{curve.name}: {len(curve)} levels from {curve.share[0]:g} to "
+        f"{curve.share[-1]:g} %, mAP in points",
+        ["family"],
+        ["RMSE", "chi2/dof", "AIC", "AICc", "BIC", "asymptote", "90 %", "backtest", "q"],
+        "RMSE: residuals; backtest: RMSE of predicting the rest from p <= q, over every q",
+    )
+    table.add_column("parameters", no_wrap=False)
+    for one in fit.families:
+        interval = one.asymptote_interval
+        span = "-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
+        table.add_row(
+            one.family.title,
+            number(one.rmse),
+            number(one.chi2 / one.freedom, 1),
+            number(one.aic, 1),
+            number(one.aicc, 1),
+            number(one.bic, 1),
+            number(one.asymptote, 1),
+            span,
+            number(one.backtest_rmse),
+            str(one.backtest_cuts),
+            ", ".join(f"{key} {value:.4g}" for key, value in one.parameters.items()),
+        )
+    table.add_section()
+    last = fit.backtest
+    table.add_row(
+        "last value", *["-"] * 5, number(float(curve.mean[-1]), 1), "-",
+        number(last.rmse(LAST)), str(last.own_cuts(LAST)), "",
+    )  # fmt: skip
+    return table
+
+
+def backtest_table(fit: CurveFit) -> Table:
+    """Returns the error at the largest p, predicted from every beginning of the curve."""
+    tests, curve = fit.backtest, fit.curve
+    names = [name for name, _ in tests.ranking()]
+    table = table_of(
+        f"backtest: error at p = {curve.share[-1]:g} % in points, fitted to p <= q; "
+        "best of a row in brackets",
+        [],
+        ["q (%)", *names],
+    )
+    for index, count in enumerate(tests.cuts):
+        row = [float(tests.errors[name][index, -1]) for name in names]
+        known = [abs(error) for error in row if not math.isnan(error)]
+        best = min(known, default=math.nan)
+        table.add_row(
+            f"{curve.share[count - 1]:g}",
+            *(
+                "-" if math.isnan(e) else f"({e:+.1f})" if abs(e) == best else f"{e:+.1f}"
+                for e in row
+            ),
+        )
+    return table
+
+
+def fit_dict(fit: CurveFit) -> dict[str, Any]:
+    """Returns a fit for JSON."""
+    tests = fit.backtest
+    return {
+        "curve": curve_dict(fit.curve),
+        "families": [
+            plain(
+                {
+                    "family": one.family.name,
+                    "formula": one.family.formula,
+                    "parameters": one.parameters,
+                    "rmse": one.rmse,
+                    "chi2": one.chi2,
+                    "degrees_of_freedom": one.freedom,
+                    "aic": one.aic,
+                    "aicc": one.aicc,
+                    "bic": one.bic,
+                    "asymptote": one.asymptote,
+                    "asymptote_interval_90": one.asymptote_interval,
+                    "converged": one.converged,
+                    "draws_converged": one.draws_converged,
+                    "backtest_rmse": one.backtest_rmse,
+                    "backtest_cuts": one.backtest_cuts,
+                }
+            )
+            for one in fit.families
+        ],
+        "backtest": {
+            "q": [float(fit.curve.share[count - 1]) for count in tests.cuts],
+            "ranking": plain([{"family": name, "rmse": rmse} for name, rmse in tests.ranking()]),
+            "errors": {name: plain(errors.tolist()) for name, errors in tests.errors.items()},
+        },
+        "notes": list(fit.notes),
+    }
+
+
+def extrapolation_dict(found: Extrapolation) -> dict[str, Any]:
+    """Returns an extrapolation for JSON."""
+    return plain(
+        {
+            "curve": curve_dict(found.curve),
+            "share": found.share,
+            "confidence": found.confidence,
+            "map": found.value,
+            "interval": found.interval,
+            "gain": found.gain,
+            "gain_interval": found.gain_interval,
+            "last_value": found.last,
+            "last_value_standard_error": found.last_error,
+            "drift": found.drift,
+            "times_largest_p": found.ratio,
+            "backtest_reaches": found.reach,
+            "families": [
+                {
+                    "family": member.family.name,
+                    "weight": member.weight,
+                    "map": member.value,
+                    "bootstrap_interval": member.interval,
+                    "backtest_rmse": member.backtest_rmse,
+                }
+                for member in found.members
+            ],
+            "notes": found.notes,
+        }
+    )
+
+
+def extrapolation_line(found: Extrapolation) -> str:
+    """Returns the answer in words."""
+    (low, high), (gain_low, gain_high) = found.interval, found.gain_interval
+    return (
+        f"{found.curve.name} at {found.share:g} % of the data: mAP {found.value:.1f}, "
+        f"{found.confidence:.0%} interval {low:.1f} to {high:.1f}; a gain of {found.gain:+.1f} "
+        f"({gain_low:+.1f} to {gain_high:+.1f}) over the last value, {found.last:.1f} "
+        f"at {found.curve.share[-1]:g} %"
+    )
+
+
+def extrapolation_table(found: Extrapolation) -> Table:
+    """Returns what each family says, the heaviest first, and all together."""
+    table = table_of(
+        f"{found.curve.name} at {found.share:g} % of the data ({found.ratio:.3g} times the "
+        f"largest p; own backtest reaches {found.reach:.3g} times), mAP in points",
+        ["family"],
+        ["weight", "backtest RMSE", "mAP", band_name(found.confidence), "gain"],
+        "a family's interval: its bootstrap alone; all: with the differences between "
+        f"families and a drift of {found.drift:.2f} points per unit of ln(p / q)",
+    )
+    for member in found.members:
+        table.add_row(
+            member.family.title,
+            f"{member.weight:.2f}",
+            number(member.backtest_rmse),
+            f"{member.value:.1f}",
+            f"{member.interval[0]:.1f} to {member.interval[1]:.1f}",
+            f"{member.value - found.last:+.1f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all", "1.00", "", f"{found.value:.1f}",
+        f"{found.interval[0]:.1f} to {found.interval[1]:.1f}", f"{found.gain:+.1f}",
+    )  # fmt: skip
+    table.add_row(
+        "last value", "", "", f"{found.last:.1f}", f"± {found.last_error:.2f} (s.e.)", "+0.0"
+    )
+    return table
+
+
+def share_cell(value: float) -> str:
+    """Returns a share in 0..1 for a table, a dash where there is none."""
+    return "-" if math.isnan(value) else f"{percent(value):.0f} %"
+
+
+def target_table(plan: TargetPlan) -> Table:
+    """Returns how much data a target takes."""
+    table = table_of(
+        f"for mAP {plan.target:g} (largest measured p: {plan.largest:g} %)",
+        [],
+        ["confidence", "data", "videos", "more than measured"],
+        f"chance at {plan.share[-1]:g} %, the most that is looked at: "
+        f"{plan.probability[-1]:.0%}; chance that no amount of data is enough: "
+        f"{plan.out_of_reach:.0%}",
+    )
+    for chance, share in plan.needed.items():
+        videos, more = plan.videos_needed(chance), plan.more_videos(chance)
+        table.add_row(
+            f"{chance:.0%}",
+            f"more than {plan.share[-1]:g} %" if share is None else f"{share:.0f} %",
+            "-" if videos is None else str(videos),
+            "-" if more is None else f"+{more}",
+        )
+    return table
+
+
+def _price(cost: TrialCost, value: float) -> str:
+    return duration(value) if cost.known else f"{value:.2f} trainings"
+
+
+def candidate_table(
+    candidates: Sequence[Candidate], goal: float, cost: TrialCost, before: float
+) -> Table:
+    """Returns which next trial tells most about the goal."""
+    unit = "hour" if cost.known else "full training"
+    table = table_of(
+        f"one more trial, by what it tells about mAP at {goal:g} % per {unit} "
+        f"(standard deviation now: {before:.2f} points)",
+        [],
+        ["p", "cost", "deviation after", "gained", f"per {unit}"],
+    )
+    for one in candidates:
+        table.add_row(
+            f"{one.share:g} %", _price(cost, one.cost), f"{one.deviation:.2f}",
+            f"{one.gained:.3f}", f"{one.per_cost:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def budget_line(budget: Budget, goal: float, cost: TrialCost) -> str:
+    """Returns in words what a time buys."""
+    given = _price(cost, budget.seconds)
+    if not budget.trials:
+        return (
+            f"{given}: no trial on the list that fits tells anything about mAP at {goal:g} % "
+            f"(standard deviation {budget.before:.2f} points)"
+        )
+    trials = ", ".join(f"{count} at {share:g} %" for share, count in budget.trials.items())
+    return (
+        f"{given} buys {trials} ({_price(cost, budget.spent)}): the standard deviation of mAP at "
+        f"{goal:g} % goes from {budget.before:.2f} to {budget.after:.2f} points"
+    )
+
+
+def ranking_table(found: Ranking) -> Table:
+    """Returns how two models compare at every common p."""
+    table = table_of(
+        f"{found.first} minus {found.second}, mAP in points",
+        [],
+        ["p", "difference", "s.e.", "ranks as at the largest p"],
+    )
+    for level in found.levels:
+        table.add_row(
+            f"{level.share:g} %", f"{level.difference:+.2f}", f"{level.error:.2f}",
+            share_cell(level.agreement),
+        )  # fmt: skip
+    return table
+
+
+def ranking_line(found: Ranking) -> str:
+    """Returns the answer in words."""
+    last = found.levels[-1]
+    better = found.first if last.difference >= 0 else found.second
+    if found.certainty < found.confidence:
+        return (
+            f"at {last.share:g} % the two cannot be told apart: {better} leads by "
+            f"{abs(last.difference):.2f} ± {last.error:.2f} (s.e.), the right order with "
+            f"{found.certainty:.0%}"
+        )
+    if found.enough is None or found.enough == last.share:
+        return f"{better} leads at {last.share:g} %, and no smaller p ranks them so for certain"
+    return (
+        f"{better} leads at {last.share:g} %, and from p = {found.enough:g} % on every level ranks "
+        f"them so with at least {found.confidence:.0%}"
+    )
+
+
+def plan_dict(
+    *,
+    target: TargetPlan | None,
+    candidates: Sequence[Candidate],
+    budget: Budget | None,
+    ranking: Ranking | None,
+    goal: float,
+    cost: TrialCost,
+) -> dict[str, Any]:
+    """Returns a plan for JSON."""
+    content: dict[str, Any] = {
+        "goal": goal,
+        "cost_unit": "seconds" if cost.known else "full trainings",
+        "candidates": [vars(candidate) for candidate in candidates],
+    }
+    if target is not None:
+        content["target"] = {
+            "map": target.target,
+            "share": target.share.tolist(),
+            "probability": target.probability.tolist(),
+            "out_of_reach": target.out_of_reach,
+            "needed": {
+                f"{chance:g}": {
+                    "share": share,
+                    "videos": target.videos_needed(chance),
+                    "more_videos": target.more_videos(chance),
+                }
+                for chance, share in target.needed.items()
+            },
+            "notes": target.notes,
+        }
+    if budget is not None:
+        content["budget"] = {
+            **vars(budget),
+            "trials": {f"{share:g}": count for share, count in budget.trials.items()},
+        }
+    if ranking is not None:
+        content["ranking"] = {
+            **vars(ranking),
+            "levels": [vars(level) for level in ranking.levels],
+        }
+    return plain(content)

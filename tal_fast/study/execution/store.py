@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study keeps on disk: its settings, the facts of its data, its trials, and the locks.
+
+``study.yaml`` and ``data.json`` keep results of different settings and data apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tal_fast.data.files import write_error, write_text_atomically
+from tal_fast.data.fingerprint import changed_annotations, changed_features
+from tal_fast.data.yaml_files import parse_yaml
+from tal_fast.errors import ConfigError, DataError, TalFastError
+from tal_fast.study.trial import TrialRecord
+
+__all__ = [
+    "LOCK_FILE",
+    "RECORD",
+    "TRIALS",
+    "BusyError",
+    "check_same_data",
+    "check_same_settings",
+    "check_writable",
+    "hash_settings",
+    "load_trial",
+    "locked_directory",
+    "read_data_facts",
+    "read_study",
+    "scan_trials",
+    "write_data_facts",
+    "write_study",
+]
+
+TRIALS = "trials"
+RECORD = "trial.json"
+LOCK_FILE = ".lock"
+_STUDY_FILE = "study.yaml"
+_DATA_FILE = "data.json"
+_FORMAT = 2
+_SHOWN = 5
+_BUSY = (errno.EAGAIN, errno.EACCES, errno.ESTALE)
+
+
+def hash_settings(settings: Mapping[str, Any]) -> str:
+    """Returns the hash that every trial of a study with these settings carries."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Checks that a study's directory holds the settings that are asked for.
+
+    Raises:
+        ConfigError: they differ; the message names the first few.
+    """
+    if hash_settings(found) == hash_settings(wanted):
+        return
+    there, here = dict(_flat(found)), dict(_flat(wanted))
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    shown = "; ".join(
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys[:_SHOWN]
+    )
+    more = f" (and {len(keys) - _SHOWN} more)" if len(keys) > _SHOWN else ""
+    raise ConfigError(
+        f"{out}: holds a study with other settings: {shown}{more}; "
+        "results are never mixed: use another --out"
+    )
+
+
+def read_data_facts(out: Path) -> dict[str, Any] | None:
+    """Reads what a study keeps of its data; None when an earlier version began it.
+
+    Raises:
+        DataError: it cannot be read or was written by something else.
+    """
+    path = out / _DATA_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(facts, dict) or not {"classes", "videos"} <= facts.keys():
+        raise DataError(f"{path}: expected the keys classes and videos; remove it to begin it anew")
+    return facts
+
+
+def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
+    """Writes ``data.json``, which tells a later run whether the data has changed."""
+    write_text_atomically(out / _DATA_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def check_same_data(
+    out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, trust_times: bool
+) -> None:
+    """Checks that a study's trials were run on the data that is there now.
+
+    Args:
+        out: directory of the study.
+        found: facts of the data then (:func:`~tal_fast.data.fingerprint.data_facts`).
+        wanted: facts of the data now.
+        trust_times: accept feature files of another size or time.
+
+    Raises:
+        ConfigError: they differ; the message names the first video.
+    """
+    changed = changed_annotations(found, wanted)
+    if changed is not None:
+        raise ConfigError(
+            f"{out}: holds a study of other data: {changed}; "
+            "results are never mixed: use another --out"
+        )
+    changed = changed_features(found, wanted)
+    if changed is not None and not trust_times:
+        raise ConfigError(
+            f"{out}: holds a study of other data: {changed}; results are never mixed: use another "
+            "--out or, if the files hold what they held (copied, restored, packed), --trust-times"
+        )
+
+
+def read_study(out: Path) -> dict[str, Any] | None:
+    """Reads ``study.yaml``; None when there is none.
+
+    Raises:
+        DataError: it cannot be read or was written by something else.
+    """
+    path = out / _STUDY_FILE
+    try:
+        study = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    keys = ("format", "settings", "hash", "request", "runs")
+    if not isinstance(study, dict) or any(key not in study for key in keys):
+        raise DataError(f"{path}: expected a study's settings, with the keys {', '.join(keys)}")
+    if study["format"] != _FORMAT:
+        raise DataError(f"{path}: expected format {_FORMAT}, got {study['format']!r}")
+    if study["hash"] != hash_settings(study["settings"]):
+        raise DataError(f"{path}: the settings do not match their hash: edited by hand?")
+    return study
+
+
+def write_study(
+    out: Path,
+    settings: Mapping[str, Any],
+    command: str,
+    request: Mapping[str, Any],
+    runs: list[dict[str, Any]],
+) -> None:
+    """Writes ``study.yaml``.
+
+    Args:
+        out: directory of the study.
+        settings: what decides the outcomes.
+        command: the command line of the latest request.
+        request: what it asks for, and how many trials that is.
+        runs: for each call that ran trials: when, how long, how many, on which machine, and what
+            it asked for.
+    """
+    study = {
+        "format": _FORMAT,
+        "hash": hash_settings(settings),
+        "command": command,
+        "request": dict(request),
+        "settings": dict(settings),
+        "runs": runs,
+    }
+    write_text_atomically(out / _STUDY_FILE, yaml.safe_dump(study, sort_keys=False))
+
+
+def _trial_directories(root: Path) -> Iterator[Path]:
+    """Yields the directories of finished trials in order of name."""
+    if root.is_dir():
+        for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield Path(entry.path)
+
+
+@functools.cache
+def _quick_reader() -> Callable[[bytes], Any] | None:
+    """Returns msgspec's reader of JSON, three times as fast as Python's, if it is installed."""
+    try:
+        return importlib.import_module("msgspec").json.decode
+    except ImportError:
+        return None
+
+
+def _read_json(content: bytes) -> Any:
+    quick = _quick_reader()
+    if quick is not None:
+        # What it refuses is for Python's reader to take (NaN) or to explain.
+        with contextlib.suppress(Exception):
+            return quick(content)
+    return json.loads(content)
+
+
+def load_trial(directory: Path) -> TrialRecord:
+    """Reads the record of a finished trial.
+
+    Raises:
+        DataError: ``trial.json`` is missing, is not JSON or lacks a field.
+    """
+    path = directory / RECORD
+    again = f"remove {directory.name} to run the trial again"
+    try:
+        with open(path, "rb") as file:
+            content = _read_json(file.read())
+        return TrialRecord.from_dict(content, str(path))
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory}: expected a finished trial with {RECORD}, found none; "
+            "remove this directory to run the trial again"
+        ) from None
+    except DataError as error:
+        raise DataError(f"{error}; {again}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: expected JSON, got {error}; {again}") from error
+
+
+def scan_trials(
+    root: Path, settings: str, known: Mapping[str, TrialRecord] | None = None
+) -> dict[str, TrialRecord]:
+    """Reads all finished trials of a study.
+
+    Args:
+        root: directory that holds the trials.
+        settings: hash of the study's settings.
+        known: records that were read before, by name: a finished trial does not change, and is not
+            read again.
+
+    Returns:
+        name -> record, in order of name.
+
+    Raises:
+        DataError: a directory is no readable trial, or was renamed.
+        ConfigError: a trial was run with other settings: results are never mixed.
+    """
+    records = {}
+    for directory in _trial_directories(root):
+        if known is not None and directory.name in known:
+            records[directory.name] = known[directory.name]
+            continue
+        record = load_trial(directory)
+        if record.settings != settings:
+            raise ConfigError(
+                f"{directory}: this trial was run with other settings than this study's "
+                f"(settings {record.settings[:12]}, expected {settings[:12]}); "
+                "results are never mixed: use another --out"
+            )
+        if record.name != directory.name:
+            raise DataError(f"{directory}: expected trial {directory.name}, it is {record.name}")
+        records[directory.name] = record
+    return records
+
+
+class BusyError(TalFastError):
+    """Another process holds the lock."""
+
+
+def check_writable(directory: Path) -> None:
+    """Creates ``directory`` and proves that files can be written in it.
+
+    Raises:
+        DataError: it cannot be created or written, or the disk is full.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(directory, error) from error
+    # Some content: an empty file fits on a full disk.
+    probe = write_text_atomically(directory / ".writable", "x" * 4096)
+    probe.unlink()
+
+
+def _is_lock(file: int, opened: int) -> bool:
+    """Whether an open file still is the lock file of an open directory."""
+    try:
+        return os.path.samestat(os.stat(LOCK_FILE, dir_fd=opened), os.fstat(file))
+    except OSError:
+        return False
+
+
+def _lock(directory: Path, files: contextlib.ExitStack) -> tuple[int, int] | None:
+    """Tries once; returns the open directory and its locked file, None when it is busy."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if directory.exists() and not directory.is_dir():
+            raise
+        return None  # its holder renamed it between the two looks that mkdir takes
+    with contextlib.ExitStack() as closing:
+        try:
+            opened = os.open(directory, os.O_RDONLY)
+            closing.callback(os.close, opened)
+            file = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666, dir_fd=opened)
+            closing.callback(os.close, file)
+        except FileNotFoundError:
+            return None  # its holder renames or removes it right now
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                return None
+        # The former holder may have renamed the directory, or removed the file, since it was
+        # opened here: then this lock is on something that nobody else will look at.
+        try:
+            there = os.path.samestat(os.stat(directory), os.fstat(opened))
+        except FileNotFoundError:
+            there = False
+        if not (there and _is_lock(file, opened)):
+            return None
+        files.push(closing.pop_all())
+        return opened, file
+
+
+@contextlib.contextmanager
+def locked_directory(directory: Path, *, wait: float, busy: str) -> Iterator[None]:
+    """Creates a directory and holds an exclusive lock on it.
+
+    What is locked is a file in the directory, because network file systems share the locks of files
+    between machines, and those of directories not. So the lock survives a rename of the directory,
+    and ends with its holder, however that dies (on NFS 4, when the server gives up a machine that
+    died). File systems without locks are taken as unlocked.
+
+    Args:
+        directory: the directory to lock.
+        wait: seconds to wait for another holder.
+        busy: message of the error when the other holder stays.
+
+    Raises:
+        BusyError: another process still holds the lock after ``wait`` seconds.
+        OSError: the directory or the file cannot be created.
+    """
+    end = time.monotonic() + wait
+    with contextlib.ExitStack() as files:
+        while (held := _lock(directory, files)) is None:
+            if time.monotonic() >= end:
+                raise BusyError(busy)
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            # By the open directory: it may have another name by now.
+            opened, file = held
+            if _is_lock(file, opened):
+                with contextlib.suppress(OSError):
+                    os.unlink(LOCK_FILE, dir_fd=opened)
