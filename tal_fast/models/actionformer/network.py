@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tal_fast import ops
 from tal_fast.models.actionformer.config import PRESETS, ActionFormerConfig, ActionFormerSizes
 from tal_fast.models.pyramid.backbone import Backbone
-from tal_fast.models.pyramid.convolution import conv_macs, linear_rows
+from tal_fast.models.pyramid.convolution import conv_macs, depthwise_rows, linear_rows
 from tal_fast.models.pyramid.detector import PyramidDetector
 from tal_fast.models.pyramid.layers import (
     ChannelNorm,
@@ -46,8 +46,10 @@ class _Attention(nn.Module):
 
     def _projected(self, name: str, x: Tensor, rows: Rows) -> Tensor:
         """Returns ``Tensor[B, T', heads, width / heads]``."""
-        x = self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_conv")(x, rows))
-        x = linear_rows(self.get_submodule(name), x, rows.host)
+        # Not masked: no real row looks at others than real ones.
+        conv = self.get_submodule(f"{name}_conv").conv
+        x = depthwise_rows(x, conv.weight, None, self.stride)
+        x = linear_rows(self.get_submodule(name), self.get_submodule(f"{name}_norm")(x), rows.host)
         return x.unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
