@@ -7,6 +7,8 @@ Zhang, Wu, Li: "ActionFormer: Localizing Moments of Actions with Transformers", 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ class _Attention(nn.Module):
     def _projected(self, name: str, x: Tensor, rows: Rows) -> Tensor:
         """Returns ``Tensor[B, T', heads, width / heads]``."""
         # Not masked: no real row looks at others than real ones.
-        conv = self.get_submodule(f"{name}_conv").conv
+        conv: Any = self.get_submodule(f"{name}_conv").conv
         x = depthwise_rows(x, conv.weight, None, self.stride)
         x = linear_rows(self.get_submodule(name), self.get_submodule(f"{name}_norm")(x), rows.host)
         return x.unflatten(-1, (self.heads, -1))
