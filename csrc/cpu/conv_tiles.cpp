@@ -53,8 +53,8 @@ class SpareRow {
 
 // The rows [first, first + kCount) of a tile; `spare` stands for those outside [low, high).
 template <int kCount, typename T>
-inline void find_rows(T* rows, int64_t channels, int64_t first, int64_t low, int64_t high,
-                      T* spare, T** found) {
+inline void find_rows(T* rows, int64_t channels, int64_t first, int64_t low, int64_t high, T* spare,
+                      T** found) {
   for (int i = 0; i < kCount; ++i) {
     const int64_t row = first + i;
     found[i] = row >= low && row < high ? rows + row * channels : spare;
@@ -124,8 +124,8 @@ void outputs_of_tile(const T* tile, int64_t plane, int64_t channels, T* const* y
   });
 }
 
-// Adds to a tile's first two inputs what `carried` [2, C] holds of the tile before, and leaves there
-// its own share of the last two, which are the next tile's first.
+// Adds to a tile's first two inputs what `carried` [2, C] holds of the tile before, and leaves
+// there its own share of the last two, which are the next tile's first.
 template <typename T>
 void inputs_of_tile(const T* tile, int64_t plane, int64_t channels, T* carried, T* const* x) {
   using P = Point<T>;
@@ -208,9 +208,9 @@ void tiles_to_rows(const T* tiles, int64_t plane, TileSpan span, bool inputs, in
   }
 }
 
-#define TAL_FAST_INSTANTIATE(T)                                                                  \
-  template void rows_to_tiles<T>(const T*, TileSpan, bool, int64_t, int64_t, int64_t, T*,        \
-                                 int64_t);                                                       \
+#define TAL_FAST_INSTANTIATE(T)                                                           \
+  template void rows_to_tiles<T>(const T*, TileSpan, bool, int64_t, int64_t, int64_t, T*, \
+                                 int64_t);                                                \
   template void tiles_to_rows<T>(const T*, int64_t, TileSpan, bool, int64_t, int64_t, int64_t, T*);
 TAL_FAST_INSTANTIATE(double)
 TAL_FAST_INSTANTIATE(float)

@@ -32,9 +32,9 @@ struct TileSpan {
   int64_t high;
 };
 
-// Both work on tiles [begin, end) of a span, counted from its first one. A tile's rows are 4 outputs
-// or, with `inputs`, the 6 rows around them that these read. Rows that no output of the span is or
-// reads count as zero, and are not written.
+// Both work on tiles [begin, end) of a span, counted from its first one. A tile's rows are 4
+// outputs or, with `inputs`, the 6 rows around them that these read. Rows that no output of the
+// span is or reads count as zero, and are not written.
 // clang-format off
 TAL_FAST_FOR_EACH_ISA(
 

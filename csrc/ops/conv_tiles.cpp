@@ -106,10 +106,10 @@ Tensor tiles_to_rows_cpu(const Tensor& tiles_in,  // [6, N, C]
   constexpr const char* kOp = "tiles_to_rows";
   TAL_FAST_CHECK(row_count >= 0, kOp, ": expected rows >= 0, got ", row_count);
   const Tiling tiling = make_tiling(kOp, spans, row_count);
-  TAL_FAST_CHECK(tiles_in.dim() == 3 && tiles_in.size(0) == kTilePlanes &&
-                     tiles_in.size(1) == tiling.tiles(),
-                 kOp, ": expected tiles of shape [", kTilePlanes, ", ", tiling.tiles(),
-                 ", C], got ", shape_string(tiles_in));
+  TAL_FAST_CHECK(
+      tiles_in.dim() == 3 && tiles_in.size(0) == kTilePlanes && tiles_in.size(1) == tiling.tiles(),
+      kOp, ": expected tiles of shape [", kTilePlanes, ", ", tiling.tiles(), ", C], got ",
+      shape_string(tiles_in));
   const Tensor tiles = torch::stable::contiguous(tiles_in);
   const int64_t channels = tiles.size(2);
   const int64_t plane = tiling.tiles() * channels;

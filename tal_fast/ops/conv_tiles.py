@@ -7,8 +7,8 @@ instead of twelve. ``csrc/cpu/conv_tiles.h`` has the matrices. The points 0, ±2
 round least: 2.5 times as far from float64 as a direct convolution, where 0, ±1, ±2 are 3.7 times,
 and F(2, 3), with eight products, 1.5 times.
 
-The transforms are parts of a convolution on a CPU (``tal_fast.models.pyramid.convolution``), not ops
-for users. They have no CUDA kernels.
+The transforms are parts of a convolution on a CPU (``tal_fast.models.pyramid.convolution``), not
+ops for users. They have no CUDA kernels.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ Zhang, Wu, Li: "ActionFormer: Localizing Moments of Actions with Transformers", 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from tal_fast.models.actionformer.config import (
     ActionFormerSizes,
 )
 from tal_fast.models.pyramid.backbone import Backbone
-from tal_fast.models.pyramid.convolution import conv_macs, linear_rows
+from tal_fast.models.pyramid.convolution import conv_macs, depthwise_rows, linear_rows
 from tal_fast.models.pyramid.detector import PyramidDetector
 from tal_fast.models.pyramid.layers import (
     ChannelNorm,
@@ -51,8 +53,10 @@ class _Attention(nn.Module):
 
     def _projected(self, name: str, x: Tensor, rows: Rows) -> Tensor:
         """Returns ``Tensor[B, T', heads, width / heads]``."""
-        x = self.get_submodule(f"{name}_norm")(self.get_submodule(f"{name}_conv")(x, rows))
-        x = linear_rows(self.get_submodule(name), x, rows.host)
+        # Not masked: no real row looks at others than real ones.
+        conv: Any = self.get_submodule(f"{name}_conv").conv
+        x = depthwise_rows(x, conv.weight, None, self.stride)
+        x = linear_rows(self.get_submodule(name), self.get_submodule(f"{name}_norm")(x), rows.host)
         return x.unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:

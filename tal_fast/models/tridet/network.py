@@ -227,7 +227,7 @@ class TriDet(PyramidDetector):
         if self.training and sizes.input_noise > 0.0:
             # On padded rows, too: the one after the last reaches the loss.
             noise = torch.randn_like(features) * sizes.input_noise
-            features = features + noise * first.inside
+            features = features + first.zero_outside(noise)
         levels, rows = self.backbone(features, first)
         levels = self.neck(levels, rows)
         levels = [level[:, : length >> at] for at, level in enumerate(levels)]
