@@ -12,14 +12,19 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from tal_fast.data.annotation_values import finite_or_none, number, plain, subset_name
 from tal_fast.data.class_ids import ClassIds, collect_class_ids
-from tal_fast.data.json_files import parse_with_repeats, read_bytes, repeated_keys
-from tal_fast.errors import DataError, listing
+from tal_fast.data.json_files import (
+    parse_with_repeats,
+    read_bytes,
+    repeated_keys,
+    without_collector,
+)
+from tal_fast.errors import DataError
 
 __all__ = [
     "AnnotatedInstance",
@@ -66,8 +71,7 @@ class AnnotatedInstance(NamedTuple):
         return plain(self.given.get(key)) if isinstance(self.given, Mapping) else None
 
 
-@dataclass(frozen=True)
-class AnnotatedVideo:
+class AnnotatedVideo(NamedTuple):
     """One video of an annotation file.
 
     Attributes:
@@ -87,7 +91,7 @@ class AnnotatedVideo:
     fps: float | None
     rate: float | None
     instances: tuple[AnnotatedInstance, ...]
-    faults: Mapping[VideoFault, str] = field(default_factory=dict)
+    faults: Mapping[VideoFault, str]
 
 
 @dataclass(frozen=True)
@@ -115,18 +119,14 @@ class AnnotationFile:
             DataError: naming file and video.
         """
         for video in self.videos:
-            for fault in faults:
-                if fault in video.faults:
-                    raise DataError(f"{self.origin}: video {video.name!r}: {video.faults[fault]}")
+            for fault, words in video.faults.items():
+                if fault in faults:
+                    raise DataError(f"{self.origin}: video {video.name!r}: {words}")
 
-    def labelled(
-        self, ignored: Collection[str] = ()
-    ) -> Iterator[tuple[AnnotatedVideo, AnnotatedInstance, str]]:
-        """Yields the instances that have a label, which is not ignored, with their videos."""
-        for video in self.videos:
-            for item in video.instances:
-                if item.label is not None and item.label not in ignored:
-                    yield video, item, item.label
+    def labels(self, ignored: Collection[str] = ()) -> set[str]:
+        """Returns all labels but those that are ignored."""
+        found = {item.label for video in self.videos for item in video.instances}
+        return {label for label in found if label is not None and label not in ignored}
 
     def class_ids(
         self, ignored: Collection[str] = (), given: Sequence[str] | None = None
@@ -138,8 +138,10 @@ class AnnotationFile:
             given: class names in order, from elsewhere.
         """
         rows = (
-            (video.name, item.position, label, item.label_id)
-            for video, item, label in self.labelled(ignored)
+            (video.name, item.position, item.label, item.label_id)
+            for video in self.videos
+            for item in video.instances
+            if item.label is not None and item.label not in ignored
         )
         return collect_class_ids(rows, given, self.listed)
 
@@ -171,7 +173,8 @@ def read_annotation_file(
     origin, content, repeated = _read(source, what, allow_repeated)
     entries = _entries(origin, content, bare)
     table = {} if subsets is None else _read_subsets(os.fspath(subsets))
-    videos = tuple(_video(origin, str(key), entry, table) for key, entry in entries.items())
+    with without_collector():
+        videos = tuple([_video(origin, str(key), entry, table) for key, entry in entries.items()])
     listed, listed_fault = _listed_classes(content)
     return AnnotationFile(origin, videos, listed, repeated, listed_fault)
 
@@ -201,8 +204,7 @@ def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
         form = "with a 'database' object"
         if bare == "timed":
             form = "'database' of videos, or an object of videos with duration_second"
-        keys = listing(sorted(map(str, content)), between=", ")
-        raise DataError(f"{origin}: expected an object {form}, got keys {keys or 'none'}")
+        raise DataError(f"{origin}: expected an object {form}, got {sorted(map(str, content))[:5]}")
     if not entries:
         raise DataError(f"{origin}: expected at least one video, got an empty database")
     for key, entry in entries.items() if timed else ():
@@ -222,55 +224,77 @@ def _listed_classes(content: Mapping[str, Any]) -> tuple[tuple[str, ...] | None,
 
 
 def _video(origin: str, name: str, entry: Any, subsets: Mapping[str, str]) -> AnnotatedVideo:
-    where = f"{origin}: video {name!r}"
-    if not isinstance(entry, Mapping):
-        shown = type(entry).__name__ if isinstance(entry, (list, tuple)) else f"{entry!r:.60}"
-        raise DataError(f"{where}: expected an object, got {shown}")
-    faults: dict[VideoFault, str] = {}
-    own = finite_or_none(entry.get("duration"))
-    if own is None or own <= 0:
-        got = f"{entry.get('duration')!r:.60}"
-        faults["duration"] = f"expected a duration > 0 in seconds, got {got}"
-    duration = finite_or_none(entry.get("duration", entry.get("duration_second")))
-    fps = finite_or_none(entry.get("fps"))
-    if entry.get("fps") is not None and (fps is None or fps <= 0):
-        faults["fps"] = f"expected fps > 0, got {entry['fps']!r:.60}"
-    items = plain(entry.get("annotations", ()))
-    if not isinstance(items, Sequence) or isinstance(items, str):
-        fault: VideoFault = "null annotations" if items is None else "annotations"
-        faults[fault] = f"expected a list of annotations, got {type(items).__name__}"
-        items = ()
-    frames = finite_or_none(entry.get("frame", entry.get("duration_frame")))
-    rate = frames / duration if fps is None and frames is not None and duration else fps
+    if type(entry) is not dict and not isinstance(entry, Mapping):
+        kind = "list " if isinstance(entry, list) else ""
+        raise DataError(f"{origin}: video {name!r}: expected an object, got {kind}{entry!r:.60}")
+    subset = entry.get("subset")
+    if type(subset) is not str:
+        subset = subset_name(f"{origin}: video {name!r}", entry)
+    duration, fps, rate, faults = _times(entry)
+    items = entry.get("annotations", ())
+    if type(items) is not list:
+        items = plain(items)
+        if not isinstance(items, Sequence) or isinstance(items, str):
+            fault: VideoFault = "null annotations" if items is None else "annotations"
+            faults[fault] = f"expected a list of annotations, got {type(items).__name__}"
+            items = ()
     return AnnotatedVideo(
-        name=name,
-        subset=subset_name(where, entry) or subsets.get(name, ""),
-        duration=_positive(duration),
-        fps=_positive(fps),
-        rate=_positive(rate),
-        instances=tuple(_instance(i, item) for i, item in enumerate(items)),
-        faults=faults,
+        name,
+        subset or subsets.get(name, ""),
+        duration,
+        fps,
+        rate,
+        tuple([_instance(i, item) for i, item in enumerate(items)]),
+        faults,
     )
 
 
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and value > 0 else None
+def _times(
+    entry: Mapping[str, Any],
+) -> tuple[float | None, float | None, float | None, dict[VideoFault, str]]:
+    """Returns duration, fps, rate and faults."""
+    faults: dict[VideoFault, str] = {}
+    given, frames_per_second = entry.get("duration"), entry.get("fps")
+    duration = _positive(given)
+    if duration is None:
+        faults["duration"] = f"expected a duration > 0 in seconds, got {given!r:.60}"
+        if "duration" not in entry:
+            duration = _positive(entry.get("duration_second"))
+    fps = rate = _positive(frames_per_second)
+    if fps is None and frames_per_second is not None:
+        faults["fps"] = f"expected fps > 0, got {frames_per_second!r:.60}"
+    if duration is not None and finite_or_none(frames_per_second) is None:
+        frames = _positive(entry.get("frame", entry.get("duration_frame")))
+        rate = None if frames is None else frames / duration
+    return duration, fps, rate, faults
+
+
+def _positive(value: Any) -> float | None:
+    found = finite_or_none(value)
+    return found if found is not None and found > 0 else None
 
 
 def _instance(position: int, item: Any) -> AnnotatedInstance:
-    if not isinstance(item, Mapping):
+    # What JSON gives is told by its type alone: there are many of these.
+    if type(item) is not dict and not isinstance(item, Mapping):
         return AnnotatedInstance(position, None, None, None, item)
-    label, label_id, segment = (plain(item.get(k)) for k in ("label", "label_id", "segment"))
-    start = end = None
-    if isinstance(segment, Sequence) and not isinstance(segment, str) and len(segment) == 2:
-        start, end = number(segment[0]), number(segment[1])
-    return AnnotatedInstance(
-        position=position,
-        label=str(label) if isinstance(label, str) else None,
-        label_id=label_id if type(label_id) is int else None,
-        segment=None if start is None or end is None else (start, end),
-        given=item,
-    )
+    label, label_id, segment = item.get("label"), item.get("label_id"), item.get("segment")
+    if type(label) is not str:
+        label = plain(label)
+        label = str(label) if isinstance(label, str) else None
+    if type(label_id) is not int:
+        label_id = plain(label_id)
+        label_id = label_id if type(label_id) is int else None
+    if type(segment) is list and list(map(type, segment)) == [float, float]:
+        return AnnotatedInstance(position, label, label_id, (segment[0], segment[1]), item)
+    return AnnotatedInstance(position, label, label_id, _segment(plain(segment)), item)
+
+
+def _segment(value: Any) -> tuple[float, float] | None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        return None
+    start, end = number(value[0]), number(value[1])
+    return None if start is None or end is None else (start, end)
 
 
 def _read_subsets(path: str) -> dict[str, str]:

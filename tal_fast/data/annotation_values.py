@@ -11,13 +11,19 @@ from tal_fast.errors import DataError
 __all__ = ["finite_or_none", "number", "plain", "subset_name"]
 
 
+# Files of annotations and results are read value by value: what JSON gives takes the short way.
+_OWN = frozenset({str, int, float, bool, list, dict, type(None)})
+
+
 def plain(value: Any) -> Any:
     """Returns a value as Python's own: NumPy's numbers and arrays, tensors and columns too."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    return value if type(value) in _OWN or not hasattr(value, "tolist") else value.tolist()
 
 
 def number(value: Any) -> float | None:
     """Returns a number as a float, NaN and infinity too; None for what is none."""
+    if type(value) is float:
+        return value
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -29,7 +35,7 @@ def number(value: Any) -> float | None:
 
 def finite_or_none(value: Any) -> float | None:
     """Returns a finite number as a float; None for what is none."""
-    found = number(value)
+    found = None if value is None else number(value)
     return found if found is not None and abs(found) < float("inf") else None
 
 

@@ -26,6 +26,7 @@ from tal_fast.data.annotation_file import (
 )
 from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.json_files import without_collector
 from tal_fast.errors import ConfigError, DataError, listing, nearest
 
 __all__ = [
@@ -182,11 +183,12 @@ def load_annotations(
             "load_annotations: expected out_of_range 'error', 'clamp' or 'keep', "
             f"got {out_of_range!r}"
         )
-    file = read_annotation_file(source)
-    loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
-    names, class_ids = _classes(file, classes, loader.ignored)
-    file.refuse("duration", "fps", "annotations")
-    videos = loader.load(file.videos, names)
+    with without_collector():  # what is read goes before anyone else could drop it
+        file = read_annotation_file(source)
+        loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
+        names, class_ids = _classes(file, classes, loader.ignored)
+        file.refuse("duration", "fps", "annotations")
+        videos = loader.load(file.videos, names)
     listed = file.listed
     if listed is not None:
         listed = tuple(name for name in listed if name not in loader.ignored)
@@ -207,7 +209,7 @@ def _classes(
     class_ids = file.class_ids(ignored)
     if class_ids.contradiction:
         raise DataError(f"{file.origin}: {class_ids.contradiction}")
-    names = ordered_classes((label for _, _, label in file.labelled(ignored)), class_ids)
+    names = ordered_classes(file.labels(ignored), class_ids)
     if not names:
         raise DataError(f"{file.origin}: {_why_no_label(file)}")
     return names, class_ids

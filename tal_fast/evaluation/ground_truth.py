@@ -22,6 +22,7 @@ from tal_fast.data.annotations import Annotations
 from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.dataset import dataset_annotations
 from tal_fast.data.dataset_spec import is_dataset
+from tal_fast.data.json_files import without_collector
 from tal_fast.errors import DataError, nearest, others
 from tal_fast.evaluation.columns import check_times, segment_columns
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
@@ -119,8 +120,9 @@ def read_ground_truth(
     if isinstance(source, Annotations):
         return _from_annotations(source, subset, dialect, strict, "ground truth")
     bare: Bare = "any" if dialect.bare_database else "no"
-    file = read_annotation_file(source, "ground truth", bare=bare)
-    return _from_file(file, subset, dialect, strict)
+    with without_collector():  # what is read goes before anyone else could drop it
+        file = read_annotation_file(source, "ground truth", bare=bare)
+        return _from_file(file, subset, dialect, strict)
 
 
 def _from_file(
@@ -140,15 +142,16 @@ def _from_file(
     if file.listed_fault:
         raise DataError(f"{file.origin}: {file.listed_fault}")
     class_ids = file.class_ids()
-    labels = (label for _, _, label in file.labelled())
-    classes = ordered_classes(labels, class_ids, file.listed)
+    classes = ordered_classes(file.labels(), class_ids, file.listed)
     index = {name: i for i, name in enumerate(classes)}
-    owners = [(name, item) for name in chosen for item in named[name].instances]
+    items = [item for name in chosen for item in named[name].instances]
+    sizes = [len(named[name].instances) for name in chosen]
 
     def describe(i: int) -> str:
-        return f"{file.origin}: video {owners[i][0]!r}, annotation {owners[i][1].position}"
+        owner = chosen[int(np.searchsorted(np.cumsum(sizes), i, side="right"))]
+        return f"{file.origin}: video {owner!r}, annotation {items[i].position}"
 
-    start, end = _times([item for _, item in owners], describe)
+    start, end = _times(items, describe)
     check_times(start, end, describe)
     if not strict and (start < 0).any():
         i = int((start < 0).argmax())
@@ -161,8 +164,8 @@ def _from_file(
         videos=chosen,
         other_videos=frozenset(named) - frozenset(chosen),
         classes=classes,
-        video=_repeated([len(named[name].instances) for name in chosen]),
-        label=np.array([index[item.label or ""] for _, item in owners], dtype=np.int64),
+        video=_repeated(sizes),
+        label=np.array([index[item.label or ""] for item in items], dtype=np.int64),
         start=start,
         end=end,
         class_ids=numbers,
@@ -191,8 +194,8 @@ def _times(
     """Returns starts and ends."""
     segments = [item.segment for item in items if item.segment is not None]
     if len(segments) == len(items):
-        columns = np.array(segments, dtype=np.float64).reshape(-1, 2)
-        return np.ascontiguousarray(columns[:, 0]), np.ascontiguousarray(columns[:, 1])
+        start, end = ([segment[side] for segment in segments] for side in (0, 1))
+        return np.array(start, dtype=np.float64), np.array(end, dtype=np.float64)
     for i, item in enumerate(items):
         if "segment" not in item.given:
             raise DataError(f"{describe(i)}: no 'segment' among {sorted(map(str, item.given))}")

@@ -7,12 +7,19 @@ import itertools
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation import Evaluator, evaluate, read_results
+from tal_fast.evaluation import (
+    Detections,
+    Evaluator,
+    evaluate,
+    read_ground_truth,
+    read_results,
+)
 
 NAMES = ("jump", "run")
 INSTANCE = {"segment": [0, 1], "label": "run", "label_id": 4}
@@ -303,3 +310,26 @@ class TestEvaluator:
         evaluator.add("v9", [[0, 1]], ["run"], [0.5])
         with pytest.raises(DataError, match="video 'v9' is not in"):
             evaluator.result()
+
+
+class TestMadeByHand:
+    """Constructors only store: what they were given is checked where it is evaluated."""
+
+    def test_detections(self, truth):
+        column = np.zeros(2, dtype=np.int64)
+        times = np.array([0.0, 3.0]), np.array([1.0, 2.0])
+        found = Detections(("v0",), ("run",), column, column, *times, np.ones(2))
+        message = r"predictions: video 'v0', prediction 1: segment \[3.0, 2.0\] ends before it"
+        with pytest.raises(DataError, match=message):
+            evaluate(truth, found)
+        found = replace(found, end=np.array([1.0, 4.0]), score=np.array([math.nan, 1]))
+        with pytest.raises(DataError, match="'v0', prediction 0: expected a finite score, got nan"):
+            evaluate(truth, found)
+
+    def test_ground_truth(self, truth, found):
+        read = read_ground_truth(truth)
+        late = read.end.copy()
+        late[6] = math.inf
+        message = r"ground truth: video 'v1', annotation 1: segment .* is not finite"
+        with pytest.raises(DataError, match=message):
+            evaluate(replace(read, end=late), found)

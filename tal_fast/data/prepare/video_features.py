@@ -362,7 +362,7 @@ def _without_empty(
         if lost and not first:
             first = video.name
         dropped += lost
-        kept.append(replace(video, instances=good))
+        kept.append(video._replace(instances=good))
     if dropped and rule == "error":
         raise DataError(
             f"{path}: {dropped} segments end at or before their start, first in video {first!r}; "
@@ -388,7 +388,7 @@ def _own_rates(
             f" got {min(lengths)} to {max(lengths)}"
         )
     return [
-        replace(video, rate=extents[video.name].rows / video.duration if video.duration else None)
+        video._replace(rate=extents[video.name].rows / video.duration if video.duration else None)
         if video.name in extents
         else video
         for video in videos

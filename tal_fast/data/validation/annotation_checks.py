@@ -56,8 +56,7 @@ def classes_of(
     """Returns the class list: the given one, or the labels in their order."""
     if given is not None:
         return tuple(given)
-    labels = (label for _, _, label in file.labelled(ignored))
-    return ordered_classes(labels, file.class_ids(ignored))
+    return ordered_classes(file.labels(ignored), file.class_ids(ignored))
 
 
 def annotation_faults(
