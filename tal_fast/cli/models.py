@@ -64,10 +64,11 @@ def _print_profile(folder: Path) -> None:
     from rich.console import Console
 
     from tal_fast.profiling.profile import phase_table, summary
+    from tal_fast.profiling.verdict import verdict_of
 
     file = folder / "profile.json"
     profile = json.loads(file.read_text("utf-8"))
-    typer.echo(f"\n{summary(profile)}")
+    typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
     Console().print(phase_table(profile))
     typer.echo(file)
 

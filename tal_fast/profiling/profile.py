@@ -57,7 +57,13 @@ def recorded(out: Path, *, steps: int, warm_up: int = 10) -> Iterator[StepRecord
 def _write(out: Path, recorder: StepRecorder, warm_up: int) -> None:
     records, samples = recorder.records, recorder.sampler.samples
     out.mkdir(parents=True, exist_ok=True)
-    profile = profile_of(records, samples, warm_up=warm_up, environment=describe_environment())
+    profile = profile_of(
+        records,
+        samples,
+        between=recorder.between,
+        warm_up=warm_up,
+        environment=describe_environment(),
+    )
     write_text_atomically(out / "profile.json", json.dumps(profile, indent=2) + "\n")
     write_text_atomically(out / "steps.csv", _steps_csv(records, samples))
     timeline = [Sample.names(), *(astuple(sample) for sample in samples)]
@@ -151,6 +157,7 @@ def profile_of(
     records: Sequence[StepRecord],
     samples: Sequence[Sample],
     *,
+    between: dict[str, PhaseTime],
     warm_up: int,
     environment: dict[str, Any],
 ) -> dict[str, Any]:
@@ -162,6 +169,7 @@ def profile_of(
     Args:
         records: at least one.
         samples: of the time in which they ran.
+        between: what ranges between them took.
         warm_up: steps before them that were left out.
         environment: of the machine.
     """
@@ -174,6 +182,8 @@ def profile_of(
     names = dict.fromkeys(name for record in chosen for name in record.phases)
     known = [item for item in around if item]
     waits = [r.whole.queue_wait / r.whole.wall for r in records if r.whole.queue_wait is not None]
+    whole = sum(record.whole.wall for record in records)
+    whole += sum(took.wall for took in between.values())
     unknown = any(item is None for item in calm)
     return {
         "format": FORMAT,
@@ -197,6 +207,7 @@ def profile_of(
             name: _times(_median([r.phases.get(name, PhaseTime()) for r in chosen]), median.wall)
             for name in names
         },
+        "between_steps": {name: _times(took, whole) for name, took in between.items()},
         "memory": {
             "resident": _figure(
                 max((s.resident for s in samples), default=None), "bytes", "counter", "no sample"
@@ -236,13 +247,14 @@ def _median(times: Sequence[PhaseTime]) -> PhaseTime:
 
 
 def _times(took: PhaseTime, whole: float) -> dict[str, Any]:
+    """Returns the figures of a phase; ``whole`` is what its share is of, in seconds."""
     wait = took.queue_wait
     return {
         "wall": _figure(1e3 * took.wall, "ms", "clock"),
         "thread_cpu": _figure(1e3 * took.thread_cpu, "ms", "clock"),
         "cpu": _figure(1e3 * took.cpu, "ms", "clock"),
         "queue_wait": _figure(None if wait is None else 1e3 * wait, "ms", "counter"),
-        "share": _figure(took.wall / whole if whole > 0 else None, "of the step", "clock"),
+        "share": _figure(took.wall / whole if whole > 0 else None, "of the time", "clock"),
     }
 
 
@@ -257,10 +269,7 @@ def summary(profile: dict[str, Any]) -> str:
         parts.append(f"others used {others:.2f} of {profile['usable_cores']} cores")
     if waited is not None:
         parts.append(f"threads waited for a core {waited:.0%} of the time")
-    text = ", ".join(parts)
-    if profile["disturbed"]:
-        text += ". Disturbed: read the CPU times, not the clock's"
-    return text + "."
+    return ", ".join(parts) + "."
 
 
 def phase_table(profile: dict[str, Any]) -> Table:

@@ -73,17 +73,16 @@ class _Moment:
 
     __slots__ = ("cpu", "queue_wait", "thread_cpu", "wall")
 
-    def __init__(self) -> None:
+    def __init__(self, queue: procfs.QueueWait) -> None:
         self.wall = time.perf_counter()
         self.thread_cpu = time.thread_time()
         self.cpu = time.process_time()
-        self.queue_wait = procfs.queue_wait()
+        self.queue_wait = queue.seconds()
 
     def until(self, end: _Moment) -> PhaseTime:
         waited = None
         if self.queue_wait is not None and end.queue_wait is not None:
-            # Threads that end take theirs along.
-            waited = max(0.0, end.queue_wait - self.queue_wait)
+            waited = end.queue_wait - self.queue_wait
         return PhaseTime(
             end.wall - self.wall, end.thread_cpu - self.thread_cpu, end.cpu - self.cpu, waited
         )
@@ -99,6 +98,7 @@ class StepRecorder:
 
     Attributes:
         records: of the steps so far.
+        between: what ranges between recorded steps took, such as ``save``, by name.
         seen: whole steps that ran, warm-up included.
         sampler: looks at the machine while steps are recorded.
     """
@@ -107,12 +107,14 @@ class StepRecorder:
         self, steps: int = 50, warm_up: int = 10, done: Callable[[], None] | None = None
     ) -> None:
         self.records: list[StepRecord] = []
+        self.between: dict[str, PhaseTime] = {}
         self.seen = 0
         self.sampler = Sampler()
         self._steps = steps
         self._warm_up = warm_up
         self._done = done
         self._thread = threading.get_ident()
+        self._queue = procfs.QueueWait()
         self._open: list[tuple[str, _Moment]] = []
         self._phases: dict[str, PhaseTime] = {}
         self._on = False
@@ -128,20 +130,24 @@ class StepRecorder:
             self._on = False
             ranges.remove_sink(self)
             self.sampler.stop()
+            self._queue.close()
 
     def push(self, name: str) -> None:
         """A range begins (:class:`tal_fast.ranges.Sink`)."""
         if not self._on or threading.get_ident() != self._thread:
             return
-        if not self._open:
-            if name != _STEP_RANGE:  # between steps
+        if self._open:
+            if self._open[0][0] != _STEP_RANGE:
                 return
+            self._phase(name)  # in the order in which phases begin
+        elif name == _STEP_RANGE:
             self._phases = {}
+            self._queue.look()
             if self.seen >= self._warm_up and not self.sampler.samples:
                 self.sampler.start()
-        else:
-            self._phase(name)  # in the order in which phases begin
-        self._open.append((name, _Moment()))
+        elif not self.records:
+            return
+        self._open.append((name, _Moment(self._queue)))
 
     def pop(self, name: str) -> None:
         """A range ends (:class:`tal_fast.ranges.Sink`)."""
@@ -150,12 +156,16 @@ class StepRecorder:
         if not self._open or self._open[-1][0] != name:
             return
         _, began = self._open[-1]
-        took = began.until(_Moment())
+        took = began.until(_Moment(self._queue))
         self._open.pop()
-        if not self._open:
+        if self._open:
+            phase = self._phase(name)
+            if phase is not None:
+                phase.add(took)
+        elif name == _STEP_RANGE:
             self._end(began, took)
-        elif (phase := self._phase(name)) is not None:
-            phase.add(took)
+        else:
+            self.between.setdefault(name.removeprefix(_PREFIX), PhaseTime()).add(took)
 
     def _phase(self, name: str) -> PhaseTime | None:
         """Returns the time of a range within those that are open."""
@@ -176,8 +186,6 @@ class StepRecorder:
         for name, phase in self._phases.items():
             if "/" not in name:
                 rest.add(phase, -1)
-        if rest.queue_wait is not None:  # of threads that ended meanwhile nothing is left
-            rest.queue_wait = max(0.0, rest.queue_wait)
         phases = {**self._phases, OTHER: rest}
         self.records.append(StepRecord(self.seen, began.wall, whole, phases))
         if len(self.records) >= self._steps:

@@ -14,7 +14,7 @@ from tal_fast.profiling import procfs
 __all__ = ["Sample", "Sampler"]
 
 _INTERVAL = 0.2  # seconds; a sample takes less than a millisecond
-_CHILDREN = 1.0  # seconds; finding processes takes longer, the more there are
+_CHILDREN = 1.0  # seconds; finding processes and threads takes longer, the more there are
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Sampler:
         self._process = psutil.Process()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._queue = procfs.QueueWait()
         self._children: float | None = None
         self._looked = -_CHILDREN
 
@@ -84,6 +85,7 @@ class Sampler:
         self._thread.join()
         self._thread = None
         self.samples.append(self._sample())
+        self._queue.close()
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
@@ -93,6 +95,7 @@ class Sampler:
         now = time.perf_counter()
         if now - self._looked >= _CHILDREN:
             self._children, self._looked = self._children_cpu(), now
+            self._queue.look()
         machine = procfs.machine_cpu()
         read = procfs.bytes_read(self._process)
         return Sample(
@@ -101,7 +104,7 @@ class Sampler:
             children_cpu=self._children,
             machine_busy=None if machine is None else machine.busy,
             machine_steal=None if machine is None else machine.steal,
-            queue_wait=procfs.queue_wait(),
+            queue_wait=self._queue.seconds(),
             resident=self._process.memory_info().rss,
             read=None if read is None else read[0],
             read_storage=None if read is None else read[1],

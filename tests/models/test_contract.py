@@ -300,8 +300,8 @@ def test_formulas_count_the_products(name):
         model(torch.randn(1, rows, CHANNELS), torch.zeros(1, rows, dtype=torch.bool))
     counted = counter.get_total_flops() / 2
     promised = sum(model.flops(rows).values())
-    # Our own ops (attention's samples, bands) are in the formula alone.
-    assert 0.99 * counted <= promised <= 1.25 * counted
+    # In the formula alone: torch's fused attention, and TriDet's gates, which are zero.
+    assert 0.99 * counted <= promised <= 1.05 * counted
 
 
 @EVERY

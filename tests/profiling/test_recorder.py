@@ -87,11 +87,24 @@ class TestRecorder:
         assert recorder.seen == 2
         assert [record.number for record in recorder.records] == [2]
 
-    def test_other_threads_and_what_is_between_steps_are_left_out(self):
+    def test_what_is_between_steps_is_apart(self):
         recorder = StepRecorder(steps=5, warm_up=0)
         recorder.start()
-        with ranges.range("tal_fast.save"):
+        with ranges.range("tal_fast.save"):  # before the first
             pass
+        assert recorder.between == {}
+        for _ in range(2):
+            a_step()
+            with ranges.range("tal_fast.rate"), ranges.range("tal_fast.forward"):
+                burn(0.002)
+        recorder.stop()
+        assert set(recorder.between) == {"rate"}
+        assert recorder.between["rate"].thread_cpu >= 0.004
+        assert len(recorder.records) == 2
+
+    def test_other_threads_are_left_out(self):
+        recorder = StepRecorder(steps=5, warm_up=0)
+        recorder.start()
         with ranges.range("tal_fast.step"), ranges.range("tal_fast.forward"):
             thread = threading.Thread(target=a_step)
             thread.start()
@@ -112,8 +125,19 @@ class TestRecorder:
 
 class TestKernel:
     def test_this_process(self):
-        waited = procfs.queue_wait()
-        assert waited is None or waited >= 0
+        queue = procfs.QueueWait()
+        ended = threading.Event()
+        thread = threading.Thread(target=ended.wait)
+        thread.start()
+        queue.look()
+        before = queue.seconds()
+        ended.set()
+        thread.join()
+        after = queue.seconds()
+        # What the thread waited counts on when it has ended.
+        assert (before is None and after is None) or after >= before >= 0
+        queue.close()
+        queue.close()
         machine = procfs.machine_cpu()
         assert machine is None or machine.busy > 0
 
@@ -152,7 +176,7 @@ class TestProfile:
             sample(t / 5, busy=t / 5 * (1 + others), cpu=t / 5, steal=steal * t / 5, read=100 * t)
             for t in range(101)
         ]
-        return profile_of(records, samples, warm_up=3, environment={})
+        return profile_of(records, samples, between={}, warm_up=3, environment={})
 
     def test_a_calm_machine(self):
         found = self.made(others=0.05)
@@ -170,13 +194,12 @@ class TestProfile:
         found = self.made(**taken)
         assert (found["steps"]["calm"], found["steps"]["used"]) == (0, 20)
         assert found["disturbed"]
-        assert "Disturbed" in summary(found)
 
     def test_medians_are_of_calm_steps_where_there_are_enough(self):
         records = [record(i, float(i), 1.0, other=1.0) for i in range(10)]
         records += [record(10 + i, 10.0 + i, 3.0, wait=2.0, other=3.0) for i in range(30)]
         samples = [sample(t / 5, busy=t / 5, cpu=t / 5) for t in range(400)]
-        found = profile_of(records, samples, warm_up=0, environment={})
+        found = profile_of(records, samples, between={}, warm_up=0, environment={})
         assert found["steps"]["calm"] == found["steps"]["used"] == 10
         assert found["step"]["wall"]["value"] == 1000.0
 
@@ -186,7 +209,7 @@ class TestProfile:
             for t in range(3)
         ]
         records = [StepRecord(1, 0.0, PhaseTime(1.0, 1.0, 1.0, None), {"other": PhaseTime(1.0)})]
-        found = profile_of(records, samples, warm_up=0, environment={})
+        found = profile_of(records, samples, between={}, warm_up=0, environment={})
         assert found["steps"]["calm"] is None
         assert found["disturbed"] is None
         for figure in (*found["disturbance"].values(), *found["reading"].values(),
