@@ -24,6 +24,7 @@ __all__ = [
     "CurvePoint",
     "LearningCurve",
     "mean_and_deviation",
+    "mean_of_known",
     "part",
     "percent",
     "telling_labels",
@@ -62,6 +63,12 @@ def _variance(values: Sequence[float]) -> float:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Returns the mean and the sample standard deviation (None for one value)."""
     return _mean(values), math.sqrt(_variance(values)) if len(values) > 1 else None
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Returns the mean; None unless every value is known."""
+    known = [float(value) for value in values if value is not None]
+    return _mean(known) if known and len(known) == len(values) else None
 
 
 def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
