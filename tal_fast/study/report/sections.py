@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tal_fast.curves import CurvePoint, LearningCurve
-from tal_fast.curves.learning_curve import percent, telling_labels
+from tal_fast.curves.learning_curve import LAST, percent, telling_labels
 from tal_fast.study.execution.energy import energy_text
 from tal_fast.study.report.comparison import (
     LABELS,
@@ -209,7 +209,7 @@ def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str])
 def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns a row per family: error and rank on each curve, the best mean rank first."""
     titles = {row["family"]: row["title"] for fit in fits for row in fit["families"]}
-    titles["last1"] = "last value"
+    titles[LAST] = "last value"
     cells: list[dict[str, dict[str, Any]]] = [
         {
             row["family"]: {"rmse": row["rmse"], "rank": rank}
