@@ -107,10 +107,12 @@ def test_reference_imports_torch_alone(path: Path) -> None:
         assert fits, f"{path.name}:{line}: imports {module}"
 
 
-def test_the_package_and_the_command_line_are_light() -> None:
-    # -h must answer in under a second, so torch and scipy come in where they are needed.
+@pytest.mark.parametrize("modules", ["tal_fast, tal_fast.cli", "tal_fast.study.report.page"])
+def test_the_package_the_command_line_and_a_report_are_light(modules: str) -> None:
+    # -h must answer in under a second, so torch and scipy come in where they are needed; a report
+    # whose fits were kept needs neither.
     code = (
-        "import sys, tal_fast, tal_fast.cli\n"
+        f"import sys, {modules}\n"
         "print([m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tal_fast.curves.learning_curve import (
     CurvePoint,
     LearningCurve,
+    mean_of_known,
     part,
     percent,
     telling_labels,
@@ -47,11 +48,6 @@ def _optional(path: Path, line: int, column: str, text: str | None) -> float | N
 Row = tuple[int, Mapping[str, str]]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
-
-
 def _share(value: float) -> float:
     return round(value, 9)  # as it was written, where 100 · p ends beside it
 
@@ -69,7 +65,9 @@ def _of_trainings(path: Path, rows: Sequence[Row]) -> list[CurvePoint]:
             value = percent(_number(path, line, "average_map", row["average_map"]))
             draws.setdefault(row["repetition"], []).append(value)
         known = {
-            name: _mean([_optional(path, line, column, row.get(column)) for line, row in group])
+            name: mean_of_known(
+                [_optional(path, line, column, row.get(column)) for line, row in group]
+            )
             for name, column in (("videos", "videos"), ("seconds", "total_seconds"))
         }
         points.append(CurvePoint.of_draws(share, list(draws.values()), None, **known))

@@ -23,12 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from tal_fast.curves.learning_curve import CEILING, LAST
 from tal_fast.errors import ConfigError, nearest
 
 __all__ = ["CEILING", "FAMILIES", "FITTED", "Family", "choose_families"]
-
-CEILING = 100.0
-"""Largest mAP in points, and so the largest asymptote."""
 
 Floats = NDArray[np.float64]
 
@@ -243,7 +241,7 @@ def choose_families(names: Iterable[str] | None) -> tuple[Family, ...]:
     """
     if names is None:
         return FITTED
-    wanted = set(names) - {"last1"}
+    wanted = set(names) - {LAST}
     for name in sorted(wanted - set(FAMILIES)):
         raise ConfigError(
             f"families: expected some of {', '.join(FAMILIES)}, got {name!r}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from tal_fast.curves.families import CEILING, FITTED, Family
-from tal_fast.curves.learning_curve import LearningCurve
+from tal_fast.curves.learning_curve import LAST, LearningCurve
 from tal_fast.curves.solver import BatchFit, solve_batch
 
 __all__ = [
@@ -34,9 +34,6 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-
-LAST = "last1"
-"""Name of the baseline: the value at the largest p, for every p beyond."""
 
 _FEWEST = 3  # levels that the earliest cut of a backtest keeps
 

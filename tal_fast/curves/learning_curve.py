@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from tal_fast.errors import DataError
 
 __all__ = [
+    "CEILING",
     "DEVIATION_FLOOR",
+    "LAST",
     "CurvePoint",
     "LearningCurve",
     "mean_and_deviation",
+    "mean_of_known",
     "part",
     "percent",
     "telling_labels",
@@ -31,6 +34,12 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Number = TypeVar("Number", float, NDArray[np.float64])
+
+CEILING = 100.0
+"""Largest mAP in points, and so the largest asymptote."""
+
+LAST = "last1"
+"""Name of the baseline of all fits: the value at the largest p, for every p beyond."""
 
 DEVIATION_FLOOR = 0.5
 """Smallest standard deviation, in points, that weights go by: five trainings that agree by chance
@@ -62,6 +71,12 @@ def _variance(values: Sequence[float]) -> float:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Returns the mean and the sample standard deviation (None for one value)."""
     return _mean(values), math.sqrt(_variance(values)) if len(values) > 1 else None
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Returns the mean; None unless every value is known."""
+    known = [float(value) for value in values if value is not None]
+    return _mean(known) if known and len(known) == len(values) else None
 
 
 def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
@@ -180,7 +195,7 @@ class LearningCurve:
                 raise DataError(
                     f"{self.name}: expected p above 0 and at most 1 (100 %), got {point.share:g} %"
                 )
-            if not 0.0 <= point.mean <= 100.0:
+            if not 0.0 <= point.mean <= CEILING:
                 raise DataError(
                     f"{self.name}: expected mAP of 0 to 100 points {at}, got {point.mean:g}"
                 )

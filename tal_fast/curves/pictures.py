@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tal_fast.curves.extrapolation import Ensemble
-from tal_fast.curves.families import CEILING, FAMILIES
 from tal_fast.curves.figures import (
     GRID,
     INK,
@@ -20,10 +18,13 @@ from tal_fast.curves.figures import (
     legend,
     panel_figure,
 )
-from tal_fast.curves.fit import LAST, CurveFit, Replicates
-from tal_fast.curves.learning_curve import LearningCurve, percent
-from tal_fast.curves.planning import TargetPlan
+from tal_fast.curves.learning_curve import CEILING, LAST, LearningCurve, percent
 from tal_fast.curves.tables import band_name
+
+if TYPE_CHECKING:  # scipy comes with them, and fits that were kept are drawn without
+    from tal_fast.curves.extrapolation import Ensemble
+    from tal_fast.curves.fit import CurveFit, Replicates
+    from tal_fast.curves.planning import TargetPlan
 
 __all__ = ["extrapolation_picture", "fit_picture", "fits_picture", "lines_of", "target_picture"]
 
@@ -194,6 +195,8 @@ def extrapolation_picture(ensemble: Ensemble, found: Mapping[str, Any]) -> Any:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    from tal_fast.curves.families import FAMILIES
+
     figure, (axes,) = blank_figure(size=(8.2, 4.2))
     curve = ensemble.curve
     lines = lines_of(curve, ensemble.fits, ensemble, found["share"], found["confidence"])

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tal_fast.curves.extrapolation import Extrapolation
-from tal_fast.curves.fit import LAST, CurveFit
-from tal_fast.curves.learning_curve import LearningCurve, percent
-from tal_fast.curves.planning import Budget, Candidate, Ranking, TargetPlan, TrialCost
+from tal_fast.curves.learning_curve import LAST, LearningCurve, percent
+
+if TYPE_CHECKING:  # scipy comes with them, and a study needs none for its own tables
+    from tal_fast.curves.extrapolation import Extrapolation
+    from tal_fast.curves.fit import CurveFit
+    from tal_fast.curves.planning import Budget, Candidate, Ranking, TargetPlan, TrialCost
 
 __all__ = [
     "backtest_table",

@@ -14,7 +14,7 @@ from rich.table import Table
 from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.learning_curve import percent
 from tal_fast.curves.tables import duration, table_of
-from tal_fast.study.execution.outcomes import Outcome
+from tal_fast.study.execution.messages import Outcome
 from tal_fast.study.results import curve_name, curves_by_training
 from tal_fast.study.trial import TrialTask
 

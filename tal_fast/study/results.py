@@ -9,7 +9,7 @@ from typing import Any
 
 from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.curve_files import csv_cell, csv_text
-from tal_fast.curves.learning_curve import percent, telling_labels
+from tal_fast.curves.learning_curve import mean_of_known, percent, telling_labels
 from tal_fast.errors import DataError
 from tal_fast.study.sampling import SAMPLINGS
 from tal_fast.study.trial import BUDGETS, Scores, TrialRecord
@@ -23,12 +23,6 @@ def _thresholds(scores: Iterable[Scores]) -> list[str]:
     return sorted({key for score in scores for key in score.map_per_threshold}, key=float)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Returns the mean, None where a trial does not tell its value."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
 def _order(record: TrialRecord) -> tuple[Any, ...]:
     trial = record.trial
     return trial.fraction, trial.repetition, trial.training, record.name
@@ -40,12 +34,12 @@ def _points(group: Sequence[TrialRecord], modes: Iterable[str]) -> dict[str, Cur
     for record in group:
         draws.setdefault(record.trial.repetition, []).append(record)
     known = {
-        "videos": _mean([len(record.sample.videos) for record in group]),
-        "instances": _mean([record.sample.instances for record in group]),
-        "classes": _mean([len(record.sample.classes) for record in group]),
-        "windows": _mean([record.told("windows") for record in group]),
-        "steps": _mean([record.told("steps") for record in group]),
-        "seconds": _mean([record.seconds for record in group]),
+        "videos": mean_of_known([len(record.sample.videos) for record in group]),
+        "instances": mean_of_known([record.sample.instances for record in group]),
+        "classes": mean_of_known([len(record.sample.classes) for record in group]),
+        "windows": mean_of_known([record.told("windows") for record in group]),
+        "steps": mean_of_known([record.told("steps") for record in group]),
+        "seconds": mean_of_known([record.seconds for record in group]),
     }
     points = {}
     for mode in modes:

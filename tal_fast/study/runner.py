@@ -23,7 +23,7 @@ from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
 from tal_fast.study.execution.energy import EnergyMeter
 from tal_fast.study.execution.local import InProcess, LocalPool
-from tal_fast.study.execution.outcomes import Executor, Outcome, is_environment_error
+from tal_fast.study.execution.messages import Executor, Outcome, is_environment_error
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
 from tal_fast.study.trial import TrialRecord, TrialTask

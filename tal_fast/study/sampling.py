@@ -224,11 +224,20 @@ class Sample:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Sample:
-        """Returns the sample of these fields, whose sequences may be lists."""
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
-        return cls(**values)
+        """Returns the sample of these fields, whose sequences may be lists.
+
+        Raises:
+            KeyError: a field that every sample has is missing.
+        """
+        positions = fields.get("positions")
+        return cls(
+            videos=tuple(fields["videos"]),
+            instances=fields["instances"],
+            classes=tuple(fields["classes"]),
+            missing_classes=tuple(fields["missing_classes"]),
+            windows=fields.get("windows"),
+            positions=None if positions is None else tuple(positions),
+        )
 
 
 def _draw(names: Sequence[str], count: int, *key: object) -> tuple[str, ...]:

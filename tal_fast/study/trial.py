@@ -51,7 +51,7 @@ class Trial:
     training: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of the trial's directory.
 
@@ -205,21 +205,24 @@ class TrialRecord:
         """
         if not isinstance(content, dict):
             content = {}
-        for key in _NEEDED:
-            if key not in content:
-                raise DataError(f"{where}: expected the fields of a trial, {key!r} is missing")
+        missing = next((key for key in _NEEDED if key not in content), None)
+        if missing is not None:
+            raise DataError(f"{where}: expected the fields of a trial, {missing!r} is missing")
         result = content["result"]
-        scores = {"result": result}
-        scores |= {f"result.ema.{mode}": one for mode, one in result.get("ema", {}).items()}
-        for place, one in scores.items():
+        for mode, one in (("", result), *result.get("ema", {}).items()):
             for key in ("average_map", "map_per_threshold"):
                 if key not in one:
+                    place = f"result.ema.{mode}" if mode else "result"
                     raise DataError(f"{where}: expected {place}.{key}, found none")
+        try:
+            sample = Sample.from_dict(content["sample"])
+        except KeyError as error:
+            raise DataError(f"{where}: expected sample.{error.args[0]}, found none") from None
         fields = {key: content[key] for key in _OF_TRIAL if key in content}
         return cls(
             trial=Trial(**{"model": "", **fields}),
             settings=content["settings"],
-            sample=Sample.from_dict(content["sample"]),
+            sample=sample,
             result=result,
             seconds=content.get("seconds"),
             threads=content.get("threads"),

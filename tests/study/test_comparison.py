@@ -9,9 +9,7 @@ import pytest
 from made_records import BUDGETS, trial
 
 from tal_fast.study.report.comparison import (
-    compare_averages,
-    compare_budgets,
-    compare_samplings,
+    compare,
     curve_shape,
     initial_weights,
     score_table,
@@ -25,7 +23,7 @@ def by_p(comparison):
 
 class TestBudgets:
     def test_pairs_by_hand(self):
-        off, plain = compare_budgets(score_table(BUDGETS), build_curves(BUDGETS))
+        off, plain = compare(score_table(BUDGETS), build_curves(BUDGETS), "budget")
         assert off.first == ("video", "epochs", "off")
         assert off.second == ("video", "steps", "off")
         found = by_p(off)
@@ -38,10 +36,10 @@ class TestBudgets:
         assert by_p(plain)[10].mean == pytest.approx((23 + 25) / 2)
 
     def test_a_level_without_pairs_is_left_out(self):
-        (off, _) = compare_budgets(score_table(BUDGETS), build_curves(BUDGETS))
+        (off, _) = compare(score_table(BUDGETS), build_curves(BUDGETS), "budget")
         assert sorted(by_p(off)) == [10, 100]  # p = 50 % is there under steps alone
         strangers = [trial(0.1, 0, 0.2), trial(0.1, 1, 0.3, budget="steps")]
-        assert compare_budgets(score_table(strangers), build_curves(strangers)) == []
+        assert compare(score_table(strangers), build_curves(strangers), "budget") == []
 
     def test_trainings_on_one_draw_are_averaged_first(self):
         records = [
@@ -52,7 +50,7 @@ class TestBudgets:
             trial(0.1, 0, 0.6, budget="steps", training=1),
             trial(0.1, 1, 0.5, budget="steps"),
         ]
-        (found,) = compare_budgets(score_table(records), build_curves(records))
+        (found,) = compare(score_table(records), build_curves(records), "budget")
         (one,) = found.differences
         assert one.pairs == 2
         assert one.mean == pytest.approx((15 + 0) / 2)
@@ -60,16 +58,16 @@ class TestBudgets:
 
     def test_steps_that_some_trials_do_not_tell(self):
         records = [trial(0.1, 0, 0.2, steps=None), trial(0.1, 0, 0.3, budget="steps")]
-        (found,) = compare_budgets(score_table(records), build_curves(records))
+        (found,) = compare(score_table(records), build_curves(records), "budget")
         assert found.differences[0].steps == (None, 8.0)
 
     def test_one_budget_has_nothing_to_compare(self):
-        assert compare_budgets(score_table(BUDGETS[:4]), build_curves(BUDGETS[:4])) == []
+        assert compare(score_table(BUDGETS[:4]), build_curves(BUDGETS[:4]), "budget") == []
 
 
 class TestAverages:
     def test_within_each_training(self):
-        epochs, steps = compare_averages(score_table(BUDGETS), build_curves(BUDGETS))
+        epochs, steps = compare(score_table(BUDGETS), build_curves(BUDGETS), "ema")
         assert (epochs.first[2], epochs.second[2], epochs.second[1]) == ("off", "plain", "epochs")
         values = [-15, -17, -30]
         mean = sum(values) / 3
@@ -90,7 +88,7 @@ class TestSamplings:
     )
 
     def test_means_of_draws_apart(self):
-        (found,) = compare_samplings(score_table(self.RECORDS), build_curves(self.RECORDS))
+        (found,) = compare(score_table(self.RECORDS), build_curves(self.RECORDS), "sampling")
         (one,) = found.differences
         assert (one.share, one.pairs) == (10, None)
         assert one.mean == pytest.approx(30)
@@ -99,7 +97,7 @@ class TestSamplings:
 
     def test_one_draw_has_no_error(self):
         records = self.RECORDS[1:]
-        (found,) = compare_samplings(score_table(records), build_curves(records))
+        (found,) = compare(score_table(records), build_curves(records), "sampling")
         assert found.differences[0].error is None
 
 

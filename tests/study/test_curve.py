@@ -9,9 +9,11 @@ from made_records import BUDGETS, RECORDS, trial
 from tal_fast.curves.curve_files import curve_csv
 from tal_fast.curves.learning_curve import mean_and_deviation
 from tal_fast.curves.tables import duration
+from tal_fast.errors import DataError
 from tal_fast.study.display import curve_table, curve_tables
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import StudySpec
+from tal_fast.study.trial import TrialRecord
 
 
 class TestCurve:
@@ -113,3 +115,15 @@ def test_command_can_be_pasted(tmp_path):
     assert "--data '" in command
     assert "--fractions 0.1,1 --repetitions 5 --split data --seed 0" in command
     assert "--set training.epochs=3 --jobs 2 --threads 1 --out" in command
+
+
+def test_a_record_without_a_part_of_its_sample():
+    content = RECORDS[0].to_dict()
+    del content["sample"]["classes"]
+    with pytest.raises(DataError, match=r"here: expected sample\.classes, found none"):
+        TrialRecord.from_dict(content, "here")
+
+
+def test_a_record_survives_its_file():
+    for record in (*RECORDS, *BUDGETS):
+        assert TrialRecord.from_dict(record.to_dict(), "here") == record

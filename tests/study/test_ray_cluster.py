@@ -28,7 +28,7 @@ import tal_fast
 from tal_fast.data import open_dataset
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError, MissingExtraError, TalFastError
-from tal_fast.study.execution.outcomes import Outcome, is_environment_error, rebuild_error
+from tal_fast.study.execution.messages import Outcome, is_environment_error, rebuild_error
 from tal_fast.study.execution.ray import cluster as ray_cluster
 from tal_fast.study.execution.ray import driver as ray_driver
 from tal_fast.study.execution.ray import process as ray_process

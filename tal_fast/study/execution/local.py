@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.errors import ConfigError, TalFastError
-from tal_fast.study.execution.outcomes import Outcome, Progress
-from tal_fast.study.execution.processes import ChildProcess
+from tal_fast.study.execution.messages import ChildProcess, Outcome, Progress
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.trial import TrialTask
 

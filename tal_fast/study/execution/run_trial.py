@@ -23,7 +23,7 @@ from typing import Any
 import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError
-from tal_fast.study.execution.outcomes import Progress, is_environment_error
+from tal_fast.study.execution.messages import Progress, is_environment_error
 from tal_fast.study.execution.store import LOCK_FILE, RECORD, load_trial, locked_directory
 from tal_fast.study.trial import TrialRecord, TrialTask
 

@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from tal_fast.study.execution.outcomes import Throttle, failure
+from tal_fast.study.execution.messages import Throttle, failure
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.trial import TrialTask
 

@@ -16,23 +16,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from tal_fast.curves import LearningCurve
-from tal_fast.curves.learning_curve import mean_and_deviation, percent
+from tal_fast.curves.learning_curve import mean_and_deviation, mean_of_known, percent
 from tal_fast.study.trial import TrialRecord
 
 __all__ = [
+    "LABELS",
     "Comparison",
     "Difference",
     "InitialWeight",
     "Scores",
     "Shape",
-    "compare_averages",
-    "compare_budgets",
-    "compare_samplings",
+    "compare",
     "curve_shape",
     "initial_weights",
     "key_of",
     "score_table",
 ]
+
+LABELS = ("sampling", "budget", "ema")
+"""What tells the curves of a study apart."""
 
 Key = tuple[str, str, str]
 """Sampling, budget and mode of averaging: what names a curve."""
@@ -40,7 +42,8 @@ Key = tuple[str, str, str]
 
 def key_of(curve: LearningCurve) -> Key:
     """Returns what names a curve."""
-    return curve.labels["sampling"], curve.labels["budget"], curve.labels["ema"]
+    sampling, budget, mode = (curve.labels[label] for label in LABELS)
+    return sampling, budget, mode
 
 
 # Slopes that differ by this many standard errors are told apart.
@@ -105,9 +108,7 @@ _Side = Mapping[tuple[int, int], tuple[float, float | None]]
 
 
 def _mean_steps(side: _Side, trials: Iterable[tuple[int, int]]) -> float | None:
-    steps = [side[trial][1] for trial in trials]
-    known = [value for value in steps if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(steps) else None
+    return mean_of_known([side[trial][1] for trial in trials])
 
 
 def _by_draw(values: Iterable[tuple[int, float]]) -> list[float]:
@@ -173,38 +174,19 @@ def _against_first(keys: Sequence[Key], place: int) -> Iterator[tuple[Key, Key]]
             heads[rest] = key
 
 
-def _comparisons(
-    cells: Scores, curves: Sequence[LearningCurve], place: int, *, paired: bool
-) -> list[Comparison]:
-    keys = [key_of(curve) for curve in curves]
-    found = (
-        _compare(cells, first, second, paired=paired)
-        for first, second in _against_first(keys, place)
-    )
-    return [one for one in found if one is not None]
-
-
-def compare_samplings(scores: Scores, curves: Sequence[LearningCurve]) -> list[Comparison]:
-    """Compares every sampling with the first, under the same budget and averaging.
+def compare(scores: Scores, curves: Sequence[LearningCurve], by: str) -> list[Comparison]:
+    """Compares every curve with the first of those that differ from it in one thing alone.
 
     Args:
         scores: from :func:`score_table`.
         curves: the curves built from the same records.
-
-    Returns:
-        One comparison per curve of the other samplings; their draws are not paired.
+        by: label that differs: ``"budget"``, on the same draws and seeds, ``"ema"``, within each
+            training, or ``"sampling"``, whose draws are not paired.
     """
-    return _comparisons(scores, curves, 0, paired=False)
-
-
-def compare_budgets(scores: Scores, curves: Sequence[LearningCurve]) -> list[Comparison]:
-    """Compares every budget with the first, on the same draws and seeds; see above."""
-    return _comparisons(scores, curves, 1, paired=True)
-
-
-def compare_averages(scores: Scores, curves: Sequence[LearningCurve]) -> list[Comparison]:
-    """Compares every mode of averaging with the first, within each training; see above."""
-    return _comparisons(scores, curves, 2, paired=True)
+    keys = [key_of(curve) for curve in curves]
+    pairs = _against_first(keys, LABELS.index(by))
+    found = (_compare(scores, *pair, paired=by != "sampling") for pair in pairs)
+    return [one for one in found if one is not None]
 
 
 @dataclass(frozen=True)

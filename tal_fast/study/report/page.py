@@ -110,6 +110,7 @@ def _draw(
     pictures: _Pictures,
     curves: Sequence[LearningCurve],
     compared: Mapping[str, Sequence[Mapping[str, Any]]],
+    fits: Mapping[str, Mapping[str, Any]],
     subtitle: str,
 ) -> None:
     if len(curves) == 1:
@@ -124,6 +125,12 @@ def _draw(
             # The mode that the averages are compared with has the first style.
             figure = comparison_picture(panels, first=int(name == "averages"))
             pictures.add(name, figure, titles)
+    by_name = {curve_name(curve, curves): curve for curve in curves}
+    fitted = [
+        (name or subtitle, by_name[name], found) for name, found in fits.items() if found["drawing"]
+    ]
+    if fitted:
+        pictures.add("fits", *fits_picture(fitted))
 
 
 def write_report(
@@ -174,15 +181,7 @@ def write_report(
     found, left_out, file = fit_curves(out, curves, most=fits)
     pictures = _Pictures(out)
     drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
-    _draw(pictures, curves, drawn, subtitle)
-    by_name = {curve_name(curve, curves): curve for curve in curves}
-    fitted = [
-        (name or subtitle, by_name[name], content)
-        for name, content in found.items()
-        if content["drawing"]
-    ]
-    if fitted:
-        pictures.add("fits", *fits_picture(fitted))
+    _draw(pictures, curves, drawn, found, subtitle)
     text = _render(
         page,
         study,

@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tal_fast.curves import CurvePoint, LearningCurve
-from tal_fast.curves.learning_curve import percent, telling_labels
+from tal_fast.curves.learning_curve import LAST, percent, telling_labels
 from tal_fast.study.execution.energy import energy_text
 from tal_fast.study.report.comparison import (
+    LABELS,
     Comparison,
     Difference,
     Scores,
     Shape,
-    compare_averages,
-    compare_budgets,
-    compare_samplings,
+    compare,
     curve_shape,
     initial_weights,
     key_of,
@@ -210,7 +209,7 @@ def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str])
 def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns a row per family: error and rank on each curve, the best mean rank first."""
     titles = {row["family"]: row["title"] for fit in fits for row in fit["families"]}
-    titles["last1"] = "last value"
+    titles[LAST] = "last value"
     cells: list[dict[str, dict[str, Any]]] = [
         {
             row["family"]: {"rmse": row["rmse"], "rank": rank}
@@ -253,13 +252,13 @@ def _grouped(
 
 def _words(key: Sequence[str], curves: Sequence[LearningCurve], places: Sequence[int]) -> str:
     """Returns what of a key the study varies, of these places."""
-    names, telling = ("sampling", "budget", "ema"), telling_labels(curves)
-    return ", ".join(key[place] for place in places if names[place] in telling)
+    telling = telling_labels(curves)
+    return ", ".join(key[place] for place in places if LABELS[place] in telling)
 
 
 def budgets_section(scores: Scores, curves: Sequence[LearningCurve]) -> list[dict[str, Any]]:
     """Returns the comparison of budgets: per sampling and budget a table of paired differences."""
-    found = compare_budgets(scores, curves)
+    found = compare(scores, curves, "budget")
     section = []
     for (sampling, budget), group in _grouped(found, (0, 1)).items():
         first = group[0].first[1]
@@ -294,7 +293,7 @@ def averages_section(
     """
     weights = {} if decay is None else initial_weights(scores, decay)
     section = []
-    for key, group in _grouped(compare_averages(scores, curves), (0, 1)).items():
+    for key, group in _grouped(compare(scores, curves, "ema"), (0, 1)).items():
         first = group[0].first[2]
         lines = [(f"{one.second[2]} minus {first}", one) for one in group]
         own = [curve for curve in curves if key_of(curve)[:2] == key]
@@ -325,7 +324,7 @@ def samplings_section(scores: Scores, curves: Sequence[LearningCurve]) -> dict[s
     points = {name: {p.share: p for p in heads[name].points} for name in names}
     shares = sorted({share for found in points.values() for share in found})
     tables = []
-    found = compare_samplings(scores, curves)
+    found = compare(scores, curves, "sampling")
     for (sampling, budget), group in _grouped(found, (0, 1)).items():
         first = group[0].first[0]
         where = _words((sampling, budget), curves, (1,))

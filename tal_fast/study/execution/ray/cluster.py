@@ -28,7 +28,7 @@ import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study.execution.local import GRACE_SECONDS
-from tal_fast.study.execution.outcomes import Outcome, Progress
+from tal_fast.study.execution.messages import Outcome, Progress
 from tal_fast.study.execution.ray.process import DriverProcess, short_directory_if_needed
 from tal_fast.study.trial import TrialTask
 

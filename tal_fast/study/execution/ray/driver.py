@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from tal_fast.errors import ConfigError, TalFastError
-from tal_fast.study.execution.outcomes import describe_error
+from tal_fast.study.execution.messages import describe_error
 
 __all__ = ["main"]
 

@@ -22,8 +22,7 @@ from typing import Any
 import psutil
 
 from tal_fast.errors import ConfigError, TalFastError
-from tal_fast.study.execution.outcomes import rebuild_error
-from tal_fast.study.execution.processes import ChildProcess
+from tal_fast.study.execution.messages import ChildProcess, rebuild_error
 from tal_fast.study.trial import TrialTask
 
 __all__ = ["DriverProcess", "make_short_directory", "short_directory_if_needed"]

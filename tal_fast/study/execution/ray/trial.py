@@ -19,7 +19,7 @@ from typing import Any
 import tal_fast
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError
-from tal_fast.study.execution.outcomes import Throttle, failure
+from tal_fast.study.execution.messages import Throttle, failure
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.execution.store import BusyError
 from tal_fast.study.trial import TrialTask
