@@ -179,7 +179,7 @@ def load_config(
         from_file = _read_yaml(Path(path))
     name = str(from_file.get("name", "tadtr")) if preset is None else preset
     settings = _defaults(name)
-    merge(settings, {**from_file, "name": name})
+    merge(settings, {**from_file, "name": name}, model=name)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -187,7 +187,7 @@ def load_config(
         value: Any = parse_yaml(text, f"override {override!r}", ConfigError)
         for part in reversed(key.split(".")):
             value = {part: value}
-        merge(settings, value)
+        merge(settings, value, model=name)
     return config_from_dict(settings)
 
 
@@ -195,7 +195,7 @@ def _defaults(name: str) -> dict[str, Any]:
     """Returns the settings of a named model as nested dicts."""
     found = recipe(name)
     training = plain(asdict(TrainingConfig()))
-    merge(training, found.settings.get("training", {}), "training.")
+    merge(training, found.settings.get("training", {}), "training.", model=name)
     sections = plain(asdict(detector_config(name)))
     return {"name": name, **sections, "training": training}
 
@@ -210,7 +210,7 @@ def config_from_dict(settings: Mapping[str, Any]) -> ExperimentConfig:
     if not isinstance(name, str):
         raise ConfigError(f"bad setting name: expected that of a model, got {name!r}")
     merged = _defaults(name)
-    merge(merged, settings)
+    merge(merged, settings, model=name)
     del merged["name"]
     training = checked(TrainingConfig, merged.pop("training"), "training.")
     return ExperimentConfig(name, checked(detector_of(name).Config, merged), training)

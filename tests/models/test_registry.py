@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,13 @@ def test_places_without_a_module(tmp_path):
         recipe(f"{tmp_path / 'none.py'}:Mine")
     with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError: No module na"):
         recipe("no_such_package.models:Mine")
+
+
+def test_a_file_with_an_error_in_its_syntax(tmp_path):
+    (tmp_path / "mine.py").write_text("import torch\n\nclass Mine(:\n    pass\n")
+    message = r"model '.*mine\.py:Mine': cannot be imported: SyntaxError: .*mine\.py, line 3\)$"
+    with pytest.raises(ConfigError, match=message):
+        load_config(preset=f"{tmp_path / 'mine.py'}:Mine")
 
 
 BROKEN = """
@@ -159,3 +167,5 @@ def test_a_module_of_the_working_directory_on_the_command_line(folder, tmp_path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+    # It learns from whole videos, which are no windows.
+    assert re.search(r"1 epochs, \d+ steps over (\d+) clips of \1 videos in", done.stdout)
