@@ -89,6 +89,9 @@ class TrainingConfig:
             an exponential moving average of them (:mod:`tal_fast.training.ema`). Several, with
             commas, are tested after one training; ``checkpoint.pt`` holds the first.
         ema_decay: decay of the average.
+        ema_repeats: ``plain``: take a weight in once per name that the model holds it under, and
+            not once a step. So do official codes; it matters where levels share a module
+            (TemporalMaxer with ``model.neck=layernorm``).
         holdout: share of the *training* videos kept back to pick the best weights; 0 keeps the
             last.
         check_every: steps between two ratings of the held-out videos; None rates after each epoch,
@@ -117,6 +120,7 @@ class TrainingConfig:
     amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: EmaModes = ("off",)
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    ema_repeats: bool = False
     holdout: Share = 0.0
     check_every: Positive | None = None
     device: str = "auto"

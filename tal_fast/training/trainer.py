@@ -227,6 +227,7 @@ class Trainer:
             self.model,
             config.training.ema,
             config.training.ema_decay,
+            config.training.ema_repeats,
             self.out,
             self._write_model,
             self.validate,
