@@ -122,6 +122,17 @@ def test_a_collision_is_found(file: str, planted: str) -> None:
     assert len(collisions([(file, sources[file]), ("planted.h", other)])) == 1
 
 
+def test_a_file_name_is_used_once_but_for_an_op() -> None:
+    """An op has its name in every folder; two files of any other name would be two things."""
+    folders = defaultdict(list)
+    for file in native_sources():
+        if file.startswith("csrc/"):
+            folders[Path(file).name].append(Path(file).parent.name)
+    ops = {Path(file).stem for file in native_sources() if re.match(r"csrc/ops/.*\.cpp", file)}
+    twice = {name: sorted(found) for name, found in folders.items() if len(found) > 1}
+    assert not {name: found for name, found in twice.items() if Path(name).stem not in ops}
+
+
 @pytest.mark.parametrize("folder", ["cpu", "evaluation", "reader"])
 def test_folders_keep_to_their_namespaces(folder: str) -> None:
     for file, text in native_sources().items():

@@ -33,8 +33,8 @@ def test_one_function_waits():
 
 def test_only_outputs_of_exact_size_need_it():
     callers = [path.name for path in sorted(CUDA.iterdir()) if "read_back(" in code(path)]
-    assert callers == ["launch.h", "nms_solver.h"]
-    source = code(CUDA / "nms_solver.h")
+    assert callers == ["launch.h", "nms_launch.h"]
+    source = code(CUDA / "nms_launch.h")
     # Once per call, and for an error's message.
     assert source.count("read_back(") == 3
     assert re.findall(

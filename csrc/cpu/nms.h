@@ -76,7 +76,7 @@ size_t nms_scratch_bytes(NmsMethod method, int64_t count);
 // Solves one problem and returns how many segments are kept. Segments may be anything, NaN and
 // negative lengths included: the IoU formula decides.
 template <typename T>
-int64_t solve_nms(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch,
+int64_t solve_nms(const NmsProblem<T>& problem, const NmsOptions<T>& options, std::byte* scratch,
                   const RunBoth& run_both,
                   int32_t* kept,    // [count] out: rows of the input, best first
                   T* kept_scores);  // [count] out: their scores, decayed if the method is soft
@@ -100,13 +100,15 @@ size_t hard_nms_scratch_bytes(int64_t count);
 // The three steps of the hard method: `index` and `rank` do not depend on each other, `select`
 // needs both. All are given the same arguments.
 template <typename T>
-void hard_nms_rank(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch);
+void hard_nms_rank(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                   std::byte* scratch);
 
 template <typename T>
-void hard_nms_index(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch);
+void hard_nms_index(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                    std::byte* scratch);
 
 template <typename T>
-int64_t hard_nms_select(const NmsProblem<T>& problem, const NmsOptions& options,
+int64_t hard_nms_select(const NmsProblem<T>& problem, const NmsOptions<T>& options,
                         std::byte* scratch,
                         int32_t* kept,     // [count] out
                         T* kept_scores);   // [count] out
@@ -116,7 +118,8 @@ size_t soft_nms_scratch_bytes(int64_t count);
 
 // Requires scores that are not negative.
 template <typename T>
-int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch,
+int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                       std::byte* scratch,
                        int32_t* kept,     // [count] out
                        T* kept_scores);   // [count] out
 )

@@ -91,8 +91,9 @@ struct Layout {
 };
 
 // With IoU >= 0 acting, everything acts on everything.
-bool use_index(int64_t n, const NmsOptions& options) {
-  return n >= kIndexFrom && !(options.acts_on_threshold && options.iou_threshold == 0.0);
+template <typename T>
+bool use_index(int64_t n, const NmsOptions<T>& options) {
+  return n >= kIndexFrom && !(options.acts_on_threshold && options.iou_threshold == T(0));
 }
 
 // Flags the segments [begin, stop), and perhaps some behind them, that segment `by` suppresses.
@@ -171,9 +172,9 @@ inline int64_t cell_of(const Index& index, const LengthClass& c, double start) {
 }
 
 template <bool kActsOnThreshold, typename T>
-int64_t select_with_index(const NmsProblem<T>& problem, const NmsOptions& options, Layout<T>& at,
+int64_t select_with_index(const NmsProblem<T>& problem, const NmsOptions<T>& options, Layout<T>& at,
                           int32_t* kept, T* kept_scores) {
-  const auto threshold = static_cast<T>(options.iou_threshold);
+  const T threshold = options.iou_threshold;
   // The computed IoU is within a few units in the last place of the exact one.
   const double t = static_cast<double>(threshold) * (1.0 - 1e-5);
   constexpr double kRounding = 16.0 * std::numeric_limits<T>::epsilon();
@@ -228,10 +229,10 @@ int64_t select_with_index(const NmsProblem<T>& problem, const NmsOptions& option
 }
 
 template <bool kActsOnThreshold, typename T>
-int64_t select_without_index(const NmsProblem<T>& problem, const NmsOptions& options, Layout<T>& at,
-                             int32_t* kept, T* kept_scores) {
-  const auto threshold = static_cast<T>(options.iou_threshold);
-  const auto eps = static_cast<T>(options.length_eps);
+int64_t select_without_index(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                             Layout<T>& at, int32_t* kept, T* kept_scores) {
+  const T threshold = options.iou_threshold;
+  const T eps = options.length_eps;
   const int64_t n = problem.count;
   // The rows by rank go where the kept ones will: not more of them are kept than have been read.
   int64_t ranked = 0;
@@ -265,14 +266,15 @@ size_t hard_nms_scratch_bytes(int64_t count) {
 }
 
 template <typename T>
-void hard_nms_rank(const NmsProblem<T>& problem, const NmsOptions& /*options*/,
+void hard_nms_rank(const NmsProblem<T>& problem, const NmsOptions<T>& /*options*/,
                    std::byte* scratch) {
   Layout<T> at(problem.count, scratch);
   at.feed.fill([&problem](int64_t slot) { return problem.scores[problem.rows[slot]]; });
 }
 
 template <typename T>
-void hard_nms_index(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch) {
+void hard_nms_index(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                    std::byte* scratch) {
   const int64_t n = problem.count;
   if (!use_index(n, options)) {
     return;
@@ -359,7 +361,7 @@ void hard_nms_index(const NmsProblem<T>& problem, const NmsOptions& options, std
     at.place[slot] = place;
     at.suppressed[place] = static_cast<Flag<T>>(slot);
   }
-  const auto eps = static_cast<T>(options.length_eps);
+  const T eps = options.length_eps;
   for (int64_t place = 0; place < n; ++place) {
     const T* segment = problem.segments + 2 * int64_t{problem.rows[at.suppressed[place]]};
     set_segment(at, place, segment[0], segment[1], eps);
@@ -368,8 +370,8 @@ void hard_nms_index(const NmsProblem<T>& problem, const NmsOptions& options, std
 }
 
 template <typename T>
-int64_t hard_nms_select(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch,
-                        int32_t* kept, T* kept_scores) {
+int64_t hard_nms_select(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                        std::byte* scratch, int32_t* kept, T* kept_scores) {
   Layout<T> at(problem.count, scratch);
   const bool index = use_index(problem.count, options);
   if (options.acts_on_threshold) {
@@ -380,11 +382,11 @@ int64_t hard_nms_select(const NmsProblem<T>& problem, const NmsOptions& options,
                : select_without_index<false>(problem, options, at, kept, kept_scores);
 }
 
-#define TAL_FAST_INSTANTIATE(T)                                                            \
-  template size_t hard_nms_scratch_bytes<T>(int64_t);                                      \
-  template void hard_nms_rank<T>(const NmsProblem<T>&, const NmsOptions&, std::byte*);     \
-  template void hard_nms_index<T>(const NmsProblem<T>&, const NmsOptions&, std::byte*);    \
-  template int64_t hard_nms_select<T>(const NmsProblem<T>&, const NmsOptions&, std::byte*, \
+#define TAL_FAST_INSTANTIATE(T)                                                               \
+  template size_t hard_nms_scratch_bytes<T>(int64_t);                                         \
+  template void hard_nms_rank<T>(const NmsProblem<T>&, const NmsOptions<T>&, std::byte*);     \
+  template void hard_nms_index<T>(const NmsProblem<T>&, const NmsOptions<T>&, std::byte*);    \
+  template int64_t hard_nms_select<T>(const NmsProblem<T>&, const NmsOptions<T>&, std::byte*, \
                                       int32_t*, T*);
 TAL_FAST_INSTANTIATE(float)
 TAL_FAST_INSTANTIATE(double)

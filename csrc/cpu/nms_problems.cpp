@@ -144,13 +144,12 @@ size_t nms_scratch_bytes(NmsMethod method, int64_t count) {
 }
 
 template <typename T>
-int64_t solve_nms(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch,
+int64_t solve_nms(const NmsProblem<T>& problem, const NmsOptions<T>& options, std::byte* scratch,
                   const RunBoth& run_both, int32_t* kept, T* kept_scores) {
   Carver carve(scratch);
   auto* rows = carve.take<int32_t>(problem.count);
   std::byte* rest = scratch + carve.used();
-  const auto min_score = static_cast<T>(options.min_score);
-  const T least = std::max(problem.floor, min_score);
+  const T least = std::max(problem.floor, options.min_score);
   NmsProblem<T> live = problem;
   if (least > -std::numeric_limits<T>::infinity()) {
     live.rows = rows;
@@ -161,7 +160,7 @@ int64_t solve_nms(const NmsProblem<T>& problem, const NmsOptions& options, std::
       return 0;
     }
     const int32_t best = best_row(problem);
-    if (problem.scores[best] >= min_score || problem.scores[best] < problem.floor) {
+    if (problem.scores[best] >= options.min_score || problem.scores[best] < problem.floor) {
       return 0;  // the floor has removed it
     }
     // All others fall in the round after the first pick.
@@ -248,12 +247,12 @@ void merge_by_score(const T* scores, int64_t count, int64_t limit, std::byte* sc
   }
 }
 
-#define TAL_FAST_INSTANTIATE(T)                                                      \
-  template size_t nms_scratch_bytes<T>(NmsMethod, int64_t);                          \
-  template int64_t solve_nms<T>(const NmsProblem<T>&, const NmsOptions&, std::byte*, \
-                                const RunBoth&, int32_t*, T*);                       \
-  template class BestScores<T>;                                                      \
-  template size_t merge_scratch_bytes<T>(int64_t);                                   \
+#define TAL_FAST_INSTANTIATE(T)                                                         \
+  template size_t nms_scratch_bytes<T>(NmsMethod, int64_t);                             \
+  template int64_t solve_nms<T>(const NmsProblem<T>&, const NmsOptions<T>&, std::byte*, \
+                                const RunBoth&, int32_t*, T*);                          \
+  template class BestScores<T>;                                                         \
+  template size_t merge_scratch_bytes<T>(int64_t);                                      \
   template void merge_by_score<T>(const T*, int64_t, int64_t, std::byte*, int32_t*);
 TAL_FAST_INSTANTIATE(float)
 TAL_FAST_INSTANTIATE(double)

@@ -126,17 +126,10 @@ inline uint64_t group_bits(const Layout<T>& at, int64_t base, int64_t picks, T s
   return bits;
 }
 
-template <typename T>
-NmsDecay<T> decay_of(const NmsOptions& options) {
-  return {static_cast<T>(options.iou_threshold), static_cast<T>(options.sigma),
-          static_cast<T>(options.t1), static_cast<T>(options.t2),
-          static_cast<T>(options.min_score)};
-}
-
 // The score after the decays by the selected segments [seen, picks), in their order; kNmsDropped if
 // it falls below the least score.
 template <NmsMethod kMethod, bool kActsOnThreshold, typename T>
-inline T decayed(const Layout<T>& at, const NmsDecay<T>& decay, T score, int64_t seen,
+inline T decayed(const Layout<T>& at, const NmsOptions<T>& options, T score, int64_t seen,
                  int64_t picks, T s, T e, T length) {
   if (!(s < e)) {  // overlaps nothing
     return score;
@@ -144,7 +137,7 @@ inline T decayed(const Layout<T>& at, const NmsDecay<T>& decay, T score, int64_t
   for (int64_t base = seen; base < picks; base += kGroup) {
     for (uint64_t bits = group_bits(at, base, picks, s, e); bits != 0; bits &= bits - 1) {
       const int64_t i = base + __builtin_ctzll(bits);
-      score = decayed_score<kMethod>(decay, kActsOnThreshold, score, at.picked_start[i],
+      score = decayed_score<kMethod>(options, kActsOnThreshold, score, at.picked_start[i],
                                      at.picked_end[i], at.picked_length[i], s, e, length);
       if (score == T(kNmsDropped)) {
         return score;
@@ -155,11 +148,9 @@ inline T decayed(const Layout<T>& at, const NmsDecay<T>& decay, T score, int64_t
 }
 
 template <NmsMethod kMethod, bool kActsOnThreshold, typename T>
-int64_t solve(const NmsProblem<T>& problem, const NmsOptions& options, int64_t most_picks,
+int64_t solve(const NmsProblem<T>& problem, const NmsOptions<T>& options, int64_t most_picks,
               std::byte* scratch, int32_t* kept, T* kept_scores) {
   Layout<T> at(problem.count, most_picks, scratch);
-  const auto eps = static_cast<T>(options.length_eps);
-  const NmsDecay<T> decay = decay_of<T>(options);
   for (int64_t i = 0; i < at.capacity; ++i) {
     at.picked_start[i] = std::numeric_limits<T>::infinity();
     at.picked_end[i] = -std::numeric_limits<T>::infinity();
@@ -188,13 +179,13 @@ int64_t solve(const NmsProblem<T>& problem, const NmsOptions& options, int64_t m
     const int32_t row = problem.rows[slot];
     const T s = problem.segments[2 * int64_t{row}];
     const T e = problem.segments[2 * int64_t{row} + 1];
-    const T length = (e - s) + eps;
+    const T length = (e - s) + options.length_eps;
     const T before = take_fresh ? problem.scores[row] : at.score[slot];
     if (before < problem.floor) {
       break;
     }
     const T score = decayed<kMethod, kActsOnThreshold>(
-        at, decay, before, take_fresh ? 0 : at.seen[slot], picks, s, e, length);
+        at, options, before, take_fresh ? 0 : at.seen[slot], picks, s, e, length);
     fresh += take_fresh ? 1 : 0;
     if (score == T(kNmsDropped)) {
       if (!take_fresh) {
@@ -236,8 +227,8 @@ size_t soft_nms_scratch_bytes(int64_t count) {
 }
 
 template <typename T>
-int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions& options, std::byte* scratch,
-                       int32_t* kept, T* kept_scores) {
+int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions<T>& options,
+                       std::byte* scratch, int32_t* kept, T* kept_scores) {
   const int64_t most = problem.count < options.max_segments ? problem.count : options.max_segments;
   const bool ge = options.acts_on_threshold;
   switch (options.method) {
@@ -256,9 +247,9 @@ int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions& options, 
   }
 }
 
-#define TAL_FAST_INSTANTIATE(T)                                                           \
-  template size_t soft_nms_scratch_bytes<T>(int64_t);                                     \
-  template int64_t soft_nms_solve<T>(const NmsProblem<T>&, const NmsOptions&, std::byte*, \
+#define TAL_FAST_INSTANTIATE(T)                                                              \
+  template size_t soft_nms_scratch_bytes<T>(int64_t);                                        \
+  template int64_t soft_nms_solve<T>(const NmsProblem<T>&, const NmsOptions<T>&, std::byte*, \
                                      int32_t*, T*);
 TAL_FAST_INSTANTIATE(float)
 TAL_FAST_INSTANTIATE(double)

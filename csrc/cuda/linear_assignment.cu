@@ -148,8 +148,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_assignment_cuda(
     out.push_back(allocate(costs, {matches}, ScalarType::Long));
   }
   if (matches > 0) {
-    costs.scalar_type() == ScalarType::Double ? solve_all<double>(scope, costs, problems, out)
-                                              : solve_all<float>(scope, costs, problems, out);
+    dispatch_compute_type(costs.scalar_type(), [&](auto tag) {
+      solve_all<typename decltype(tag)::type>(scope, costs, problems, out);
+    });
   }
   return {out[0], out[1], out[2]};
 }

@@ -60,23 +60,22 @@ Tensor matching_cost_cuda(const Tensor& logits_in,    // [K, B, Q, C] or [B, Q, 
   check_matching_settings(alpha, gamma, eps);
   const DeviceScope scope(logits_in);
   const ScalarType type = compute_type(logits_in.scalar_type());
-  const Tensor logits = matching_input(logits_in, type);
-  const Tensor segments = matching_input(segments_in, type);
-  const Tensor targets = matching_input(targets_in, type);
+  const Tensor logits = to_compute_type(logits_in);
+  const Tensor segments = to_compute_type(segments_in);
+  const Tensor targets = to_compute_type(targets_in);
   const Tensor labels = torch::stable::contiguous(labels_in);
   const Tensor out = allocate(logits, {shape.layers * shape.queries * shape.instances}, type);
   if (out.numel() == 0) {
     return out;
   }
-  const auto run = [&](auto tag) {
+  dispatch_compute_type(type, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto weights = matching_weights<T>(classification, l1, iou, alpha, gamma, eps);
     const auto launch_with =
         weights.gamma == T(2) ? &launch_all<Exponent::kTwo, T> : &launch_all<Exponent::kAny, T>;
     launch_with(scope, logits, segments, labels, targets, counts, shape, weights,
                 mutable_data<T>(out));
-  };
-  type == ScalarType::Double ? run(TypeTag<double>{}) : run(TypeTag<float>{});
+  });
   return out;
 }
 

@@ -10,32 +10,22 @@
 namespace tal_fast {
 
 template <typename T>
-struct HardRule {
-  T threshold;
-  T eps;
-  T min_score;
-  bool acts_on_threshold;
-  int64_t max_kept;
-
-  // Segments that do not overlap have the IoU 0, -0 or NaN, which acts nowhere but here.
-  TAL_FAST_DEVICE bool zero_acts() const { return acts_on_threshold && threshold == T(0); }
-};
-
-template <typename T>
 struct TimedSegment {
   T start, end, length;  // the length with the epsilon
 };
 
 template <typename T>
-TAL_FAST_DEVICE bool suppresses(const HardRule<T>& rule, const TimedSegment<T>& kept,
+TAL_FAST_DEVICE bool suppresses(const NmsOptions<T>& options, const TimedSegment<T>& kept,
                                 const TimedSegment<T>& other) {
+  // Segments that do not overlap have the IoU 0, -0 or NaN, which acts nowhere else.
+  const bool zero_acts = options.acts_on_threshold && options.iou_threshold == T(0);
   const T left = kept.start < other.start ? other.start : kept.start;
   const T right = other.end < kept.end ? other.end : kept.end;
-  if (!(T(0) < right - left) && !rule.zero_acts()) {  // spares most pairs the division
+  if (!(T(0) < right - left) && !zero_acts) {  // spares most pairs the division
     return false;
   }
   const T iou = nms_iou(kept.start, kept.end, kept.length, other.start, other.end, other.length);
-  return rule.acts_on_threshold ? iou >= rule.threshold : iou > rule.threshold;
+  return options.acts_on_threshold ? iou >= options.iou_threshold : iou > options.iou_threshold;
 }
 
 // The shared memory of a block and what its threads do with it together.
@@ -60,7 +50,7 @@ struct HardTile {
     }
   };
 
-  HardRule<T> rule;
+  NmsOptions<T> options;
   Segments candidates;      // [kSize]
   Segments part;            // [kPart]
   Shared<uint32_t> dead;    // [kWords]: a bit per candidate that is out
@@ -74,7 +64,7 @@ struct HardTile {
     return size.take<uint32_t>(kWords).template take<uint32_t>(kWarp).bytes();
   }
 
-  TAL_FAST_DEVICE explicit HardTile(const HardRule<T>& its_rule) : rule(its_rule) {
+  TAL_FAST_DEVICE explicit HardTile(const NmsOptions<T>& its_options) : options(its_options) {
     SharedMemory memory;
     for (Segments* segments : {&candidates, &part}) {
       const int count = segments == &candidates ? kSize : kPart;
@@ -94,8 +84,8 @@ struct HardTile {
     for (int i = static_cast<int>(threadIdx.x); i < kSize; i += kThreads) {
       bool alive = false;
       if (i < count) {
-        candidates.store(i, segments[2 * i], segments[2 * i + 1], rule.eps);
-        alive = scores[i] >= rule.min_score;
+        candidates.store(i, segments[2 * i], segments[2 * i + 1], options.length_eps);
+        alive = scores[i] >= options.min_score;
       }
       const unsigned out = __ballot_sync(kAllLanes, !alive);
       if (lane_index() == 0) {
@@ -113,7 +103,8 @@ struct HardTile {
     for (int64_t first = 0; first < count; first += kPart) {
       const int size = count - first < kPart ? static_cast<int>(count - first) : kPart;
       if (thread < size) {
-        part.store(thread, kept[2 * (first + thread)], kept[2 * (first + thread) + 1], rule.eps);
+        part.store(thread, kept[2 * (first + thread)], kept[2 * (first + thread) + 1],
+                   options.length_eps);
       }
       __syncthreads();
       for (int word = warp_index(); word < kWords; word += kWarps) {
@@ -136,7 +127,7 @@ struct HardTile {
       const TimedSegment<T> own = candidates.load(word * kWarp + lane_index());
       for (int j = 0; j < size && !is_dead; ++j) {
         if (bits == kAllLanes || ((bits >> j) & 1u) != 0) {
-          is_dead = suppresses(rule, by.load(j), own);
+          is_dead = suppresses(options, by.load(j), own);
         }
       }
     }
@@ -155,7 +146,7 @@ struct HardTile {
     const int lane = lane_index();
     const int words = static_cast<int>((count + kWarp - 1) / kWarp);
     __syncthreads();
-    for (int word = 0; word < words && num_kept < rule.max_kept; ++word) {
+    for (int word = 0; word < words && num_kept < options.max_segments; ++word) {
       unsigned alive = ~dead.load(word);
       if (alive == 0) {  // for all threads alike
         continue;
@@ -163,8 +154,8 @@ struct HardTile {
       const int first = word * kWarp;
       for (int row = warp_index(); row < kWarp; row += kWarps) {
         const bool asks = ((alive >> row) & 1u) != 0 && lane > row && ((alive >> lane) & 1u) != 0;
-        const bool acts =
-            asks && suppresses(rule, candidates.load(first + row), candidates.load(first + lane));
+        const bool acts = asks && suppresses(options, candidates.load(first + row),
+                                             candidates.load(first + lane));
         const unsigned suppressed = __ballot_sync(kAllLanes, acts);
         if (lane == 0) {
           matrix.store(row, suppressed);
@@ -177,7 +168,7 @@ struct HardTile {
           alive &= ((alive >> (row + i)) & 1u) != 0 ? ~suppressed[i] : kAllLanes;
         }
       }
-      while (num_kept + __popc(alive) > rule.max_kept) {
+      while (num_kept + __popc(alive) > options.max_segments) {
         alive &= ~(0x80000000u >> __clz(static_cast<int>(alive)));  // the last one is too many
       }
       if (warp_index() == 0 && ((alive >> lane) & 1u) != 0) {
@@ -207,8 +198,7 @@ struct NmsHard {
   static constexpr int kThreads = HardTile<T>::kThreads;
   static constexpr int kBlocks = 4;
 
-  HardRule<T> rule;
-  bool spare_first;
+  NmsOptions<T> options;
   const int64_t* starts;  // [problems + 1]
   const int64_t* order;   // [N]
   const T* segments;      // [N, 2] in rank order
@@ -217,13 +207,14 @@ struct NmsHard {
   NmsFacts* facts;
 
   TAL_FAST_DEVICE void operator()() const {
-    const HardTile<T> tile(rule);
+    const HardTile<T> tile(options);
     const int32_t problems = facts->problems;
     for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
       const int64_t begin = starts[p];
       const int64_t end = starts[p + 1];
       int64_t num_kept = 0;
-      for (int64_t at = begin; at < end && num_kept < rule.max_kept; at += HardTile<T>::kSize) {
+      for (int64_t at = begin; at < end && num_kept < options.max_segments;
+           at += HardTile<T>::kSize) {
         const int64_t count = end - at < HardTile<T>::kSize ? end - at : HardTile<T>::kSize;
         if (tile.load(segments + 2 * at, scores + at, count) == 0) {
           break;
@@ -232,7 +223,7 @@ struct NmsHard {
         num_kept = tile.settle(list, begin, num_kept, order + at, scores + at, count);
       }
       if (threadIdx.x == 0) {
-        if (num_kept == 0 && spare_first) {
+        if (num_kept == 0 && options.spare_first) {
           num_kept = spare_first_place(list, begin, order, scores);
         }
         list.counts[p] = num_kept;
@@ -251,8 +242,7 @@ struct NmsHardStep {
   static constexpr int kThreads = HardTile<T>::kThreads;
   static constexpr int kBlocks = 4;
 
-  HardRule<T> rule;
-  bool spare_first;
+  NmsOptions<T> options;
   int64_t step;
   int64_t n;
   const int64_t* order;  // [N]
@@ -265,7 +255,7 @@ struct NmsHardStep {
 
   TAL_FAST_DEVICE void operator()() const {
     using Tile = HardTile<T>;
-    const Tile tile(rule);
+    const Tile tile(options);
     const int thread = static_cast<int>(threadIdx.x);
     const int64_t number = step + blockIdx.x;
     const int64_t at = number * Tile::kSize;
@@ -273,7 +263,7 @@ struct NmsHardStep {
     const int64_t kept_before = step >= 1 ? ends[step - 1] : 0;
     const int64_t fresh_from = step >= 2 ? ends[step - 2] : 0;
     int64_t num_kept = kept_before;
-    if (kept_before < rule.max_kept) {
+    if (kept_before < options.max_segments) {
       tile.load(segments + 2 * at, scores + at, count);
       if (step > 0) {
         __syncthreads();
@@ -292,7 +282,7 @@ struct NmsHardStep {
     if (blockIdx.x == 0 && thread == 0) {
       ends[step] = num_kept;
       if (at + count == n) {
-        if (num_kept == 0 && spare_first) {
+        if (num_kept == 0 && options.spare_first) {
           num_kept = spare_first_place(list, 0, order, scores);
         }
         list.counts[0] = num_kept;

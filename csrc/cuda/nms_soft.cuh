@@ -89,11 +89,7 @@ struct NmsSoft {
 
   using Candidate = SoftCandidate<T>;
 
-  NmsDecay<T> decay;
-  bool acts_on_threshold;
-  T eps;
-  bool spare_first;
-  int64_t max_kept;
+  NmsOptions<T> options;
   const int64_t* starts;  // [problems + 1]
   const int64_t* order;   // [N]
   const T* by_row;        // [N, 2] segments
@@ -108,8 +104,9 @@ struct NmsSoft {
     if (!(pick_start < pick_end) || !(s < e) || !(pick_start < e) || !(pick_end > s)) {
       return score;
     }
-    return decayed_score<kMethod>(decay, acts_on_threshold, score, pick_start, pick_end,
-                                  (pick_end - pick_start) + eps, s, e, (e - s) + eps);
+    return decayed_score<kMethod>(options, options.acts_on_threshold, score, pick_start, pick_end,
+                                  (pick_end - pick_start) + options.length_eps, s, e,
+                                  (e - s) + options.length_eps);
   }
 
   TAL_FAST_DEVICE void operator()() const {
@@ -140,12 +137,12 @@ struct NmsSoft {
     int64_t own_place = -1;
     int64_t frontier = begin;  // places before it have joined
     int64_t picks = 0;
-    while (picks < max_kept) {
+    while (picks < options.max_segments) {
       const Candidate best = team.best(own);
       if (frontier < end) {
         const T score = scores[frontier];
         const Candidate fresh = {ordered_bits(score), order[frontier]};
-        if (score >= decay.min_score && fresh.better_than(best)) {
+        if (score >= options.min_score && fresh.better_than(best)) {
           const int64_t place = frontier + team.rank();
           if (place < end) {
             const T caught_up = catch_up(place, list.segments + 2 * begin, picks);
@@ -172,7 +169,7 @@ struct NmsSoft {
         list.segments[2 * (begin + picks) + 1] = pick_end;
         current[own_place] = T(kNmsDropped);
       }
-      if (++picks == max_kept) {
+      if (++picks == options.max_segments) {
         break;
       }
       own = {0, kNoGroup};
@@ -193,7 +190,7 @@ struct NmsSoft {
       }
     }
     if (team.rank() == 0) {
-      if (picks == 0 && spare_first) {
+      if (picks == 0 && options.spare_first) {
         picks = spare_first_place(list, begin, order, scores);
       }
       list.counts[problem] = picks;
@@ -204,7 +201,7 @@ struct NmsSoft {
   // The score of a place after the decays of all picks so far, in their order.
   TAL_FAST_DEVICE T catch_up(int64_t place, const T* picked, int64_t picks) const {
     T score = scores[place];
-    if (!(score >= decay.min_score)) {
+    if (!(score >= options.min_score)) {
       return T(kNmsDropped);
     }
     const T s = segments[2 * place];

@@ -66,15 +66,6 @@ void launch_forward(const DeviceScope& scope, const Tensor& features, const Roi*
                 out});
 }
 
-template <typename Body>
-void with_rois(const Tensor& rois, Body&& body) {
-  if (rois.scalar_type() == ScalarType::Double) {
-    body(const_data<double>(rois));
-  } else {
-    body(const_data<float>(rois));
-  }
-}
-
 Tensor segment_roi_align_cuda(const Tensor& features_in,  // [B, C, T]
                               const Tensor& rois_in,      // [K, 3]
                               int64_t output_size, int64_t sampling_ratio, bool aligned) {

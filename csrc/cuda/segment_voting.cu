@@ -16,19 +16,13 @@ Tensor segment_voting_cuda(const Tensor& kept_segments, const Tensor& segments,
   const VotingOptions options = check_voting(op, "iou_threshold", iou_threshold, weight);
   const int64_t count = kept.size(0);
   const Tensor out = allocate(kept, {count, 2});
-  const auto run = [&](auto tag) {
+  dispatch_compute_type(kept.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     cast_votes<T>(
         scope, {const_data<T>(in.segments), const_data<T>(in.scores), in.count, nullptr, nullptr},
         options, const_data<T>(kept), nullptr, count, out);
-  };
-  if (kept.scalar_type() == ScalarType::Double) {
-    run(TypeTag<double>{});
-  } else {
-    run(TypeTag<float>{});
-  }
-  const ScalarType type = segments.scalar_type();
-  return out.scalar_type() == type ? out : torch::stable::to(out, type);
+  });
+  return to_type(out, segments.scalar_type());
 }
 
 }  // namespace

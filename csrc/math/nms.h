@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "math/host_device.h"
 
@@ -14,17 +15,23 @@ namespace tal_fast {
 
 enum class NmsMethod : int { kHard = 0, kLinear = 1, kGaussian = 2, kLengthGaussian = 3 };
 
+constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+
+// What one problem is solved by. Options come in as double; the kernels have them in the type that
+// they compute in. A default does nothing, so that an op names the options that it has.
+template <typename Real>
 struct NmsOptions {
-  NmsMethod method;
-  bool acts_on_threshold;  // whether an IoU that equals the threshold acts
-  double iou_threshold;    // hard, linear
-  double length_eps;       // added to every length, >= 0
-  double sigma;            // Gaussian
-  double t1;               // length-Gaussian: the threshold is t1 + t2 * length of the picked one
-  double t2;
-  double min_score;      // below it a segment is dropped, at once or after a decay
-  bool spare_first;      // the very first pick is kept whatever its score
-  int64_t max_segments;  // at most so many are kept
+  NmsMethod method = NmsMethod::kHard;
+  bool acts_on_threshold = false;  // whether an IoU that equals the threshold acts
+  bool spare_first = false;        // the very first pick is kept whatever its score
+  Real iou_threshold = 0;          // hard, linear
+  Real length_eps = 0;             // added to every length, >= 0
+  Real sigma = 1;                  // Gaussian
+  Real t1 = 0;  // length-Gaussian: the threshold is t1 + t2 * length of the picked one
+  Real t2 = 0;
+  Real min_score = -std::numeric_limits<Real>::infinity();  // what is below it is dropped, at once
+                                                            // or after a decay
+  int64_t max_segments = kNoLimit;                          // at most so many are kept
 };
 
 namespace {
@@ -104,23 +111,13 @@ TAL_FAST_HD V nms_iou(V s, V e, V own, V start, V end, V length) {
   return exp_r * power_of_two(half) * power_of_two(exponent - half);
 }
 
-// How soft-NMS lowers scores.
-template <typename T>
-struct NmsDecay {
-  T threshold;  // linear
-  T sigma;      // Gaussian
-  T t1;         // length-Gaussian: the threshold is t1 + t2 * length of the picked one
-  T t2;
-  T min_score;
-};
-
 constexpr int kNmsDropped = -1;  // the score of a segment that is out; others are not negative
 
 // The score of the segment [s, e] after a pick that overlaps it, both of positive length;
 // kNmsDropped if it falls below the least score.
 template <NmsMethod kMethod, typename T>
-TAL_FAST_HD T decayed_score(const NmsDecay<T>& decay, bool acts_on_threshold, T score, T pick_start,
-                            T pick_end, T pick_length, T s, T e, T length) {
+TAL_FAST_HD T decayed_score(const NmsOptions<T>& options, bool acts_on_threshold, T score,
+                            T pick_start, T pick_end, T pick_length, T s, T e, T length) {
   const T left = pick_start < s ? s : pick_start;
   const T right = e < pick_end ? e : pick_end;
   const T inter = right - left;
@@ -128,17 +125,17 @@ TAL_FAST_HD T decayed_score(const NmsDecay<T>& decay, bool acts_on_threshold, T 
   // An IoU that is NaN acts in no case.
   bool acts = iou > T(0);
   if constexpr (kMethod != NmsMethod::kGaussian) {
-    const T from =
-        kMethod == NmsMethod::kLinear ? decay.threshold : decay.t1 + decay.t2 * pick_length;
+    const T from = kMethod == NmsMethod::kLinear ? options.iou_threshold
+                                                 : options.t1 + options.t2 * pick_length;
     acts = acts_on_threshold ? iou >= from : iou > from;
   }
   if (!acts) {
     return score;
   }
-  const T after =
-      score * (kMethod == NmsMethod::kLinear ? T(1) - iou : decay_exp(-(iou * iou) / decay.sigma));
+  const T after = score * (kMethod == NmsMethod::kLinear ? T(1) - iou
+                                                         : decay_exp(-(iou * iou) / options.sigma));
   // "Not at least" instead of "below": an infinite score times zero is NaN and goes as well.
-  return !(after >= decay.min_score) ? T(kNmsDropped) : after;
+  return !(after >= options.min_score) ? T(kNmsDropped) : after;
 }
 
 }  // namespace

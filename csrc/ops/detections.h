@@ -3,7 +3,6 @@
 // type that is computed in.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
@@ -19,14 +18,6 @@ struct Detections {
   Tensor scores;    // [N] of the same dtype, contiguous
   int64_t count;    // N
 };
-
-// 16-bit types are computed in float32. (A call of contiguous() costs as much as a small problem.)
-inline Tensor to_compute_type(const Tensor& tensor) {
-  const ScalarType type = tensor.scalar_type();
-  const bool narrow = type != ScalarType::Double && type != ScalarType::Float;
-  const Tensor wide = narrow ? torch::stable::to(tensor, ScalarType::Float) : tensor;
-  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
-}
 
 inline Detections check_detections(const char* op, const Tensor& segments, const Tensor& scores) {
   check_segments(op, "segments", segments);

@@ -135,12 +135,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_assignment_cpu(
   for (Tensor& tensor : out) {
     tensor = torch::stable::new_empty(costs, {matches}, ScalarType::Long);
   }
-  const auto run = [&](auto tag) {
+  dispatch_compute_type(costs.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     solve_all(const_data<T>(costs), problems, mutable_data<int64_t>(out[0]),
               mutable_data<int64_t>(out[1]), mutable_data<int64_t>(out[2]));
-  };
-  costs.scalar_type() == ScalarType::Double ? run(TypeTag<double>{}) : run(TypeTag<float>{});
+  });
   return {out[0], out[1], out[2]};
 }
 

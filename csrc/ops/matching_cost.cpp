@@ -111,21 +111,20 @@ Tensor matching_cost_cpu(const Tensor& logits_in,    // [K, B, Q, C] or [B, Q, C
       check_matching_cost(logits_in, segments_in, labels_in, targets_in, counts);
   check_matching_settings(alpha, gamma, eps);
   const ScalarType type = compute_type(logits_in.scalar_type());
-  const Tensor logits = matching_input(logits_in, type);
-  const Tensor segments = matching_input(segments_in, type);
-  const Tensor targets = matching_input(targets_in, type);
+  const Tensor logits = to_compute_type(logits_in);
+  const Tensor segments = to_compute_type(segments_in);
+  const Tensor targets = to_compute_type(targets_in);
   const Tensor labels = torch::stable::contiguous(labels_in);
   Tensor out =
       torch::stable::new_empty(logits, {shape.layers * shape.queries * shape.instances}, type);
   if (out.numel() == 0) {
     return out;
   }
-  const auto run = [&](auto tag) {
+  dispatch_compute_type(type, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto weights = matching_weights<T>(classification, l1, iou, alpha, gamma, eps);
     compute<T>(logits, segments, labels, targets, counts, shape, weights, mutable_data<T>(out));
-  };
-  type == ScalarType::Double ? run(TypeTag<double>{}) : run(TypeTag<float>{});
+  });
   return out;
 }
 

@@ -82,10 +82,4 @@ MatchingWeights<T> matching_weights(double classification, double l1, double iou
           static_cast<T>(alpha),          static_cast<T>(gamma), static_cast<T>(eps)};
 }
 
-// Contiguous and of the type that is computed in.
-inline Tensor matching_input(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor
-                                                                : torch::stable::to(tensor, type));
-}
-
 }  // namespace tal_fast

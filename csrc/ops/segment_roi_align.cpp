@@ -39,11 +39,8 @@ void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch,
 // Checks the values of the rois and returns them contiguous.
 Tensor checked_rois(const char* op, const Tensor& rois, int64_t batch, bool aligned) {
   Tensor contiguous = torch::stable::contiguous(rois);
-  if (rois.scalar_type() == ScalarType::Double) {
-    check_values(op, const_data<double>(contiguous), rois.size(0), batch, aligned);
-  } else {
-    check_values(op, const_data<float>(contiguous), rois.size(0), batch, aligned);
-  }
+  with_rois(contiguous,
+            [&](const auto* data) { check_values(op, data, rois.size(0), batch, aligned); });
   return contiguous;
 }
 
@@ -94,18 +91,13 @@ Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
     using Stored = typename decltype(tag)::type;
     const Stored* data = const_data<Stored>(features);
     Stored* target = mutable_data<Stored>(out);
-    const auto run = [&](const auto* roi_data) {
+    with_rois(rois, [&](const auto* roi_data) {
       using Roi = std::decay_t<decltype(*roi_data)>;
       torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
         TAL_FAST_ISA_CALL(segment_roi_align_forward<Stored, Roi>)(data, strides, roi_data, shape,
                                                                   begin, end, target);
       });
-    };
-    if (rois.scalar_type() == ScalarType::Double) {
-      run(const_data<double>(rois));
-    } else {
-      run(const_data<float>(rois));
-    }
+    });
   });
   return out;
 }
@@ -169,7 +161,7 @@ Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
     using Stored = typename decltype(tag)::type;
     const Stored* grad_data = const_data<Stored>(grad);
     Stored* target = mutable_data<Stored>(out);
-    const auto run = [&](const auto* roi_data) {
+    with_rois(rois, [&](const auto* roi_data) {
       using Roi = std::decay_t<decltype(*roi_data)>;
       const RoisByItem grouped = group_by_item(roi_data, count, batch);
       torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
@@ -186,12 +178,7 @@ Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
               target + item * rows * shape.channels);
         }
       });
-    };
-    if (rois.scalar_type() == ScalarType::Double) {
-      run(const_data<double>(rois));
-    } else {
-      run(const_data<float>(rois));
-    }
+    });
   });
   return torch::stable::transpose(out, 1, 2);
 }

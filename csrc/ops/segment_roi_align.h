@@ -50,6 +50,13 @@ inline void check_segment_roi_align_gradient(const Tensor& grad,  // [K, C, R]
   check_roi_sizes(kOp, grad.size(2), sampling_ratio);
 }
 
+// Calls `body` with the data of the rois, which are float64 or float32.
+template <typename Body>
+void with_rois(const Tensor& rois, Body&& body) {
+  dispatch_compute_type(rois.scalar_type(),
+                        [&](auto tag) { body(const_data<typename decltype(tag)::type>(rois)); });
+}
+
 // A copy of the features with the channels of a row next to each other, or reading a column at a
 // stride per bin, which is cheaper if the bins are few against the rows.
 inline bool roi_align_copies(const Tensor& features, int64_t count, int64_t bins) {

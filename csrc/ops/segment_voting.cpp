@@ -37,12 +37,12 @@ Tensor segment_voting_cpu(const Tensor& kept_segments, const Tensor& segments, c
                           double iou_threshold, int64_t weight) {
   const char* op = "segment_voting";
   const Detections in = check_detections(op, segments, scores);
-  const ScalarType type = segments.scalar_type();
   const Tensor kept = check_kept(op, kept_segments, segments);
   const VotingOptions options = check_voting(op, "iou_threshold", iou_threshold, weight);
-  Tensor out = kept.scalar_type() == ScalarType::Double ? vote<double>(in, kept, options)
-                                                        : vote<float>(in, kept, options);
-  return out.scalar_type() == type ? out : torch::stable::to(out, type);
+  const Tensor out = dispatch_compute_type(kept.scalar_type(), [&](auto tag) {
+    return vote<typename decltype(tag)::type>(in, kept, options);
+  });
+  return to_type(out, segments.scalar_type());
 }
 
 }  // namespace

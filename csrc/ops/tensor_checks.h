@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the ops share: error messages that say what was expected and what came, and the one dispatch
-// over the floating-point types.
+// over the floating-point types and over the types that are computed in.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -68,6 +69,17 @@ inline ScalarType compute_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline Tensor to_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+// Contiguous, in the type that is computed in. (A call of contiguous() costs as much as a small
+// problem.)
+inline Tensor to_compute_type(const Tensor& tensor) {
+  const Tensor wide = to_type(tensor, compute_type(tensor.scalar_type()));
+  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+}
+
 inline void check_segments(const char* op, const char* argument, const Tensor& segments) {
   TAL_FAST_CHECK(segments.dim() == 2 && segments.size(1) == 2, op, ": expected ", argument,
                  " of shape [N, 2], got ", shape_string(segments));
@@ -98,6 +110,13 @@ void dispatch_float(ScalarType type, const char* op, const char* argument, Body&
       TAL_FAST_CHECK(false, op, ": expected ", argument,
                      " of dtype float64, float32, float16 or bfloat16, got ", dtype_string(type));
   }
+}
+
+// Calls `body(TypeTag<T>{})` with T = double for float64 and float for all others.
+template <typename Body>
+auto dispatch_compute_type(ScalarType type, Body&& body) {
+  return compute_type(type) == ScalarType::Double ? body(TypeTag<double>{})
+                                                  : body(TypeTag<float>{});
 }
 
 template <typename T>

@@ -228,7 +228,7 @@ def pack(
     Run it again after an interruption: it goes on after the last shard. The store is safetensors
     with a tensor [T, C] per video; every shard is read back and compared.
     """
-    from tal_fast.data.feature_streams import streams_of
+    from tal_fast.data import streams_of
     from tal_fast.data.packing import pack_features, verify_store
 
     if verify:
@@ -305,8 +305,7 @@ def validate(
     """Check annotations and features, and that they fit each other; exit status 0: may train."""
     import json
 
-    from tal_fast.data import WindowRule, validation
-    from tal_fast.data.feature_streams import streams_of
+    from tal_fast.data import WindowRule, streams_of, validation
     from tal_fast.data.files import write_text_atomically
 
     if (data is None) == (annotations is None):

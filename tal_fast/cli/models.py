@@ -108,7 +108,7 @@ def train(
 
     For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
     """
-    from tal_fast.data import open_dataset, require_learnable
+    from tal_fast.data import WindowSet, open_dataset, require_learnable
     from tal_fast.models import detector_of
     from tal_fast.training import load_config
     from tal_fast.training import train as run
@@ -123,6 +123,7 @@ def train(
     names = _videos(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
     clips = detector_of(resolved.name).clips(resolved.detector, dataset, names, training=True)
+    items = "windows" if isinstance(clips, WindowSet) else "clips"
     notes = [*dataset.notes(), *require_learnable(clips)]
     for note in notes if first else ():
         say(f"note: {note}")
@@ -132,7 +133,7 @@ def train(
         def progress(event: Any) -> None:
             loss = event.losses.get("total", event.losses.get("loss"))
             shown = "" if loss is None else f"loss {loss:.3f}, "
-            note = f"epoch {event.epoch}, {shown}{event.clips_per_second:.0f} windows/s"
+            note = f"epoch {event.epoch}, {shown}{event.clips_per_second:.0f} {items}/s"
             update(event.step, event.total_steps, note)
 
         summary = run(
@@ -148,7 +149,7 @@ def train(
     if not first:
         return
     typer.echo(
-        f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} windows of "
+        f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} {items} of "
         f"{len(names)} videos in {summary.seconds:.1f} s\n{summary.checkpoint}"
     )
     if recorder is not None and recorder.records:

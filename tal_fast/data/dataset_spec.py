@@ -24,8 +24,7 @@ from typing import Any
 
 import yaml
 
-from tal_fast.data.feature_index import feature_streams
-from tal_fast.data.feature_streams import Stream
+from tal_fast.data.feature_streams import Stream, streams_of
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest
@@ -118,12 +117,11 @@ class DatasetSpec:
         """
         paths = [self.features] if isinstance(self.features, str) else self.features
         try:
-            return feature_streams(
+            return streams_of(
                 [file.parent / path for path in paths],
-                prefix=self.feature.prefix,
-                suffix=self.feature.suffix,
-                template=self.feature.template,
-                key=self.feature.key,
+                self.feature.template,
+                self.feature.key,
+                around=(self.feature.prefix, self.feature.suffix),
             )
         except ConfigError as error:
             raise DataError(f"{file}: {error}") from error

@@ -20,7 +20,6 @@ __all__ = [
     "DTYPES",
     "Extent",
     "Layout",
-    "feature_streams",
     "index_features",
     "index_streams",
     "read_extent",
@@ -43,52 +42,6 @@ def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Exten
             columns, or of another size than its header says.
     """
     return npy_extent(path, layout)
-
-
-def feature_streams(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    prefix: str = "",
-    suffix: str = ".npy",
-    template: str | Sequence[str] | None = None,
-    key: str | Sequence[str] | None = None,
-) -> tuple[Stream, ...]:
-    """Makes the streams of a source that is described by prefix and suffix, or by a template.
-
-    Args:
-        source: a folder of files, a folder of safetensors shards, or a file with an array per
-            video; several of them are streams whose channels follow each other.
-        prefix: text before the video's name in a file's name, or in an array's name.
-        suffix: text after it in a file's name (an array's name has none).
-        template: a file or array name with ``%s`` for the video's name, instead of both; one per
-            stream if they differ.
-        key: name of the array in each video's own file, when such a file holds several.
-
-    Raises:
-        ConfigError: if a template has not one ``%s``, or their number is not that of the streams.
-    """
-    streams = streams_of(source, template, key)
-    if template is not None:
-        if prefix or suffix not in ("", ".npy"):
-            raise ConfigError("features: expected a template, or prefix and suffix, got both")
-        return streams
-    return tuple(
-        Stream(
-            stream.path,
-            f"{prefix}%s{suffix}" if _is_plain_folder(stream.path) else f"{prefix}%s",
-            stream.key,
-        )
-        for stream in streams
-    )
-
-
-def _is_plain_folder(path: str) -> bool:
-    """Whether it is a folder of a file per video, not a file or a store of shards."""
-    from tal_fast.data.formats.safetensors_files import store_index
-
-    if not os.path.isdir(path):
-        return not os.path.lexists(path)
-    return store_index(path) is None
 
 
 def index_features(
@@ -133,7 +86,7 @@ def index_features(
         ConfigError: if ``layout`` or a template is not as it should be.
         MissingExtraError: if HDF5 is to be read and h5py is not installed.
     """
-    streams = feature_streams(folder, prefix=prefix, suffix=suffix, template=template, key=key)
+    streams = streams_of(folder, template, key, around=(prefix, suffix))
     return index_streams(streams, videos, layout=layout, channels=channels)
 
 

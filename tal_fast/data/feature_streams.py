@@ -60,16 +60,22 @@ def streams_of(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     template: str | Sequence[str] | None = None,
     key: str | Sequence[str] | None = None,
+    *,
+    around: tuple[str, str] | None = None,
 ) -> tuple[Stream, ...]:
     """Makes a stream per path.
 
     Args:
-        paths: one path, or one per stream.
+        paths: a folder of files, a folder of safetensors shards, or a file with an array per video;
+            several of them are streams whose channels follow each other.
         template: for all of them, or one each (:class:`Stream`).
         key: for all of them, or one each.
+        around: text before and after the video's name in file names, where no template is given;
+            before it in an array's name, which ends with it.
 
     Raises:
-        ConfigError: if there is no path, or there are fewer or more templates than paths.
+        ConfigError: if there is no path, a template has not one ``%s``, there are fewer or more
+            templates than paths, or a template comes with a text other than ``.npy`` around names.
     """
     chosen = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not chosen:
@@ -89,10 +95,23 @@ def streams_of(
             raise ConfigError(
                 f"features: expected a template with one %s for the video's name, got {text!r}"
             )
+    if around is not None and template is not None and around not in (("", ""), ("", ".npy")):
+        raise ConfigError("features: expected a template, or prefix and suffix, got both")
     return tuple(
-        Stream(os.fspath(path), text, name)
+        Stream(os.fspath(path), _template(path, around) if template is None else text, name)
         for path, text, name in zip(chosen, *columns, strict=True)
     )
+
+
+def _template(path: str | os.PathLike[str], around: tuple[str, str] | None) -> str | None:
+    if around is None:
+        return None
+    before, after = around
+    if os.path.isdir(path):
+        has_files = store_index(os.fspath(path)) is None
+    else:
+        has_files = not os.path.lexists(path)  # what is not there is reported as a folder
+    return f"{before}%s{after}" if has_files else f"{before}%s"
 
 
 class OpenStream:

@@ -149,7 +149,9 @@ class PostprocessConfig(Section):
         nms_classes: ``each`` class by itself, or ``all`` classes together.
         nms_clipped: whether segments are cut to the video before suppression, or after it.
         voting: least IoU of the detections whose weighted mean a kept segment becomes; 0 turns
-            voting off.
+            voting off. Official codes take no votes where ``nms_classes`` is ``each``, whatever
+            their settings say; here they are taken within each class.
+        voting_weight: what a vote weighs: its ``score``, or that times the IoU (``score_iou``).
         min_score: detections below it are dropped, after suppression.
         min_rows: candidates that are not longer than so many rows are dropped, where a model
             has points that may give such ones.
@@ -165,6 +167,7 @@ class PostprocessConfig(Section):
     nms_classes: Literal["each", "all"] = "each"
     nms_clipped: bool = True
     voting: Share = 0.0
+    voting_weight: Literal["score", "score_iou"] = "score"
     min_score: NonNegative = 0.0
     min_rows: NonNegative = 0.0
     max_detections: Positive = 1000

@@ -33,7 +33,8 @@ def detector_config(name: str, settings: Mapping[str, Mapping[str, Any]] | None 
     found = recipe(name)
     merged = plain(asdict(found.detector.Config()))
     for changes in (found.settings, settings or {}):
-        merge(merged, {key: value for key, value in changes.items() if key != "training"})
+        own = {key: value for key, value in changes.items() if key != "training"}
+        merge(merged, own, model=name)
     return checked(found.detector.Config, merged)
 
 
@@ -46,21 +47,31 @@ def plain(value: Any) -> Any:
     return value
 
 
-def merge(base: dict[str, Any], changes: Mapping[str, Any], prefix: str = "") -> None:
+def merge(
+    base: dict[str, Any], changes: Mapping[str, Any], prefix: str = "", *, model: str
+) -> None:
     """Puts changes over settings, in place; every key must be there already.
 
+    Args:
+        base: the settings.
+        changes: over them.
+        prefix: where ``base`` is a section, its name and a dot.
+        model: whose settings they are, for messages.
+
     Raises:
-        ConfigError: a key is unknown, with the nearest known one; or a section is no mapping.
+        ConfigError: a key is unknown, with the nearest known one, or all of them; or a section is
+            no mapping.
     """
     for key, value in changes.items():
         if key not in base:
-            raise ConfigError(
-                f"unknown setting {prefix + str(key)!r}{_hint(base, str(key), prefix)}"
+            hint = _hint(base, str(key), prefix) or (
+                f"; {model} has {', '.join(prefix + known for known in base) or 'none there'}"
             )
+            raise ConfigError(f"unknown setting {prefix + str(key)!r}{hint}")
         if isinstance(base[key], dict):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"setting {prefix + key!r}: expected a section, got {value!r}")
-            merge(base[key], value, f"{prefix}{key}.")
+            merge(base[key], value, f"{prefix}{key}.", model=model)
         else:
             base[key] = value
 
@@ -85,9 +96,14 @@ def checked(kind: type[_T], settings: Mapping[str, Any], prefix: str = "") -> _T
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
-        lines = [
-            f"{prefix}{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, "
-            f"got {item['input']!r}"
-            for item in error.errors()
-        ]
-        raise ConfigError("bad setting " + "; ".join(lines)) from None
+        lines = [_said(item, prefix) for item in error.errors()]
+        raise ConfigError("bad setting" + ";".join(lines)) from None
+
+
+def _said(item: Any, prefix: str) -> str:
+    """Says which setting an error of pydantic is about, what was expected and what was found."""
+    place = prefix + ".".join(str(part) for part in item["loc"])
+    where = f" {place}: " if place else ": "
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):
+        return f"{where}{item['ctx']['error']}"  # of a section, which names what it has found
+    return f"{where}{item['msg']}, got {item['input']!r}"

@@ -107,7 +107,7 @@ def _fake(
     eps: float,
 ) -> Tensor:
     layers = logits.shape[0] if logits.dim() == 4 else 1
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.new_empty(layers * logits.shape[-2] * labels.shape[0], dtype=dtype)
 
 

@@ -48,26 +48,35 @@ mmaction2 ``soft_nms(x, alpha, low, high, k)``  method "length_gaussian", ``sigm
 (With ``min_score=0`` their "hard" soft-NMS keeps what it removes, with score 0; this one does not.)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors, position, widened
+from tal_fast.ops.nms_options import (
+    COMPARISONS,
+    METHODS,
+    WEIGHTS,
+    NMSOptions,
+    by_name,
+    call_native,
+)
 from tal_fast.ops.registration import (
     refuse_derivatives,
     register_autocast,
     register_without_gradient,
 )
 
-METHODS = ("hard", "linear", "gaussian", "length_gaussian")
-"""Words for the argument ``method``; their positions are the numbers that the native ops take."""
-
-COMPARISONS = ("gt", "ge")
-"""Words for ``iou_comparison``: an IoU equal to the threshold does not act, or acts."""
-
-WEIGHTS = ("score", "score_iou")
-"""Words for ``voting_weight``; their positions are the numbers that the native ops take."""
+__all__ = [
+    "COMPARISONS",
+    "METHODS",
+    "WEIGHTS",
+    "BatchedNMSResult",
+    "batched_nms",
+    "nms",
+    "soft_nms",
+]
 
 
 class BatchedNMSResult(NamedTuple):
@@ -134,6 +143,7 @@ def nms(
         tensor([1, 2])
     """
     check_tensors("nms", segments=segments, scores=scores)
+    # Not through NMSOptions, which takes half as long as a small problem.
     acts = position("nms", "iou_comparison", iou_comparison, COMPARISONS) == 1
     kept: Tensor = torch.ops.tal_fast.nms.default(
         segments, scores, iou_threshold, acts, length_eps, max_segments, validate
@@ -217,21 +227,21 @@ def soft_nms(
     """
     check_tensors("soft_nms", segments=segments, scores=scores)
     refuse_derivatives("soft_nms", segments=segments, scores=scores)
-    indices, kept_scores = torch.ops.tal_fast.soft_nms.default(
-        segments,
-        scores,
-        position("soft_nms", "method", method, METHODS),
-        sigma,
-        iou_threshold,
-        min_score,
-        max_segments,
-        position("soft_nms", "iou_comparison", iou_comparison, COMPARISONS) == 1,
-        length_eps,
-        t1,
-        t2,
-        spare_first,
-        validate,
+    options = NMSOptions(
+        op="soft_nms",
+        method=method,
+        sigma=sigma,
+        iou_threshold=iou_threshold,
+        min_score=min_score,
+        max_segments=max_segments,
+        iou_comparison=iou_comparison,
+        length_eps=length_eps,
+        t1=t1,
+        t2=t2,
+        spare_first=spare_first,
+        validate=validate,
     )
+    indices, kept_scores = call_native(options, segments, scores)
     return indices, kept_scores
 
 
@@ -312,93 +322,53 @@ def batched_nms(
         op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
     )
     refuse_derivatives(op, segments=segments, scores=scores)
-    indices, kept_scores, refined = torch.ops.tal_fast.batched_nms.default(
-        segments,
-        scores,
-        widened(labels),
-        None if videos is None else widened(videos),
-        position(op, "method", method, METHODS),
-        iou_threshold,
-        position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
-        length_eps,
-        sigma,
-        t1,
-        t2,
-        min_score,
-        max_segments,
-        max_per_class,
-        per_class,
-        voting_threshold,
-        position(op, "voting_weight", voting_weight, WEIGHTS),
-        spare_first,
-        validate,
+    options = NMSOptions(
+        op=op,
+        method=method,
+        iou_threshold=iou_threshold,
+        iou_comparison=iou_comparison,
+        length_eps=length_eps,
+        sigma=sigma,
+        t1=t1,
+        t2=t2,
+        min_score=min_score,
+        max_segments=max_segments,
+        max_per_class=max_per_class,
+        per_class=per_class,
+        voting_threshold=voting_threshold,
+        voting_weight=voting_weight,
+        spare_first=spare_first,
+        validate=validate,
     )
+    groups = widened(labels), None if videos is None else widened(videos)
+    indices, kept_scores, refined = call_native(options, segments, scores, *groups)
     if voting_threshold is None:
         refined = segments.index_select(0, indices)
     return BatchedNMSResult(indices, kept_scores, refined)
 
 
 @torch.library.register_fake("tal_fast::nms")
-def _nms_fake(
-    segments: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    acts_on_threshold: bool = False,
-    length_eps: float = 0.0,
-    max_segments: int | None = None,
-    validate: bool = True,
-) -> Tensor:
+def _nms_fake(segments: Tensor, scores: Tensor, *options: Any) -> Tensor:
     kept = torch.library.get_ctx().new_dynamic_size()
     return segments.new_empty(kept, dtype=torch.int64)
 
 
 @torch.library.register_fake("tal_fast::soft_nms")
-def _soft_nms_fake(
-    segments: Tensor,
-    scores: Tensor,
-    method: int,
-    sigma: float,
-    iou_threshold: float,
-    min_score: float,
-    max_segments: int | None,
-    acts_on_threshold: bool = False,
-    length_eps: float = 0.0,
-    t1: float = 0.0,
-    t2: float = 0.0,
-    spare_first: bool = False,
-    validate: bool = True,
-) -> tuple[Tensor, Tensor]:
+def _soft_nms_fake(segments: Tensor, scores: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     kept = torch.library.get_ctx().new_dynamic_size()
     return segments.new_empty(kept, dtype=torch.int64), scores.new_empty(kept)
 
 
 @torch.library.register_fake("tal_fast::batched_nms")
 def _batched_nms_fake(
-    segments: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    videos: Tensor | None,
-    method: int,
-    iou_threshold: float,
-    acts_on_threshold: bool,
-    length_eps: float,
-    sigma: float,
-    t1: float,
-    t2: float,
-    min_score: float,
-    max_segments: int | None,
-    max_per_class: int | None,
-    per_class: bool,
-    voting_threshold: float | None,
-    voting_weight: int,
-    spare_first: bool,
-    validate: bool,
+    segments: Tensor, scores: Tensor, labels: Tensor, videos: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    voting = by_name("batched_nms", options)["voting_threshold"] is not None
     kept = torch.library.get_ctx().new_dynamic_size()
     return (
         segments.new_empty(kept, dtype=torch.int64),
         scores.new_empty(kept),
-        segments.new_empty((0 if voting_threshold is None else kept, 2)),
+        segments.new_empty((kept if voting else 0, 2)),
     )
 
 

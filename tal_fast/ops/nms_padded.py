@@ -14,13 +14,13 @@ a score that is not finite, a video number out of range), the outputs on CUDA ar
 every count is **-1**. On the CPU the errors are raised.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors, position, widened
-from tal_fast.ops.nms import COMPARISONS, METHODS, WEIGHTS
+from tal_fast.ops.nms_options import COMPARISONS, NMSOptions, by_name, call_native
 from tal_fast.ops.registration import (
     refuse_derivatives,
     register_autocast,
@@ -81,14 +81,10 @@ def nms_padded(
         (tensor([ 1,  2, -1, -1]), tensor(2))
     """
     check_tensors("nms_padded", segments=segments, scores=scores)
+    # Not through NMSOptions, which takes half as long as a small problem.
+    acts = position("nms_padded", "iou_comparison", iou_comparison, COMPARISONS) == 1
     indices, count = torch.ops.tal_fast.nms_padded.default(
-        segments,
-        scores,
-        iou_threshold,
-        max_segments,
-        position("nms_padded", "iou_comparison", iou_comparison, COMPARISONS) == 1,
-        length_eps,
-        validate,
+        segments, scores, iou_threshold, max_segments, acts, length_eps, validate
     )
     return indices, count
 
@@ -145,21 +141,21 @@ def soft_nms_padded(
     op = "soft_nms_padded"
     check_tensors(op, segments=segments, scores=scores)
     refuse_derivatives(op, segments=segments, scores=scores)
-    indices, kept_scores, count = torch.ops.tal_fast.soft_nms_padded.default(
-        segments,
-        scores,
-        position(op, "method", method, METHODS),
-        sigma,
-        iou_threshold,
-        min_score,
-        max_segments,
-        position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
-        length_eps,
-        t1,
-        t2,
-        spare_first,
-        validate,
+    options = NMSOptions(
+        op="soft_nms_padded",
+        method=method,
+        sigma=sigma,
+        iou_threshold=iou_threshold,
+        min_score=min_score,
+        max_segments=max_segments,
+        iou_comparison=iou_comparison,
+        length_eps=length_eps,
+        t1=t1,
+        t2=t2,
+        spare_first=spare_first,
+        validate=validate,
     )
+    indices, kept_scores, count = call_native(options, segments, scores)
     return indices, kept_scores, count
 
 
@@ -237,99 +233,61 @@ def batched_nms_padded(
         op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
     )
     refuse_derivatives(op, segments=segments, scores=scores)
-    return PaddedNMSResult(
-        *torch.ops.tal_fast.batched_nms_padded.default(
-            segments,
-            scores,
-            widened(labels),
-            None if videos is None else widened(videos),
-            num_videos,
-            max_segments,
-            position(op, "method", method, METHODS),
-            iou_threshold,
-            position(op, "iou_comparison", iou_comparison, COMPARISONS) == 1,
-            length_eps,
-            sigma,
-            t1,
-            t2,
-            min_score,
-            max_per_class,
-            per_class,
-            voting_threshold,
-            position(op, "voting_weight", voting_weight, WEIGHTS),
-            spare_first,
-            validate,
-        )
+    options = NMSOptions(
+        op=op,
+        method=method,
+        iou_threshold=iou_threshold,
+        iou_comparison=iou_comparison,
+        length_eps=length_eps,
+        sigma=sigma,
+        t1=t1,
+        t2=t2,
+        min_score=min_score,
+        max_segments=max_segments,
+        max_per_class=max_per_class,
+        num_videos=num_videos,
+        per_class=per_class,
+        voting_threshold=voting_threshold,
+        voting_weight=voting_weight,
+        spare_first=spare_first,
+        validate=validate,
     )
+    groups = widened(labels), None if videos is None else widened(videos)
+    return PaddedNMSResult(*call_native(options, segments, scores, *groups))
 
 
 @torch.library.register_fake("tal_fast::nms_padded")
-def _nms_fake(
-    segments: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    max_segments: int,
-    acts_on_threshold: bool = False,
-    length_eps: float = 0.0,
-    validate: bool = True,
-) -> tuple[Tensor, Tensor]:
+def _nms_fake(segments: Tensor, scores: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    limit = by_name("nms_padded", options)["max_segments"]
     return (
-        segments.new_empty(max_segments, dtype=torch.int64),
+        segments.new_empty(limit, dtype=torch.int64),
         segments.new_empty((), dtype=torch.int64),
     )
 
 
 @torch.library.register_fake("tal_fast::soft_nms_padded")
 def _soft_nms_fake(
-    segments: Tensor,
-    scores: Tensor,
-    method: int,
-    sigma: float,
-    iou_threshold: float,
-    min_score: float,
-    max_segments: int,
-    acts_on_threshold: bool = False,
-    length_eps: float = 0.0,
-    t1: float = 0.0,
-    t2: float = 0.0,
-    spare_first: bool = False,
-    validate: bool = True,
+    segments: Tensor, scores: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    limit = by_name("soft_nms_padded", options)["max_segments"]
     return (
-        segments.new_empty(max_segments, dtype=torch.int64),
-        scores.new_empty(max_segments),
+        segments.new_empty(limit, dtype=torch.int64),
+        scores.new_empty(limit),
         segments.new_empty((), dtype=torch.int64),
     )
 
 
 @torch.library.register_fake("tal_fast::batched_nms_padded")
 def _batched_nms_fake(
-    segments: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    videos: Tensor | None,
-    num_videos: int,
-    max_segments: int,
-    method: int,
-    iou_threshold: float,
-    acts_on_threshold: bool,
-    length_eps: float,
-    sigma: float,
-    t1: float,
-    t2: float,
-    min_score: float,
-    max_per_class: int | None,
-    per_class: bool,
-    voting_threshold: float | None,
-    voting_weight: int,
-    spare_first: bool,
-    validate: bool,
+    segments: Tensor, scores: Tensor, labels: Tensor, videos: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = by_name("batched_nms_padded", options)
+    owners, limit = given["num_videos"], given["max_segments"]
     return (
-        segments.new_empty((num_videos, max_segments), dtype=torch.int64),
-        scores.new_empty((num_videos, max_segments)),
-        segments.new_empty((num_videos, max_segments, 2)),
-        segments.new_empty(num_videos, dtype=torch.int64),
+        segments.new_empty((owners, limit), dtype=torch.int64),
+        scores.new_empty((owners, limit)),
+        segments.new_empty((owners, limit, 2)),
+        segments.new_empty(owners, dtype=torch.int64),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.ops.arguments import check_tensors, position
-from tal_fast.ops.nms import WEIGHTS
+from tal_fast.ops.nms_options import WEIGHTS
 from tal_fast.ops.registration import (
     refuse_derivatives,
     register_autocast,

@@ -4,77 +4,64 @@
 Unlike the other twins it computes in the type that the op computes in and not in float64: whether
 an IoU lies above a threshold is part of the definition, and another precision would decide
 otherwise.
+
+``options`` are those of the op, a ``tal_fast.ops.nms_options.NMSOptions``. (Not imported: a twin
+imports torch alone.)
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def nms(
-    segments: Tensor,
-    scores: Tensor,
-    iou_threshold: float,
-    *,
-    iou_comparison: str = "gt",
-    length_eps: float = 0.0,
-    max_segments: int | None = None,
-) -> Tensor:
+def nms(segments: Tensor, scores: Tensor, options: Any) -> Tensor:
     """Greedy suppression by pairwise comparison; see ``tal_fast.ops.nms``."""
     segments, scores = _widen(segments), _widen(scores)
-    threshold = segments.new_tensor(iou_threshold)
+    threshold = segments.new_tensor(options.iou_threshold)
     kept: list[int] = []
     for i in _by_falling_score(scores):
-        ious = [_iou(segments[j], segments[i], length_eps) for j in kept]
-        if not any(_acts(iou, threshold, iou_comparison) for iou in ious):
+        ious = [_iou(segments[j], segments[i], options.length_eps) for j in kept]
+        if not any(_acts(iou, threshold, options.iou_comparison) for iou in ious):
             kept.append(i)
-    return segments.new_tensor(kept[:max_segments], dtype=torch.int64)
+    return segments.new_tensor(kept[: options.max_segments], dtype=torch.int64)
 
 
-def soft_nms(
-    segments: Tensor,
-    scores: Tensor,
-    method: str = "gaussian",
-    sigma: float = 0.5,
-    iou_threshold: float = 0.1,
-    min_score: float = 0.001,
-    max_segments: int | None = 200,
-    *,
-    iou_comparison: str = "gt",
-    length_eps: float = 0.0,
-    t1: float = 0.0,
-    t2: float = 0.0,
-    spare_first: bool = False,
-) -> tuple[Tensor, Tensor]:
+def soft_nms(segments: Tensor, scores: Tensor, options: Any) -> tuple[Tensor, Tensor]:
     """Take the best, decay the rest, repeat; see ``tal_fast.ops.soft_nms``."""
     out_dtype = scores.dtype
     segments, scores = _widen(segments), _widen(scores)
-    low, width = scores.new_tensor(min_score), scores.new_tensor(sigma)
-    threshold = scores.new_tensor(iou_threshold)
+    low, width = scores.new_tensor(options.min_score), scores.new_tensor(options.sigma)
+    threshold = scores.new_tensor(options.iou_threshold)
     current = {i: scores[i] for i in range(len(scores)) if scores[i] >= low}
-    if spare_first and not current and len(scores) > 0:
+    if options.spare_first and not current and len(scores) > 0:
         first = _by_falling_score(scores)[0]
         current = {first: scores[first]}
     kept: list[int] = []
     kept_scores: list[Tensor] = []
-    while current and (max_segments is None or len(kept) < max_segments):
+    while current and (options.max_segments is None or len(kept) < options.max_segments):
         best = min(current, key=lambda i: (-current[i].item(), i))
         kept.append(best)
         kept_scores.append(current.pop(best))
-        if method == "length_gaussian":
-            length = (segments[best, 1] - segments[best, 0]) + scores.new_tensor(length_eps)
-            threshold = scores.new_tensor(t1) + scores.new_tensor(t2) * length
+        if options.method == "length_gaussian":
+            length = (segments[best, 1] - segments[best, 0]) + scores.new_tensor(options.length_eps)
+            threshold = scores.new_tensor(options.t1) + scores.new_tensor(options.t2) * length
         for j in list(current):
-            iou = _iou(segments[best], segments[j], length_eps)
-            acts = iou > 0 if method == "gaussian" else _acts(iou, threshold, iou_comparison)
+            iou = _iou(segments[best], segments[j], options.length_eps)
+            acts = (
+                iou > 0
+                if options.method == "gaussian"
+                else _acts(iou, threshold, options.iou_comparison)
+            )
             if not acts:
                 continue
-            if method == "hard":
+            if options.method == "hard":
                 del current[j]
                 continue
-            weight = 1 - iou if method == "linear" else torch.exp(-(iou * iou) / width)
+            weight = 1 - iou if options.method == "linear" else torch.exp(-(iou * iou) / width)
             current[j] = current[j] * weight
             if not current[j] >= low:
                 del current[j]
@@ -86,21 +73,9 @@ def batched_nms(
     segments: Tensor,
     scores: Tensor,
     labels: Tensor,
-    videos: Tensor | None = None,
-    *,
-    method: str = "hard",
-    iou_threshold: float = 0.5,
-    iou_comparison: str = "gt",
-    length_eps: float = 0.0,
-    sigma: float = 0.5,
-    t1: float = 0.0,
-    t2: float = 0.0,
-    min_score: float = 0.0,
-    max_segments: int | None = None,
-    max_per_class: int | None = None,
-    per_class: bool = True,
+    videos: Tensor | None,
+    options: Any,
     vote: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    spare_first: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One ``soft_nms`` per video and class, merged by score; see ``tal_fast.ops.batched_nms``.
 
@@ -108,7 +83,8 @@ def batched_nms(
     """
     if videos is None:
         videos = torch.zeros_like(labels)
-    if not per_class:
+    of_class = dataclasses.replace(options, max_segments=options.max_per_class)
+    if not options.per_class:
         labels = torch.zeros_like(labels)
     # Widened here, so that the merge sees scores that are not rounded to the output's type yet.
     wide_segments, wide_scores = _widen(segments), _widen(scores)
@@ -118,33 +94,20 @@ def batched_nms(
         found: list[tuple[int, float]] = []
         for label in sorted(set(labels[videos == video].tolist())):
             rows = torch.nonzero((videos == video) & (labels == label)).flatten()
-            indices, kept_scores = soft_nms(
-                wide_segments[rows],
-                wide_scores[rows],
-                method,
-                sigma,
-                iou_threshold,
-                min_score,
-                max_per_class,
-                iou_comparison=iou_comparison,
-                length_eps=length_eps,
-                t1=t1,
-                t2=t2,
-                spare_first=spare_first,
-            )
+            indices, kept_scores = soft_nms(wide_segments[rows], wide_scores[rows], of_class)
             kept = rows[indices]
             if vote is not None:
                 refined[kept] = vote(wide_segments[kept], wide_segments[rows], wide_scores[rows])
             found += zip(kept.tolist(), kept_scores.tolist(), strict=True)
         found.sort(key=lambda item: (-item[1], item[0]))
-        merged += found[:max_segments]
+        merged += found[: options.max_segments]
     indices = labels.new_tensor([index for index, _ in merged], dtype=torch.int64)
     out_scores = scores.new_tensor([score for _, score in merged])
     return indices, out_scores, refined[indices].to(segments.dtype)
 
 
 def _widen(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _by_falling_score(scores: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ def segment_voting(
     weight: str = "score",
 ) -> Tensor:
     """Weighted means over all segments, one by one; see ``tal_fast.ops.segment_voting``."""
-    dtype = torch.float64 if segments.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(segments.dtype, torch.float32)
     kept, voters, wide_scores = (x.to(dtype) for x in (kept_segments, segments, scores))
     threshold = kept.new_tensor(iou_threshold)
     out = kept.double()

@@ -90,6 +90,9 @@ class TrainingConfig:
             an exponential moving average of them (:mod:`tal_fast.training.ema`). Several, with
             commas, are tested after one training; ``checkpoint.pt`` holds the first.
         ema_decay: decay of the average.
+        ema_repeats: ``plain``: take a weight in once per name that the model holds it under, and
+            not once a step. So do official codes; it matters where levels share a module
+            (TemporalMaxer with ``model.neck=layernorm``).
         holdout: share of the *training* videos kept back to pick the best weights; 0 keeps the
             last.
         check_every: steps between two ratings of the held-out videos; None rates after each epoch,
@@ -118,6 +121,7 @@ class TrainingConfig:
     amp: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     ema: EmaModes = ("off",)
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    ema_repeats: bool = False
     holdout: Share = 0.0
     check_every: Positive | None = None
     device: str = "auto"
@@ -180,12 +184,12 @@ def load_config(
         from_file = _read_yaml(Path(path))
     name = str(from_file.get("name", "tadtr")) if preset is None else preset
     settings = _defaults(name)
-    merge(settings, {**from_file, "name": name})
+    merge(settings, {**from_file, "name": name}, model=name)
     chosen = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
     for key, value in chosen.items():
         for part in reversed(key.split(".")):
             value = {part: value}
-        merge(settings, value)
+        merge(settings, value, model=name)
     return config_from_dict(settings)
 
 
@@ -211,7 +215,7 @@ def _defaults(name: str) -> dict[str, Any]:
     """Returns the settings of a named model as nested dicts."""
     found = recipe(name)
     training = plain(asdict(TrainingConfig()))
-    merge(training, found.settings.get("training", {}), "training.")
+    merge(training, found.settings.get("training", {}), "training.", model=name)
     sections = plain(asdict(detector_config(name)))
     return {"name": name, **sections, "training": training}
 
@@ -226,7 +230,7 @@ def config_from_dict(settings: Mapping[str, Any]) -> ExperimentConfig:
     if not isinstance(name, str):
         raise ConfigError(f"bad setting name: expected that of a model, got {name!r}")
     merged = _defaults(name)
-    merge(merged, settings)
+    merge(merged, settings, model=name)
     del merged["name"]
     training = checked(TrainingConfig, merged.pop("training"), "training.")
     return ExperimentConfig(name, checked(detector_of(name).Config, merged), training)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -23,15 +24,27 @@ class WeightAverage:
         model: whose weights are averaged.
         decay: in (0, 1).
         mode: ``plain``, ``corrected`` or ``warmup``.
+        repeats: take a weight in once per name that the model holds it under, and not once a step,
+            as official codes do; ``plain`` alone.
     """
 
-    def __init__(self, model: nn.Module, decay: float, mode: str = "corrected") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        mode: str = "corrected",
+        *,
+        repeats: bool = False,
+    ) -> None:
         if mode not in ("plain", "corrected", "warmup"):
             raise ValueError(f"mode: expected plain, corrected or warmup, got {mode!r}")
+        if repeats and mode != "plain":
+            raise ValueError(f"repeats: expected False with the mode {mode}, got True")
         self.decay = decay
         self.mode = mode
         self.steps = 0
         self.weights = _copies(model.state_dict())
+        self._times = _names(model) if repeats else dict.fromkeys(self.weights, 1)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -45,7 +58,8 @@ class WeightAverage:
         for key, value in model.state_dict().items():
             average = self.weights[key]
             if average.is_floating_point():
-                average.lerp_(value.to(average), new)
+                for _ in range(self._times[key]):
+                    average.lerp_(value.to(average), new)
             else:
                 average.copy_(value)
 
@@ -57,6 +71,13 @@ class WeightAverage:
         """Goes on from a saved state."""
         self.steps = int(state["steps"])
         self.weights = _copies(state["weights"])
+
+
+def _names(model: nn.Module) -> dict[str, int]:
+    """Returns for every name how many there are of the same tensor."""
+    state = model.state_dict(keep_vars=True)
+    count = Counter(map(id, state.values()))
+    return {name: count[id(value)] for name, value in state.items()}
 
 
 def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:

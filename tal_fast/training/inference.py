@@ -215,6 +215,7 @@ class _Found:
             sigma=config.nms_sigma,
             per_class=config.nms_classes == "each",
             voting_threshold=config.voting or None,
+            voting_weight=config.voting_weight,
             min_score=config.min_score,
             max_segments=config.max_detections,
         )

@@ -31,6 +31,7 @@ class KeptWeights:
         model: the model that is trained.
         modes: ``off`` for the weights themselves, else modes of :class:`WeightAverage`.
         decay: of the averages.
+        repeats: of the plain one (:class:`WeightAverage`).
         out: directory of the checkpoints.
         save: writes a file of weights.
         validate: scores a model by held-out videos; None keeps the last weights.
@@ -41,6 +42,7 @@ class KeptWeights:
         model: nn.Module,
         modes: Sequence[str],
         decay: float,
+        repeats: bool,
         out: Path,
         save: Callable[[Path, dict[str, Tensor]], None],
         validate: Callable[[Any], float] | None,
@@ -48,7 +50,9 @@ class KeptWeights:
         self.modes = tuple(modes)
         self._model = model
         self._averages = {
-            mode: WeightAverage(model, decay, mode) for mode in modes if mode != "off"
+            mode: WeightAverage(model, decay, mode, repeats=repeats and mode == "plain")
+            for mode in modes
+            if mode != "off"
         }
         self._out = out
         self._save = save

@@ -23,7 +23,7 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import TrainingError
+from tal_fast.errors import DataError, TrainingError
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training import distributed
@@ -207,6 +207,7 @@ class Trainer:
         detector = detector_of(config.name)
         clips = detector.clips(config.detector, self.data, self.videos, training=True)
         self.clips = clips if self.positions is None else windows_of(clips).subset(self.positions)
+        instances = self._instances()
         distributed.require_same(
             "settings, videos or clips, or in the data",
             (self._identity(), len(self.clips), data_fingerprint(self.data)),
@@ -218,7 +219,7 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         with plain_defaults():  # the same first weights on every device
             self.model = detector(self.data.channels, self.data.num_classes, config.detector)
-            self.model.start(self._instances())
+            self.model.start(instances)
         self.model.to(self.device).train()
         distributed.seed_apart(config.training.seed)
         self.stepper = Stepper(self.model, config)
@@ -226,6 +227,7 @@ class Trainer:
             self.model,
             config.training.ema,
             config.training.ema_decay,
+            config.training.ema_repeats,
             self.out,
             self._write_model,
             self.validate,
@@ -242,9 +244,19 @@ class Trainer:
         self._saving = (0.0, -math.inf)  # seconds that the last save took, and when it was
 
     def _instances(self) -> list[int]:
-        """Returns the number of instances of each class in the training videos."""
+        """Returns the number of instances of each class in the training videos.
+
+        Raises:
+            DataError: there is none at all.
+        """
         labels = [self.data.annotations.videos[name].labels for name in self.videos]
         counts = np.bincount(np.concatenate(labels), minlength=self.data.num_classes)
+        if not counts.any():
+            raise DataError(
+                f"{self.data.path}: expected training videos with instances, got "
+                f"{len(self.videos)} without one: {', '.join(self.videos[:3])}"
+                f"{', …' * (len(self.videos) > 3)}"
+            )
         return counts.tolist()
 
     def _identity(self) -> dict[str, Any]:

@@ -184,11 +184,30 @@ def test_too_few_padded_rows_are_an_error():
     [
         ({"model": {"heads": 3}}, "expected heads to divide width = 512, got 3"),
         ({"model": {"windows": [9, 9]}}, "expected one window, or one for each of 6 levels, got 2"),
-        ({"model": {"kernel": 4}}, "expected an odd kernel, got 4"),
-        ({"model": {"levels": 7}}, "expected loss.ranges for model.levels = 7 levels, got 6"),
-        ({"data": {"max_length": 1000}}, "expected data.max_length to be a multiple of 32"),
+        ({"model": {"kernel": 4}}, "bad setting model: expected an odd kernel, got 4$"),
+        ({"model": {"levels": 12}}, "expected loss.ranges for model.levels = 12 levels, got 6$"),
+        (
+            {"data": {"max_length": 1000}},
+            "expected data.max_length to be a multiple of 32.*got 1000$",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit(settings, message):
     with pytest.raises(ConfigError, match=message):
         detector_config("actionformer", settings)
+
+
+def test_a_window_wider_than_the_video_sees_all_of_it():
+    features, mask = torch.randn(1, 96, CHANNELS), torch.arange(96)[None] >= 40
+    features = features * ~mask[..., None]
+    found = []
+    for windows in ((191,), (1,)):  # 1: all rows
+        settings = {
+            "model": {"width": 32, "head_width": 32, "windows": windows},
+            "data": {"max_length": 96},
+        }
+        model = ActionFormer(CHANNELS, CLASSES, detector_config("actionformer-epic-noun", settings))
+        official.random_weights(model, 1)
+        found.append(model.eval()(features, mask))
+    for wide, everything in zip(*found, strict=True):
+        torch.testing.assert_close(wide, everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_presets_are_found_by_name():
     assert len(set(available())) == len(available())
     with pytest.raises(ConfigError, match="unknown model 'actionfromer'; did you mean 'actionf"):
         recipe("actionfromer")
+
+
+def test_votes_are_cast_where_the_official_codes_cast_them():
+    # They ignore voting where each class is suppressed by itself, whatever their settings say.
+    found = {}
+    for name in available():
+        post = load_config(preset=name).detector.postprocess
+        if post.nms_classes == "all":
+            found[name] = (post.voting, post.voting_weight)
+        else:
+            assert post.voting == 0.0, name
+    assert found == {
+        "actionformer-anet-tsp": (0.9, "score_iou"),
+        "actionformer-anet-i3d": (0.9, "score_iou"),
+        "tridet-anet-tsp": (0.95, "score"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -163,3 +180,5 @@ def test_a_module_of_the_working_directory_on_the_command_line(folder, tmp_path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+    # It learns from whole videos, which are no windows.
+    assert re.search(r"1 epochs, \d+ steps over (\d+) clips of \1 videos in", done.stdout)

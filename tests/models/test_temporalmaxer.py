@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tal_fast.errors import ConfigError
 from tal_fast.models import Whole, build_model, detector_config
 from tal_fast.models.pyramid import PyramidOutput
 from tal_fast.models.pyramid.targets import point_targets
 from tal_fast.models.temporalmaxer import TemporalMaxer, TemporalMaxerLoss, TemporalMaxerSizes
 from tal_fast.models.temporalmaxer.assignment import cheapest_offsets
+from tal_fast.training import load_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -247,3 +249,11 @@ def test_width_in_groups():
     with pytest.raises(ValueError, match="expected width to be a multiple of 4, got 30"):
         TemporalMaxerSizes(width=30)
     assert TemporalMaxerSizes(width=30, neck="layernorm").width == 30
+
+
+def test_settings_of_another_model():
+    message = "unknown setting 'model.windows'; temporalmaxer has model.width, model.embed_layers,"
+    with pytest.raises(ConfigError, match=message):
+        detector_config("temporalmaxer", {"model": {"windows": [9]}})
+    with pytest.raises(ConfigError, match=message):
+        load_config(preset="temporalmaxer", overrides=["model.windows=9"])

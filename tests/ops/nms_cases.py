@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs that the tests of the NMS family share."""
 
+import inspect
 import math
+from dataclasses import fields
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from tal_fast import ops
+from tal_fast.ops.nms_options import NMSOptions
+from tal_fast.reference import nms as twins
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 COMPARISONS = ("gt", "ge")
@@ -84,3 +91,14 @@ def call(ops, op: str, segments: Tensor, scores: Tensor, **options):
         return ops.soft_nms(segments, scores, **options)
     labels = options.pop("labels", torch.zeros(len(scores), dtype=torch.int64))
     return ops.batched_nms(segments, scores, labels, **options)
+
+
+def twin(op: str, *arguments: Any, vote: Any = None, **options: Any) -> Any:
+    """What the twin of a function says, which gets the defaults of that function."""
+    given = inspect.signature(getattr(ops, op)).bind(*arguments, **options)
+    given.apply_defaults()
+    names = {field.name for field in fields(NMSOptions)}
+    tensors = [value for name, value in given.arguments.items() if name not in names]
+    rule = NMSOptions(op=op, **{k: v for k, v in given.arguments.items() if k in names})
+    extra = {} if vote is None else {"vote": vote}
+    return getattr(twins, op)(*tensors, rule, **extra)

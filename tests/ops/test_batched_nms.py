@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from nms_cases import COMPARISONS, DTYPES, groups, make, spread
+from nms_cases import COMPARISONS, DTYPES, groups, make, spread, twin
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tal_fast import ops
 from tal_fast.ops.nms import METHODS, WEIGHTS
-from tal_fast.reference import nms as twin
 from tal_fast.reference.segment_voting import segment_voting as twin_voting
 
 SCORE_TOLERANCE = {
@@ -39,7 +38,7 @@ def test_matches_twin(method, dtype, n, per_class):
     for owners in (None, videos, videos.int() - 2):
         options = {"method": method, "min_score": 0.05, "max_segments": 11, "per_class": per_class}
         result = ops.batched_nms(segments, scores, labels.int(), owners, **options)
-        expected = twin.batched_nms(segments, scores, labels, owners, **options)
+        expected = twin("batched_nms", segments, scores, labels, owners, **options)
         assert torch.equal(result.indices, expected[0])
         tolerance = SCORE_TOLERANCE[dtype]
         torch.testing.assert_close(result.scores, expected[1], rtol=tolerance, atol=0)
@@ -61,8 +60,8 @@ def test_options_match_twin(method, spare_first, comparison):
             result = ops.batched_nms(
                 segments, scores, labels, videos, min_score=min_score, **options
             )
-            expected = twin.batched_nms(
-                segments, scores, labels, videos, min_score=min_score, **options
+            expected = twin(
+                "batched_nms", segments, scores, labels, videos, min_score=min_score, **options
             )
             assert torch.equal(result.indices, expected[0])
             torch.testing.assert_close(result.scores, expected[1], rtol=1e-5, atol=0)
@@ -84,7 +83,7 @@ def test_voting_matches_twin(dtype, method, weight, per_class):
             **options,
         )
         vote = functools.partial(twin_voting, iou_threshold=threshold, weight=weight)
-        expected = twin.batched_nms(segments, scores, labels, videos, vote=vote, **options)
+        expected = twin("batched_nms", segments, scores, labels, videos, vote=vote, **options)
         assert torch.equal(result.indices, expected[0])
         assert result.segments.dtype == dtype
         tolerance = {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 8e-3)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nms_cases import COMPARISONS, DTYPES, call, detections, hostile, make, spread, tensors
+from nms_cases import COMPARISONS, DTYPES, call, detections, hostile, make, spread, tensors, twin
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tal_fast import ops
-from tal_fast.reference import nms as twin
 
 # ---- against the twin and a plain loop -----------------------------------------------------------
 
@@ -27,7 +26,7 @@ def test_matches_twin(threshold, dtype, n, ties):
     segments, scores = make(n, dtype, ties=ties)
     kept = ops.nms(segments, scores, threshold)
     assert kept.dtype == torch.int64
-    assert torch.equal(kept, twin.nms(segments, scores, threshold))
+    assert torch.equal(kept, twin("nms", segments, scores, threshold))
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
@@ -37,7 +36,7 @@ def test_options_match_twin(threshold, eps, comparison):
     for ties, dtype in ((True, torch.float32), (False, torch.float64), (True, torch.float16)):
         segments, scores = make(60, dtype, ties=ties)
         options = {"iou_comparison": comparison, "length_eps": eps, "max_segments": 20}
-        expected = twin.nms(segments, scores, threshold, **options)
+        expected = twin("nms", segments, scores, threshold, **options)
         assert torch.equal(ops.nms(segments, scores, threshold, **options), expected)
 
 
@@ -47,7 +46,7 @@ def test_invalid_segments_match_twin(comparison):
         segments, scores = hostile(70, seed)
         options = {"iou_comparison": comparison, "length_eps": 1e-6}
         kept = ops.nms(segments, scores, threshold, validate=False, **options)
-        assert torch.equal(kept, twin.nms(segments, scores, threshold, **options))
+        assert torch.equal(kept, twin("nms", segments, scores, threshold, **options))
 
 
 def plain_loop(segments: Tensor, scores: Tensor, threshold: float, comparison: str, eps: float):
@@ -109,6 +108,14 @@ def test_everything_acts_on_everything():
     segments[7] = math.nan
     kept = ops.nms(segments, scores, 0.0, iou_comparison="ge", validate=False)
     assert sorted(kept.tolist()) == sorted([7, int(scores.argmax())])
+
+
+def test_a_threshold_that_float32_rounds_to_zero():
+    # It is compared in the type that is computed in, where it is the case above.
+    segments, scores = spread(1200, clustered=False)
+    kept = ops.nms(segments, scores, 1e-60, iou_comparison="ge")
+    assert kept.tolist() == [int(scores.argmax())]
+    assert len(ops.nms(segments.double(), scores.double(), 1e-60, iou_comparison="ge")) > 1
 
 
 def test_a_hundred_thousand(device):
@@ -195,7 +202,7 @@ def test_segments_far_from_zero():
     segments = torch.tensor([[1e9, 1e9 + 128], [1e9 + 64, 1e9 + 128], [-1e30, 1e30], [-3e38, 3e38]])
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
     for threshold in (0.0, 0.4, 0.6):
-        expected = twin.nms(segments, scores, threshold)
+        expected = twin("nms", segments, scores, threshold)
         assert torch.equal(ops.nms(segments, scores, threshold), expected)
         many, better = segments.repeat(200, 1), torch.linspace(1, 0, 800)
         value = torch.tensor(threshold).item()
@@ -216,7 +223,7 @@ def test_infinite_scores_are_ranked():
 def test_properties(items, threshold, comparison):
     segments, scores = tensors(items)
     kept = ops.nms(segments, scores, threshold, iou_comparison=comparison)
-    expected = twin.nms(segments, scores, threshold, iou_comparison=comparison)
+    expected = twin("nms", segments, scores, threshold, iou_comparison=comparison)
     assert torch.equal(kept, expected)
 
     def acts(iou):

@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nms_cases import COMPARISONS, DTYPES, call, detections, hostile, make, spread, tensors
+from nms_cases import COMPARISONS, DTYPES, call, detections, hostile, make, spread, tensors, twin
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tal_fast import ops
 from tal_fast.ops.nms import METHODS
-from tal_fast.reference import nms as twin
 
 # The native Gaussian uses an exp of its own and the twin torch's: one unit apart per decay.
 SCORE_TOLERANCE = {
@@ -42,7 +41,7 @@ def test_matches_twin(method, dtype, n, ties):
     for limit in (None, 7):
         options = {"min_score": 0.05, "max_segments": limit, "t1": 0.1, "t2": 0.01}
         found = ops.soft_nms(segments, scores, method, **options)
-        check(found, twin.soft_nms(segments, scores, method, **options), dtype)
+        check(found, twin("soft_nms", segments, scores, method, **options), dtype)
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
@@ -55,7 +54,9 @@ def test_options_match_twin(method, eps, comparison):
         options |= {"iou_threshold": threshold, "min_score": 0.02}
         for sigma in (0.5, 0.05):
             found = ops.soft_nms(segments, scores, method, sigma, **options)
-            check(found, twin.soft_nms(segments, scores, method, sigma, **options), torch.float32)
+            check(
+                found, twin("soft_nms", segments, scores, method, sigma, **options), torch.float32
+            )
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS)
@@ -65,7 +66,7 @@ def test_invalid_segments_match_twin(method, comparison):
         segments, scores = hostile(60, seed)
         options = {"iou_comparison": comparison, "length_eps": 1e-6, "t1": 0.1}
         found = ops.soft_nms(segments, scores, method, validate=False, **options)
-        check(found, twin.soft_nms(segments, scores, method, **options), torch.float32)
+        check(found, twin("soft_nms", segments, scores, method, **options), torch.float32)
 
 
 def eager(segments: Tensor, scores: Tensor, min_score: float, threshold: float):

@@ -162,6 +162,17 @@ def test_only_overlaps_of_windows_are_merged_when_asked(data, config):
     assert set(merged.score.tolist()) < set(all_kept.score.tolist())
 
 
+@pytest.mark.parametrize(("weight", "iou"), [("score", 1.0), ("score_iou", 0.8)])
+def test_votes_weigh_what_is_set(data, config, weight, iou):
+    video = data.splits["test"][0]
+    post = {"top_k": 2, "voting": 0.75, "voting_weight": weight}
+    found = detect(Oracle(data, [[0.5, 0.25], [0.5, 0.2]], **post), data, [video], config.training)
+    first, second = (1 / (1 + np.exp(-logit)) for logit in (3.0, 1.0))  # 8 and 6.4 of 32 rows
+    mean = (first * 8 + second * iou * 6.4) / (first + second * iou)
+    grid = data.grid(video)
+    np.testing.assert_allclose(grid.to_grid(found.end) - grid.to_grid(found.start), mean, rtol=1e-5)
+
+
 def test_detections_stay_inside_the_video(data, config):
     video = data.splits["test"][0]
     found = detect(Oracle(data, [[0.0, 1.0], [1.0, 1.0]]), data, [video], config.training)

@@ -111,6 +111,15 @@ def test_other_models_classes_words_and_files(data, config, file, tmp_path):
         import_checkpoint(file, load_config(preset="tadtr"), classes, tmp_path / "out")
     with pytest.raises(ConfigError, match="weights: expected ema or raw, got 'best'"):
         import_checkpoint(file, config, classes, tmp_path / "out", weights="best")
+    sizes = ["model.width=32", "model.head_width=32", "data.max_length=256"]
+    other = load_config(preset="tridet", overrides=sizes)
+    message = (
+        r"epoch_034\.pth\.tar: not the weights of TriDet \(tridet\); missing: backbone\.stem\."
+    )
+    with pytest.raises(
+        TrainingError, match=message + r".*not of it: backbone\.stem\..* and \d+ more"
+    ):
+        import_checkpoint(file, other, classes, tmp_path / "out")
     torch.save({"x": object()}, tmp_path / "objects.pt")
     with pytest.raises(TrainingError, match="not a readable checkpoint"):
         import_checkpoint(tmp_path / "objects.pt", config, classes, tmp_path / "out")

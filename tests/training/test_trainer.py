@@ -364,3 +364,19 @@ def test_a_module_under_several_names_is_averaged_once_a_step(resumed):
     torch.testing.assert_close(layer.weight, start + 1.0, rtol=0, atol=1e-6)
     for name in (f"{at}.weight" for at in range(6)):
         torch.testing.assert_close(average.weights[name], start + 0.1)
+
+
+def test_a_module_under_several_names_is_averaged_once_per_name_where_asked():
+    layer, alone = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    model = torch.nn.ModuleList([*[layer] * 6, alone])
+    average = WeightAverage(model, 0.9, "plain", repeats=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        layer.weight += 1.0
+        alone.weight += 1.0
+    average.update(model)
+    for at, names in ((0, 6), (5, 6), (6, 1)):
+        expected = before[f"{at}.weight"] + 1 - 0.9**names
+        torch.testing.assert_close(average.weights[f"{at}.weight"], expected)
+    with pytest.raises(ValueError, match="repeats: expected False with the mode warmup, got True"):
+        WeightAverage(model, 0.9, "warmup", repeats=True)

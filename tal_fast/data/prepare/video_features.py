@@ -202,7 +202,7 @@ def prepare_videos(
     excluded = tuple(video.name for video in wanted if video.name in repairs.exclude)
     wanted = [video for video in wanted if video.name not in repairs.exclude]
     annotated = [video.name for video in wanted]
-    streams = _streams(features, annotated)
+    streams = _with_templates(features, annotated)
     missing = tuple(without_features(streams, annotated, allow_pickle=features.allow_pickle))
     if missing and repairs.missing == "error":
         raise DataError(
@@ -295,8 +295,8 @@ def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str
     return chosen
 
 
-def _streams(features: FeatureChoice, names: Sequence[str]) -> tuple[Stream, ...]:
-    """Returns the streams with their templates."""
+def _with_templates(features: FeatureChoice, names: Sequence[str]) -> tuple[Stream, ...]:
+    """Returns the streams with the templates that fit most of these videos."""
     streams = []
     for stream in streams_of(features.paths, features.template, features.key):
         with OpenStream(stream, allow_pickle=features.allow_pickle) as opened:

@@ -75,8 +75,8 @@ _ANET: dict[str, dict[str, Any]] = {
     "loss": {"normaliser": 200.0, "smoothing": 0.1, "weight": 2.0},
     "training": {**epochs(5, 10), "learning_rate": 1e-3, "batch_size": 16},
     "postprocess": {
-        "nms_classes": "all", "nms_sigma": 0.75, "voting": 0.9, "min_rows": 0.001,
-        "max_detections": 100,
+        "nms_classes": "all", "nms_sigma": 0.75, "voting": 0.9, "voting_weight": "score_iou",
+        "min_rows": 0.001, "max_detections": 100,
     },
 }  # fmt: skip
 _EPIC: dict[str, dict[str, Any]] = {

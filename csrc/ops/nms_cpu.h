@@ -77,16 +77,17 @@ struct KeptRows {
 template <typename T>
 class NmsSolver {
  public:
-  NmsSolver(const Detections& in, const cpu::NmsGroups& groups, const NmsRequest& options)
+  NmsSolver(const Detections& in, const cpu::NmsGroups& groups, const NmsRequest& request)
       : segments_(const_data<T>(in.segments)),
         scores_(const_data<T>(in.scores)),
         groups_(groups),
         starts_(groups.problem_starts),
-        options_(options),
+        request_(request),
+        options_(in_compute_type<T>(request.nms)),
         num_problems_(static_cast<int64_t>(starts_.size()) - 1),
         num_videos_(static_cast<int64_t>(groups.video_starts.size()) - 1),
         per_problem_(std::max<int64_t>(1, in.count / std::max<int64_t>(1, num_problems_))),
-        kept_(in.count, options.voting.has_value(), num_problems_) {}
+        kept_(in.count, request.voting.has_value(), num_problems_) {}
 
   void solve() {
     const int64_t grain = std::max<int64_t>(1, kNmsSegmentsPerTask / per_problem_);
@@ -112,7 +113,7 @@ class NmsSolver {
     }
     Tensor indices = torch::stable::new_empty(in.segments, {total}, ScalarType::Long);
     Tensor scores = wanted.scores ? torch::stable::new_empty(in.scores, {total}) : in.scores;
-    const bool voting = options_.voting.has_value();
+    const bool voting = request_.voting.has_value();
     Tensor segments = wanted.segments
                           ? torch::stable::new_empty(in.segments, {voting ? total : 0, 2})
                           : in.segments;
@@ -150,7 +151,7 @@ class NmsSolver {
     for (int64_t p = begin; p < end; ++p) {
       largest = std::max(largest, starts_[p + 1] - starts_[p]);
     }
-    const int64_t wanted = std::min(options_.max_segments, starts_[end] - starts_[begin]);
+    const int64_t wanted = std::min(request_.max_segments, starts_[end] - starts_[begin]);
     cpu::Carver sizes(nullptr);
     sizes.take<T>(cpu::BestScores<T>::block_size(wanted));
     const cpu::Scratch scratch(sizes.used() + lay_out(nullptr, largest).bytes);
@@ -165,7 +166,7 @@ class NmsSolver {
       const Layout at = lay_out(scratch.get() + sizes.used(), starts_[p + 1] - starts_[p]);
       solve_one(p, best.floor(), at);
       // A video with no more segments than are wanted loses none.
-      if (starts_[*next_video] - starts_[next_video[-1]] > options_.max_segments) {
+      if (starts_[*next_video] - starts_[next_video[-1]] > request_.max_segments) {
         best.add(at.kept_scores, kept_.counts[p]);
       }
     }
@@ -184,14 +185,14 @@ class NmsSolver {
     Layout at{};
     cpu::Carver carve(block);
     at.kept_scores = carve.take<T>(count);
-    if (options_.voting.has_value()) {
+    if (request_.voting.has_value()) {
       at.kept_segments = carve.take<T>(2 * count);
       at.refined = carve.take<T>(2 * count);
       at.voting = carve.take<std::byte>(
           static_cast<int64_t>(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(count)));
     }
     at.nms = carve.take<std::byte>(
-        static_cast<int64_t>(cpu::nms_scratch_bytes<T>(options_.nms.method, count)));
+        static_cast<int64_t>(cpu::nms_scratch_bytes<T>(options_.method, count)));
     at.bytes = carve.used();
     return at;
   }
@@ -204,12 +205,12 @@ class NmsSolver {
     int64_t num_kept = 0;
     const auto step = [&](int which) {
       if (which == 0) {
-        num_kept = cpu::solve_nms(problem, options_.nms, at.nms, run_both, rows, at.kept_scores);
+        num_kept = cpu::solve_nms(problem, options_, at.nms, run_both, rows, at.kept_scores);
       } else {
         TAL_FAST_ISA_CALL(voting_prepare<T>)(segments_, scores_, problem.rows, count, at.voting);
       }
     };
-    if (!options_.voting.has_value()) {
+    if (!request_.voting.has_value()) {
       step(0);
     } else if (num_problems_ == 1 && count >= kNmsRunBothFrom) {
       run_both(step);
@@ -221,14 +222,14 @@ class NmsSolver {
     for (int64_t i = 0; i < num_kept; ++i) {
       kept_.scores[rows[i]] = at.kept_scores[i];
     }
-    if (!options_.voting.has_value()) {
+    if (!request_.voting.has_value()) {
       return;
     }
     for (int64_t i = 0; i < num_kept; ++i) {
       at.kept_segments[2 * i] = segments_[2 * int64_t{rows[i]}];
       at.kept_segments[2 * i + 1] = segments_[2 * int64_t{rows[i]} + 1];
     }
-    TAL_FAST_ISA_CALL(voting_apply<T>)(count, at.voting, *options_.voting, at.kept_segments, 0,
+    TAL_FAST_ISA_CALL(voting_apply<T>)(count, at.voting, *request_.voting, at.kept_segments, 0,
                                        num_kept, at.refined);
     for (int64_t i = 0; i < num_kept; ++i) {
       kept_.segments[2 * int64_t{rows[i]}] = at.refined[2 * i];
@@ -248,16 +249,17 @@ class NmsSolver {
     }
     if (last - first > 1) {  // one problem alone is in order already
       const cpu::Scratch scratch(cpu::merge_scratch_bytes<T>(filled));
-      cpu::merge_by_score(kept_.scores, filled, options_.max_segments, scratch.get(), rows);
+      cpu::merge_by_score(kept_.scores, filled, request_.max_segments, scratch.get(), rows);
     }
-    kept_.counts[first] = std::min(filled, options_.max_segments);
+    kept_.counts[first] = std::min(filled, request_.max_segments);
   }
 
   const T* segments_;
   const T* scores_;
   const cpu::NmsGroups& groups_;
   const std::vector<int64_t>& starts_;
-  const NmsRequest& options_;
+  const NmsRequest& request_;
+  NmsOptions<T> options_;
   int64_t num_problems_;
   int64_t num_videos_;
   int64_t per_problem_;

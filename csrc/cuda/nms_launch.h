@@ -33,16 +33,15 @@ inline size_t scan_bytes() {
 template <typename T>
 class CudaNms {
  public:
-  // `num_videos`: videos have numbers below it, which are kept; without it they may be any.
-  CudaNms(const char* op, const DeviceScope& scope, const Detections& in,
-          const GroupNumbers& numbers, const NmsRequest& request, std::optional<int64_t> num_videos)
-      : op_(op),
+  CudaNms(const DeviceScope& scope, const NmsCall& call)
+      : op_(call.op),
         scope_(scope),
-        in_(in),
-        numbers_(numbers),
-        request_(request),
-        num_videos_(num_videos),
-        n_(in.count) {}
+        in_(call.in),
+        numbers_(call.groups),
+        request_(call.request),
+        options_(in_compute_type<T>(call.request.nms)),
+        num_videos_(call.num_videos),
+        n_(call.in.count) {}
 
   void solve() {
     facts_ = torch::stable::new_zeros(in_.segments, {4}, ScalarType::Int);
@@ -53,7 +52,7 @@ class CudaNms {
     kept_scores_ = values({n_});
     kept_segments_ = values({n_, 2});
     counts_ = numbers(n_);
-    if (request_.nms.method == NmsMethod::kHard) {
+    if (options_.method == NmsMethod::kHard) {
       solve_hard();
     } else {
       solve_soft();
@@ -186,16 +185,12 @@ class CudaNms {
   }
 
   void solve_hard() {
-    const NmsOptions& nms = request_.nms;
-    const HardRule<T> rule = {static_cast<T>(nms.iou_threshold), static_cast<T>(nms.length_eps),
-                              static_cast<T>(nms.min_score), nms.acts_on_threshold,
-                              nms.max_segments};
     using Tile = HardTile<T>;
     if (grouped() || n_ <= kManyBlocksFrom) {
       using Kernel = NmsHard<T>;
       launch(
           scope_, blocks_of_problems(Kernel::kBlocks), Kernel::kThreads, Tile::shared_bytes(),
-          Kernel{rule, nms.spare_first, const_data<int64_t>(starts_), const_data<int64_t>(order_),
+          Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
                  const_data<T>(ranked_segments_), const_data<T>(ranked_scores_), kept(), facts()});
       return;
     }
@@ -206,7 +201,7 @@ class CudaNms {
     for (int64_t step = 0; step < tiles; ++step) {
       launch(scope_, dim3(static_cast<unsigned>(tiles - step)), Kernel::kThreads,
              Tile::shared_bytes(),
-             Kernel{rule, nms.spare_first, step, n_, const_data<int64_t>(order_),
+             Kernel{options_, step, n_, const_data<int64_t>(order_),
                     const_data<T>(ranked_segments_), const_data<T>(ranked_scores_),
                     reinterpret_cast<uint32_t*>(mutable_data<int32_t>(dead)),
                     mutable_data<int64_t>(ends), kept(), facts()});
@@ -215,23 +210,18 @@ class CudaNms {
 
   template <NmsMethod kMethod>
   void launch_soft() {
-    const NmsOptions& nms = request_.nms;
-    const NmsDecay<T> decay = {static_cast<T>(nms.iou_threshold), static_cast<T>(nms.sigma),
-                               static_cast<T>(nms.t1), static_cast<T>(nms.t2),
-                               static_cast<T>(nms.min_score)};
     const Tensor current = values({n_});
     using Kernel = NmsSoft<kMethod, T>;
     // One problem for a warp needs no more than that.
     const int threads = !grouped() && n_ <= Kernel::kMostOfWarp ? kWarp : Kernel::kThreads;
     launch(scope_, blocks_of_problems(Kernel::kBlocks), threads, BlockTeam<T>::shared_bytes(),
-           Kernel{decay, nms.acts_on_threshold, static_cast<T>(nms.length_eps), nms.spare_first,
-                  nms.max_segments, const_data<int64_t>(starts_), const_data<int64_t>(order_),
+           Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
                   const_data<T>(in_.segments), const_data<T>(ranked_segments_),
                   const_data<T>(ranked_scores_), mutable_data<T>(current), kept(), facts()});
   }
 
   void solve_soft() {
-    switch (request_.nms.method) {
+    switch (options_.method) {
       case NmsMethod::kLinear:
         return launch_soft<NmsMethod::kLinear>();
       case NmsMethod::kLengthGaussian:
@@ -303,6 +293,8 @@ class CudaNms {
   const Detections& in_;
   const GroupNumbers& numbers_;
   const NmsRequest& request_;
+  NmsOptions<T> options_;
+  // Videos have numbers below it, which are kept; without it they may be any.
   std::optional<int64_t> num_videos_;
   int64_t n_;
   Tensor facts_;            // NmsFacts
