@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tal_fast.ops.registration import Tangents, register_autograd
+from tal_fast.ops.registration import Tangents, register_autograd, register_no_flops
 
 __all__ = ["rows_to_tiles", "tiles_to_rows", "tiles_to_weight", "weight_to_tiles"]
 
@@ -136,3 +136,6 @@ def _tangent_of_rows(
 register_autograd("rows_to_tiles", _of_tiles, setup_context=_setup_tiles, jvp=_tangent_of_tiles)
 register_autograd("tiles_to_rows", _of_rows, setup_context=_setup_rows, jvp=_tangent_of_rows)
 # No autocast rule: the convolution that they are part of takes another way there.
+
+# Additions and factors of elements alone, as element-wise ops, which count 0.
+register_no_flops("rows_to_tiles", "tiles_to_rows")
