@@ -197,6 +197,7 @@ def _flops_backward(
     query: Sequence[int],
     key: Any,
     value: Any,
+    weights: Any,
     window: int,
     mask: Any,
     needs_query: bool,
