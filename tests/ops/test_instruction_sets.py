@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlaps, matching costs and assignments are the same bits on every instruction set."""
+"""Ops that are the same bits on every instruction set: overlaps, costs, assignments, tiles."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ PROGRAM = r"""
 import hashlib
 import torch
 from tal_fast import ops
+from tal_fast.ops.conv_tiles import rows_to_tiles, tiles_to_rows
 
 digest = hashlib.sha256()
 generator = torch.Generator().manual_seed(0)
@@ -51,6 +52,12 @@ for dtype in (torch.float64, torch.float32):
         )
         add(costs, *ops.linear_assignment(costs, 40, counts * 2))
         add(*ops.linear_assignment(costs.round(), 40, counts * 2))  # ties
+    spans = [0, 30, 0, 31, 31, 90, 31, 90]
+    for inputs in (True, False):
+        tiles = rows_to_tiles(
+            torch.randn(90, 45, generator=generator).to(dtype), spans, inputs=inputs
+        )
+        add(tiles, tiles_to_rows(tiles, spans, 90, inputs=inputs))
 print(digest.hexdigest())
 """
 
