@@ -204,7 +204,10 @@ def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
         form = "with a 'database' object"
         if bare == "timed":
             form = "'database' of videos, or an object of videos with duration_second"
-        raise DataError(f"{origin}: expected an object {form}, got {sorted(map(str, content))[:5]}")
+        raise DataError(
+            f"{origin}: expected an object {form}, got no object 'database' among "
+            f"{sorted(map(str, content))[:5]}"
+        )
     if not entries:
         raise DataError(f"{origin}: expected at least one video, got an empty database")
     for key, entry in entries.items() if timed else ():

@@ -100,7 +100,7 @@ def test_files_without_database_around_the_videos():
     assert read_annotation_file(timed, bare="timed").videos[0].duration == 9
     assert len(read_annotation_file(bare, bare="any").videos[0].instances) == 1
     for content in (timed, bare):
-        with pytest.raises(DataError, match=r"expected .* 'database' .*, got \['v'\]"):
+        with pytest.raises(DataError, match=r"with a 'database' object, got .* among \['v'\]"):
             read_annotation_file(content)
     with pytest.raises(DataError, match="video 'v': expected duration_second"):
         read_annotation_file(bare, bare="timed")
