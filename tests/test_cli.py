@@ -41,6 +41,7 @@ COMMANDS = [
     ["study", "plan"],
     ["profile"],
     ["profile", "model"],
+    ["profile", "machine"],
 ]
 
 
