@@ -3,7 +3,8 @@
 
 Importing this package is cheap: it imports neither torch nor the native library. ``tal_fast.ops``
 brings both; ``tal_fast.data``, ``tal_fast.evaluation``, ``tal_fast.models``, ``tal_fast.training``,
-``tal_fast.curves`` and ``tal_fast.study`` are the layers above, each importing only those below it.
+``tal_fast.curves``, ``tal_fast.profiling`` and ``tal_fast.study`` are the layers above, each
+importing only those below it.
 """
 
 __all__ = ["__version__"]

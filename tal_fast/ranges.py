@@ -21,7 +21,6 @@ __all__ = [
     "Sink",
     "add_sink",
     "enable_ranges",
-    "nvtx_range",
     "range",
     "remove_sink",
 ]
@@ -124,10 +123,6 @@ def range(name: str) -> AbstractContextManager[Any]:
         name: what is shown, for example ``"tal_fast.forward"``.
     """
     return _Range(name) if _sinks else _OFF
-
-
-nvtx_range = range
-"""The same, by the name that it had when there was no other sink."""
 
 
 def add_sink(sink: Sink) -> None:

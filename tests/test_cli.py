@@ -40,6 +40,7 @@ COMMANDS = [
     ["study", "plan"],
     ["profile"],
     ["profile", "model"],
+    ["profile", "machine"],
 ]
 
 

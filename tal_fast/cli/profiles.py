@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about cost: profile model."""
+"""Commands about cost: profile model and machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tal_fast.errors import ConfigError
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
 _MOST_LENGTHS = 100
+
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
 
 
 def _lengths(text: str) -> list[int]:
@@ -59,7 +61,7 @@ def profile_model(
         float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
     ] = None,
     settings: Settings = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+    json_out: JsonOut = None,
 ) -> None:
     """Count what a model costs: no data, no weights, no arithmetic.
 
@@ -92,3 +94,24 @@ def profile_model(
         console.print(table)
     if json_out is not None:
         write_text_atomically(json_out, json.dumps(cost_dict(cost), indent=2) + "\n")
+
+
+@command(profile_app, "machine", "tal-fast profile machine")
+def profile_machine(
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again, though it was done in the last day.")
+    ] = False,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure what this machine can do at most: products, memory, calls, files."""
+    import json
+
+    from rich.console import Console
+
+    from tal_fast.data.files import write_text_atomically
+    from tal_fast.profiling.ceilings import ceiling_table, machine_ceilings
+
+    found = machine_ceilings(fresh=fresh)
+    Console().print(ceiling_table(found))
+    if json_out is not None:
+        write_text_atomically(json_out, json.dumps(found, indent=2) + "\n")

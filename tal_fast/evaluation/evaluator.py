@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast import ranges
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.evaluation.arrays import as_array
 from tal_fast.evaluation.columns import OF_ARRAYS, check_indices, check_scores, check_times
@@ -31,7 +32,6 @@ from tal_fast.evaluation.prediction_files import read_results
 from tal_fast.evaluation.problem import NoteKind, Problem, Segments
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.rules import apply_rules
-from tal_fast.ranges import nvtx_range
 
 __all__ = ["DEFAULT_TIOU_THRESHOLDS", "check_thresholds", "evaluate", "evaluate_arrays"]
 
@@ -100,7 +100,7 @@ def evaluate(
     """
     thresholds = check_thresholds("evaluate", tiou_thresholds)
     rules = _choose_rules(dialect, ties, blocked_videos)
-    with nvtx_range("tal_fast.evaluate.read"):
+    with ranges.range("tal_fast.evaluate.read"):
         if isinstance(ground_truth, GroundTruth):
             truth = ground_truth
             truth.check()
@@ -213,7 +213,7 @@ def _choose_rules(dialect: str | Dialect, ties: str | None, blocked: Collection[
 
 
 def _run(given: Problem, thresholds: tuple[float, ...]) -> EvaluationResult:
-    with nvtx_range("tal_fast.evaluate"):
+    with ranges.range("tal_fast.evaluate"):
         problem = apply_rules(given)
         native = problem.native(thresholds)
         ap, true_positives, num_truth, num_found = native.match()

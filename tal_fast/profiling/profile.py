@@ -178,12 +178,9 @@ def profile_of(
     chosen = [record for record, is_calm in zip(records, calm, strict=True) if is_calm]
     disturbed = len(chosen) < _LEAST_CALM
     chosen = list(records) if disturbed else chosen
-    median = _median([record.whole for record in chosen])
     names = dict.fromkeys(name for record in chosen for name in record.phases)
-    known = [item for item in around if item]
-    waits = [r.whole.queue_wait / r.whole.wall for r in records if r.whole.queue_wait is not None]
-    whole = sum(record.whole.wall for record in records)
-    whole += sum(took.wall for took in between.values())
+    chosen_wall = sum(record.whole.wall for record in chosen)
+    all_wall = sum(took.wall for took in (*(r.whole for r in records), *between.values()))
     unknown = any(item is None for item in calm)
     return {
         "format": FORMAT,
@@ -196,18 +193,12 @@ def profile_of(
             "used": len(chosen),
         },
         "disturbed": None if unknown else disturbed,
-        "disturbance": {
-            "others": _figure(_mean([a["others"] for a in known]), "cores", "counter"),
-            "stolen": _figure(_mean([a["stolen"] for a in known]), "cores", "counter"),
-            "queue_wait": _figure(_mean(waits), "share of the step", "counter"),
-            "throttled": _figure(_rise(samples, "throttled"), "times", "counter"),
+        "disturbance": _disturbance(records, around, samples),
+        "step": _times(_median([record.whole for record in chosen]), 1.0),
+        "phases": {name: _phase(name, chosen, chosen_wall) for name in names},
+        "between_steps": {
+            name: _times(took, took.wall / all_wall) for name, took in between.items()
         },
-        "step": _times(median, median.wall),
-        "phases": {
-            name: _times(_median([r.phases.get(name, PhaseTime()) for r in chosen]), median.wall)
-            for name in names
-        },
-        "between_steps": {name: _times(took, whole) for name, took in between.items()},
         "memory": {
             "resident": _figure(
                 max((s.resident for s in samples), default=None), "bytes", "counter", "no sample"
@@ -218,6 +209,26 @@ def profile_of(
             for name in ("read", "read_storage")
         },
     }
+
+
+def _disturbance(
+    records: Sequence[StepRecord], around: Sequence[dict[str, float]], samples: Sequence[Sample]
+) -> dict[str, Any]:
+    known = [item for item in around if item]
+    waits = [r.whole.queue_wait / r.whole.wall for r in records if r.whole.queue_wait is not None]
+    return {
+        "others": _figure(_mean([item["others"] for item in known]), "cores", "counter"),
+        "stolen": _figure(_mean([item["stolen"] for item in known]), "cores", "counter"),
+        "queue_wait": _figure(_mean(waits), "of the step", "counter"),
+        "throttled": _figure(_rise(samples, "throttled"), "times", "counter"),
+    }
+
+
+def _phase(name: str, records: Sequence[StepRecord], wall: float) -> dict[str, Any]:
+    """Returns the figures of a phase; steps without it count as 0 in the medians."""
+    times = [record.phases.get(name, PhaseTime()) for record in records]
+    # Of the sums: a phase of some steps alone, such as rating, has a median of 0.
+    return _times(_median(times), sum(took.wall for took in times) / wall)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -246,15 +257,14 @@ def _median(times: Sequence[PhaseTime]) -> PhaseTime:
     )
 
 
-def _times(took: PhaseTime, whole: float) -> dict[str, Any]:
-    """Returns the figures of a phase; ``whole`` is what its share is of, in seconds."""
+def _times(took: PhaseTime, share: float) -> dict[str, Any]:
     wait = took.queue_wait
     return {
         "wall": _figure(1e3 * took.wall, "ms", "clock"),
         "thread_cpu": _figure(1e3 * took.thread_cpu, "ms", "clock"),
         "cpu": _figure(1e3 * took.cpu, "ms", "clock"),
         "queue_wait": _figure(None if wait is None else 1e3 * wait, "ms", "counter"),
-        "share": _figure(took.wall / whole if whole > 0 else None, "of the time", "clock"),
+        "share": _figure(share, "of the time", "clock"),
     }
 
 

@@ -15,6 +15,7 @@ from tal_fast.profiling import procfs
 from tal_fast.profiling.profile import phase_table, profile_of, recorded, summary
 from tal_fast.profiling.recorder import PhaseTime, StepRecord, StepRecorder
 from tal_fast.profiling.sampler import Sample, Sampler
+from tal_fast.profiling.verdict import verdict_of
 from tal_fast.training.checkpoint import read_checkpoint
 
 
@@ -202,6 +203,17 @@ class TestProfile:
         found = profile_of(records, samples, between={}, warm_up=0, environment={})
         assert found["steps"]["calm"] == found["steps"]["used"] == 10
         assert found["step"]["wall"]["value"] == 1000.0
+
+    def test_the_share_of_a_phase_of_some_steps(self):
+        records = [record(i, float(i), 1.0, other=1.0) for i in range(9)]
+        records.append(record(9, 9.0, 11.0, other=1.0, rate=10.0))
+        samples = [sample(t / 5, busy=t / 5, cpu=t / 5) for t in range(110)]
+        between = {"save": PhaseTime(5.0, 1.0, 1.0, 0.0)}
+        found = profile_of(records, samples, between=between, warm_up=0, environment={})
+        assert found["phases"]["rate"]["wall"]["value"] == 0.0
+        assert found["phases"]["rate"]["share"]["value"] == 0.5
+        assert found["between_steps"]["save"]["share"]["value"] == 0.2
+        assert verdict_of(found).kind == "rate"
 
     def test_what_cannot_be_had_is_null_with_a_reason(self):
         samples = [

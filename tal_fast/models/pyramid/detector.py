@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tal_fast import ranges
 from tal_fast.data.clips import ClipSet, CropSet, VideoSet
 from tal_fast.data.dataset import TALDataset
 from tal_fast.models.base import Candidates, Detector, ParameterGroup, Targets, Whole
@@ -21,7 +22,6 @@ from tal_fast.models.pyramid.layers import Rows
 from tal_fast.models.pyramid.losses import offset_diou
 from tal_fast.models.pyramid.points import Points, join_levels, make_points
 from tal_fast.models.pyramid.targets import PointTargets, point_targets
-from tal_fast.ranges import nvtx_range
 
 __all__ = ["PyramidDetector", "PyramidOutput"]
 
@@ -209,7 +209,7 @@ class PyramidDetector(Detector):
         """
         config = self.config.loss
         points = self.points(targets.length, output.logits.device)
-        with nvtx_range("tal_fast.targets"):
+        with ranges.range("tal_fast.targets"):
             wanted = self.assign(output, targets, points)
         positive = (wanted.classes.sum(-1) > 0) & output.valid
         number = self._positives(positive, whole)

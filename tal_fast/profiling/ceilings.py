@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine can do at most: products, memory, calls, files. Measured, not looked up.
+
+The best of repeated runs is the ceiling; their median says how much of it was to be had meanwhile.
+What one thread does is timed by its CPU time, which others disturb least; what several do, by the
+clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from tal_fast import ops
+from tal_fast.data.files import write_text_atomically
+from tal_fast.profiling import procfs
+from tal_fast.training.environment import describe_environment, usable_cores
+
+__all__ = ["Ceiling", "ceiling_table", "machine_ceilings", "measure_ceilings"]
+
+FORMAT = 1
+_DAY = 86_400.0  # seconds that measured ceilings are good for
+_SIDE = 1024  # of the square product
+_CACHES = 4  # arrays of memory are so many times the last cache
+_NO_CACHE = 32 << 20  # bytes, where the system does not tell
+_FILE = 32 << 20
+_TINY = 8  # calls that are timed together: less than a turn on a core that others want, too
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One ceiling.
+
+    Attributes:
+        name: what was run.
+        threads: torch threads.
+        best: the best run.
+        median: of all runs.
+        unit: ``GFLOP/s``, ``GB/s`` (more is better) or ``us`` (less is better).
+    """
+
+    name: str
+    threads: int
+    best: float
+    median: float
+    unit: str
+
+
+def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[str, Any]:
+    """Returns the ceilings of this machine, of the last day if they were measured then.
+
+    Args:
+        cache: file to keep them in; one of this user's cache directory when None.
+        fresh: measure again.
+
+    Returns:
+        ``format``, ``time`` (of the epoch), ``environment``, ``others_cores`` (that others used
+        meanwhile) and ``ceilings``.
+    """
+    cache = _cache_file() if cache is None else cache
+    known = describe_environment()
+    machine = {key: known[key] for key in ("cpu", "cores", "torch", "isa")}
+    if not fresh:
+        kept = _kept(cache, machine)
+        if kept is not None:
+            return kept
+    before = (time.perf_counter(), time.process_time(), procfs.machine_cpu())
+    found = [asdict(ceiling) for ceiling in measure_ceilings()]
+    content = {
+        "format": FORMAT,
+        "time": time.time(),
+        "environment": machine,
+        "others_cores": _others(*before),
+        "ceilings": found,
+    }
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(cache, json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def _others(wall: float, cpu: float, machine: procfs.Machine | None) -> float | None:
+    """Returns the cores that others have used since; None where the system does not say."""
+    now = procfs.machine_cpu()
+    if machine is None or now is None:
+        return None
+    busy, own = now.busy - machine.busy, time.process_time() - cpu
+    return max(0.0, busy - own) / (time.perf_counter() - wall)
+
+
+def _cache_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tal_fast" / "ceilings.json"
+
+
+def _kept(cache: Path, machine: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        content: Any = json.loads(cache.read_text("utf-8"))
+        age = time.time() - content["time"]
+        fits = content["format"] == FORMAT and content["environment"] == machine
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or no such file of ours
+        return None
+    return content if fits and 0 <= age < _DAY else None
+
+
+def measure_ceilings(seconds: float = 0.5) -> list[Ceiling]:
+    """Measures the ceilings of this machine.
+
+    Args:
+        seconds: that each is repeated for; at least three times.
+    """
+    found = []
+    for threads in dict.fromkeys((1, usable_cores())):
+        with _threads(threads):
+            found.append(_product(threads, seconds))
+            found += _memory(threads, seconds)
+    with _threads(1):
+        found += _calls(seconds)
+        found.append(_file(seconds))
+    return found
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _times(work: Callable[[], Any], threads: int, seconds: float) -> list[float]:
+    """Returns the seconds that each of some runs took."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    work()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = clock()
+        work()
+        times.append(max(clock() - start, 1e-9))
+    return times
+
+
+def _rate(
+    name: str, threads: int, amount: float, unit: str, work: Callable[[], Any], seconds: float
+) -> Ceiling:
+    times = _times(work, threads, seconds)
+    best, median = (amount / 1e9 / t for t in (min(times), statistics.median(times)))
+    return Ceiling(name, threads, best, median, unit)
+
+
+def _product(threads: int, seconds: float) -> Ceiling:
+    a, b, out = (torch.ones(_SIDE, _SIDE) for _ in range(3))
+    flops = 2 * _SIDE**3
+    return _rate(
+        f"product {_SIDE}^3 float32", threads, flops, "GFLOP/s",
+        lambda: torch.mm(a, b, out=out), seconds,
+    )  # fmt: skip
+
+
+def _last_cache() -> int:
+    """Returns the bytes of the largest cache of a core, or a guess."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text("ascii").strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes, default=_NO_CACHE)
+
+
+def _memory(threads: int, seconds: float) -> list[Ceiling]:
+    cache = _last_cache()
+    found = []
+    for where, size in (("memory", _CACHES * cache), ("cache", cache // 2)):
+        # All arrays of a kind together have this size.
+        a, b, c = (torch.ones(max(1, size // 12)) for _ in range(3))
+        each = a.numel() * 4
+
+        def triad(a: Any = a, b: Any = b, c: Any = c) -> Any:
+            return torch.add(b, c, alpha=2.0, out=a)
+
+        kinds: list[tuple[str, int, Callable[[], Any]]] = [
+            ("copy", 2 * each, lambda a=a, b=b: a.copy_(b)),  # type: ignore[misc]
+            ("triad", 3 * each, triad),
+            ("read", each, lambda a=a: a.sum()),  # type: ignore[misc]
+        ]
+        for kind, amount, work in kinds:
+            found.append(_rate(f"{kind}, {where}", threads, amount, "GB/s", work, seconds))
+    return found
+
+
+def _calls(seconds: float) -> list[Ceiling]:
+    """Returns what calls cost whose work is nothing, with gradients asked for."""
+    x = torch.ones(1, 2, 1, 8, requires_grad=True)
+    reference, samples = torch.full((1, 1, 1, 1), 0.5), torch.zeros(1, 1, 1, 1, 1)
+    rows, weight = torch.ones(2, 8, requires_grad=True), torch.ones(8, 8, requires_grad=True)
+    segments = torch.tensor([[0.0, 1.0]])
+    kinds: dict[str, Callable[[], Any]] = {
+        "add": lambda: rows + rows,
+        "linear": lambda: torch.nn.functional.linear(rows, weight),
+        "tal_fast dropout": lambda: ops.dropout(rows, 0.1),
+        "tal_fast deform_attn_fused": lambda: ops.deform_attn_fused(
+            x, (2,), reference, samples, samples
+        ),
+        "tal_fast local_attn": lambda: ops.local_attn(x, x, x, 3),
+        "tal_fast segment_iou": lambda: ops.segment_iou(segments, segments),
+    }
+    found = []
+    for name, work in kinds.items():
+
+        def many(work: Callable[[], Any] = work) -> None:
+            for _ in range(_TINY):
+                work()
+
+        times = [1e6 * t / _TINY for t in _times(many, 1, seconds / 2)]
+        found.append(Ceiling(f"call of {name}", 1, min(times), statistics.median(times), "us"))
+    return found
+
+
+def _file(seconds: float) -> Ceiling:
+    """Reads a file that the system holds in memory."""
+    buffer = bytearray(_FILE)
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(buffer)
+
+        def work() -> None:
+            file.seek(0)
+            file.readinto(buffer)
+
+        return _rate("read, file in page cache", 1, _FILE, "GB/s", work, seconds)
+
+
+def ceiling_table(content: dict[str, Any]) -> Table:
+    """Returns the ceilings for a terminal."""
+    others, cores = content["others_cores"], content["environment"]["cores"]
+    caption = None
+    if others is not None:
+        caption = f"Meanwhile others used {others:.1f} of {cores} cores."
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column("ceiling", no_wrap=True)
+    for name in ("threads", "best", "median", "unit"):
+        table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
+    for one in content["ceilings"]:
+        best, median = (f"{one[key]:.1f}" for key in ("best", "median"))
+        table.add_row(one["name"], str(one["threads"]), best, median, one["unit"])
+    return table
