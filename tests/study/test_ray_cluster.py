@@ -204,7 +204,7 @@ class TestOnTheCluster:
         assert sorted(outcome.trial for outcome in outcomes) == sorted(NAMES) == finished(study)
         for outcome in outcomes:
             path = study / "trials" / outcome.trial / "trial.json"
-            assert outcome.record == json.loads(path.read_text())
+            assert outcome.record.to_dict() == json.loads(path.read_text())
             assert outcome.error is None
         assert set(ends(study).values()) == {1}
         assert {call["node"] for call in starts(study)} == {"first", "second"}
