@@ -38,16 +38,21 @@ def expected_distances(
         ``Tensor[N, 2]`` float32, distances to start and end in rows of the point's level.
     """
     bins = offsets.shape[2] // 2
+    size, classes = starts.shape[1:]
     distance = torch.arange(bins, device=point.device)
+    place = torch.arange(size, device=point.device)[:, None]
     before, after = offsets[clip, point].float().split(bins, dim=1)  # [N, b + 1]
+    # Rows are looked up per point, of which there are fewer than chosen pairs, and logits by one
+    # index: three would have to be computed into one for every bin.
+    first = (clip * (size * classes) + label)[:, None]
     sides = []
     for logits, own, row in (
-        (starts, before.flip(1), point[:, None] - distance),
-        (ends, after, point[:, None] + distance),
+        (starts, before.flip(1), place - distance),
+        (ends, after, place + distance),
     ):
-        near = row.clamp(0, len(strides) - 1)
-        there = (near == row) & (strides[near] == strides[point][:, None])
-        boundary = logits[clip[:, None], near, label[:, None]].float()
-        share = (boundary.masked_fill(~there, 0.0) + own).softmax(dim=1)
+        near = row.clamp(0, size - 1)  # [P, b + 1]
+        outside = (near != row) | (strides[near] != strides[:, None])
+        boundary = logits.reshape(-1)[(near * classes)[point] + first].float()
+        share = (boundary.masked_fill(outside[point], 0.0) + own).softmax(dim=1)
         sides.append(share @ distance.float())
     return torch.stack(sides, dim=1)
