@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tal_fast import ops
 
+# Of what a native op gives: outputs beyond these are kept for the backward and seen by nobody else.
+RETURNED = {"local_attn": 1}
 # A kernel that looks for tangents would take longer than they do: their public functions look.
 ASKED_IN_PYTHON = {
     "soft_nms",
@@ -172,7 +174,7 @@ def test_native_ops_lose_no_tangent():
             )
             out, refusal = attempt(lambda op=op, duals=duals: op(*duals))
             assert refusal is None or "does not support forward AD" in refusal, name
-            for x in floats(out):
+            for x in floats(out)[: RETURNED.get(name)]:
                 assert forward_ad.unpack_dual(x).tangent is not None, name
 
 
