@@ -2,7 +2,8 @@
 """Checks an installation of tal_fast beside a CUDA build of torch; no GPU needed.
 
 ``make cuda-link`` installs both into an environment to throw away and runs this there: the library
-of the CUDA kernels loads, and every op of ``tal_fast`` but those for CPUs alone has a kernel for CUDA.
+of the CUDA kernels loads, and every op of ``tal_fast`` that is not for CPUs alone has a kernel for
+CUDA.
 """
 
 from __future__ import annotations
