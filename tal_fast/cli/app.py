@@ -70,7 +70,12 @@ app.add_typer(profile_app, name="profile")
 
 Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
-Model = Annotated[str, typer.Option("--model", help="Preset: tadtr or tadtr-small.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Preset, such as tadtr-small; or your own, module:Class or file.py:Class."
+    ),
+]
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings over the preset.")
 ]

@@ -211,14 +211,13 @@ def read_curve(
     """
     curves = read_curves(path, repetitions=repetitions)
     names = [curve.name for curve in curves]
+    shown = ", ".join(map(repr, names))  # there are commas in them
     if name is None and len(curves) == 1:
         return curves[0]
     if name is None:
-        raise ConfigError(f"{path}: has the curves {', '.join(names)}; choose one with --curve")
+        raise ConfigError(f"{path}: has the curves {shown}; choose one with --curve")
     if name not in names:
-        raise ConfigError(
-            f"{path}: expected one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-        )
+        raise ConfigError(f"{path}: expected one of {shown}, got {name!r}{nearest(name, names)}")
     return curves[names.index(name)]
 
 

@@ -21,7 +21,7 @@ from tal_fast.models.base import (
     Whole,
     plain_defaults,
 )
-from tal_fast.models.registry import available, detector_of, recipe
+from tal_fast.models.registry import available, code_of, detector_of, recipe
 from tal_fast.models.settings import detector_config
 from tal_fast.models.tadtr import TadTR
 
@@ -39,6 +39,7 @@ __all__ = [
     "available",
     "build_model",
     "detector_config",
+    "code_of",
     "detector_of",
     "recipe",
 ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -20,7 +21,7 @@ from typing import Any
 from tal_fast.errors import ConfigError, nearest
 from tal_fast.models.base import Detector
 
-__all__ = ["ENTRY_POINTS", "Recipe", "available", "detector_of", "recipe"]
+__all__ = ["ENTRY_POINTS", "Recipe", "available", "code_of", "detector_of", "recipe"]
 
 # A model of this library: its class, whose presets are the names that it goes by.
 _DETECTORS = (
@@ -71,7 +72,7 @@ def recipe(name: str) -> Recipe:
         known = available()
         raise ConfigError(
             f"unknown model {name!r}{nearest(name, known)} (known: {', '.join(known)}; or "
-            "package.module:Class for one of your own)"
+            "package.module:Class or path/to/file.py:Class for one of your own)"
         )
     detector = _imported(name)
     return Recipe(name, detector, detector.recipe)
@@ -80,6 +81,21 @@ def recipe(name: str) -> Recipe:
 def detector_of(name: str) -> type[Detector]:
     """Returns the class behind a name; errors are those of :func:`recipe`."""
     return recipe(name).detector
+
+
+def code_of(name: str) -> str | None:
+    """Returns a hash of the file that defines a model of one's own; None for the library's.
+
+    Of that file alone: what it imports may change without a trace.
+    """
+    detector = detector_of(name)
+    if detector.__module__.startswith("tal_fast."):
+        return None
+    try:
+        file = inspect.getsourcefile(detector)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # made without a file
+        return None
 
 
 @functools.cache

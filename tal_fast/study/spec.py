@@ -319,12 +319,17 @@ def _settings(
         train: number of training videos.
         test: number of test videos.
     """
+    from tal_fast.models import code_of
+
     resolved = json.loads(json.dumps(config))
     for section, key in _NOT_THE_STUDYS:
         if isinstance(resolved.get(section), dict):
             resolved[section].pop(key, None)
+    code = code_of(str(config["name"]))
     return {
         "model": spec.model,
+        # Only where there is one, so that studies of the library's models keep their hash.
+        **({} if code is None else {"code": code}),
         "data": {
             "name": dataset.name,
             "fingerprint": data_fingerprint(dataset),

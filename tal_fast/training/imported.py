@@ -14,6 +14,7 @@ from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.checkpoint import described_content, read_torch_file, save_model
 from tal_fast.training.config import ExperimentConfig, save_config
+from tal_fast.training.finite import not_finite_weights
 
 __all__ = ["WEIGHTS", "import_checkpoint"]
 
@@ -65,6 +66,9 @@ def import_checkpoint(
     with plain_defaults("meta"):
         model = detector(in_channels, num_classes, config.detector)
     _check_fit(path, model, state, _named(detector, config))
+    first = not_finite_weights(state)
+    if first is not None:
+        raise TrainingError(f"{path}: the weights are not finite; the first is {first}")
     model.load_state_dict(state, assign=True)
     out = Path(out)
     try:
@@ -96,6 +100,12 @@ def _weights(path: Path, content: Any, wanted: str | None) -> dict[str, Tensor]:
             f"found {described_content(content)}"
         )
     state = there[wanted]
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TrainingError(
+                f"{path}: expected a tensor for each of the {wanted} weights, found "
+                f"{type(value).__name__} for {key!r}"
+            )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tal_fast import ops, ranges
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.files import write_error
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import Detections, write_results
@@ -42,7 +43,7 @@ def predict(
         checkpoint: written by training.
         data: where the videos' features lie.
         videos: names of the videos.
-        out: results file.
+        out: results file; its folder is made when missing.
         progress: called with (clips done, clips in all).
         threads: torch threads; as they are when None.
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
@@ -56,6 +57,10 @@ def predict(
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    try:  # before what takes long
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(Path(out).parent, error) from error
     model, config, classes = load_model(checkpoint)
     if data.channels != model.in_channels:
         raise DataError(

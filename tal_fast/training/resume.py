@@ -46,7 +46,7 @@ def read_state(
         )
     anew = "use another directory, or start anew with --no-resume"
     if state["identity"] != identity:
-        raise TrainingError(f"{path} is of a training with other settings or videos; {anew}")
+        raise TrainingError(f"{path} is of a training with other settings, code or videos; {anew}")
     then = state.get("data", facts)
     changed = changed_annotations(then, facts)
     if changed is None and not trust_times:

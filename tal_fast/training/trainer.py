@@ -24,7 +24,7 @@ from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
 from tal_fast.errors import DataError, TrainingError
-from tal_fast.models import Detector, detector_of
+from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
@@ -260,10 +260,12 @@ class Trainer:
         return counts.tolist()
 
     def _identity(self) -> dict[str, Any]:
+        code = code_of(self.config.name)
         return {
             "config": config_to_dict(self.config),
             "videos": self.videos,
             "positions": self.positions,
+            **({} if code is None else {"code": code}),
         }
 
     def _write_model(self, path: Path, weights: dict[str, Tensor]) -> None:

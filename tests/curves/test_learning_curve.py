@@ -66,7 +66,7 @@ def test_curves_of_a_study_are_kept_apart(tmp_path):
     )
     assert [curve.name for curve in read_curves(tmp_path)] == ["tadtr, off", "tadtr, plain"]
     assert len(read_curve(tmp_path, "tadtr, off")) == 2
-    with pytest.raises(ConfigError, match="has the curves tadtr, off, tadtr, plain; choose one"):
+    with pytest.raises(ConfigError, match="curves 'tadtr, off', 'tadtr, plain'; choose one"):
         read_curve(tmp_path)
 
 

@@ -15,7 +15,7 @@ import pytest
 from tal_fast.data import open_dataset
 from tal_fast.data.synthetic import make_synthetic
 from tal_fast.errors import ConfigError
-from tal_fast.models import TadTR, available, detector_of, recipe, registry
+from tal_fast.models import TadTR, available, code_of, detector_of, recipe, registry
 from tal_fast.study import StudySpec, run_study
 from tal_fast.training import load_config, train
 
@@ -161,6 +161,28 @@ def test_the_example_runs_through_a_study_of_two_shares(folder, tmp_path):
     (curve,) = result.curves
     assert len(curve.points) == 2
     assert (tmp_path / "study" / "curve.csv").exists()
+
+
+def test_changed_code_is_another_study_and_another_training(folder, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(EXAMPLE.read_text())
+    name = f"{file}:RowDetector"
+    assert code_of("tadtr-small") is None
+    spec = StudySpec(
+        data=folder,
+        out=tmp_path / "study",
+        model=name,
+        fractions=(1.0,),
+        repetitions=1,
+        overrides={"training.epochs": 1, "training.batch_size": 4},
+        threads=1,
+    )
+    run_study(spec)
+    before = code_of(name)
+    file.write_text(file.read_text() + "\n# another program\n")
+    assert code_of(name) != before
+    with pytest.raises(ConfigError, match="holds a study with other settings: code is"):
+        run_study(spec)
 
 
 def test_a_module_of_the_working_directory_on_the_command_line(folder, tmp_path):

@@ -59,7 +59,8 @@ def test_official_weights_predict(data, config, file, tmp_path, weights, seed):
     assert (loaded, names) == (config, classes)
     for key, value in official(data, config, seed).items():
         assert torch.equal(model.state_dict()[key.removeprefix("module.")], value)
-    predict(made, data, data.splits["test"], tmp_path / "results.json")
+    predict(made, data, data.splits["test"], tmp_path / "new" / "results.json")
+    assert (tmp_path / "new" / "results.json").exists()
     assert load_config(tmp_path / "out" / "config.yaml") == config
 
 
@@ -100,6 +101,25 @@ def test_other_weights_are_named(data, config, tmp_path, change, message):
     torch.save({"state_dict": state}, tmp_path / "x.pth")
     with pytest.raises(TrainingError, match=r"x\.pth: .*ActionFormer.*" + message):
         import_checkpoint(tmp_path / "x.pth", config, data.annotations.classes, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("text", "expected a tensor for each of the raw weights, found str for 'module.cls_head.c"),
+        (None, "not finite; the first is the parameter 'cls_head.cls_head.c"),
+    ],
+)
+def test_values_that_are_no_weights(data, config, tmp_path, value, message):
+    state = official(data, config, 3)
+    key = "module.cls_head.cls_head.conv.bias"
+    value = torch.full_like(state[key], torch.nan) if value is None else value
+    torch.save({"state_dict": {**state, key: value}}, tmp_path / "weights.pt")
+    with pytest.raises(TrainingError, match=message):
+        import_checkpoint(
+            tmp_path / "weights.pt", config, data.annotations.classes, tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 

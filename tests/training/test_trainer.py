@@ -110,7 +110,7 @@ def test_resume_refuses_other_settings(data, config, out):
     with pytest.raises(StopAtError):
         train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)
     other = with_training(config, learning_rate=1e-3)
-    with pytest.raises(TrainingError, match="other settings or videos"):
+    with pytest.raises(TrainingError, match="other settings, code or videos"):
         train(other, data, data.splits["train"], out)
     train(other, data, data.splits["train"], out, resume=False)
 
