@@ -86,12 +86,14 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def newest() -> Path:
-    """Returns the newest stored results that this harness wrote.
+    """Returns the newest stored results of all benchmarks that this harness wrote.
+
+    Those of some benchmarks alone are kept under the same name with a word behind it.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    for path in sorted(RESULTS.glob("*.json"), reverse=True):
+    for path in sorted((*RESULTS.glob("*-core.json"), *RESULTS.glob("*-cores.json")), reverse=True):
         rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
         if rows and "peer" in rows[0]:
             return path
