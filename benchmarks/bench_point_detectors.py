@@ -174,6 +174,16 @@ def same_loss(preset: str, data: TALDataset, ours: Ours, official: OfficialDetec
     assert abs(found - expected) <= 1e-4 * expected, (found, expected)
 
 
+def official_of(preset: str, data: TALDataset, ours: Ours) -> OfficialDetector | None:
+    """Returns the official model with our weights, its loss verified; None where it is absent."""
+    try:
+        official = OfficialDetector(preset, data.channels, data.num_classes, steps_per_epoch=10)
+    except PeerMissingError:
+        return None
+    same_loss(preset, data, ours, official)
+    return official
+
+
 def taking_turns(step: Callable[[Any], Any], batches: list[Any]) -> Callable[[], Any]:
     """Returns a call that steps through the batches, all of them again and again."""
     calls = 0
@@ -199,12 +209,8 @@ def test_training_step(compare: Any, folder: Path, name: str, size: str) -> None
     ours = Ours(preset, data)
     batches = ours.batches(data)
     peers = []
-    try:
-        official = OfficialDetector(preset, data.channels, data.num_classes, steps_per_epoch=10)
-    except PeerMissingError:
-        pass
-    else:
-        same_loss(preset, data, ours, official)
+    official = official_of(preset, data, ours)
+    if official is not None:
         call = taking_turns(official.step, [official_items(batch) for batch in batches])
         peers.append(Peer(f"official {name}", call, *((2, 3.3) if size else (1.67, 2.5))))
     compare(
@@ -225,12 +231,8 @@ def test_prediction(compare: Any, folder: Path, name: str) -> None:
     ours = Ours(preset, data)
     tests = list(data.splits["test"])
     peers = []
-    try:
-        official = OfficialDetector(preset, data.channels, data.num_classes, steps_per_epoch=10)
-    except PeerMissingError:
-        pass
-    else:
-        same_loss(preset, data, ours, official)
+    official = official_of(preset, data, ours)
+    if official is not None:
 
         def theirs() -> int:
             found = 0

@@ -23,7 +23,7 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import DataError, TrainingError
+from tal_fast.errors import DataError, TrainingError, listing
 from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training import distributed
@@ -205,6 +205,8 @@ class Trainer:
     def _start(self) -> None:
         config = self.config
         detector = detector_of(config.name)
+        # Of the file as it is now: it may be edited while its class trains.
+        self._code = code_of(config.name)
         clips = detector.clips(config.detector, self.data, self.videos, training=True)
         self.clips = clips if self.positions is None else windows_of(clips).subset(self.positions)
         instances = self._instances()
@@ -254,18 +256,16 @@ class Trainer:
         if not counts.any():
             raise DataError(
                 f"{self.data.path}: expected training videos with instances, got "
-                f"{len(self.videos)} without one: {', '.join(self.videos[:3])}"
-                f"{', …' * (len(self.videos) > 3)}"
+                f"{len(self.videos)} without one: {listing(self.videos, 3, ', ')}"
             )
         return counts.tolist()
 
     def _identity(self) -> dict[str, Any]:
-        code = code_of(self.config.name)
         return {
             "config": config_to_dict(self.config),
             "videos": self.videos,
             "positions": self.positions,
-            **({} if code is None else {"code": code}),
+            **({} if self._code is None else {"code": self._code}),
         }
 
     def _write_model(self, path: Path, weights: dict[str, Tensor]) -> None:

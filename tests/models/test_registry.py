@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tal_fast.data import open_dataset
 from tal_fast.data.synthetic import make_synthetic
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, TrainingError
 from tal_fast.models import TadTR, available, code_of, detector_of, recipe, registry
 from tal_fast.study import StudySpec, run_study
 from tal_fast.training import load_config, train
@@ -183,6 +184,27 @@ def test_changed_code_is_another_study_and_another_training(folder, tmp_path):
     assert code_of(name) != before
     with pytest.raises(ConfigError, match="holds a study with other settings: code is"):
         run_study(spec)
+
+
+def test_code_edited_while_it_trains_is_not_what_trained(folder, tmp_path):
+    data = open_dataset(folder)
+    file = tmp_path / "edited.py"
+    file.write_text(EXAMPLE.read_text())
+    changes = {"training.epochs": 2, "training.batch_size": 2, "training.tensorboard": "never"}
+    config = load_config(preset=f"{file}:RowDetector", overrides=changes)
+    videos = list(data.splits["train"])
+
+    def edit_and_stop(event):
+        if event.step == 1:
+            file.write_text(EXAMPLE.read_text() + "\n# edited\n")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, videos, tmp_path / "run", progress=edit_and_stop)
+    with pytest.raises(TrainingError, match="other settings, code or videos"):
+        train(config, data, videos, tmp_path / "run")
+    file.write_text(EXAMPLE.read_text())
+    train(config, data, videos, tmp_path / "run")
 
 
 def test_a_module_of_the_working_directory_on_the_command_line(folder, tmp_path):

@@ -24,7 +24,7 @@ import yaml
 from tal_fast.data.files import write_error, write_text_atomically
 from tal_fast.data.fingerprint import changed_annotations, changed_features
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, TalFastError
+from tal_fast.errors import ConfigError, DataError, TalFastError, listing
 from tal_fast.study.trial import TrialRecord
 
 __all__ = [
@@ -79,12 +79,9 @@ def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str
         return
     there, here = dict(_flat(found)), dict(_flat(wanted))
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    shown = "; ".join(
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys[:_SHOWN]
-    )
-    more = f" (and {len(keys) - _SHOWN} more)" if len(keys) > _SHOWN else ""
+    shown = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys]
     raise ConfigError(
-        f"{out}: holds a study with other settings: {shown}{more}; "
+        f"{out}: holds a study with other settings: {listing(shown, _SHOWN)}; "
         "results are never mixed: use another --out"
     )
 
