@@ -388,6 +388,6 @@ class TestCommand:
         assert cli.main(["study", "fit", "--study", study, "--families", "wbl"]) == 2
         assert "did you mean 'wbl4'" in capsys.readouterr().err
         assert cli.main(["study", "fit", "--study", study, "--curve", "tadtr"]) == 2
-        assert "expected one of tadtr-small, got 'tadtr'" in capsys.readouterr().err
+        assert "expected one of 'tadtr-small', got 'tadtr'" in capsys.readouterr().err
         assert cli.main(["study", "fit", "--study", str(tmp_path)]) == 1
         assert "expected a study with trials.csv" in capsys.readouterr().err
