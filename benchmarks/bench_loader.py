@@ -355,10 +355,13 @@ def start_up(path: Path, count: int = 20_000) -> tuple[float, float]:
 def main() -> None:
     print(machine.header())
     facts: dict[str, Any] = {}
+    path = harness.RESULTS / f"{machine.slug()}-loader.json"
+    content = {"machine": machine.describe(), "facts": facts}
 
     def tell(name: str, value: float, unit: str, bound: str) -> None:
         facts[name] = {"value": round(value, 4), "unit": unit, "bound": bound}
-        print(f"{name:<58} {value:>9.3f} {unit:<8} {bound}")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"{name:<58} {value:>9.3f} {unit:<8} {bound}", flush=True)
 
     with tempfile.TemporaryDirectory(dir=os.environ.get("TAL_FAST_BENCH_DIR")) as folder:
         rng = np.random.default_rng(1)
@@ -387,9 +390,6 @@ def main() -> None:
         begin, first = start_up(Path(folder) / "many")
         tell("20,000 videos: start-up", begin, "s", "must 2, aim 0.5")
         tell("20,000 videos: first batch after it", first * 1e3, "ms", "must 50")
-    path = harness.RESULTS / f"{machine.slug()}-loader.json"
-    content = {"machine": machine.describe(), "facts": facts}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"stored in {path}")
 
 

@@ -383,38 +383,38 @@ def main() -> None:
     from tal_fast.study.demo import prepare_demo_data
 
     print(machine.header(), flush=True)
-    rows: list[harness.Row] = []
-    facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TAL_FAST_BENCH_DIR")) as name:
         folder = Path(name)
         data = prepare_demo_data(folder)
         for part in arguments.only:
-            if part == "reading":
-                facts["reading"] = reading(folder)
-                continue
-            made, more = (
-                overhead(folder, data)
-                if part == "overhead"
-                else throughput(folder, data, arguments.rounds, arguments.steps)
-            )
-            rows += made
-            facts |= more
-    for made_row in rows:
-        bound = "" if made_row.must is None else f" ({made_row.reached()}: {made_row.must:g})"
-        print(f"{made_row.case}, {made_row.peer} {made_row.threads}: {made_row.ratio:.3f}{bound}")
-    if arguments.dry_run:
-        return
+            rows: list[harness.Row] = []
+            if part == "overhead":
+                rows, facts = overhead(folder, data)
+            elif part == "throughput":
+                rows, facts = throughput(folder, data, arguments.rounds, arguments.steps)
+            else:
+                facts = {"reading": reading(folder)}
+            for row in rows:
+                bound = "" if row.must is None else f" ({row.reached()}: {row.must:g})"
+                print(f"{row.case}, {row.peer} {row.threads}: {row.ratio:.3f}{bound}", flush=True)
+            if not arguments.dry_run:
+                keep(rows, facts, arguments.results)
+
+
+def keep(rows: list[harness.Row], facts: dict[str, Any], results: Path | None) -> None:
+    """Stores what a part gave: rows for the table, and everything in a file of its own."""
     if rows:
-        print(f"stored in {harness.store(rows, arguments.results)}")
+        print(f"stored in {harness.store(rows, results)}")
     path = harness.RESULTS / f"{machine.slug()}-study-facts.json"
     old = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.exists() else {}
-    # Beside what the table of results shows: everything that this program found, in one file.
     found = [*old.get("comparisons", []), *map(dataclasses.asdict, rows)]
     newest = {(row["case"], row["peer"], row["threads"]): row for row in found}
-    facts["comparisons"] = list(newest.values())
-    content = {"machine": machine.describe(), "facts": old | facts}
+    content = {
+        "machine": machine.describe(),
+        "facts": {**old, **facts, "comparisons": list(newest.values())},
+    }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"stored in {path}")
+    print(f"stored in {path}", flush=True)
 
 
 if __name__ == "__main__":

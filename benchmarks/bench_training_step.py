@@ -22,6 +22,7 @@ from typing import Any
 
 import machine
 import torch
+from harness import turns
 from peers import PeerMissingError
 from peers.tadtr_training import OfficialTadTR
 from torch import Tensor
@@ -29,7 +30,7 @@ from torch import Tensor
 from tal_fast.models import Targets, Whole, build_model
 from tal_fast.models.segments import center_width_to_start_end
 from tal_fast.training.config import TrainingConfig
-from tal_fast.training.device import autocast
+from tal_fast.training.device import autocast, resolve_amp
 from tal_fast.training.step import parameter_groups
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,6 +40,8 @@ MODELS = {
 }
 BATCH, ROWS, CHANNELS, CLASSES, INSTANCES = 16, 128, 300, 20, 5
 PHASES = ("forward", "loss", "backward", "optimizer")
+OFFICIAL = "official TadTR, float32"
+WARM_UP = 3  # rounds
 
 Step = Callable[[], dict[str, float]]
 
@@ -127,52 +130,63 @@ def verify(name: str, peer: OfficialTadTR, features: Tensor, mask: Tensor) -> No
     peer.model.train()
 
 
-def run(names: list[str], repetitions: int, threads: int) -> list[dict[str, Any]]:
-    torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(BATCH, ROWS, CHANNELS, generator=generator)
-    mask = torch.zeros(BATCH, ROWS, dtype=torch.bool)
-    rows = []
-    for name in names:
-        steps: dict[str, Step] = {}
-        try:
-            steps["official TadTR, float32"] = peer_step(name, features, mask)
-        except PeerMissingError as missing:
-            print(missing)
-        for actionness in (False, True):
-            head = "with" if actionness else "without"
-            for amp in ("float32", "bfloat16"):
-                key = f"tal_fast, {amp}, {head} actionness"
-                steps[key] = our_step(name, features, mask, actionness, amp)
-        times: dict[str, list[dict[str, float]]] = {key: [] for key in steps}
-        for repetition in range(repetitions + 3):  # three to warm up
-            for key, step in steps.items():
-                taken = step()
-                if repetition >= 3:
-                    times[key].append(taken)
-        for key, taken_all in times.items():
-            totals = [sum(taken.values()) for taken in taken_all]
-            quarters = statistics.quantiles(totals, n=4)
-            row = {
-                "model": name,
-                "implementation": key,
-                "threads": threads,
-                "median_s": statistics.median(totals),
-                "quartiles_s": [quarters[0], quarters[2]],
-                **{
-                    f"{phase}_s": statistics.median(taken[phase] for taken in taken_all)
-                    for phase in PHASES
-                },
-            }
-            rows.append(row)
-        first = rows[-len(steps)]["median_s"]
-        for row in rows[-len(steps) :]:
-            row["of_official"] = row["median_s"] / first if len(steps) > 4 else None
-            print(
-                f"{row['model']:12} {row['implementation']:42} {row['median_s'] * 1e3:7.1f} ms  "
-                + "  ".join(f"{phase} {row[f'{phase}_s'] * 1e3:6.1f}" for phase in PHASES)
-                + (f"  {row['of_official']:.2f} of official" if row["of_official"] else "")
-            )
+def precisions() -> tuple[str, ...]:
+    """Returns what the processor multiplies natively, and says what is left out."""
+    native = resolve_amp(torch.device("cpu"), "auto")
+    if native == "float32":
+        print("left out: bfloat16, which this processor does not multiply natively")
+        return ("float32",)
+    return "float32", native
+
+
+def steps_of(name: str, features: Tensor, mask: Tensor) -> dict[str, Step]:
+    """Returns a step of every implementation of a model; the official one first, if it is there."""
+    steps: dict[str, Step] = {}
+    try:
+        steps[OFFICIAL] = peer_step(name, features, mask)
+    except PeerMissingError as missing:
+        print(missing)
+    for actionness, amp in itertools.product((False, True), precisions()):
+        key = f"tal_fast, {amp}, {'with' if actionness else 'without'} actionness"
+        steps[key] = our_step(name, features, mask, actionness, amp)
+    return steps
+
+
+def run(name: str, repetitions: int, threads: int, seconds: float) -> list[dict[str, Any]]:
+    """Times the steps of a model in turn, prints them and returns their rows."""
+    features = torch.randn(BATCH, ROWS, CHANNELS, generator=torch.Generator().manual_seed(0))
+    steps = steps_of(name, features, torch.zeros(BATCH, ROWS, dtype=torch.bool))
+    times: dict[str, list[dict[str, float]]] = {key: [] for key in steps}
+    for repetition in turns(repetitions + WARM_UP, seconds, fewest=WARM_UP + 3):
+        for key, step in steps.items():
+            taken = step()
+            if repetition >= WARM_UP:
+                times[key].append(taken)
+    rows: list[dict[str, Any]] = []
+    for key, taken_all in times.items():
+        totals = [sum(taken.values()) for taken in taken_all]
+        quarters = statistics.quantiles(totals, n=4)
+        row = {
+            "model": name,
+            "implementation": key,
+            "threads": threads,
+            "repetitions": len(totals),
+            "median_s": statistics.median(totals),
+            "quartiles_s": [quarters[0], quarters[2]],
+            **{
+                f"{phase}_s": statistics.median(taken[phase] for taken in taken_all)
+                for phase in PHASES
+            },
+        }
+        official = rows[0]["median_s"] if rows else row["median_s"]
+        row["of_official"] = row["median_s"] / official if OFFICIAL in times else None
+        rows.append(row)
+        print(
+            f"{name:12} {key:42} {row['median_s'] * 1e3:7.1f} ms  "
+            + "  ".join(f"{phase} {row[f'{phase}_s'] * 1e3:6.1f}" for phase in PHASES)
+            + (f"  {row['of_official']:.2f} of official" if row["of_official"] else ""),
+            flush=True,
+        )
     return rows
 
 
@@ -221,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=120.0, help="most time for a model")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--profile", action="store_true", help="only tell where our step goes")
     arguments = parser.parse_args()
@@ -228,16 +243,18 @@ def main() -> None:
     if arguments.profile:
         profile(arguments.models, arguments.threads)
         return
-    rows = run(arguments.models, arguments.repetitions, arguments.threads)
+    torch.set_num_threads(arguments.threads)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{machine.slug()}-training-step.json"
-    content = {
+    content: dict[str, Any] = {
         "machine": machine.describe(),
         "command": f"python benchmarks/bench_training_step.py --repetitions "
-        f"{arguments.repetitions} --threads {arguments.threads}",
-        "rows": rows,
+        f"{arguments.repetitions} --threads {arguments.threads} --seconds {arguments.seconds:g}",
+        "rows": [],
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    for name in arguments.models:
+        content["rows"] += run(name, arguments.repetitions, arguments.threads, arguments.seconds)
+        path.write_text(json.dumps(content, indent=2) + "\n")
     print(path)
 
 

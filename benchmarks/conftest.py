@@ -20,6 +20,21 @@ sys.path.append(str(Path(__file__).parent.parent / "tests" / "evaluation"))
 _ROWS: list[harness.Row] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--row-seconds",
+        type=float,
+        default=harness.ROW_SECONDS,
+        help="how long a comparison may take before it does with fewer repetitions",
+    )
+    parser.addoption(
+        "--results",
+        type=Path,
+        default=harness.results_file(),
+        help="where rows are stored, beside those that are there",
+    )
+
+
 def pytest_report_header() -> str:
     return f"machine: {machine.header()}"
 
@@ -30,13 +45,12 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Stores the rows of this run and prints them as the README shows them."""
+    """Prints the rows of this run once more, as the README shows them."""
     if not _ROWS:
         return
-    path = harness.store(_ROWS)
     terminalreporter.section("ops against their peers: times theirs over ours")
     terminalreporter.write_line(results_table.text_table([row.__dict__ for row in _ROWS]))
-    terminalreporter.write_line(f"stored in {path}")
+    terminalreporter.write_line(f"stored in {terminalreporter.config.getoption('--results')}")
 
 
 @pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
@@ -54,7 +68,23 @@ Compare = Callable[..., None]
 
 
 @pytest.fixture
-def compare(benchmark: Any, threads: int) -> Compare:
+def keep(request: pytest.FixtureRequest) -> Callable[[harness.Row], None]:
+    """Returns what stores and prints a row, as soon as it is there."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def keep(row: harness.Row) -> None:
+        _ROWS.append(row)
+        harness.store([row], request.config.getoption("--results"))
+        with capture.global_and_fixture_disabled():
+            print("\n" + harness.sentence(row), flush=True)
+
+    return keep
+
+
+@pytest.fixture
+def compare(
+    benchmark: Any, threads: int, keep: Callable[[harness.Row], None], pytestconfig: pytest.Config
+) -> Compare:
     """Returns ``compare(op, case, ours, peers, check=...)``: verify, time in turn, keep the rows.
 
     ``check(ours, peer)`` takes both results and raises AssertionError when they differ, and
@@ -77,7 +107,9 @@ def compare(benchmark: Any, threads: int) -> Compare:
             if not peer.at_most:
                 check(result, peer.call())
         calls = {"ours": ours, **{peer.name: peer.call for peer in peers}}
-        seconds = harness.interleaved(calls, repetitions)
+        budget = pytestconfig.getoption("--row-seconds")
+        seconds = harness.interleaved(calls, repetitions, budget)
+        made = len(seconds["ours"])
         ours_ms, ours_iqr = harness.summarise(seconds["ours"])
         facts = machine.describe()
         for peer in peers:
@@ -97,15 +129,15 @@ def compare(benchmark: Any, threads: int) -> Compare:
                 must=peer.must,
                 aim=peer.aim,
                 at_most=peer.at_most,
-                repetitions=repetitions,
+                repetitions=made,
                 verified=verified,
                 commit=facts["commit"],
                 date=facts["date"],
             )
-            _ROWS.append(row)
+            keep(row)
             benchmark.extra_info[f"times {peer.name}"] = row.ratio
         if not peers:
-            _ROWS.append(
+            keep(
                 harness.Row(
                     op,
                     case,
@@ -120,12 +152,12 @@ def compare(benchmark: Any, threads: int) -> Compare:
                     None,
                     None,
                     False,
-                    repetitions,
+                    made,
                     verified,
                     facts["commit"],
                     facts["date"],
                 )
             )
-        benchmark.pedantic(ours, rounds=min(repetitions, 10), warmup_rounds=1)
+        benchmark.pedantic(ours, rounds=min(made, 10), warmup_rounds=1)
 
     return run

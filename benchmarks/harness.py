@@ -12,17 +12,32 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import machine
 
-__all__ = ["RESULTS", "Peer", "Row", "interleaved", "results_file", "store", "summarise"]
+__all__ = [
+    "RESULTS",
+    "ROW_SECONDS",
+    "Peer",
+    "Row",
+    "interleaved",
+    "results_file",
+    "sentence",
+    "store",
+    "summarise",
+    "turns",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
+#: How long a comparison may take, if nothing else is said, before it does with fewer repetitions.
+ROW_SECONDS = 60.0
+#: Rounds that are made however long they take: a median of fewer tells nothing.
+_FEWEST_ROUNDS = 3
 #: A sample is at least this long: shorter calls are repeated within it.
 _SAMPLE_SECONDS = 5e-4
 #: Calls shorter than this follow an untimed one of the same kind; see ``interleaved``.
@@ -87,23 +102,53 @@ class Row:
         return "must" if self.ratio >= self.must else "missed"
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
+def sentence(row: Row) -> str:
+    """Returns a row in words."""
+    name = f"{row.op}, {row.case}, {row.threads} thread{'s' if row.threads > 1 else ''}"
+    text = f"{name}: {row.ours_ms:.4g} ms"
+    if row.peer_ms is not None:
+        text += f", {row.peer} {row.peer_ms:.4g} ms: {row.ratio:.2f}x {row.reached()}".rstrip()
+    return text
+
+
+def turns(
+    repetitions: int, budget: float = ROW_SECONDS, fewest: int = _FEWEST_ROUNDS
+) -> Iterator[int]:
+    """Counts the rounds of a comparison: as many as asked for, or as fit into a time.
+
+    Args:
+        repetitions: most rounds.
+        budget: seconds; none begins after them.
+        fewest: rounds that are made all the same.
+    """
+    end = time.perf_counter() + budget
+    for done in range(repetitions):
+        if done >= fewest and time.perf_counter() > end:
+            return
+        yield done
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repetitions: int, budget: float = ROW_SECONDS
+) -> dict[str, list[float]]:
     """Returns seconds per call of every contender; one sample of each per round.
 
     A short call is repeated within its sample. Each sample follows an untimed call of the same
     kind: without it a call pays for the caches and freed pages of the one before it (measured: 0.85
     instead of 0.23 ms for the forward of deformable attention behind ``grid_sample``), which says
-    nothing about either.
+    nothing about either. Fewer repetitions where ``budget`` seconds are over before.
     """
     number = {}
     for name, call in calls.items():  # warm up: allocator, threads, caches
-        for _ in range(2):
+        for done in range(2):
             began = time.perf_counter()
             call()
             spent = time.perf_counter() - began
+            if not done and spent > budget / (10 * len(calls)):
+                break
         number[name] = max(1, int(_SAMPLE_SECONDS / max(spent, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repetitions):
+    for _ in turns(repetitions, budget):
         for name, call in calls.items():
             if number[name] > 1 or not seconds[name] or seconds[name][-1] < _SHORT_CALL_SECONDS:
                 call()
