@@ -550,6 +550,12 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
     train = ["train", "--data", few, "--out", tmp_path / "run", *settings]
     status, _, err = run(capsys, *train)
     assert (status, err) == (0, left_out + unheld)
+    saved = (tmp_path / "run/checkpoint.pt").read_bytes()
+    status, _, err = run(capsys, *train)
+    assert status == 2
+    assert f"--out: {tmp_path / 'run'} holds a training that has ended" in err
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == saved
+    train.append("--no-resume")
     predict = ["--checkpoint", tmp_path / "run/checkpoint.pt", "--data", few, "--threads", 1]
     status, _, err = run(capsys, "predict", *predict, "--out", tmp_path / "results.json")
     assert (status, err) == (0, left_out)

@@ -116,6 +116,8 @@ def train(
 
     place = launched()
     first = place is None or place.rank == 0
+    if resume and first:
+        _refuse_finished(out)
 
     chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
     resolved = load_config(config, preset=model, overrides=chosen)
@@ -154,6 +156,15 @@ def train(
     )
     if recorder is not None and recorder.records:
         _print_profile(out / "profile")
+
+
+def _refuse_finished(out: Path) -> None:
+    """Refuses a directory whose training has ended: one more would replace its weights."""
+    if (out / "checkpoint.pt").exists() and not (out / "resume.pt").exists():
+        raise ConfigError(
+            f"--out: {out} holds a training that has ended; use another directory, or replace it "
+            "with --no-resume"
+        )
 
 
 @command(
