@@ -144,6 +144,15 @@ def study_run(
         typer.Option(help="On a cluster: GPUs of each trial; 0.25 lets four share one."),
     ] = None,
     trust_times: TrustTimes = False,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Files that stay of the trials that this call runs. metrics: no detections, no "
+            "weights. predictions: detections, and the weights of the best trial of each share of "
+            "each curve, by held-out videos, else of the first. all: every file. Of trials of "
+            "earlier calls, only weights that also came under predictions go for better ones."
+        ),
+    ] = "predictions",
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast.study import StudySpec, run_study
@@ -169,6 +178,7 @@ def study_run(
         ray=ray,
         gpus_per_trial=gpus_per_trial,
         trust_times=trust_times,
+        keep=keep,
     )
     _print_study(run_study(spec))
 

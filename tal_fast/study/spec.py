@@ -3,7 +3,7 @@
 
 Only what decides a trial's outcome enters the hash of the settings. Fractions, repetitions,
 trainings per draw, samplings and budgets do not: a study may be extended by any of them, and every
-trial names its own. Nor do jobs, threads or where the data lies. The modes of weight averaging do,
+trial names its own. Nor do jobs, threads, what is kept or where the data lies. The modes of weight averaging do,
 since one training is tested under all of them.
 """
 
@@ -32,7 +32,7 @@ from tal_fast.study.sampling import (
     trial_seed,
 )
 from tal_fast.study.shares import parse_fractions
-from tal_fast.study.trial import BUDGETS, Trial, TrialTask
+from tal_fast.study.trial import BUDGETS, KEEPS, Trial, TrialTask
 
 if TYPE_CHECKING:
     from tal_fast.data.clips import ClipSet
@@ -78,6 +78,8 @@ class StudySpec:
         gpus_per_trial: GPUs of each trial on a Ray cluster; below 1 that many share one.
         trust_times: go on with an earlier study although feature files have another size or time
             than then, since they hold the same.
+        keep: what stays on disk of the trials that this request runs
+            (:mod:`tal_fast.study.execution.keep`).
     """
 
     data: Path
@@ -98,6 +100,7 @@ class StudySpec:
     ray: str | None = None
     gpus_per_trial: float | None = None
     trust_times: bool = False
+    keep: str = "predictions"
 
     def command(self) -> str:
         """Returns the command line that asks for this study."""
@@ -118,6 +121,7 @@ class StudySpec:
             ("gpus-per-trial", None if self.gpus_per_trial is None else f"{self.gpus_per_trial:g}"),
             ("jobs", self.jobs),
             ("threads", self.threads),
+            ("keep", None if self.keep == "predictions" else self.keep),
             ("out", self.out),
         ]
         words = ["tal-fast", "study", "run"]
@@ -142,6 +146,11 @@ class StudySpec:
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.split not in ("data", "random"):
             raise ConfigError(f"split: expected 'data' or 'random', got {self.split!r}")
+        if self.keep not in KEEPS:
+            raise ConfigError(
+                f"keep: expected one of {', '.join(KEEPS)}, got {self.keep!r}"
+                f"{nearest(self.keep, KEEPS)}"
+            )
         if self.ray is None and self.gpus_per_trial is not None:
             raise ConfigError("gpus per trial: is for a study on a Ray cluster (--ray)")
         if "training.seed" in self.overrides:
@@ -244,6 +253,7 @@ class StudyPlan:
             test_videos=self.split.test,
             sample=sample,
             threads=self.threads,
+            keep=spec.keep,
             experiment=trials.EXPERIMENT,  # looked up late: a benchmark may put a stand-in there
         )
 

@@ -214,6 +214,18 @@ class TestOnTheCluster:
         assert {event["stage"] for _, event in events} == {"train"}
         nothing_left(study)
 
+    @pytest.mark.usefixtures("no_pictures")
+    @pytest.mark.parametrize("keep", ["metrics", "predictions"])
+    def test_a_study_keeps_what_it_is_told(self, nodes, spec, quiet, keep):
+        spec = replace(spec, ray=nodes.address, keep=keep)
+        fake.run_study(spec, experiment=fake.learn_with_files, console=quiet)
+        trials = spec.out / "trials"
+        assert sorted(path.name for path in trials.iterdir()) == sorted(NAMES)
+        best = [] if keep == "metrics" else ["p010_r0", "p050_r0", "p100_r0"]
+        assert sorted(path.parent.name for path in trials.glob("*/checkpoint.pt")) == best
+        every = [] if keep == "metrics" else sorted(NAMES)
+        assert sorted(path.parent.name for path in trials.glob("*/predictions.json")) == every
+
     def test_what_goes_wrong_in_trials(self, nodes, study, make_tasks):
         """Every kind of failure at once: each is the outcome of its trial and of no other."""
         tasks = make_tasks(

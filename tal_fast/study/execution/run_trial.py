@@ -23,6 +23,7 @@ from typing import Any
 import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError
+from tal_fast.study.execution.keep import remove_large_files
 from tal_fast.study.execution.messages import Progress, is_environment_error
 from tal_fast.study.execution.store import LOCK_FILE, RECORD, load_trial, locked_directory
 from tal_fast.study.trial import TrialRecord, TrialTask
@@ -117,6 +118,10 @@ def execute_trial(
         record = _train(task, dataset, partial, progress)
         write_text_atomically(partial / RECORD, json.dumps(record.to_dict(), indent=1))
         (partial / _HEADER).unlink(missing_ok=True)
+        # Without its header, what a kill leaves from here on is begun again: a trial has its name
+        # only when what is to go has gone.
+        if task.keep == "metrics":
+            remove_large_files(partial)
         try:
             os.rename(partial, final)
         except OSError:
@@ -179,6 +184,7 @@ def _train(task: TrialTask, dataset: Any, partial: Path, progress: Progress | No
         result=result.to_dict(),
         seconds=round(time.perf_counter() - clock, 3),
         threads=task.threads,
+        keep=task.keep,
         started=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started)) + "Z",
         more={
             "test_videos": len(task.test_videos),
