@@ -3,8 +3,8 @@
 
 Only what decides a trial's outcome enters the hash of the settings. Fractions, repetitions,
 trainings per draw, samplings and budgets do not: a study may be extended by any of them, and every
-trial names its own. Nor do jobs, threads, what is kept or where the data lies. The modes of weight averaging do,
-since one training is tested under all of them.
+trial names its own. Nor do jobs, threads, where the data lies or what is kept. The modes of weight
+averaging do, since one training is tested under all of them.
 """
 
 from __future__ import annotations

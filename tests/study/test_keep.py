@@ -203,7 +203,7 @@ class TestWhatWasNotKept:
         assert keep.why_not_kept(trials / "nothing" / "checkpoint.pt") is None
 
     def test_unknown_word(self, spec, quiet):
-        with pytest.raises(ConfigError, match="keep: expected one of metrics.*did you mean 'all'"):
+        with pytest.raises(ConfigError, match=r"keep: expected one of metrics.*did you mean 'all'"):
             learn(spec, quiet, keep="al")
 
 
