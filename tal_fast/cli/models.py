@@ -38,7 +38,7 @@ def _require_kept(file: Path) -> None:
     """
     if not file.exists():
         from tal_fast.errors import DataError
-        from tal_fast.study.execution.keep import why_not_kept
+        from tal_fast.study.execution.run_trial import why_not_kept
 
         why = why_not_kept(file)
         if why is not None:

@@ -187,7 +187,7 @@ def study_run(
 def study_demo(out: Out, jobs: Jobs = 2) -> None:
     """Make synthetic data and run a small study on it: a few minutes on two cores."""
     from tal_fast.study import run_study
-    from tal_fast.study.demo import demo_spec, prepare_demo_data
+    from tal_fast.study.spec import demo_spec, prepare_demo_data
 
     prepare_demo_data(out)
     _print_study(run_study(demo_spec(out, jobs=jobs)))

@@ -8,12 +8,17 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tal_fast.errors import DataError
 
-__all__ = ["directory_in_one_step", "write_error", "write_text_atomically"]
+__all__ = [
+    "directory_in_one_step",
+    "write_bytes_atomically",
+    "write_error",
+    "write_text_atomically",
+]
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
@@ -22,23 +27,32 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes ``text`` beside ``path`` and renames it into place.
+    """Writes ``text``, in UTF-8, beside ``path`` and renames it into place.
 
     A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
 
     Raises:
         DataError: if it cannot be written; nothing is left behind then.
     """
+    return _write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Writes ``content`` as :func:`write_text_atomically` writes text."""
+    return _write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def _write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
     target = Path(path)
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+            write(target)
             return target
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            write(temporary)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -21,10 +21,9 @@ from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, listing
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
-from tal_fast.study.execution.energy import EnergyMeter
-from tal_fast.study.execution.keep import BestCheckpoints
 from tal_fast.study.execution.local import InProcess, LocalPool
 from tal_fast.study.execution.messages import Executor, Outcome, is_environment_error
+from tal_fast.study.execution.run_trial import BestCheckpoints
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
 from tal_fast.study.trial import TrialRecord, TrialTask
@@ -235,6 +234,7 @@ class _Study:
     @contextlib.contextmanager
     def _noted(self, place: _Place) -> Iterator[None]:
         """Notes what a run took, also after Ctrl-C: the time was spent and its trials are there."""
+        from tal_fast.training.energy import EnergyMeter
         from tal_fast.training.environment import describe_environment
 
         plan = self._plan

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tal_fast.data.fingerprint import data_fingerprint
-from tal_fast.errors import ConfigError, nearest
+from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.study import trial as trials
 from tal_fast.study.execution.local import threads_per_job
 from tal_fast.study.execution.store import TRIALS, hash_settings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tal_fast.data.clips import ClipSet
     from tal_fast.training import ExperimentConfig
 
-__all__ = ["CONFIG", "StudyPlan", "StudySpec", "plan_study"]
+__all__ = ["CONFIG", "StudyPlan", "StudySpec", "demo_spec", "plan_study", "prepare_demo_data"]
 
 CONFIG = "config.yaml"
 # Settings that a trial sets itself, or that change its speed and not its outcome.
@@ -79,7 +79,7 @@ class StudySpec:
         trust_times: go on with an earlier study although feature files have another size or time
             than then, since they hold the same.
         keep: what stays on disk of the trials that this request runs
-            (:mod:`tal_fast.study.execution.keep`).
+            (:mod:`tal_fast.study.execution.run_trial`).
     """
 
     data: Path
@@ -378,3 +378,35 @@ def _budgets(spec: StudySpec, config: ExperimentConfig) -> tuple[str, ...]:
             "budget convergence): a sample of windows has no whole video to keep back"
         )
     return budgets
+
+
+def prepare_demo_data(out: Path) -> Path:
+    """Makes the data of ``tal-fast study demo`` under ``out`` unless it is there; returns where.
+
+    Raises:
+        DataError: what is there is no whole data set, or it cannot be written.
+    """
+    from tal_fast.data import open_dataset
+    from tal_fast.data.synthetic import make_synthetic
+
+    data = out / "data"
+    if data.exists():
+        try:
+            open_dataset(data)
+        except DataError as error:
+            raise DataError(f"{error}; remove {data} to make the demo data again") from error
+        return data
+    return make_synthetic(data, size="demo", seed=0)
+
+
+def demo_spec(out: Path, *, jobs: int = 2) -> StudySpec:
+    """Returns the demo's study in ``out``: small enough to watch, large enough to rise."""
+    return StudySpec(
+        data=out / "data",
+        out=out,
+        fractions=(0.1, 0.2, 0.4, 0.7, 1.0),
+        repetitions=3,
+        # Half the usual batch: at a tenth of these few videos there would be a step per epoch.
+        overrides={"training.batch_size": 8},
+        jobs=jobs,
+    )

@@ -23,7 +23,7 @@ BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
 """What may end the trainings of a study, ``training.budget``, in the order in which it is shown."""
 
 KEEPS = ("metrics", "predictions", "all")
-"""What may stay on disk of finished trials (:mod:`tal_fast.study.execution.keep`)."""
+"""What may stay on disk of finished trials (:mod:`tal_fast.study.execution.run_trial`)."""
 
 _FORMAT = 1
 # Predicting the test videos and evaluating costs about this share of a trial at p = 1.

@@ -16,7 +16,7 @@ from processes import started, wait_for
 from tal_fast.cli import main
 from tal_fast.errors import ConfigError
 from tal_fast.study import StudySpec, report_study
-from tal_fast.study.execution import keep, run_trial
+from tal_fast.study.execution import run_trial
 from tal_fast.study.execution.store import load_trial
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -133,7 +133,7 @@ class TestEarlierTrials:
 class TestKilled:
     def test_before_the_worse_weights_went(self, spec, quiet, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr(keep.BestCheckpoints, "take", lambda self, record: None)
+            patch.setattr(run_trial.BestCheckpoints, "take", lambda self, record: None)
             learn(spec, quiet)
         assert len(weights(spec)) == 6
         assert learn(spec, quiet).ran == 0
@@ -145,7 +145,7 @@ class TestKilled:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_trial, "remove_large_files", killed)
+            patch.setattr(run_trial, "_remove_large_files", killed)
             with pytest.raises(KeyboardInterrupt):
                 learn(spec, quiet, keep="metrics")
         assert not [path for path in (spec.out / "trials").iterdir() if path.name[0] != "."]
@@ -198,9 +198,9 @@ class TestWhatWasNotKept:
     def test_other_files_have_other_causes(self, spec, quiet):
         learn(spec, quiet, keep="all")
         trials = spec.out / "trials"
-        assert keep.why_not_kept(trials / "p050_r1" / "predictions_plain.json") is None
-        assert keep.why_not_kept(trials / "p050_r1" / "log.csv") is None
-        assert keep.why_not_kept(trials / "nothing" / "checkpoint.pt") is None
+        assert run_trial.why_not_kept(trials / "p050_r1" / "predictions_plain.json") is None
+        assert run_trial.why_not_kept(trials / "p050_r1" / "log.csv") is None
+        assert run_trial.why_not_kept(trials / "nothing" / "checkpoint.pt") is None
 
     def test_unknown_word(self, spec, quiet):
         with pytest.raises(ConfigError, match=r"keep: expected one of metrics.*did you mean 'all'"):
