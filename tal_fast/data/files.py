@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath
 
 __all__ = [
     "directory_in_one_step",
@@ -21,12 +22,12 @@ __all__ = [
 ]
 
 
-def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
+def write_error(path: FilePath, error: OSError) -> DataError:
     """Returns the error to raise when writing ``path`` failed."""
     return DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}")
 
 
-def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
+def write_text_atomically(path: FilePath, text: str) -> Path:
     """Writes ``text``, in UTF-8, beside ``path`` and renames it into place.
 
     A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
@@ -37,12 +38,12 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
     return _write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
     """Writes ``content`` as :func:`write_text_atomically` writes text."""
     return _write_atomically(path, lambda file: file.write_bytes(content))
 
 
-def _write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
+def _write_atomically(path: FilePath, write: Callable[[Path], object]) -> Path:
     target = Path(path)
     try:
         if target.is_dir():
@@ -63,7 +64,7 @@ def _write_atomically(path: str | os.PathLike[str], write: Callable[[Path], obje
 
 @contextlib.contextmanager
 def directory_in_one_step(
-    out: str | os.PathLike[str], *, overwrite: bool, marker: str = "dataset.yaml"
+    out: FilePath, *, overwrite: bool, marker: str = "dataset.yaml"
 ) -> Iterator[Path]:
     """Gives a temporary directory that becomes ``out`` when the block ends without an error.
 

@@ -8,11 +8,9 @@ acceleration (g) and angular velocity (rad/s), three axes each.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath, Floats, VideoProgress
 
 __all__ = ["PrepareReport", "prepare_hapt"]
 
@@ -39,7 +38,6 @@ CITATION = (
 _SIGNAL = re.compile(r"RawData/(acc|gyro)_exp(\d+)_user(\d+)\.txt$")
 
 Signal = npt.NDArray[np.float32]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,11 @@ class PrepareReport:
 
 
 def prepare_hapt(
-    archive: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    archive: FilePath,
+    out: FilePath,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: VideoProgress | None = None,
 ) -> PrepareReport:
     """Makes a data directory from the HAPT archive.
 
@@ -146,7 +144,9 @@ def prepare_hapt(
     )
 
 
-def _read_archive(source: Path, progress: Progress | None) -> tuple[dict[str, Signal], Annotations]:
+def _read_archive(
+    source: Path, progress: VideoProgress | None
+) -> tuple[dict[str, Signal], Annotations]:
     try:
         with zipfile.ZipFile(source) as archive:
             return _Archive(source, archive).read(progress)
@@ -166,7 +166,7 @@ class _Archive:
         self.archive = archive
         self.names = archive.namelist()
 
-    def read(self, progress: Progress | None) -> tuple[dict[str, Signal], Annotations]:
+    def read(self, progress: VideoProgress | None) -> tuple[dict[str, Signal], Annotations]:
         members: dict[tuple[int, int], dict[str, str]] = {}
         for name in self.names:
             match = _SIGNAL.search(name)
@@ -206,10 +206,10 @@ class _Archive:
                 return self.archive.read(name)
         raise DataError(f"{self.source}: no {path} in the archive")
 
-    def _numbers(self, path: str, columns: int) -> npt.NDArray[np.float64]:
+    def _numbers(self, path: str, columns: int) -> Floats:
         return self._parse(path, self._member(path), columns).astype(np.float64)
 
-    def _parse(self, path: str, text: bytes, columns: int) -> npt.NDArray[np.float64]:
+    def _parse(self, path: str, text: bytes, columns: int) -> Floats:
         try:
             numbers = np.array(text.split(), dtype=np.float64)
         except ValueError as error:
@@ -257,7 +257,7 @@ class _Archive:
     def _video(
         self,
         name: str,
-        labels: npt.NDArray[np.float64],
+        labels: Floats,
         samples: int,
         test: bool,
         num_classes: int,

@@ -8,10 +8,9 @@ acceleration (m/s²) and angular velocity (rad/s), three axes each, and a label 
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.errors import ConfigError, DataError
+from tal_fast.typing import FilePath, Ints, VideoProgress
 
 __all__ = ["SpSwHarReport", "prepare_sp_sw_har"]
 
@@ -38,8 +38,6 @@ CITATION = (
     "smartphones and smartwatches for human activity recognition. Data in Brief, 2023."
 )
 _NAME = re.compile(r"(s\d+)_\d+_(sp|sw)$")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -86,18 +84,18 @@ class _Recording:
     name: str
     person: str
     signal: npt.NDArray[np.float32]  # [T, 6]
-    labels: npt.NDArray[np.int64]  # [T], index into LABELS
+    labels: Ints  # [T], index into LABELS
     rate: float  # samples per second
 
 
 def prepare_sp_sw_har(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    source: FilePath,
+    out: FilePath,
     *,
     device: str = "sp",
     test_people: Iterable[str] = TEST_PEOPLE,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: VideoProgress | None = None,
 ) -> SpSwHarReport:
     """Makes a data directory from the sp-sw-har recordings.
 
@@ -170,7 +168,7 @@ def prepare_sp_sw_har(
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def _read(source: Path, device: str, progress: Progress | None) -> list[_Recording]:
+def _read(source: Path, device: str, progress: VideoProgress | None) -> list[_Recording]:
     if source.is_dir():
         files = sorted(source.rglob(f"s*_{device}.csv"))
         names = {file.stem: file for file in files if _NAME.match(file.stem)}
