@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,11 @@ import numpy.typing as npt
 from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
+from tal_fast.data.prepare.report import RecordingReport
 from tal_fast.errors import DataError
 from tal_fast.typing import FilePath, Floats, VideoProgress
 
-__all__ = ["PrepareReport", "prepare_hapt"]
+__all__ = ["prepare_hapt"]
 
 FPS = 50.0
 FRAMES = 50  # samples of one feature row: one second
@@ -40,53 +40,13 @@ _SIGNAL = re.compile(r"RawData/(acc|gyro)_exp(\d+)_user(\d+)\.txt$")
 Signal = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a preparation found and wrote.
-
-    Attributes:
-        path: the data directory.
-        recordings: recordings in all.
-        training: recordings of the training subset.
-        test: recordings of the validation subset.
-        segments: labelled segments.
-        classes: number of classes.
-        rows: feature rows over all recordings.
-        seconds: length of all signals.
-        mean: per axis, over the training recordings.
-        std: per axis, over the training recordings.
-    """
-
-    path: Path
-    recordings: int
-    training: int
-    test: int
-    segments: int
-    classes: int
-    rows: int
-    seconds: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def lines(self) -> list[str]:
-        """Says in a few lines what was found."""
-        return [
-            f"{self.recordings} recordings, {self.training} training and {self.test} test "
-            f"({self.seconds / 3600:.2f} h)",
-            f"{self.segments} segments of {self.classes} classes",
-            f"{self.rows} feature rows of {FRAMES * AXES} channels, standardised per axis with the "
-            "training recordings",
-            f"written to {self.path}",
-        ]
-
-
 def prepare_hapt(
     archive: FilePath,
     out: FilePath,
     *,
     overwrite: bool = False,
     progress: VideoProgress | None = None,
-) -> PrepareReport:
+) -> RecordingReport:
     """Makes a data directory from the HAPT archive.
 
     Features: windows of one second (50 samples) that start every half second, their six axes
@@ -130,7 +90,7 @@ def prepare_hapt(
             ),
             work,
         )
-    return PrepareReport(
+    return RecordingReport(
         path=Path(out),
         recordings=len(signals),
         training=len(training),
@@ -138,6 +98,7 @@ def prepare_hapt(
         segments=annotations.num_instances,
         classes=len(annotations.classes),
         rows=rows,
+        channels=FRAMES * AXES,
         seconds=sum(len(s) for s in signals.values()) / FPS,
         mean=tuple(float(x) for x in mean),
         std=tuple(float(x) for x in std),
