@@ -259,7 +259,7 @@ def evaluate(
         str | None, typer.Option(help="stable or numpy; as the dialect says by default.")
     ] = None,
     replicates: Annotated[
-        int, typer.Option("--bootstrap", min=0, help="Draws of videos for intervals; 0: none.")
+        int, typer.Option("--bootstrap", min=0, help="Bootstrap draws of videos, for intervals.")
     ] = 0,
     against: Annotated[
         Path | None, typer.Option(help="Other results: is the difference more than noise?")

@@ -77,13 +77,13 @@ def study_run(
     fractions: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the training data: first:last:step, or with commas; default "
-            "0.1:1.0:0.1."
+            help="Fractions of the training data, up to 1: first:last:step, or with commas; "
+            "default 0.1:1.0:0.1."
         ),
     ] = None,
     videos: Annotated[
         str | None,
-        typer.Option(help="Instead of shares: numbers of training videos, with commas."),
+        typer.Option(help="Instead of fractions: numbers of training videos, with commas."),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Draws per share.")] = 5,
     seeds: Annotated[
@@ -148,9 +148,9 @@ def study_run(
         str,
         typer.Option(
             help="Files that stay of the trials that this call runs. metrics: no detections, no "
-            "weights. predictions: detections, and the weights of the best trial of each share of "
-            "each curve, by held-out videos, else of the first. all: every file. Of trials of "
-            "earlier calls, only weights that also came under predictions go for better ones."
+            "weights. predictions: detections, and the weights of the best trial of each level (a "
+            "share of a curve), by held-out videos, else of the first. all: every file. Of trials "
+            "of earlier calls, only weights that also came under predictions go for better ones."
         ),
     ] = "predictions",
 ) -> None:

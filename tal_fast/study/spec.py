@@ -60,7 +60,7 @@ class StudySpec:
         data: prepared data directory.
         out: directory of the study.
         model: name of the preset.
-        fractions: shares p of the training data, in (0, 1], rising.
+        fractions: of the training data, in (0, 1], rising.
         repetitions: draws per share.
         seeds: trainings per draw, which tell the spread of trainings from that of draws.
         samplings: how the samples are drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).

@@ -36,7 +36,7 @@ class Trial:
 
     Attributes:
         model: name of the model preset.
-        fraction: share p of the training data, in (0, 1].
+        fraction: of the training data, in (0, 1].
         repetition: which draw of this share, counted from 0.
         seed: training seed.
         sampling: how the sample is drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).
