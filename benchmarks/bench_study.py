@@ -65,7 +65,7 @@ def run_one_study(request: Mapping[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
     from tal_fast.study import StudySpec, run_study, trial
-    from tal_fast.study.demo import demo_spec
+    from tal_fast.study.spec import demo_spec
 
     out = Path(request["out"])
     if request["steps"] is None:
@@ -380,7 +380,7 @@ def main() -> None:
         run = {"study": run_one_study, "trial": read_one_trial}[kind]
         print(json.dumps(run(json.loads(request))))
         return
-    from tal_fast.study.demo import prepare_demo_data
+    from tal_fast.study.spec import prepare_demo_data
 
     print(machine.header(), flush=True)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TAL_FAST_BENCH_DIR")) as name:

@@ -158,18 +158,8 @@ struct NmsOps {
     constexpr bool kPadded = std::is_same_v<Limit, int64_t>;
     const char* op = kPadded ? "soft_nms_padded" : "soft_nms";
     const NmsCall call =
-        one_problem(op, segments, scores,
-                    {.method = check_method(op, method),
-                     .acts_on_threshold = acts_on_threshold,
-                     .spare_first = spare_first,
-                     .iou_threshold = iou_threshold,
-                     .length_eps = length_eps,
-                     .sigma = sigma,
-                     .t1 = t1,
-                     .t2 = t2,
-                     .min_score = min_score,
-                     .max_segments = check_limit(op, "max_segments", max_segments)},
-                    validate);
+        with_all_options(op, segments, scores, method, iou_threshold, acts_on_threshold, length_eps,
+                         sigma, t1, t2, min_score, max_segments, spare_first, validate);
     if constexpr (kPadded) {
       return Device::soft_nms_padded(call);
     } else {
@@ -219,6 +209,25 @@ struct NmsOps {
                        validate);
   }
 
+  static NmsCall with_all_options(const char* op, const Tensor& segments, const Tensor& scores,
+                                  int64_t method, double iou_threshold, bool acts_on_threshold,
+                                  double length_eps, double sigma, double t1, double t2,
+                                  double min_score, std::optional<int64_t> max_segments,
+                                  bool spare_first, bool validate) {
+    return one_problem(op, segments, scores,
+                       {.method = check_method(op, method),
+                        .acts_on_threshold = acts_on_threshold,
+                        .spare_first = spare_first,
+                        .iou_threshold = iou_threshold,
+                        .length_eps = length_eps,
+                        .sigma = sigma,
+                        .t1 = t1,
+                        .t2 = t2,
+                        .min_score = min_score,
+                        .max_segments = check_limit(op, "max_segments", max_segments)},
+                       validate);
+  }
+
   static NmsCall batched(const char* op, const Tensor& segments, const Tensor& scores,
                          const Tensor& labels, const std::optional<Tensor>& videos, int64_t method,
                          double iou_threshold, bool acts_on_threshold, double length_eps,
@@ -231,18 +240,9 @@ struct NmsOps {
                    max_per_class.value_or(0));
     const int64_t of_video = check_limit(op, "max_segments", max_segments);
     const int64_t of_class = check_limit(op, "max_per_class", max_per_class);
-    NmsCall call = one_problem(op, segments, scores,
-                               {.method = check_method(op, method),
-                                .acts_on_threshold = acts_on_threshold,
-                                .spare_first = spare_first,
-                                .iou_threshold = iou_threshold,
-                                .length_eps = length_eps,
-                                .sigma = sigma,
-                                .t1 = t1,
-                                .t2 = t2,
-                                .min_score = min_score,
-                                .max_segments = std::min(of_video, of_class)},
-                               validate);
+    NmsCall call = with_all_options(op, segments, scores, method, iou_threshold, acts_on_threshold,
+                                    length_eps, sigma, t1, t2, min_score,
+                                    std::min(of_video, of_class), spare_first, validate);
     call.request.max_segments = of_video;
     if (voting_threshold.has_value()) {
       call.request.voting = check_voting(op, "voting_threshold", *voting_threshold, voting_weight);

@@ -32,15 +32,16 @@ Families = Annotated[
     str | None, typer.Option("--families", help="Names with commas: wbl4,mmf4; all by default.")
 ]
 Draws = Annotated[int, typer.Option("--draws", min=1, help="Bootstrap draws per family.")]
-FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")]
+FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap draws.")]
 Repeated = Annotated[
-    int | None, typer.Option("--repetitions", min=1, help="Of a table that has no column n.")
+    int | None,
+    typer.Option("--repetitions", min=1, help="Draws per share, where no column n tells."),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
 Until = Annotated[
-    float | None, typer.Option("--until", help="Largest p to use, as if no more were measured.")
+    float | None, typer.Option("--until", help="Largest fraction to use, as if it were the last.")
 ]
 Deviation = Annotated[
     float | None,
@@ -114,7 +115,7 @@ def _measured(
     if deviation is not None and not 0.0 < deviation < math.inf:
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
     if until is not None and not 0.0 < until < math.inf:
-        raise ConfigError(f"--until: expected a share above 0, got {until:g}")
+        raise ConfigError(f"--until: expected a fraction above 0, got {until:g}")
     found = read_curve(study, curve, repetitions=repetitions)
     if deviation is not None:
         found = found.with_deviation(deviation)
@@ -255,7 +256,7 @@ def study_plan(
         typer.Option(help="Data, over the full set, that trials are to tell about; 1 or 2."),
     ] = None,
     candidates: Annotated[
-        str, typer.Option(help="p of further trials: first:last:step, or with commas.")
+        str, typer.Option(help="Fractions of further trials: first:last:step, or with commas.")
     ] = "0.1:1.0:0.1",
     against: Annotated[
         Path | None, typer.Option(help="Another model's study: which p tells who is better?")

@@ -30,6 +30,21 @@ if TYPE_CHECKING:
     from tal_fast.profiling.recorder import StepRecorder
 
 
+def _require_kept(file: Path) -> None:
+    """Checks that a file is not one that a study was told not to keep.
+
+    Raises:
+        DataError: it is.
+    """
+    if not file.exists():
+        from tal_fast.errors import DataError
+        from tal_fast.study.execution.run_trial import why_not_kept
+
+        why = why_not_kept(file)
+        if why is not None:
+            raise DataError(why)
+
+
 def _videos(data: TALDataset, which: str, option: str) -> list[str]:
     """Returns the videos of a split, or all."""
     from tal_fast.errors import nearest
@@ -216,6 +231,7 @@ def predict(
     from tal_fast.data import open_dataset
     from tal_fast.training import predict as run
 
+    _require_kept(checkpoint)
     dataset = open_dataset(data)
     names = _videos(dataset, split, "--split")
     for note in dataset.notes():
@@ -254,7 +270,7 @@ def evaluate(
         str | None, typer.Option(help="stable or numpy; as the dialect says by default.")
     ] = None,
     replicates: Annotated[
-        int, typer.Option("--bootstrap", min=0, help="Draws of videos for intervals; 0: none.")
+        int, typer.Option("--bootstrap", min=0, help="Bootstrap draws of videos, for intervals.")
     ] = 0,
     against: Annotated[
         Path | None, typer.Option(help="Other results: is the difference more than noise?")
@@ -288,6 +304,7 @@ def evaluate(
     thresholds = parse_shares("--tiou", tiou)
 
     def run(results: Path) -> evaluation.EvaluationResult:
+        _require_kept(results)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", evaluation.EvaluationWarning)  # printed as notes
             return evaluation.evaluate(

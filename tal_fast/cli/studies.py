@@ -77,13 +77,13 @@ def study_run(
     fractions: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the training data: first:last:step, or with commas; default "
-            "0.1:1.0:0.1."
+            help="Fractions of the training data, up to 1: first:last:step, or with commas; "
+            "default 0.1:1.0:0.1."
         ),
     ] = None,
     videos: Annotated[
         str | None,
-        typer.Option(help="Instead of shares: numbers of training videos, with commas."),
+        typer.Option(help="Instead of fractions: numbers of training videos, with commas."),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Draws per share.")] = 5,
     seeds: Annotated[
@@ -144,6 +144,15 @@ def study_run(
         typer.Option(help="On a cluster: GPUs of each trial; 0.25 lets four share one."),
     ] = None,
     trust_times: TrustTimes = False,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="Files that stay of the trials that this call runs. metrics: no detections, no "
+            "weights. predictions: detections, and the weights of the best trial of each level (a "
+            "share of a curve), by held-out videos, else of the first. all: every file. Of trials "
+            "of earlier calls, only weights that also came under predictions go for better ones."
+        ),
+    ] = "predictions",
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast.study import StudySpec, run_study
@@ -169,6 +178,7 @@ def study_run(
         ray=ray,
         gpus_per_trial=gpus_per_trial,
         trust_times=trust_times,
+        keep=keep,
     )
     _print_study(run_study(spec))
 
@@ -177,7 +187,7 @@ def study_run(
 def study_demo(out: Out, jobs: Jobs = 2) -> None:
     """Make synthetic data and run a small study on it: a few minutes on two cores."""
     from tal_fast.study import run_study
-    from tal_fast.study.demo import demo_spec, prepare_demo_data
+    from tal_fast.study.spec import demo_spec, prepare_demo_data
 
     prepare_demo_data(out)
     _print_study(run_study(demo_spec(out, jobs=jobs)))

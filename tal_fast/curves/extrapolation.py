@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.fit import LAST, Backtest, Replicates, backtest, fit_families
 from tal_fast.curves.learning_curve import LearningCurve, percent
 from tal_fast.errors import ConfigError, DataError
+from tal_fast.typing import Floats
 
 __all__ = [
     "LIMIT",
@@ -34,7 +34,6 @@ __all__ = [
     "weighted_quantiles",
 ]
 
-Floats = NDArray[np.float64]
 
 LIMIT = 5.0
 """Times the largest measured p beyond which nothing is said: docs/curve-fits.md has calibrated

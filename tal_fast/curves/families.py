@@ -20,15 +20,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from tal_fast.curves.learning_curve import CEILING, LAST
 from tal_fast.errors import ConfigError, nearest
+from tal_fast.typing import Floats
 
 __all__ = ["CEILING", "FAMILIES", "FITTED", "Family", "choose_families"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

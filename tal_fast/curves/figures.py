@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tal_fast.data.files import write_error
+from tal_fast.data.files import write_bytes_atomically
 from tal_fast.errors import MissingExtraError
 
 __all__ = [
@@ -306,16 +304,7 @@ def save_pictures(
     """
     contents = {"png": _render(figure, "png", name)} if png else {}
     contents["svg"] = (draw_svg(figure, name) if svg is None else svg).encode()
-    paths = []
-    for kind, content in contents.items():
-        path = directory / f"{name}.{kind}"
-        temporary = directory / f".{path.name}.{os.getpid()}.tmp"
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise write_error(path, error) from error
-        paths.append(path)
-    return paths
+    return [
+        write_bytes_atomically(directory / f"{name}.{kind}", content)
+        for kind, content in contents.items()
+    ]

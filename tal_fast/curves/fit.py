@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.learning_curve import LAST, LearningCurve
 from tal_fast.curves.solver import BatchFit, solve_batch
+from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = [
     "LAST",
@@ -33,7 +33,6 @@ __all__ = [
     "refine",
 ]
 
-Floats = NDArray[np.float64]
 
 _FEWEST = 3  # levels that the earliest cut of a backtest keeps
 
@@ -157,12 +156,12 @@ class Backtest:
     """
 
     share: Floats
-    cuts: NDArray[np.int64]
+    cuts: Ints
     errors: dict[str, Floats]
     standard_error: Floats
 
     @property
-    def common(self) -> NDArray[np.bool_]:
+    def common(self) -> Mask:
         """Cuts from which every family predicted, but for those of dense curves only, [C]."""
         common = np.ones(len(self.cuts), dtype=bool)
         for name, errors in self.errors.items():
@@ -213,7 +212,7 @@ class Backtest:
         return float(self.share[-1] / self.share[common[0] - 1]) if len(common) else 1.0
 
 
-def _predicted(errors: Floats) -> NDArray[np.bool_]:
+def _predicted(errors: Floats) -> Mask:
     """Returns from which cuts a family predicted, [C]."""
     return np.asarray(~np.isnan(errors).all(axis=1), dtype=bool)
 

@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tal_fast.errors import DataError
+from tal_fast.typing import Floats, Ints
 
 __all__ = [
     "CEILING",
@@ -32,8 +32,7 @@ __all__ = [
     "telling_labels",
 ]
 
-Floats = NDArray[np.float64]
-Number = TypeVar("Number", float, NDArray[np.float64])
+Number = TypeVar("Number", float, Floats)
 
 CEILING = 100.0
 """Largest mAP in points, and so the largest asymptote."""
@@ -232,7 +231,7 @@ class LearningCurve:
         return _known(point.deviation for point in self.points)
 
     @cached_property
-    def repetitions(self) -> NDArray[np.int64]:
+    def repetitions(self) -> Ints:
         """Draws per level, [n]."""
         return np.array([point.n for point in self.points], dtype=np.int64)
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import norm
 
 from tal_fast.curves.extrapolation import LIMIT, Ensemble, check_confidence
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR, LearningCurve, part
 from tal_fast.errors import ConfigError, DataError
+from tal_fast.typing import Floats
 
 __all__ = [
     "Budget",
@@ -29,8 +29,6 @@ __all__ = [
     "rank_models",
     "trial_cost",
 ]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tal_fast.curves.families import CEILING, Family
+from tal_fast.typing import Floats, Mask
 
 __all__ = ["BatchFit", "solve_batch"]
 
-Floats = NDArray[np.float64]
 
 _TINY = 1e-300
 _ROWS = 64  # curves per block of the grid search: a block stays within the cache
@@ -45,7 +44,7 @@ class BatchFit:
     b: Floats
     theta: Floats
     loss: Floats
-    converged: NDArray[np.bool_]
+    converged: Mask
 
     def __call__(self, x: Floats) -> Floats:
         """Returns y of every curve at ``x``, [R, n]."""
@@ -112,7 +111,7 @@ def _starts(family: Family, x: Floats, y: Floats, w: Floats) -> Floats:
     return grid[chosen]
 
 
-def _project(column: Floats, jacobian: Floats, free: NDArray[np.bool_]) -> Floats:
+def _project(column: Floats, jacobian: Floats, free: Mask) -> Floats:
     """Removes from the Jacobian [R, n, k] what lies along ``column`` [R, n] where it is free."""
     square = np.maximum((column * column).sum(1), _TINY)
     along = np.matmul(column[:, None, :], jacobian)[:, 0] / square[:, None]

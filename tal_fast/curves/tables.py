@@ -23,6 +23,7 @@ __all__ = [
     "candidate_table",
     "curve_dict",
     "duration",
+    "energy",
     "extrapolation_dict",
     "extrapolation_line",
     "extrapolation_table",
@@ -63,6 +64,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def energy(joules: float) -> str:
+    """Returns an amount of energy as people say it: ``740 J``, ``0.21 kWh``."""
+    return f"{joules:.0f} J" if joules < 36_000 else f"{joules / 3.6e6:.3g} kWh"
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -25,6 +25,7 @@ from tal_fast.data.json_files import (
     without_collector,
 )
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath
 
 __all__ = [
     "AnnotatedInstance",
@@ -147,11 +148,11 @@ class AnnotationFile:
 
 
 def read_annotation_file(
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: FilePath | Mapping[str, Any],
     what: str = "annotations",
     *,
     bare: Bare = "no",
-    subsets: str | os.PathLike[str] | None = None,
+    subsets: FilePath | None = None,
     allow_repeated: bool = False,
 ) -> AnnotationFile:
     """Reads an annotation file without judging its instances.

@@ -9,14 +9,12 @@ segment is an error that names file, video and position, unless the caller asks 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.data.annotation_file import (
     AnnotatedInstance,
@@ -28,6 +26,7 @@ from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.json_files import without_collector
 from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.typing import FilePath, Floats, Ints
 
 __all__ = [
     "AnnotationReport",
@@ -63,8 +62,8 @@ class Video:
     subset: str
     duration: float
     fps: float | None
-    segments: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
+    segments: Floats
+    labels: Ints
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Annotations:
 
 
 def load_annotations(
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: FilePath | Mapping[str, Any],
     *,
     classes: Sequence[str] | None = None,
     out_of_range: OutOfRange = "error",
@@ -333,9 +332,7 @@ def _bad_label(item: AnnotatedInstance) -> str:
     return f"expected a label, got {label!r:.60}{hint}"
 
 
-def save_annotations(
-    annotations: Annotations, path: str | os.PathLike[str], *, version: str = "1.0"
-) -> Path:
+def save_annotations(annotations: Annotations, path: FilePath, *, version: str = "1.0") -> Path:
     """Writes annotations in the form that :func:`load_annotations` reads, in one step.
 
     ``label_id`` is the number that :attr:`Annotations.class_ids` gives a class, and left out where

@@ -23,6 +23,7 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
 from tal_fast.data.unheld import count_unheld
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = [
     "Clip",
@@ -33,7 +34,7 @@ __all__ = [
     "owned_instances",
 ]
 
-Edges = npt.NDArray[np.float64]
+Edges = Floats
 
 _CROP = 0  # purposes of random numbers (order.item_numbers)
 
@@ -56,7 +57,7 @@ class Clip(NamedTuple):
     start: int
     stop: int
     rows: int
-    labels: npt.NDArray[np.int64]
+    labels: Ints
     edges: Edges
 
 
@@ -72,11 +73,11 @@ class ClipSet(Protocol):
         """Names of the videos that items come from."""
 
     @property
-    def grid_rows(self) -> npt.NDArray[np.int64]:
+    def grid_rows(self) -> Ints:
         """Rows of each video on the clips' grid: int64 [videos]."""
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Rows of each item, or the most it can have: int64 [n]."""
 
     @property
@@ -121,7 +122,7 @@ def known_videos(dataset: TALDataset, videos: Iterable[str], where: str) -> list
 
 def owned_instances(
     edges: Edges, start: float | Edges, stop: float | Edges, min_inside: float
-) -> npt.NDArray[np.bool_]:
+) -> Mask:
     """Says which instances a clip owns: those of which enough lies in it.
 
     Args:
@@ -136,7 +137,7 @@ def owned_instances(
     inside = np.minimum(edges[:, 1], stop) - np.maximum(edges[:, 0], start)
     share = inside / (edges[:, 1] - edges[:, 0])
     # 1e-9: an instance of which exactly min_inside lies inside must not be lost to rounding.
-    owned: npt.NDArray[np.bool_] = (share >= min_inside - 1e-9) & (share > 0)
+    owned: Mask = (share >= min_inside - 1e-9) & (share > 0)
     return owned
 
 
@@ -198,7 +199,7 @@ class VideoSet:
         features = dataset.features
         rows = [features[name].rows for name in self.videos] if resize is None else (
             [resize] * len(self.videos))  # fmt: skip
-        self.lengths: npt.NDArray[np.int64] = np.array(rows, dtype=np.int64)
+        self.lengths: Ints = np.array(rows, dtype=np.int64)
         self.grid_rows = self.lengths
         if max_length is not None and self.lengths.max() > max_length:
             longest = int(self.lengths.argmax())
@@ -333,7 +334,7 @@ class CropSet:
         self.videos = self._whole.videos
         self.max_length = max_length
         self.grid_rows = self._whole.lengths
-        self.lengths: npt.NDArray[np.int64] = np.minimum(self._whole.lengths, max_length)
+        self.lengths: Ints = np.minimum(self._whole.lengths, max_length)
         self._crop_ratio = crop_ratio
         self._min_inside = min_inside
         self._margin = margin
@@ -409,12 +410,12 @@ class CropSet:
 
 
 def _holds(
-    edges: npt.NDArray[np.float64],
+    edges: Floats,
     rows: int,
     length: int,
     reach: tuple[float, float],
     min_inside: float,
-) -> npt.NDArray[np.bool_]:
+) -> Mask:
     """Returns which instances some place of a crop would hold: bool [N]."""
     # The part inside is concave in the place, with corners where the crop's edges meet the
     # instance's: it is greatest at a whole number beside a corner, or at the ends.
@@ -422,7 +423,7 @@ def _holds(
     places = np.concatenate([np.floor(corners), np.ceil(corners)])
     places = np.clip(places, 0, rows - length)  # [4, N]
     owned = owned_instances(edges, places - reach[0], places + length + reach[1], min_inside)
-    held: npt.NDArray[np.bool_] = np.any(owned, axis=0)
+    held: Mask = np.any(owned, axis=0)
     return held
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from tal_fast.data.feature_index import Extent, index_streams, unannotated, with
 from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
 from tal_fast.errors import ConfigError, DataError, nearest, same_to_the_eye
+from tal_fast.typing import FilePath
 
 __all__ = [
     "DatasetSpec",
@@ -117,7 +117,7 @@ class TALDataset:
 
 
 def open_dataset(
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     out_of_range: str | None = None,
     unmatched: str | None = None,
@@ -188,7 +188,7 @@ def open_dataset(
     return TALDataset(spec.name, selected, truth, extents, splits, spec, folder, left_out)
 
 
-def dataset_annotations(path: str | os.PathLike[str]) -> Annotations:
+def dataset_annotations(path: FilePath) -> Annotations:
     """Returns what predictions for a data directory are scored against.
 
     Features are not looked at, nor is ``exclude``: a video whose features are lost is annotated all

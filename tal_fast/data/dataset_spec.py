@@ -14,7 +14,6 @@ Example::
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from tal_fast.data.feature_streams import Stream, streams_of
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.typing import FilePath
 
 __all__ = ["DatasetSpec", "FeatureSpec", "load_spec", "save_spec", "spec_file"]
 
@@ -127,13 +127,13 @@ class DatasetSpec:
             raise DataError(f"{file}: {error}") from error
 
 
-def spec_file(path: str | os.PathLike[str]) -> Path:
+def spec_file(path: FilePath) -> Path:
     """Returns the ``dataset.yaml`` of a data directory, or the path itself if it is no folder."""
     given = Path(path)
     return given / "dataset.yaml" if given.is_dir() else given
 
 
-def is_dataset(path: str | os.PathLike[str]) -> bool:
+def is_dataset(path: FilePath) -> bool:
     """Whether a path leads to a data directory, and not to a file of annotations alone."""
     return Path(path).is_dir() or Path(path).suffix.lower() in (".yaml", ".yml")
 
@@ -285,7 +285,7 @@ def _checked(file: Path, where: str, content: Any, kind: type[Any]) -> dict[str,
     return dict(content)
 
 
-def save_spec(spec: DatasetSpec, folder: str | os.PathLike[str]) -> Path:
+def save_spec(spec: DatasetSpec, folder: FilePath) -> Path:
     """Writes ``dataset.yaml`` into a data directory.
 
     Raises:

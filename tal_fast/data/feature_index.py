@@ -7,7 +7,6 @@ its file. The native reader that gets the extents parses nothing.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -15,6 +14,7 @@ from tal_fast.data.extents import DTYPES, Extent, Layout, beside
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.formats.npy import npy_extent
 from tal_fast.errors import ConfigError, DataError, listing, nearest, same_to_the_eye
+from tal_fast.typing import FilePath
 
 __all__ = [
     "DTYPES",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Extent:
+def read_extent(path: FilePath, *, layout: Layout = "TC") -> Extent:
     """Reads the header of a ``.npy`` file and checks it against the file's size.
 
     Args:
@@ -45,7 +45,7 @@ def read_extent(path: str | os.PathLike[str], *, layout: Layout = "TC") -> Exten
 
 
 def index_features(
-    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    folder: FilePath | Sequence[FilePath],
     videos: Iterable[str],
     *,
     prefix: str = "",

@@ -33,6 +33,7 @@ from tal_fast.data.formats.npy import npy_array, npy_extent
 from tal_fast.data.formats.rows import Reduce, as_crops, as_rows, reduced
 from tal_fast.data.formats.safetensors_files import SafetensorsFile, read_store_index, store_index
 from tal_fast.errors import ConfigError, DataError, listing
+from tal_fast.typing import FilePath
 
 __all__ = ["OpenStream", "Stream", "streams_of"]
 
@@ -57,7 +58,7 @@ class Stream:
 
 
 def streams_of(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    paths: FilePath | Iterable[FilePath],
     template: str | Sequence[str] | None = None,
     key: str | Sequence[str] | None = None,
     *,
@@ -103,7 +104,7 @@ def streams_of(
     )
 
 
-def _template(path: str | os.PathLike[str], around: tuple[str, str] | None) -> str | None:
+def _template(path: FilePath, around: tuple[str, str] | None) -> str | None:
     if around is None:
         return None
     before, after = around

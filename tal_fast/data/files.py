@@ -8,37 +8,52 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath
 
-__all__ = ["directory_in_one_step", "write_error", "write_text_atomically"]
+__all__ = [
+    "directory_in_one_step",
+    "write_bytes_atomically",
+    "write_error",
+    "write_text_atomically",
+]
 
 
-def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
+def write_error(path: FilePath, error: OSError) -> DataError:
     """Returns the error to raise when writing ``path`` failed."""
     return DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}")
 
 
-def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes ``text`` beside ``path`` and renames it into place.
+def write_text_atomically(path: FilePath, text: str) -> Path:
+    """Writes ``text``, in UTF-8, beside ``path`` and renames it into place.
 
     A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
 
     Raises:
         DataError: if it cannot be written; nothing is left behind then.
     """
+    return _write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
+    """Writes ``content`` as :func:`write_text_atomically` writes text."""
+    return _write_atomically(path, lambda file: file.write_bytes(content))
+
+
+def _write_atomically(path: FilePath, write: Callable[[Path], object]) -> Path:
     target = Path(path)
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+            write(target)
             return target
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            write(temporary)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -49,7 +64,7 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
 
 @contextlib.contextmanager
 def directory_in_one_step(
-    out: str | os.PathLike[str], *, overwrite: bool, marker: str = "dataset.yaml"
+    out: FilePath, *, overwrite: bool, marker: str = "dataset.yaml"
 ) -> Iterator[Path]:
     """Gives a temporary directory that becomes ``out`` when the block ends without an error.
 

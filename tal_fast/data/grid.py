@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.errors import DataError
+from tal_fast.typing import Floats
 
 __all__ = ["Grid"]
 
-Time = TypeVar("Time", float, npt.NDArray[np.float64])
+Time = TypeVar("Time", float, Floats)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.errors import DataError, others
+from tal_fast.typing import FilePath
 
 __all__ = [
     "RepeatedKey",
@@ -161,7 +162,7 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def read_json(source: str | os.PathLike[str] | Mapping[str, Any], what: str) -> tuple[str, Any]:
+def read_json(source: FilePath | Mapping[str, Any], what: str) -> tuple[str, Any]:
     """Returns (name for messages, content) of a JSON file, plain or gzipped, or of a mapping.
 
     Args:

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tal_fast.data.batches import Batch
@@ -19,6 +18,7 @@ from tal_fast.data.order import batches_of_like_length, epoch_order, item_number
 from tal_fast.data.reading import SLOT_DTYPES, FeatureReader, Request
 from tal_fast.data.resident import ResidentStore
 from tal_fast.errors import ConfigError
+from tal_fast.typing import Ints
 
 __all__ = ["FeatureLoader"]
 
@@ -29,7 +29,7 @@ _DROPOUT, _BATCHES = 2, 3
 class _Plan(NamedTuple):
     """A batch that is to be read."""
 
-    indices: npt.NDArray[np.int64]
+    indices: Ints
     clips: list[Clip]
     epoch: int
 
@@ -177,7 +177,7 @@ class FeatureLoader:
             self._first = self._done = 0
         self.epoch = epoch
 
-    def _batches_of_epoch(self) -> list[npt.NDArray[np.int64]]:
+    def _batches_of_epoch(self) -> list[Ints]:
         count = len(self.clips)
         order = epoch_order(count, self.seed, self.epoch) if self.shuffle else np.arange(count)
         order = shard(order, self.rank, self.world_size, equal=self.shuffle)
@@ -262,7 +262,7 @@ class FeatureLoader:
         plans = self._plans(self._batches_of_epoch()[first:], self.epoch)
         return self._delivered(first, plans)
 
-    def _plans(self, parts: Iterable[npt.NDArray[np.int64]], epoch: int) -> Iterator[_Plan]:
+    def _plans(self, parts: Iterable[Ints], epoch: int) -> Iterator[_Plan]:
         for indices in parts:
             clips = [self.clips.clip(i, self.seed, epoch) for i in indices.tolist()]
             yield _Plan(indices, clips, epoch)

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.errors import ConfigError
+from tal_fast.typing import Ints
 
 __all__ = ["batches_of_like_length", "below", "epoch_order", "item_numbers", "shard"]
-
-Indices = npt.NDArray[np.int64]
 
 
 def _check(seed: int, epoch: int, where: str) -> None:
@@ -24,7 +23,7 @@ def _check(seed: int, epoch: int, where: str) -> None:
             raise ConfigError(f"{where}: expected 0 <= {name} < 2**64, got {value}")
 
 
-def epoch_order(count: int, seed: int, epoch: int, *, where: str = "FeatureLoader") -> Indices:
+def epoch_order(count: int, seed: int, epoch: int, *, where: str = "FeatureLoader") -> Ints:
     """Returns the shuffled order of an epoch: int64 [count], a permutation.
 
     Item ``i`` gets the ``i``-th number of the epoch, and items are sorted by their numbers.
@@ -59,7 +58,7 @@ def below(number: int | np.uint64, bound: int) -> int:
     return int(number) * bound >> 64
 
 
-def shard(order: Indices, rank: int, world_size: int, *, equal: bool) -> Indices:
+def shard(order: Ints, rank: int, world_size: int, *, equal: bool) -> Ints:
     """Returns the part of an order that one of several processes takes: every ``world_size``-th.
 
     Args:
@@ -75,13 +74,13 @@ def shard(order: Indices, rank: int, world_size: int, *, equal: bool) -> Indices
 
 
 def batches_of_like_length(
-    order: Indices,
-    lengths: Indices,
+    order: Ints,
+    lengths: Ints,
     batch_size: int,
     span: int,
     drop_last: bool,
     numbers: npt.NDArray[np.uint64] | None,
-) -> list[Indices]:
+) -> list[Ints]:
     """Splits an order into batches whose items are of similar length.
 
     Of every ``span`` batches' worth of items in a row, the items are sorted by length and cut into

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tal_fast import (
@@ -23,6 +22,7 @@ from tal_fast import (
 from tal_fast.data.feature_index import DTYPES, Extent
 from tal_fast.data.slots import Slots
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.typing import Ints
 
 __all__ = ["LAYOUTS", "SLOT_DTYPES", "FeatureReader", "Request"]
 
@@ -51,7 +51,7 @@ class Request(Generic[Token]):
         token: comes back with the result.
     """
 
-    rows: npt.NDArray[np.int64]
+    rows: Ints
     length: int
     token: Token
 
@@ -141,7 +141,7 @@ class FeatureReader:
         return {**self.__dict__, "_reader": None, "_process": -1}
 
     @property
-    def rows(self) -> npt.NDArray[np.int64]:
+    def rows(self) -> Ints:
         """Rows of each video: int64 [videos]."""
         return self._table[:, 2]
 
@@ -204,7 +204,7 @@ class FeatureReader:
                 if reader is self._reader:
                     reader.cancel(ticket)
 
-    def _jobs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _jobs(self, rows: Ints) -> Ints:
         """Returns the native reader's jobs: one per part of each window."""
         first, parts, own_rows = self._table[rows[:, 0]].T
         slot = np.repeat(np.arange(len(rows)), parts)

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tal_fast import ops
 from tal_fast.data.reading import SLOT_DTYPES, FeatureReader, Request
+from tal_fast.typing import Ints
 
 __all__ = ["ResidentStore"]
 
@@ -21,7 +21,7 @@ _CHUNK_BYTES = 16 * 2**20
 class ResidentStore:
     """All rows of some videos in one tensor on a device."""
 
-    def __init__(self, reader: FeatureReader, rows: npt.NDArray[np.int64], device: torch.device):
+    def __init__(self, reader: FeatureReader, rows: Ints, device: torch.device):
         """Reads every video.
 
         Args:
@@ -39,9 +39,7 @@ class ResidentStore:
         for (start, stop), features, _ in reader.read(self._requests(reader, rows)):
             self._store[start:stop].copy_(features[0, : stop - start])
 
-    def _requests(
-        self, reader: FeatureReader, rows: npt.NDArray[np.int64]
-    ) -> Iterable[Request[tuple[int, int]]]:
+    def _requests(self, reader: FeatureReader, rows: Ints) -> Iterable[Request[tuple[int, int]]]:
         step = max(1, _CHUNK_BYTES // (reader.channels * SLOT_DTYPES[reader.dtype][0].itemsize))
         for video, (first, count) in enumerate(zip(self._first.tolist(), rows.tolist(),
                                                    strict=True)):  # fmt: skip
@@ -51,7 +49,7 @@ class ResidentStore:
                 yield Request(window, stop - start, (first + start, first + stop))
 
     def batch(
-        self, windows: npt.NDArray[np.int64], length: int, *, channels_first: bool
+        self, windows: Ints, length: int, *, channels_first: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns features and mask of some windows, on the device.
 

@@ -30,7 +30,6 @@ be learnt, and more videos show more of the variation.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +41,7 @@ from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.errors import ConfigError, nearest
+from tal_fast.typing import FilePath, Floats
 
 __all__ = ["CLASSES", "CLASS_STATISTICS", "SIZES", "SyntheticSize", "make_synthetic"]
 
@@ -144,7 +144,7 @@ SIZES = {
 
 
 def make_synthetic(
-    out_dir: str | os.PathLike[str],
+    out_dir: FilePath,
     *,
     size: str | SyntheticSize = "demo",
     seed: int = 0,
@@ -405,7 +405,7 @@ class _World:
         self,
         rng: np.random.Generator,
         x: Matrix,
-        first: npt.NDArray[np.float64],
+        first: Floats,
         seen: float,
         video: Video,
     ) -> None:
@@ -418,7 +418,7 @@ class _World:
             x += np.float32(self.size.signal) * cover[:, None] * pattern
 
 
-def _cover(first: npt.NDArray[np.float64], seen: float, start: float, end: float) -> Matrix:
+def _cover(first: Floats, seen: float, start: float, end: float) -> Matrix:
     """Returns the part of each row's frames, or of the segment, that lies in the segment: [T]."""
     inside = np.minimum(first + seen, end) - np.maximum(first, start)
     return np.clip(inside / min(seen, end - start), 0, 1).astype(np.float32)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.data.dataset import TALDataset
 from tal_fast.errors import DataError
+from tal_fast.typing import Mask
 
 if TYPE_CHECKING:
     from tal_fast.data.clips import ClipSet
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["count_unheld", "require_learnable"]
 
 
-def count_unheld(
-    dataset: TALDataset, held: Mapping[str, npt.NDArray[np.bool_]]
-) -> dict[str, tuple[int, int]]:
+def count_unheld(dataset: TALDataset, held: Mapping[str, Mask]) -> dict[str, tuple[int, int]]:
     """Counts by class the instances that no clip holds.
 
     Args:

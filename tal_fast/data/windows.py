@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.data.clips import Clip, ClipSet, known_videos, owned_instances
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
 from tal_fast.data.unheld import count_unheld
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["Window", "WindowRule", "WindowSet", "sliding_windows", "windows_of"]
 
@@ -148,9 +148,7 @@ class WindowRule:
         """Returns the windows [start, stop) of a video of so many rows."""
         return sliding_windows(rows, self.length, self.overlap, self.cover)
 
-    def owned(
-        self, edges: npt.NDArray[np.float64], windows: Sequence[tuple[int, int]]
-    ) -> npt.NDArray[np.bool_]:
+    def owned(self, edges: Floats, windows: Sequence[tuple[int, int]]) -> Mask:
         """Returns which windows own which instances: bool [W, N].
 
         Args:
@@ -215,12 +213,12 @@ class WindowSet:
         self.length = int(length)
         self.windows: list[Window] = []
         self.dropped = 0
-        self._held: dict[str, npt.NDArray[np.bool_]] = {}
+        self._held: dict[str, Mask] = {}
         self._drop_empty = drop_empty
         self._jitter = int(jitter)
-        self._labels: list[npt.NDArray[np.int64]] = []
-        self._edges: list[npt.NDArray[np.float64]] = []
-        self._instances: list[npt.NDArray[np.int64]] = []
+        self._labels: list[Ints] = []
+        self._edges: list[Floats] = []
+        self._instances: list[Ints] = []
         names = known_videos(dataset, videos, "WindowSet")
         for name in names:
             self._cut(name, self._rule.windows(dataset.features[name].rows))
@@ -233,10 +231,10 @@ class WindowSet:
 
     def _summarise(self) -> None:
         self.videos = list(dict.fromkeys(window.video for window in self.windows))
-        self.grid_rows: npt.NDArray[np.int64] = np.array(
+        self.grid_rows: Ints = np.array(
             [self.dataset.features[name].rows for name in self.videos], dtype=np.int64
         )
-        self.lengths: npt.NDArray[np.int64] = np.array(
+        self.lengths: Ints = np.array(
             [window.stop - window.start for window in self.windows], dtype=np.int64
         )
 
@@ -272,7 +270,7 @@ class WindowSet:
         """
         return count_unheld(self.dataset, self._held)
 
-    def subset(self, positions: Sequence[int] | npt.NDArray[np.int64]) -> WindowSet:
+    def subset(self, positions: Sequence[int] | Ints) -> WindowSet:
         """Returns the same set with only some of its windows.
 
         Nothing is read or cut anew: targets are shared, and settings such as the jitter are kept.
@@ -315,7 +313,7 @@ class WindowSet:
         part._summarise()
         return part
 
-    def instances(self, index: int) -> npt.NDArray[np.int64]:
+    def instances(self, index: int) -> Ints:
         """Returns which instances of its video are targets of a window, before any jitter.
 
         Args:
@@ -352,9 +350,7 @@ class WindowSet:
                 start, labels, edges = moved, *found
         return Clip(window.video, start, start + window.stop - window.start, rows, labels, edges)
 
-    def _inside(
-        self, name: str, start: int, stop: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def _inside(self, name: str, start: int, stop: int) -> tuple[Ints, Floats]:
         """Returns labels and edges of the instances of a window."""
         video = self.dataset.annotations.videos[name]
         edges = self.dataset.grid(name).to_grid(video.segments)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError
+from tal_fast.typing import Floats
 
 __all__ = ["as_array", "as_labels", "as_numbers"]
 
@@ -36,7 +37,7 @@ def as_array(name: str, values: Any) -> npt.NDArray[Any]:
         ) from error
 
 
-def as_numbers(name: str, values: Any) -> npt.NDArray[np.float64]:
+def as_numbers(name: str, values: Any) -> Floats:
     """Returns an array of numbers as float64.
 
     Args:

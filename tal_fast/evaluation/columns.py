@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError, others
+from tal_fast.typing import Floats
 
 __all__ = [
     "OF_ARRAYS",
@@ -27,7 +28,6 @@ __all__ = [
     "segment_columns",
 ]
 
-Floats = npt.NDArray[np.float64]
 Name = Callable[[int], str]
 
 

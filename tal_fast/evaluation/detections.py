@@ -14,6 +14,7 @@ from tal_fast.data.annotation_values import plain
 from tal_fast.errors import DataError, nearest
 from tal_fast.evaluation.arrays import as_labels, as_numbers
 from tal_fast.evaluation.columns import check_indices, check_scores, check_times
+from tal_fast.typing import Floats, Ints
 
 __all__ = ["Detections", "VideoDetections"]
 
@@ -42,11 +43,11 @@ class Detections:
 
     videos: tuple[str, ...]
     classes: tuple[str | int, ...]
-    video: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int64]
-    start: npt.NDArray[np.float64]
-    end: npt.NDArray[np.float64]
-    score: npt.NDArray[np.float64]
+    video: Ints
+    label: Ints
+    start: Floats
+    end: Floats
+    score: Floats
     origin: str = "predictions"
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ class Detections:
 
 def _video_columns(
     where: str, detections: VideoDetections, index: Mapping[str | int, int]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[Ints, Floats, Floats]:
     """Returns (labels [n], segments [n, 2], scores [n]) of one video."""
     try:
         raw_segments, raw_labels, raw_scores = detections

@@ -20,11 +20,10 @@ import numpy.typing as npt
 from tal_fast.errors import ConfigError
 from tal_fast.evaluation.problem import Problem
 from tal_fast.evaluation.result import EvaluationResult
+from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["BINS", "ERRORS", "ErrorAnalysis", "Sensitivity", "analyse_errors"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 #: Kinds of false positives, numbered from 1 as in ``csrc/evaluation/error_analysis.h``.
 ERRORS = ("double", "wrong label", "localization", "confusion", "background")
@@ -269,7 +268,7 @@ def _sensitivity(
     values: Floats,
     edges: tuple[float, ...],
     native: Any,
-    missed: npt.NDArray[np.bool_],
+    missed: Mask,
     normalizer: float,
 ) -> Sensitivity:
     number = len(edges) + 1

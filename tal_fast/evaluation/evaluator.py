@@ -10,7 +10,6 @@ first of the file is matched.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -32,13 +31,12 @@ from tal_fast.evaluation.prediction_files import read_results
 from tal_fast.evaluation.problem import NoteKind, Problem, Segments
 from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.rules import apply_rules
+from tal_fast.typing import FilePath, Ints
 
 __all__ = ["DEFAULT_TIOU_THRESHOLDS", "check_thresholds", "evaluate", "evaluate_arrays"]
 
 DEFAULT_TIOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 _MAX_THRESHOLDS = 64  # one bit each, see csrc/evaluation/problem.h
 _TIES = ("stable", "numpy")
@@ -46,7 +44,7 @@ _TIES = ("stable", "numpy")
 
 def evaluate(
     ground_truth: GroundTruthSource | GroundTruth,
-    predictions: str | os.PathLike[str] | Mapping[str, Any] | Detections,
+    predictions: FilePath | Mapping[str, Any] | Detections,
     tiou_thresholds: Sequence[float] = DEFAULT_TIOU_THRESHOLDS,
     subset: str | None = None,
     *,

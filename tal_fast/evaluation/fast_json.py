@@ -14,7 +14,8 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from tal_fast.typing import Floats, Ints
 
 __all__ = ["Columns", "read_columns"]
 
@@ -28,11 +29,11 @@ class Columns(NamedTuple):
 
     videos: tuple[str, ...]
     classes: tuple[str | int, ...]
-    video: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int64]
-    start: npt.NDArray[np.float64]
-    end: npt.NDArray[np.float64]
-    score: npt.NDArray[np.float64]
+    video: Ints
+    label: Ints
+    start: Floats
+    end: Floats
+    score: Floats
 
 
 def read_columns(text: bytes) -> Columns | None:

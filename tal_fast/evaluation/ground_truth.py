@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.data.annotation_file import (
     AnnotatedInstance,
@@ -26,11 +25,12 @@ from tal_fast.data.json_files import without_collector
 from tal_fast.errors import DataError, nearest, others
 from tal_fast.evaluation.columns import check_times, segment_columns
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
+from tal_fast.typing import FilePath, Floats, Ints
 
 __all__ = ["GroundTruth", "GroundTruthSource", "read_ground_truth"]
 
 #: A database JSON (path or content), a data directory, or annotations that are loaded already.
-GroundTruthSource = str | os.PathLike[str] | Mapping[str, Any] | Annotations
+GroundTruthSource = FilePath | Mapping[str, Any] | Annotations
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +56,13 @@ class GroundTruth:
     videos: tuple[str, ...]
     other_videos: frozenset[str]
     classes: tuple[str, ...]
-    video: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int64]
-    start: npt.NDArray[np.float64]
-    end: npt.NDArray[np.float64]
+    video: Ints
+    label: Ints
+    start: Floats
+    end: Floats
     class_ids: tuple[int | None, ...]
     listed: tuple[str, ...] | None = None
-    durations: npt.NDArray[np.float64] | None = None
+    durations: Floats | None = None
     origin: str = "ground truth"
     no_numbers: str = ""
 
@@ -190,7 +190,7 @@ def _require_labels(file: AnnotationFile) -> None:
 
 def _times(
     items: Sequence[AnnotatedInstance], describe: Callable[[int], str]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[Floats, Floats]:
     """Returns starts and ends."""
     segments = [item.segment for item in items if item.segment is not None]
     if len(segments) == len(items):
@@ -208,12 +208,12 @@ def _video_name(name: str, dialect: Dialect, strict: bool) -> str:
     return name[len(prefix) :] if strict or name.startswith(prefix) else name
 
 
-def _some(values: Sequence[float | None]) -> npt.NDArray[np.float64] | None:
+def _some(values: Sequence[float | None]) -> Floats | None:
     array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     return None if np.isnan(array).all() else array
 
 
-def _repeated(sizes: Sequence[int]) -> npt.NDArray[np.int64]:
+def _repeated(sizes: Sequence[int]) -> Ints:
     """Returns the number of the video of each instance."""
     return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
 

@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.errors import DataError, nearest, others
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import Dialect
 from tal_fast.evaluation.ground_truth import GroundTruth
 from tal_fast.evaluation.problem import Note, NoteKind, Problem, Segments
+from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["pair"]
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 def pair(
@@ -135,9 +132,7 @@ def _classes(
     return classes, ids, np.array([index.get(name, -1) for name in found.classes], dtype=np.int64)
 
 
-def _refuse_classes(
-    unknown: npt.NDArray[np.bool_], truth: GroundTruth, found: Detections, *, lenient: bool
-) -> None:
+def _refuse_classes(unknown: Mask, truth: GroundTruth, found: Detections, *, lenient: bool) -> None:
     """Refuses what is no class, and numbers where the ground truth does not say whose they are."""
     doubt = ""
     if truth.no_numbers:

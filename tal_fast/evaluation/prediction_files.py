@@ -25,13 +25,12 @@ from tal_fast.evaluation import fast_json
 from tal_fast.evaluation.arrays import as_array, as_labels
 from tal_fast.evaluation.columns import number_column, segment_columns
 from tal_fast.evaluation.detections import Detections, VideoDetections
+from tal_fast.typing import FilePath, Ints
 
 __all__ = ["read_results", "write_results"]
 
 
-def read_results(
-    source: str | os.PathLike[str] | Mapping[str, Any], *, allow_pickle: bool = False
-) -> Detections:
+def read_results(source: FilePath | Mapping[str, Any], *, allow_pickle: bool = False) -> Detections:
     """Reads and checks predictions.
 
     Args:
@@ -118,7 +117,7 @@ def _from_lines(origin: str, text: bytes) -> Detections:
 
 
 def _from_records(
-    origin: str, videos: tuple[str, ...], video_index: npt.NDArray[np.int64], records: list[Any]
+    origin: str, videos: tuple[str, ...], video_index: Ints, records: list[Any]
 ) -> Detections:
     empty = np.zeros(0)
     # Only `describe` of this one is used: it names records before their values are known.
@@ -189,7 +188,7 @@ def _from_columns(origin: str, content: Any) -> Detections:
 
 
 def write_results(
-    path: str | os.PathLike[str],
+    path: FilePath,
     detections: Mapping[str, VideoDetections] | Detections,
     classes: Sequence[str] | Sequence[int] | npt.ArrayLike | None = None,
     *,

@@ -9,19 +9,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.errors import DataError
 from tal_fast.evaluation.dialects import Dialect
+from tal_fast.typing import Floats, Ints, Mask
 
 if TYPE_CHECKING:
     from tal_fast import _C
 
 __all__ = ["Note", "NoteKind", "Problem", "Segments", "numpy_order"]
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 
 class NoteKind(Enum):

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.evaluation.problem import Problem, numpy_order
 from tal_fast.evaluation.result import EvaluationResult
+from tal_fast.typing import Floats, Ints
 
 __all__ = ["AverageRecall", "average_recall", "recall_at_kx"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +148,11 @@ def average_recall(
 def _native_first_hits(
     source: Problem,
     thresholds: Sequence[float],
-    group: npt.NDArray[np.int64],
+    group: Ints,
     *,
     by_class: bool,
     single: bool = False,
-) -> npt.NDArray[np.int64]:
+) -> Ints:
     order = None
     if source.dialect.score_ties == "numpy" and len(group):
         names, inverse = np.unique(group, return_inverse=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import DataError
@@ -20,6 +18,7 @@ from tal_fast.evaluation.result import EvaluationResult
 from tal_fast.evaluation.timeline import COLOURS, choose_videos, least_score, timeline
 from tal_fast.evaluation.uncertainty import bootstrap
 from tal_fast.page import Page
+from tal_fast.typing import FilePath, Floats
 
 __all__ = ["write_report"]
 
@@ -35,7 +34,7 @@ _CURVES = 24  # panels at most: a page of 200 says nothing
 
 
 def write_report(
-    directory: str | os.PathLike[str],
+    directory: FilePath,
     result: EvaluationResult,
     *,
     videos: Sequence[str] | None = None,
@@ -151,9 +150,7 @@ def _curve_svg(result: EvaluationResult, c: int) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _precision_recall(
-    result: EvaluationResult, c: int
-) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+def _precision_recall(result: EvaluationResult, c: int) -> list[tuple[Floats, Floats]]:
     """Returns (recall, precision) at each hit, per threshold; thinned to what can be seen."""
     source, native = result.source, result.native
     assert source is not None

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tal_fast.errors import DataError
+from tal_fast.typing import Floats, Ints
 
 if TYPE_CHECKING:
     from tal_fast._C import Evaluation
@@ -41,13 +39,13 @@ class EvaluationResult:
     """
 
     average_map: float
-    map_per_threshold: npt.NDArray[np.float64]
-    ap: npt.NDArray[np.float64]
+    map_per_threshold: Floats
+    ap: Floats
     classes: tuple[str, ...]
     tiou_thresholds: tuple[float, ...]
-    true_positives: npt.NDArray[np.int64]
-    ground_truth_per_class: npt.NDArray[np.int64]
-    predictions_per_class: npt.NDArray[np.int64]
+    true_positives: Ints
+    ground_truth_per_class: Ints
+    predictions_per_class: Ints
     num_videos: int
     dialect: str = "tal_fast"
     notes: tuple[str, ...] = ()

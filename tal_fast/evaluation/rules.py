@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.errors import DataError, others
 from tal_fast.evaluation.dialects import Dialect, Union
 from tal_fast.evaluation.problem import Note, NoteKind, Problem, Segments, numpy_order
+from tal_fast.typing import Ints, Mask
 
 __all__ = ["apply_rules"]
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 Rule = Callable[[Problem], Problem]
 
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.evaluation.result import EvaluationResult
+from tal_fast.typing import Floats
 
 __all__ = ["Comparison", "Interval", "Uncertainty", "bootstrap", "compare"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors, position, widened
+from tal_fast.ops.arguments import check_tensors, position
 from tal_fast.ops.nms_options import (
     COMPARISONS,
     METHODS,
     WEIGHTS,
-    NMSOptions,
     by_name,
-    call_native,
+    solve,
 )
 from tal_fast.ops.registration import (
-    refuse_derivatives,
     register_autocast,
     register_without_gradient,
 )
@@ -225,10 +223,10 @@ def soft_nms(
         >>> indices, scores
         (tensor([1, 2, 0]), tensor([0.9000, 0.5000, 0.1083]))
     """
-    check_tensors("soft_nms", segments=segments, scores=scores)
-    refuse_derivatives("soft_nms", segments=segments, scores=scores)
-    options = NMSOptions(
-        op="soft_nms",
+    indices, kept_scores = solve(
+        "soft_nms",
+        segments,
+        scores,
         method=method,
         sigma=sigma,
         iou_threshold=iou_threshold,
@@ -241,7 +239,6 @@ def soft_nms(
         spare_first=spare_first,
         validate=validate,
     )
-    indices, kept_scores = call_native(options, segments, scores)
     return indices, kept_scores
 
 
@@ -317,13 +314,12 @@ def batched_nms(
         >>> batched_nms(segments, scores, labels, iou_threshold=0.5).indices
         tensor([1, 2])
     """
-    op = "batched_nms"
-    check_tensors(
-        op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
-    )
-    refuse_derivatives(op, segments=segments, scores=scores)
-    options = NMSOptions(
-        op=op,
+    indices, kept_scores, refined = solve(
+        "batched_nms",
+        segments,
+        scores,
+        labels=labels,
+        videos=videos,
         method=method,
         iou_threshold=iou_threshold,
         iou_comparison=iou_comparison,
@@ -340,8 +336,6 @@ def batched_nms(
         spare_first=spare_first,
         validate=validate,
     )
-    groups = widened(labels), None if videos is None else widened(videos)
-    indices, kept_scores, refined = call_native(options, segments, scores, *groups)
     if voting_threshold is None:
         refined = segments.index_select(0, indices)
     return BatchedNMSResult(indices, kept_scores, refined)

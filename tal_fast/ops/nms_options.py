@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import position
+from tal_fast.ops.arguments import check_tensors, position, widened
+from tal_fast.ops.registration import refuse_derivatives
 
-__all__ = ["COMPARISONS", "METHODS", "WEIGHTS", "NMSOptions", "by_name", "call_native"]
+__all__ = ["COMPARISONS", "METHODS", "WEIGHTS", "NMSOptions", "by_name", "solve"]
 
 METHODS = ("hard", "linear", "gaussian", "length_gaussian")
 """Words for ``method``; their positions are the numbers that the native ops take."""
@@ -84,10 +85,23 @@ _NAMES = {
 _ATTRIBUTES = {op: [_NUMBERS.get(name, name) for name in names] for op, names in _NAMES.items()}
 
 
-def call_native(options: NMSOptions, *tensors: Tensor | None) -> Any:
-    """Calls the native op of the options with its tensors and, in their order, its options."""
-    op = options.op
-    return _OPS[op](*tensors, *[getattr(options, name) for name in _ATTRIBUTES[op]])
+def solve(op: str, segments: Tensor, scores: Tensor, **given: Any) -> Any:
+    """Calls a native op once its tensors can be taken, with its options in their order.
+
+    Args:
+        op: its name.
+        segments: Tensor[N, 2].
+        scores: Tensor[N].
+        given: the options by name. Labels and videos among them are tensors of integers, the latter
+            perhaps None; the native op takes them first.
+    """
+    tensors = {name: given.pop(name) for name in ("labels", "videos") if name in given}
+    check_tensors(op, segments=segments, scores=scores, optional="videos", **tensors)
+    refuse_derivatives(op, segments=segments, scores=scores)
+    options = NMSOptions(op=op, **given)
+    groups = [None if numbers is None else widened(numbers) for numbers in tensors.values()]
+    values = [getattr(options, name) for name in _ATTRIBUTES[op]]
+    return _OPS[op](segments, scores, *groups, *values)
 
 
 def by_name(op: str, options: Sequence[Any]) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors, position, widened
-from tal_fast.ops.nms_options import COMPARISONS, NMSOptions, by_name, call_native
+from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.nms_options import COMPARISONS, by_name, solve
 from tal_fast.ops.registration import (
-    refuse_derivatives,
     register_autocast,
     register_without_gradient,
 )
@@ -138,11 +137,10 @@ def soft_nms_padded(
         >>> soft_nms_padded(segments, scores, max_segments=4)
         (tensor([ 1,  2,  0, -1]), tensor([0.9000, 0.5000, 0.1083, 0.0000]), tensor(3))
     """
-    op = "soft_nms_padded"
-    check_tensors(op, segments=segments, scores=scores)
-    refuse_derivatives(op, segments=segments, scores=scores)
-    options = NMSOptions(
-        op="soft_nms_padded",
+    indices, kept_scores, count = solve(
+        "soft_nms_padded",
+        segments,
+        scores,
         method=method,
         sigma=sigma,
         iou_threshold=iou_threshold,
@@ -155,7 +153,6 @@ def soft_nms_padded(
         spare_first=spare_first,
         validate=validate,
     )
-    indices, kept_scores, count = call_native(options, segments, scores)
     return indices, kept_scores, count
 
 
@@ -228,13 +225,12 @@ def batched_nms_padded(
         (tensor([[-1, -1, -1],
                 [ 1,  2, -1]]), tensor([0, 2]))
     """
-    op = "batched_nms_padded"
-    check_tensors(
-        op, segments=segments, scores=scores, labels=labels, videos=videos, optional="videos"
-    )
-    refuse_derivatives(op, segments=segments, scores=scores)
-    options = NMSOptions(
-        op=op,
+    found = solve(
+        "batched_nms_padded",
+        segments,
+        scores,
+        labels=labels,
+        videos=videos,
         method=method,
         iou_threshold=iou_threshold,
         iou_comparison=iou_comparison,
@@ -252,8 +248,7 @@ def batched_nms_padded(
         spare_first=spare_first,
         validate=validate,
     )
-    groups = widened(labels), None if videos is None else widened(videos)
-    return PaddedNMSResult(*call_native(options, segments, scores, *groups))
+    return PaddedNMSResult(*found)
 
 
 @torch.library.register_fake("tal_fast::nms_padded")

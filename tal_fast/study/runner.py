@@ -18,12 +18,12 @@ from tal_fast.curves import LearningCurve
 from tal_fast.curves.curve_files import curve_csv
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
-from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
+from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, listing
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
-from tal_fast.study.execution.energy import EnergyMeter
 from tal_fast.study.execution.local import InProcess, LocalPool
 from tal_fast.study.execution.messages import Executor, Outcome, is_environment_error
+from tal_fast.study.execution.run_trial import BestCheckpoints
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
 from tal_fast.study.trial import TrialRecord, TrialTask
@@ -108,7 +108,12 @@ def _failure_log(out: Path, outcome: Outcome) -> Path:
 
 
 def _run_trials(
-    out: Path, place: _Place, tasks: Sequence[TrialTask], already: int, console: Console
+    out: Path,
+    place: _Place,
+    tasks: Sequence[TrialTask],
+    already: int,
+    console: Console,
+    best: BestCheckpoints | None,
 ) -> list[Outcome]:
     """Runs the trials; returns the failed ones."""
     failed: list[Outcome] = []
@@ -122,6 +127,8 @@ def _run_trials(
             display.finished(outcome)
             if outcome.error is None:
                 succeeded += 1
+                if best is not None and outcome.record is not None:
+                    best.take(outcome.record)
                 continue
             failed.append(outcome)
             _keep_traceback(_failure_log(out, outcome), outcome)
@@ -197,6 +204,10 @@ class _Study:
     def run(self) -> tuple[int, list[Outcome]]:
         """Runs the trials that are missing; returns how many those were, and the failed ones."""
         plan, asked = self._plan, len(self._plan.trials)
+        root = self._out / store.TRIALS
+        # Also where nothing is to run: a killed run may have left weights of two trials of a level.
+        keeps_best = plan.spec.keep == "predictions"
+        best = BestCheckpoints(root, self.records.values()) if keeps_best else None
         tasks = [plan.task(trial) for trial in plan.trials if trial.name not in self.records]
         if not tasks:
             return 0, []
@@ -206,14 +217,24 @@ class _Study:
                 f"{'thread' if plan.threads == 1 else 'threads'} each",
                 highlight=False,
             )
-            (self._out / store.TRIALS).mkdir(exist_ok=True)
+            root.mkdir(exist_ok=True)
             with self._noted(place):
-                failed = _run_trials(self._out, place, tasks, asked - len(tasks), self._console)
+                already = asked - len(tasks)
+                failed = _run_trials(self._out, place, tasks, already, self._console, best)
+        if best is not None and best.replaced:
+            self._console.print(
+                f"note: weights of earlier trials of --keep predictions went, since a better trial "
+                f"of their level has its own: {listing(sorted(best.replaced))}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         return len(tasks), failed
 
     @contextlib.contextmanager
     def _noted(self, place: _Place) -> Iterator[None]:
         """Notes what a run took, also after Ctrl-C: the time was spent and its trials are there."""
+        from tal_fast.training.energy import EnergyMeter
         from tal_fast.training.environment import describe_environment
 
         plan = self._plan

@@ -384,7 +384,7 @@ def draw_sample(
         train: names of the N training videos, in any order.
         videos: name -> video with ``labels``, an integer array over ``classes``.
         classes: all class names.
-        fraction: the share p in (0, 1].
+        fraction: of the training data, in (0, 1].
         repetition: which draw, counted from 0.
         seed: the study's seed.
         clips: the clips of all training videos, as for the training; needed to draw windows,

@@ -3,8 +3,8 @@
 
 Only what decides a trial's outcome enters the hash of the settings. Fractions, repetitions,
 trainings per draw, samplings and budgets do not: a study may be extended by any of them, and every
-trial names its own. Nor do jobs, threads or where the data lies. The modes of weight averaging do,
-since one training is tested under all of them.
+trial names its own. Nor do jobs, threads, where the data lies or what is kept. The modes of weight
+averaging do, since one training is tested under all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tal_fast.data.fingerprint import data_fingerprint
-from tal_fast.errors import ConfigError, nearest
+from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.study import trial as trials
 from tal_fast.study.execution.local import threads_per_job
 from tal_fast.study.execution.store import TRIALS, hash_settings
@@ -32,13 +32,13 @@ from tal_fast.study.sampling import (
     trial_seed,
 )
 from tal_fast.study.shares import parse_fractions
-from tal_fast.study.trial import BUDGETS, Trial, TrialTask
+from tal_fast.study.trial import BUDGETS, KEEPS, Trial, TrialTask
 
 if TYPE_CHECKING:
     from tal_fast.data.clips import ClipSet
     from tal_fast.training import ExperimentConfig
 
-__all__ = ["CONFIG", "StudyPlan", "StudySpec", "plan_study"]
+__all__ = ["CONFIG", "StudyPlan", "StudySpec", "demo_spec", "plan_study", "prepare_demo_data"]
 
 CONFIG = "config.yaml"
 # Settings that a trial sets itself, or that change its speed and not its outcome.
@@ -60,7 +60,7 @@ class StudySpec:
         data: prepared data directory.
         out: directory of the study.
         model: name of the preset.
-        fractions: shares p of the training data, in (0, 1], rising.
+        fractions: of the training data, in (0, 1], rising.
         repetitions: draws per share.
         seeds: trainings per draw, which tell the spread of trainings from that of draws.
         samplings: how the samples are drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).
@@ -78,6 +78,8 @@ class StudySpec:
         gpus_per_trial: GPUs of each trial on a Ray cluster; below 1 that many share one.
         trust_times: go on with an earlier study although feature files have another size or time
             than then, since they hold the same.
+        keep: what stays on disk of the trials that this request runs
+            (:mod:`tal_fast.study.execution.run_trial`).
     """
 
     data: Path
@@ -98,6 +100,7 @@ class StudySpec:
     ray: str | None = None
     gpus_per_trial: float | None = None
     trust_times: bool = False
+    keep: str = "predictions"
 
     def command(self) -> str:
         """Returns the command line that asks for this study."""
@@ -118,6 +121,7 @@ class StudySpec:
             ("gpus-per-trial", None if self.gpus_per_trial is None else f"{self.gpus_per_trial:g}"),
             ("jobs", self.jobs),
             ("threads", self.threads),
+            ("keep", None if self.keep == "predictions" else self.keep),
             ("out", self.out),
         ]
         words = ["tal-fast", "study", "run"]
@@ -142,6 +146,11 @@ class StudySpec:
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.split not in ("data", "random"):
             raise ConfigError(f"split: expected 'data' or 'random', got {self.split!r}")
+        if self.keep not in KEEPS:
+            raise ConfigError(
+                f"keep: expected one of {', '.join(KEEPS)}, got {self.keep!r}"
+                f"{nearest(self.keep, KEEPS)}"
+            )
         if self.ray is None and self.gpus_per_trial is not None:
             raise ConfigError("gpus per trial: is for a study on a Ray cluster (--ray)")
         if "training.seed" in self.overrides:
@@ -244,6 +253,7 @@ class StudyPlan:
             test_videos=self.split.test,
             sample=sample,
             threads=self.threads,
+            keep=spec.keep,
             experiment=trials.EXPERIMENT,  # looked up late: a benchmark may put a stand-in there
         )
 
@@ -368,3 +378,35 @@ def _budgets(spec: StudySpec, config: ExperimentConfig) -> tuple[str, ...]:
             "budget convergence): a sample of windows has no whole video to keep back"
         )
     return budgets
+
+
+def prepare_demo_data(out: Path) -> Path:
+    """Makes the data of ``tal-fast study demo`` under ``out`` unless it is there; returns where.
+
+    Raises:
+        DataError: what is there is no whole data set, or it cannot be written.
+    """
+    from tal_fast.data import open_dataset
+    from tal_fast.data.synthetic import make_synthetic
+
+    data = out / "data"
+    if data.exists():
+        try:
+            open_dataset(data)
+        except DataError as error:
+            raise DataError(f"{error}; remove {data} to make the demo data again") from error
+        return data
+    return make_synthetic(data, size="demo", seed=0)
+
+
+def demo_spec(out: Path, *, jobs: int = 2) -> StudySpec:
+    """Returns the demo's study in ``out``: small enough to watch, large enough to rise."""
+    return StudySpec(
+        data=out / "data",
+        out=out,
+        fractions=(0.1, 0.2, 0.4, 0.7, 1.0),
+        repetitions=3,
+        # Half the usual batch: at a tenth of these few videos there would be a step per epoch.
+        overrides={"training.batch_size": 8},
+        jobs=jobs,
+    )

@@ -14,13 +14,16 @@ from tal_fast.curves.learning_curve import percent
 from tal_fast.errors import DataError
 from tal_fast.study.sampling import Sample
 
-__all__ = ["BUDGETS", "EXPERIMENT", "Scores", "Trial", "TrialRecord", "TrialTask"]
+__all__ = ["BUDGETS", "EXPERIMENT", "KEEPS", "Scores", "Trial", "TrialRecord", "TrialTask"]
 
 EXPERIMENT = "tal_fast.training.experiment:run_experiment"
 """What a trial runs, ``"module:function"``."""
 
 BUDGETS = ("epochs", "steps", "wall-clock", "convergence")
 """What may end the trainings of a study, ``training.budget``, in the order in which it is shown."""
+
+KEEPS = ("metrics", "predictions", "all")
+"""What may stay on disk of finished trials (:mod:`tal_fast.study.execution.run_trial`)."""
 
 _FORMAT = 1
 # Predicting the test videos and evaluating costs about this share of a trial at p = 1.
@@ -33,7 +36,7 @@ class Trial:
 
     Attributes:
         model: name of the model preset.
-        fraction: share p of the training data, in (0, 1].
+        fraction: of the training data, in (0, 1].
         repetition: which draw of this share, counted from 0.
         seed: training seed.
         sampling: how the sample is drawn (:data:`~tal_fast.study.sampling.SAMPLINGS`).
@@ -90,6 +93,7 @@ class TrialTask:
         test_videos: the test videos.
         sample: what was drawn.
         threads: torch threads for this trial.
+        keep: what stays on disk of it, one of :data:`KEEPS`.
         experiment: ``"module:function"`` with the interface of ``run_experiment``.
     """
 
@@ -102,6 +106,7 @@ class TrialTask:
     test_videos: tuple[str, ...]
     sample: Sample
     threads: int
+    keep: str = "all"
     experiment: str = EXPERIMENT
 
     def to_json(self) -> str:
@@ -126,10 +131,12 @@ class Scores:
     Attributes:
         average_map: mean over the thresholds of mAP, 0..1.
         map_per_threshold: mAP by tIoU threshold (``"0.3"``), 0..1.
+        held_out: average mAP in the held-out training videos, 0..1; None where none were kept back.
     """
 
     average_map: float
     map_per_threshold: Mapping[str, float]
+    held_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class TrialRecord:
         seconds: wall-clock time of the trial; None, as below, where an early version kept none.
         threads: torch threads.
         started: when, in UTC.
+        keep: what was to stay on disk (:data:`KEEPS`); early versions kept all.
         more: what is kept for people: versions, number of test videos, whether it was continued.
     """
 
@@ -154,6 +162,7 @@ class TrialRecord:
     seconds: float | None = None
     threads: int | None = None
     started: str | None = None
+    keep: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -169,7 +178,9 @@ class TrialRecord:
         """
         modes = self.result.get("ema") or {"off": self.result}
         return {
-            mode: Scores(float(found["average_map"]), found["map_per_threshold"])
+            mode: Scores(
+                float(found["average_map"]), found["map_per_threshold"], found.get("held_out")
+            )
             for mode, found in modes.items()
         }
 
@@ -180,7 +191,7 @@ class TrialRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values."""
-        kept = {"seconds": self.seconds, "threads": self.threads, "started": self.started}
+        known = {key: getattr(self, key) for key in _IF_KNOWN}
         return {
             "format": _FORMAT,
             "trial": self.name,
@@ -188,7 +199,7 @@ class TrialRecord:
             "settings": self.settings,
             "sample": self.sample.to_dict(),
             **self.more,
-            **{key: value for key, value in kept.items() if value is not None},
+            **{key: value for key, value in known.items() if value is not None},
             "result": dict(self.result),
         }
 
@@ -224,9 +235,7 @@ class TrialRecord:
             settings=content["settings"],
             sample=sample,
             result=result,
-            seconds=content.get("seconds"),
-            threads=content.get("threads"),
-            started=content.get("started"),
+            **{key: content.get(key) for key in _IF_KNOWN},
             more={key: value for key, value in content.items() if key not in _TAKEN},
         )
 
@@ -236,4 +245,5 @@ _NEEDED = (
     *("trial", "settings", "fraction", "repetition", "seed", "sampling", "budget", "training"),
     *("sample", "result"),
 )
-_TAKEN = {*_OF_TRIAL, *_NEEDED, "format", "seconds", "threads", "started"}
+_IF_KNOWN = ("seconds", "threads", "started", "keep")
+_TAKEN = {*_OF_TRIAL, *_NEEDED, *_IF_KNOWN, "format"}

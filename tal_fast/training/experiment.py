@@ -36,10 +36,12 @@ class Scores:
     Attributes:
         average_map: mean over thresholds of mAP, 0..1.
         map_per_threshold: mAP by tIoU threshold (``"0.3"``).
+        held_out: average mAP of the same weights in the held-out training videos; None without.
     """
 
     average_map: float
     map_per_threshold: dict[str, float]
+    held_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ def _test(
         scores[mode] = Scores(
             average_map=float(score.average_map),
             map_per_threshold={f"{at:g}": float(value) for at, value in per_threshold},
+            held_out=summary.held_out.get(mode),
         )
     first = next(iter(scores))
     result = ExperimentResult(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from tal_fast.training.checkpoint import load_model
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
 from tal_fast.training.finite import clips_of, first_not_finite
+from tal_fast.typing import Floats
 
 __all__ = ["detect", "predict"]
 
@@ -169,11 +169,11 @@ class _Found:
         self._videos = tuple(videos)
         self._number = {video: index for index, video in enumerate(videos)}
         self._config = config
-        self._segments: list[npt.NDArray[np.float64]] = []
+        self._segments: list[Floats] = []
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._clips: list[int] = []  # of each candidate
-        self._spans: list[npt.NDArray[np.float64]] = []
+        self._spans: list[Floats] = []
         self._owners: list[int] = []  # number of the video of each clip
 
     def add(self, batch: Batch, candidates: Candidates) -> None:
@@ -198,7 +198,7 @@ class _Found:
             self._spans.append(grid.to_seconds(bounds * scale))
             self._owners.append(self._number[video])
 
-    def _within(self, seconds: npt.NDArray[np.float64], video: str) -> npt.NDArray[np.float64]:
+    def _within(self, seconds: Floats, video: str) -> Floats:
         return np.clip(seconds, 0.0, self._data.annotations.videos[video].duration)
 
     def merged(self) -> Detections:

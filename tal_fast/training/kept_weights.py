@@ -70,6 +70,11 @@ class KeptWeights:
         """The checkpoint of each mode."""
         return {mode: self._out / checkpoint_name(self.modes, mode) for mode in self.modes}
 
+    @property
+    def held_out(self) -> dict[str, float]:
+        """The best score of each mode by the held-out videos; empty where there are none."""
+        return {mode: best[0] for mode, best in self.best.items()} if self.rates else {}
+
     def update(self) -> None:
         """Takes in the weights after an optimiser step."""
         for average in self._averages.values():

@@ -82,6 +82,7 @@ class TrainingSummary:
         windows: training clips (windows, crops or videos, as the model takes them).
         seconds: wall-clock time of the training, earlier interrupted parts included.
         best_epoch: epoch whose weights were kept, from 1; the last one without a hold-out.
+        held_out: mode -> average mAP of its weights in the held-out videos; empty without.
     """
 
     checkpoint: Path
@@ -91,6 +92,7 @@ class TrainingSummary:
     windows: int
     seconds: float
     best_epoch: int
+    held_out: dict[str, float]
 
 
 class Trainer:
@@ -193,6 +195,7 @@ class Trainer:
             windows=len(self.clips),
             seconds=self.seconds,
             best_epoch=self.kept.best[first][1] if self.kept.rates else epochs,
+            held_out=self.kept.held_out,
         )
 
     def _finish(self) -> None:

@@ -244,7 +244,7 @@ class TestCommand:
             (["--candidates", "0.5,1.5"], 2, "--candidates"),
             (["--picture", "x.png"], 2, "--picture: expected --target"),
             (["--hours", 0], 2, "--hours: expected a positive time"),
-            (["--until", "nan"], 2, "--until: expected a share above 0, got nan"),
+            (["--until", "nan"], 2, "--until: expected a fraction above 0, got nan"),
             (["--confidence", 2], 2, "--confidence: expected a number between 0.5 and 1, got 2"),
         ],
     )

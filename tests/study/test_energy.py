@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tal_fast.study.execution.energy import EnergyMeter, energy_text
+from tal_fast.curves.tables import energy
+from tal_fast.training.energy import EnergyMeter
 
 
 def zone(root, name, kind, energy, full=1_000_000_000):
@@ -62,4 +63,4 @@ def test_a_counter_that_goes_away(tmp_path):
     ("joules", "text"), [(740.4, "740 J"), (756_000, "0.21 kWh"), (8.1e6, "2.25 kWh")]
 )
 def test_text(joules, text):
-    assert energy_text(joules) == text
+    assert energy(joules) == text

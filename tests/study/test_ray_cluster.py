@@ -28,11 +28,11 @@ import tal_fast
 from tal_fast.data import open_dataset
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError, MissingExtraError, TalFastError
+from tal_fast.study.execution import worker as ray_trial
 from tal_fast.study.execution.messages import Outcome, is_environment_error, rebuild_error
 from tal_fast.study.execution.ray import cluster as ray_cluster
 from tal_fast.study.execution.ray import driver as ray_driver
 from tal_fast.study.execution.ray import process as ray_process
-from tal_fast.study.execution.ray import trial as ray_trial
 from tal_fast.study.execution.ray.cluster import RayCluster
 from tal_fast.study.execution.ray.process import make_short_directory, short_directory_if_needed
 from tal_fast.study.execution.store import locked_directory
@@ -213,6 +213,18 @@ class TestOnTheCluster:
         assert {name for name, _ in events} == set(NAMES)
         assert {event["stage"] for _, event in events} == {"train"}
         nothing_left(study)
+
+    @pytest.mark.usefixtures("no_pictures")
+    @pytest.mark.parametrize("keep", ["metrics", "predictions"])
+    def test_a_study_keeps_what_it_is_told(self, nodes, spec, quiet, keep):
+        spec = replace(spec, ray=nodes.address, keep=keep)
+        fake.run_study(spec, experiment=fake.learn_with_files, console=quiet)
+        trials = spec.out / "trials"
+        assert sorted(path.name for path in trials.iterdir()) == sorted(NAMES)
+        best = [] if keep == "metrics" else ["p010_r0", "p050_r0", "p100_r0"]
+        assert sorted(path.parent.name for path in trials.glob("*/checkpoint.pt")) == best
+        every = [] if keep == "metrics" else sorted(NAMES)
+        assert sorted(path.parent.name for path in trials.glob("*/predictions.json")) == every
 
     def test_what_goes_wrong_in_trials(self, nodes, study, make_tasks):
         """Every kind of failure at once: each is the outcome of its trial and of no other."""

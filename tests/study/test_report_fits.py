@@ -10,7 +10,7 @@ from made_records import LEVELS, rising, trial
 
 from tal_fast.curves.curve_files import read_curve
 from tal_fast.curves.fit import fit_curve
-from tal_fast.study.report.fits import fit_curves, fitting_order
+from tal_fast.study.report.page import fit_curves, fitting_order
 from tal_fast.study.results import build_curves, trials_csv
 
 

@@ -21,6 +21,7 @@ from tal_fast.data.formats.hdf5_storage import (
     storage_words,
 )
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath
 
 __all__ = ["Hdf5File"]
 
@@ -34,7 +35,7 @@ class Hdf5File:
         path: the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: FilePath) -> None:
         """Opens the file.
 
         Raises:

@@ -16,6 +16,7 @@ from numpy.lib import format as npy_format
 from tal_fast.data.extents import Extent, Layout, checked_extent
 from tal_fast.data.formats.rows import check_dtype
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath
 
 __all__ = ["npy_array", "npy_extent"]
 
@@ -75,7 +76,7 @@ def _read_header(name: str) -> _Header:
         )
 
 
-def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
+def npy_extent(path: FilePath, layout: Layout = "TC") -> Extent:
     """Reads the header of a ``.npy`` file and checks it against the file's size.
 
     Raises:
@@ -102,7 +103,7 @@ def npy_extent(path: str | os.PathLike[str], layout: Layout = "TC") -> Extent:
     )
 
 
-def npy_array(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+def npy_array(path: FilePath) -> npt.NDArray[Any]:
     """Reads a ``.npy`` file of floating numbers or integers of any byte order and shape.
 
     Raises:

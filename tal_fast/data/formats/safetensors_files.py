@@ -14,6 +14,7 @@ import safetensors
 from tal_fast.data.extents import Extent, Layout, checked_extent, from_bfloat16
 from tal_fast.data.json_files import parse_json, read_json
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath
 
 __all__ = ["INDEX_SUFFIX", "SafetensorsFile", "read_store_index", "store_index"]
 
@@ -38,7 +39,7 @@ class SafetensorsFile:
         path: the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: FilePath) -> None:
         """Reads the header.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from tal_fast.data.packing.store import (
     write_shard,
 )
 from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.typing import FilePath, VideoProgress
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,6 @@ __all__ = ["PackReport", "RowsRule", "pack_features"]
 FORMAT = 1
 SHARD_BYTES = 1 << 28
 RowsRule = Literal["equal", "shortest"]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PackReport:
 
 def pack_features(
     streams: Sequence[Stream],
-    out: str | os.PathLike[str],
+    out: FilePath,
     *,
     dtype: str = "float32",
     layout: Layout = "TC",
@@ -108,7 +108,7 @@ def pack_features(
     shard_bytes: int = SHARD_BYTES,
     allow_pickle: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: VideoProgress | None = None,
 ) -> PackReport:
     """Converts features into safetensors shards with a tensor [T, C] per video.
 
@@ -255,7 +255,7 @@ class _Packer:
         rows: str,
         reduce: Reduce | None,
         shard_bytes: int,
-        progress: Progress | None,
+        progress: VideoProgress | None,
     ) -> None:
         self.folder = folder
         self.opened = opened

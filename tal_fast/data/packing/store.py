@@ -24,6 +24,7 @@ from tal_fast.data.formats.safetensors_files import (
     store_index,
 )
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath, VideoProgress
 
 if TYPE_CHECKING:
     import torch
@@ -210,9 +211,7 @@ def write_index(folder: Path, shards: list[Shard], facts: Mapping[str, Any]) -> 
     return write_text_atomically(folder / INDEX, json.dumps(content, indent=0) + "\n")
 
 
-def verify_store(
-    folder: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None = None
-) -> int:
+def verify_store(folder: FilePath, progress: VideoProgress | None = None) -> int:
     """Reads a packed store and compares every video with its checksum.
 
     Args:

@@ -2,16 +2,16 @@
 """Makers of data directories from data sets as they are distributed."""
 
 from tal_fast.data.prepare.activitynet13 import prepare_activitynet13
-from tal_fast.data.prepare.hapt import PrepareReport, prepare_hapt
-from tal_fast.data.prepare.sp_sw_har import SpSwHarReport, prepare_sp_sw_har
+from tal_fast.data.prepare.hapt import prepare_hapt
+from tal_fast.data.prepare.report import RecordingReport
+from tal_fast.data.prepare.sp_sw_har import prepare_sp_sw_har
 from tal_fast.data.prepare.thumos14 import prepare_thumos14
 from tal_fast.data.prepare.video_features import FeatureChoice, Repairs, VideoReport, prepare_videos
 
 __all__ = [
     "FeatureChoice",
-    "PrepareReport",
+    "RecordingReport",
     "Repairs",
-    "SpSwHarReport",
     "VideoReport",
     "prepare_activitynet13",
     "prepare_hapt",

@@ -8,15 +8,13 @@ Features: ``v_<id>.npy`` (I3D, TSP), one HDF5 file, or CSV of 100 rows (mmaction
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
 from tal_fast.data.prepare.video_features import (
     FeatureChoice,
     Repairs,
     VideoReport,
     prepare_videos,
 )
+from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_activitynet13"]
 
@@ -27,14 +25,14 @@ CITATION = (
 
 
 def prepare_activitynet13(
-    annotations: str | os.PathLike[str],
+    annotations: FilePath,
     features: FeatureChoice,
-    out: str | os.PathLike[str],
+    out: FilePath,
     *,
-    subsets: str | os.PathLike[str] | None = None,
+    subsets: FilePath | None = None,
     repairs: Repairs | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: VideoProgress | None = None,
 ) -> VideoReport:
     """Makes a data directory of ActivityNet-1.3: training and validation; testing has no labels.
 

@@ -8,12 +8,9 @@ acceleration (g) and angular velocity (rad/s), three axes each.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +19,11 @@ import numpy.typing as npt
 from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
+from tal_fast.data.prepare.report import RecordingReport
 from tal_fast.errors import DataError
+from tal_fast.typing import FilePath, Floats, VideoProgress
 
-__all__ = ["PrepareReport", "prepare_hapt"]
+__all__ = ["prepare_hapt"]
 
 FPS = 50.0
 FRAMES = 50  # samples of one feature row: one second
@@ -39,56 +38,15 @@ CITATION = (
 _SIGNAL = re.compile(r"RawData/(acc|gyro)_exp(\d+)_user(\d+)\.txt$")
 
 Signal = npt.NDArray[np.float32]
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What a preparation found and wrote.
-
-    Attributes:
-        path: the data directory.
-        recordings: recordings in all.
-        training: recordings of the training subset.
-        test: recordings of the validation subset.
-        segments: labelled segments.
-        classes: number of classes.
-        rows: feature rows over all recordings.
-        seconds: length of all signals.
-        mean: per axis, over the training recordings.
-        std: per axis, over the training recordings.
-    """
-
-    path: Path
-    recordings: int
-    training: int
-    test: int
-    segments: int
-    classes: int
-    rows: int
-    seconds: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def lines(self) -> list[str]:
-        """Says in a few lines what was found."""
-        return [
-            f"{self.recordings} recordings, {self.training} training and {self.test} test "
-            f"({self.seconds / 3600:.2f} h)",
-            f"{self.segments} segments of {self.classes} classes",
-            f"{self.rows} feature rows of {FRAMES * AXES} channels, standardised per axis with the "
-            "training recordings",
-            f"written to {self.path}",
-        ]
 
 
 def prepare_hapt(
-    archive: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    archive: FilePath,
+    out: FilePath,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
-) -> PrepareReport:
+    progress: VideoProgress | None = None,
+) -> RecordingReport:
     """Makes a data directory from the HAPT archive.
 
     Features: windows of one second (50 samples) that start every half second, their six axes
@@ -132,7 +90,7 @@ def prepare_hapt(
             ),
             work,
         )
-    return PrepareReport(
+    return RecordingReport(
         path=Path(out),
         recordings=len(signals),
         training=len(training),
@@ -140,13 +98,16 @@ def prepare_hapt(
         segments=annotations.num_instances,
         classes=len(annotations.classes),
         rows=rows,
+        channels=FRAMES * AXES,
         seconds=sum(len(s) for s in signals.values()) / FPS,
         mean=tuple(float(x) for x in mean),
         std=tuple(float(x) for x in std),
     )
 
 
-def _read_archive(source: Path, progress: Progress | None) -> tuple[dict[str, Signal], Annotations]:
+def _read_archive(
+    source: Path, progress: VideoProgress | None
+) -> tuple[dict[str, Signal], Annotations]:
     try:
         with zipfile.ZipFile(source) as archive:
             return _Archive(source, archive).read(progress)
@@ -166,7 +127,7 @@ class _Archive:
         self.archive = archive
         self.names = archive.namelist()
 
-    def read(self, progress: Progress | None) -> tuple[dict[str, Signal], Annotations]:
+    def read(self, progress: VideoProgress | None) -> tuple[dict[str, Signal], Annotations]:
         members: dict[tuple[int, int], dict[str, str]] = {}
         for name in self.names:
             match = _SIGNAL.search(name)
@@ -206,10 +167,10 @@ class _Archive:
                 return self.archive.read(name)
         raise DataError(f"{self.source}: no {path} in the archive")
 
-    def _numbers(self, path: str, columns: int) -> npt.NDArray[np.float64]:
+    def _numbers(self, path: str, columns: int) -> Floats:
         return self._parse(path, self._member(path), columns).astype(np.float64)
 
-    def _parse(self, path: str, text: bytes, columns: int) -> npt.NDArray[np.float64]:
+    def _parse(self, path: str, text: bytes, columns: int) -> Floats:
         try:
             numbers = np.array(text.split(), dtype=np.float64)
         except ValueError as error:
@@ -257,7 +218,7 @@ class _Archive:
     def _video(
         self,
         name: str,
-        labels: npt.NDArray[np.float64],
+        labels: Floats,
         samples: int,
         test: bool,
         num_classes: int,

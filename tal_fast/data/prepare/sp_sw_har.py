@@ -8,10 +8,9 @@ acceleration (m/s²) and angular velocity (rad/s), three axes each, and a label 
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,11 @@ import numpy.typing as npt
 from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
+from tal_fast.data.prepare.report import RecordingReport
 from tal_fast.errors import ConfigError, DataError
+from tal_fast.typing import FilePath, Ints, VideoProgress
 
-__all__ = ["SpSwHarReport", "prepare_sp_sw_har"]
+__all__ = ["prepare_sp_sw_har"]
 
 FRAMES = 32  # samples of one feature row, about 0.31 s: transitions last 1.2 s in the median
 STRIDE = 16
@@ -39,66 +40,25 @@ CITATION = (
 )
 _NAME = re.compile(r"(s\d+)_\d+_(sp|sw)$")
 
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class SpSwHarReport:
-    """What a preparation found and wrote.
-
-    Attributes:
-        path: the data directory.
-        recordings: recordings in all.
-        people: people in all.
-        training: recordings of the training subset.
-        test: recordings of the validation subset.
-        segments: segments, without the background.
-        single_samples: stretches of one sample that were left out: slips of the labelling.
-        rows: feature rows over all recordings.
-        seconds: length of all signals.
-    """
-
-    path: Path
-    recordings: int
-    people: int
-    training: int
-    test: int
-    segments: int
-    single_samples: int
-    rows: int
-    seconds: float
-
-    def lines(self) -> list[str]:
-        """Says in a few lines what was found."""
-        return [
-            f"{self.recordings} recordings of {self.people} people, {self.training} training and "
-            f"{self.test} test ({self.seconds / 60:.1f} min)",
-            f"{self.segments} segments of {len(LABELS) - 1} classes; {BACKGROUND} is background, "
-            f"and {self.single_samples} segments of one sample are left out",
-            f"{self.rows} feature rows of {FRAMES * AXES} channels, standardised per axis with the "
-            "training recordings",
-            f"written to {self.path}",
-        ]
-
 
 @dataclass(frozen=True)
 class _Recording:
     name: str
     person: str
     signal: npt.NDArray[np.float32]  # [T, 6]
-    labels: npt.NDArray[np.int64]  # [T], index into LABELS
+    labels: Ints  # [T], index into LABELS
     rate: float  # samples per second
 
 
 def prepare_sp_sw_har(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    source: FilePath,
+    out: FilePath,
     *,
     device: str = "sp",
     test_people: Iterable[str] = TEST_PEOPLE,
     overwrite: bool = False,
-    progress: Progress | None = None,
-) -> SpSwHarReport:
+    progress: VideoProgress | None = None,
+) -> RecordingReport:
     """Makes a data directory from the sp-sw-har recordings.
 
     Features: windows of 32 samples that start every 16, their six axes flattened sample by sample
@@ -154,23 +114,28 @@ def prepare_sp_sw_har(
         spec = DatasetSpec("sp-sw-har", feature=feature, classes=LABELS[1:], citation=CITATION)
         save_spec(spec, work)
     training = sum(recording.person not in tested for recording in recordings)
-    return SpSwHarReport(
+    return RecordingReport(
         path=Path(out),
         recordings=len(recordings),
         people=len(people),
         training=training,
         test=len(recordings) - training,
         segments=annotations.num_instances,
+        classes=len(LABELS) - 1,
+        background=BACKGROUND,
         single_samples=single,
         rows=rows,
+        channels=FRAMES * AXES,
         seconds=sum(len(r.signal) / r.rate for r in recordings),
+        mean=tuple(float(x) for x in mean),
+        std=tuple(float(x) for x in std),
     )
 
 
 # ---- reading -----------------------------------------------------------------------------------
 
 
-def _read(source: Path, device: str, progress: Progress | None) -> list[_Recording]:
+def _read(source: Path, device: str, progress: VideoProgress | None) -> list[_Recording]:
     if source.is_dir():
         files = sorted(source.rglob(f"s*_{device}.csv"))
         names = {file.stem: file for file in files if _NAME.match(file.stem)}

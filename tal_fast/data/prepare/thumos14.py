@@ -9,9 +9,6 @@ ending, which are packed. What THUMOS calls validation is trained on, by everybo
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-
 from tal_fast.data.annotation_file import read_annotation_file
 from tal_fast.data.prepare.video_features import (
     FeatureChoice,
@@ -19,6 +16,7 @@ from tal_fast.data.prepare.video_features import (
     VideoReport,
     prepare_videos,
 )
+from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_thumos14"]
 
@@ -29,13 +27,13 @@ CITATION = (
 
 
 def prepare_thumos14(
-    annotations: str | os.PathLike[str],
+    annotations: FilePath,
     features: FeatureChoice,
-    out: str | os.PathLike[str],
+    out: FilePath,
     *,
     repairs: Repairs | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: VideoProgress | None = None,
 ) -> VideoReport:
     """Makes a data directory of THUMOS14.
 

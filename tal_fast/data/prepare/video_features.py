@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["FeatureChoice", "Repairs", "VideoReport", "prepare_videos"]
 
-Progress = Callable[[int, int, str], None]
 # Why dataset.yaml excludes a video.
 WITHOUT_FEATURES = "without features"
 # Features of more videos than this must fit stride and fps; the rest may be cut or damaged.
@@ -60,7 +60,7 @@ class FeatureChoice:
         allow_pickle: read pickles of arrays while packing.
     """
 
-    paths: Sequence[str | os.PathLike[str]]
+    paths: Sequence[FilePath]
     template: str | Sequence[str] | None = None
     key: str | Sequence[str] | None = None
     layout: str = "TC"
@@ -154,17 +154,17 @@ class VideoReport:
 
 def prepare_videos(
     name: str,
-    annotations: str | os.PathLike[str],
+    annotations: FilePath,
     features: FeatureChoice,
-    out: str | os.PathLike[str],
+    out: FilePath,
     *,
     splits: dict[str, list[str]],
-    subsets: str | os.PathLike[str] | None = None,
+    subsets: FilePath | None = None,
     ignore_labels: Sequence[str] = (),
     repairs: Repairs | None = None,
     citation: str = "",
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: VideoProgress | None = None,
 ) -> VideoReport:
     """Makes a data directory and opens it once, so that it is known to work.
 

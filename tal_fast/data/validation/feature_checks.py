@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from tal_fast.data.annotation_file import AnnotatedVideo
 from tal_fast.data.annotations import TOLERANCE
@@ -20,6 +19,7 @@ from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.timing import Proposal, disagreement, propose
 from tal_fast.data.windows import WindowRule
 from tal_fast.errors import DataError, same_to_the_eye
+from tal_fast.typing import Floats, Mask, VideoProgress
 
 __all__ = ["content_faults", "find_extents", "held_instances", "timing_faults"]
 
@@ -137,7 +137,7 @@ def timing_faults(
 
 def held_instances(
     video: AnnotatedVideo, extent: Extent, grid: Grid, rule: WindowRule, out_of_range: str
-) -> npt.NDArray[np.bool_]:
+) -> Mask:
     """Returns which instances of a video some training window owns: bool [N].
 
     Args:
@@ -167,7 +167,7 @@ def content_faults(
     extents: Mapping[str, Extent],
     split_of: Mapping[str, str],
     faults: Faults,
-    progress: Callable[[int, int, str], None] | None,
+    progress: VideoProgress | None,
 ) -> None:
     """Reads all features, one video at a time: NaN, infinity, constant channels, copies.
 
@@ -177,8 +177,8 @@ def content_faults(
         faults: takes what is found.
         progress: called with (videos done, videos in all, video).
     """
-    low: npt.NDArray[np.float64] | None = None
-    high: npt.NDArray[np.float64] | None = None
+    low: Floats | None = None
+    high: Floats | None = None
     first_of: dict[bytes, str] = {}
     for number, (video, extent) in enumerate(extents.items(), 1):
         try:

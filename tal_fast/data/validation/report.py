@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.validation.result import CHECKS, ValidationResult
 from tal_fast.page import Page
+from tal_fast.typing import FilePath
 
 __all__ = ["write_report"]
 
@@ -23,7 +23,7 @@ _CLASSES = 60
 
 
 def write_report(
-    directory: str | os.PathLike[str],
+    directory: FilePath,
     result: ValidationResult,
     *,
     title: str = "Annotations and features",

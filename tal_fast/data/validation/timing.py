@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from tal_fast.typing import Floats, Mask
 
 __all__ = ["Proposal", "disagreement", "propose"]
 
-Numbers = npt.NDArray[np.float64]
 
 _FPS = (30.0, 25.0, 29.97, 24.0, 23.976, 15.0, 50.0, 60.0, 20.0, 12.5, 12.0, 10.0, 8.0, 5.0)
 _FRAMES = (1, 5, 8, 10, 16, 25, 32, 64)
@@ -59,8 +59,8 @@ class Proposal:
 
 
 def disagreement(
-    rows: Numbers, seconds: Numbers, fps: Numbers, stride: float, frames: float
-) -> tuple[Numbers, npt.NDArray[np.bool_]]:
+    rows: Floats, seconds: Floats, fps: Floats, stride: float, frames: float
+) -> tuple[Floats, Mask]:
     """Compares rows with durations.
 
     Some extractors pad the end, so that the last rows reach beyond the video; others drop the last
@@ -83,7 +83,7 @@ def disagreement(
 
 
 def propose(
-    rows: Numbers, seconds: Numbers, own_fps: Numbers | None, given: Proposal
+    rows: Floats, seconds: Floats, own_fps: Floats | None, given: Proposal
 ) -> list[Proposal]:
     """Finds settings that fit more videos than the given ones.
 
@@ -101,7 +101,7 @@ def propose(
     if np.ptp(rows) == 0:
         return [Proposal(0, None, 0, 1.0, fixed_rows=int(rows[0]))]
     candidates: dict[tuple[float, float | None], Proposal] = {}
-    kinds: list[tuple[float | None, Numbers]] = []
+    kinds: list[tuple[float | None, Floats]] = []
     if own_fps is not None:
         kinds.append((None, own_fps))
     constants = dict.fromkeys([*([given.fps] if given.fps else []), *_FPS])
@@ -135,7 +135,7 @@ def propose(
     return sorted(better, key=plausible)[:3]
 
 
-def _fitting(rows: Numbers, seconds: Numbers, fps: Numbers, found: Proposal) -> float:
+def _fitting(rows: Floats, seconds: Floats, fps: Floats, found: Proposal) -> float:
     return float(1 - disagreement(rows, seconds, fps, found.stride, found.frames)[1].mean())
 
 
@@ -145,7 +145,7 @@ def _frames(estimate: float, stride: int) -> float:
     return float(usual if abs(usual - estimate) <= 0.75 * stride else max(1, round(estimate)))
 
 
-def _line(x: Numbers, y: Numbers) -> tuple[float, float]:
+def _line(x: Floats, y: Floats) -> tuple[float, float]:
     """Returns slope and intercept by Theil and Sen: up to 29 % of wrong videos do not move it."""
     order = np.argsort(x, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, min(len(order), _SAMPLE)).astype(int)]

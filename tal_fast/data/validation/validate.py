@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,6 +32,7 @@ from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.data.windows import WindowRule
 from tal_fast.errors import ConfigError, nearest
+from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["FeatureQuestion", "validate", "validate_dataset"]
 
@@ -69,10 +69,10 @@ class FeatureQuestion:
 
 
 def validate(
-    annotations: str | os.PathLike[str],
+    annotations: FilePath,
     features: FeatureQuestion | None = None,
     *,
-    subsets: str | os.PathLike[str] | None = None,
+    subsets: FilePath | None = None,
     splits: Mapping[str, str | Sequence[str]] | None = None,
     classes: Sequence[str] | None = None,
     ignore_labels: Collection[str] = (),
@@ -81,7 +81,7 @@ def validate(
     group: str | None = None,
     accept: Collection[str] = (),
     content: bool = True,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: VideoProgress | None = None,
 ) -> ValidationResult:
     """Checks annotations, and the features against them; changes nothing.
 
@@ -173,13 +173,13 @@ def validate(
 
 
 def validate_dataset(
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     windows: WindowRule | None = None,
     group: str | None = None,
     accept: Collection[str] = (),
     content: bool = True,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: VideoProgress | None = None,
 ) -> ValidationResult:
     """Checks a data directory by what its ``dataset.yaml`` says.
 

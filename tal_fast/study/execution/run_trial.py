@@ -4,6 +4,18 @@
 A trial is written in ``trials/.p010_r0.partial`` and renamed to ``trials/p010_r0`` when everything,
 ``trial.json`` last, is in it. What a killed run left in a partial directory is continued when it
 belongs to the same trial of the same settings and software, and thrown away otherwise.
+
+**What stays of it** (``--keep``) is in its record, so that files go only where the run that made
+them allowed it, also when that run was killed before it came to it:
+
+- ``metrics``: detections and weights go before the trial's directory gets its name. What stays
+  (``trial.json``, ``metrics.json``, settings and log) is what tables, fits and pages are made from.
+- ``predictions``: the detections of every trial stay, and of each level (a share of a curve) the
+  weights of the best trial. The better ones are in place before the others are removed.
+- ``all``: everything, as early versions did.
+
+The best trial of a level is the one whose weights its held-out training videos rate highest.
+Without held-out videos it is the first one: the test videos rate trials, but choose none.
 """
 
 from __future__ import annotations
@@ -12,24 +24,32 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tal_fast
 from tal_fast.data.files import write_text_atomically
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, DataError
 from tal_fast.study.execution.messages import Progress, is_environment_error
 from tal_fast.study.execution.store import LOCK_FILE, RECORD, load_trial, locked_directory
 from tal_fast.study.trial import TrialRecord, TrialTask
 
-__all__ = ["execute_trial", "load_experiment"]
+__all__ = ["BestCheckpoints", "execute_trial", "load_experiment", "why_not_kept"]
 
 _HEADER = "started.json"
+_LARGE = ("checkpoint*.pt", "predictions*.json")
+
+Level = tuple[str, str, str, float]
+"""Sampling, budget, mode of averaging and share: a point of a curve."""
+
+Rank = tuple[float, int, int]
+"""Held-out score, its sign turned; repetition; training. The least is the best."""
 
 
 def load_experiment(door: str) -> Callable[..., Any]:
@@ -117,6 +137,10 @@ def execute_trial(
         record = _train(task, dataset, partial, progress)
         write_text_atomically(partial / RECORD, json.dumps(record.to_dict(), indent=1))
         (partial / _HEADER).unlink(missing_ok=True)
+        # Without its header, what a kill leaves from here on is begun again: a trial has its name
+        # only when what is to go has gone.
+        if task.keep == "metrics":
+            _remove_large_files(partial)
         try:
             os.rename(partial, final)
         except OSError:
@@ -179,10 +203,95 @@ def _train(task: TrialTask, dataset: Any, partial: Path, progress: Progress | No
         result=result.to_dict(),
         seconds=round(time.perf_counter() - clock, 3),
         threads=task.threads,
+        keep=task.keep,
         started=time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(started)) + "Z",
         more={
             "test_videos": len(task.test_videos),
             "tal_fast": tal_fast.__version__,
             "continued": continued,
         },
+    )
+
+
+def _remove_large_files(directory: Path) -> None:
+    """Removes detections and weights of a trial that is to keep its metrics alone."""
+    for pattern in _LARGE:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
+def _checkpoints(directory: Path, record: TrialRecord) -> dict[str, Path]:
+    """Returns the checkpoint of each mode of averaging that is there."""
+    from tal_fast.training.kept_weights import checkpoint_name
+
+    modes = list(record.scores)
+    paths = {mode: directory / checkpoint_name(modes, mode) for mode in modes}
+    return {mode: path for mode, path in paths.items() if path.exists()}
+
+
+class BestCheckpoints:
+    """The checkpoints of a study whose trials keep those of the best alone.
+
+    Args:
+        root: directory that holds the trials.
+        finished: records of the trials that are there. Of those that earlier runs were to keep the
+            best of, this removes what a killed run left.
+
+    Attributes:
+        replaced: names of these trials whose weights went for better ones.
+    """
+
+    def __init__(self, root: Path, finished: Iterable[TrialRecord]) -> None:
+        self._root = root
+        self._best: dict[Level, tuple[Rank, TrialRecord, Path]] = {}
+        self._earlier: set[str] = set()
+        self.replaced: set[str] = set()
+        for record in finished:
+            self._earlier.add(record.name)
+            self.take(record)
+
+    def take(self, record: TrialRecord) -> None:
+        """Takes in a finished trial: of two that are to keep the best, the better stays."""
+        trial = record.trial
+        for mode, path in _checkpoints(self._root / record.name, record).items():
+            level = trial.sampling, trial.budget, mode, trial.fraction
+            rated = record.scores[mode].held_out
+            rank = (math.inf if rated is None else -rated, trial.repetition, trial.training)
+            mine = rank, record, path
+            other = self._best.setdefault(level, mine)
+            if other[1].name == record.name:
+                continue
+            self._best[level], worse = (mine, other) if rank < other[0] else (other, mine)
+            self._remove(*worse[1:])
+
+    def _remove(self, record: TrialRecord, path: Path) -> None:
+        if record.keep != "predictions":
+            return
+        # One too many does no harm, and the next run tries again.
+        with contextlib.suppress(OSError):
+            path.unlink()
+            if record.name in self._earlier:
+                self.replaced.add(record.name)
+
+
+def why_not_kept(path: Path) -> str | None:
+    """Says why a file is not there that its trial was not to keep; None for any other file."""
+    if path.exists() or not any(path.match(pattern) for pattern in _LARGE):
+        return None
+    try:
+        record = load_trial(path.parent) if (path.parent / RECORD).is_file() else None
+    except DataError:
+        return None
+    if record is None or record.keep in (None, "all"):
+        return None
+    again = f"remove {path.parent} and run the study again with --keep"
+    if record.keep == "metrics":
+        wanted = "all" if path.suffix == ".pt" else "predictions"
+        return f"{path}: this trial was run with --keep metrics, which keeps none; {again} {wanted}"
+    level = record.name.rpartition("_r")[0]
+    found = sorted(path.parent.parent.glob(f"{level}_r*/{path.name}"))
+    best = f" ({found[0]})" if found else ""
+    return (
+        f"{path}: this trial was run with --keep predictions, which keeps the weights of the best "
+        f"trial of its level{best}; {again} all"
     )

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained HTML page: opens from a disk, a mail or a server, and needs nothing else."""
+"""One self-contained HTML page: opens from a disk, a mail or a server, and needs nothing else.
+
+Fitting takes longer than all else of a report, and most reports are of trials that have not
+changed. So fits, backtests and extrapolations lie in ``fits.json``, beside a hash of the numbers
+that they were found from, and are found again only where those changed. What the page needs to show
+and draw of them is all in that file.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +15,22 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 import tal_fast
 from tal_fast.curves import LearningCurve
 from tal_fast.curves.figures import draw_svg, page_svg, page_svgs, save_pictures
-from tal_fast.curves.learning_curve import percent
-from tal_fast.curves.pictures import fits_picture
-from tal_fast.curves.tables import duration, number
+from tal_fast.curves.learning_curve import part, percent
+from tal_fast.curves.pictures import fits_picture, lines_of
+from tal_fast.curves.tables import duration, extrapolation_dict, fit_dict, number
 from tal_fast.data.files import write_text_atomically
+from tal_fast.errors import TalFastError
 from tal_fast.page import Page
 from tal_fast.study.report import sections
 from tal_fast.study.report.comparison import score_table
-from tal_fast.study.report.fits import DRAWS, FITS, FITS_FILE, fit_curves
 from tal_fast.study.report.pictures import (
     comparison_picture,
     curve_picture,
@@ -34,14 +41,142 @@ from tal_fast.study.report.pictures import (
 from tal_fast.study.results import curve_name
 from tal_fast.study.trial import TrialRecord
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    from tal_fast.curves.fit import CurveFit, Replicates
 
+__all__ = ["DRAWS", "FITS", "FITS_FILE", "fit_curves", "fitting_order", "write_report"]
+
+FITS = 4
+"""Curves that a report fits by itself; more take longer than a report should."""
+
+_FITS_FORMAT = 1
+FITS_FILE = "fits.json"
+DRAWS = 200
+"""Bootstrap draws per family."""
+
+_TIMES = 3.0
+_CONFIDENCE = 0.9
+_FAMILIES_DRAWN = 3
 
 _PAGE = "report.html"
 _HEAD = 4096  # characters of the page within which it says what it was made from
 
 # Pictures that are also written as PNG.
 _PAPER = ("curve", "tiou", "fits")
+
+
+def fitting_order(curves: Sequence[LearningCurve]) -> list[LearningCurve]:
+    """Returns the curves in the order in which they are worth fitting.
+
+    First that of the first mode of averaging of every sampling and budget, then those of the next.
+    """
+    modes = list(dict.fromkeys(curve.labels["ema"] for curve in curves))
+    return sorted(curves, key=lambda curve: modes.index(curve.labels["ema"]))
+
+
+def _fit_key(curve: LearningCurve) -> str:
+    content = [
+        [curve.name, tal_fast.__version__, _FITS_FORMAT, DRAWS, _TIMES],
+        [[point.share, *point.draws] for point in curve.points],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    """Returns a value with numbers of six digits: what a page shows, and the same everywhere."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def _best_families(fit: CurveFit) -> list[Replicates]:
+    """Returns the families to draw: those that predicted best, then those that fit best."""
+    ranks = {name: rank for rank, (name, _) in enumerate(fit.backtest.ranking())}
+    best = sorted(fit.families, key=lambda one: (ranks.get(one.family.name, len(ranks)), one.rmse))
+    fits = {one.family.name: one for one in fit.replicates}
+    return [fits[one.family.name] for one in best[:_FAMILIES_DRAWN]]
+
+
+def _fit(curve: LearningCurve) -> dict[str, Any]:
+    """Returns what is to be told of a curve, or why nothing is."""
+    from tal_fast.curves.extrapolation import extrapolate, join_families, require_spread
+    from tal_fast.curves.fit import fit_curve
+
+    found: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
+    ensemble = None
+    share = last = float(curve.share[-1])
+    try:
+        fit = fit_curve(curve, replicates=DRAWS)
+        found["fit"] = fit_dict(fit)
+        titles = {one.family.name: one.family.title for one in fit.families}
+        for row in found["fit"]["families"]:
+            row["title"] = titles[row["family"]]
+        require_spread(curve)
+        ensemble = join_families(curve, fit.replicates, np.random.default_rng(1))
+        result = extrapolate(curve, _TIMES * part(last), confidence=_CONFIDENCE, ensemble=ensemble)
+        found["extrapolation"] = extrapolation_dict(result)
+        share = result.share
+    except TalFastError as error:
+        found["problems"].append(str(error))
+    if found["fit"] is not None:
+        found["drawing"] = lines_of(curve, _best_families(fit), ensemble, share, _CONFIDENCE)
+    return _rounded(found)
+
+
+def _read_fits(path: Path) -> dict[str, Any]:
+    """Returns the fits found before by key; none where the file is not there or of another kind."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] == _FITS_FORMAT:
+            return {one["key"]: one for one in content["curves"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # it holds nothing that cannot be found again
+    return {}
+
+
+def fit_curves(
+    out: Path, curves: Sequence[LearningCurve], *, most: int = FITS
+) -> tuple[dict[str, Mapping[str, Any]], list[str], Path]:
+    """Fits the curves of a study, or takes the fits that are there already.
+
+    Args:
+        out: directory of the study.
+        curves: of the study.
+        most: curves to fit; fits of further ones are kept as long as those stay as they are.
+
+    Returns:
+        Name of the curve (:func:`~tal_fast.study.results.curve_name`) -> ``fit``,
+        ``extrapolation``, ``drawing`` (each None where there is none) and ``problems``, which tell
+        why; the names of the curves that were not fitted; the file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    path = out / FITS_FILE
+    before = _read_fits(path)
+    results: dict[str, Mapping[str, Any]] = {}
+    left_out = []
+    for index, curve in enumerate(fitting_order(curves)):
+        name = curve_name(curve, curves)
+        key = _fit_key(curve)
+        if key in before:
+            results[name] = before[key]
+        elif index < most:
+            results[name] = {"key": key, "name": curve.name, **_fit(curve)}
+        else:
+            left_out.append(name)
+    content = {
+        "format": _FITS_FORMAT,
+        "draws": DRAWS,
+        "confidence": _CONFIDENCE,
+        "curves": list(results.values()),
+    }
+    write_text_atomically(path, json.dumps(content) + "\n")
+    return results, left_out, path
 
 
 class _Pictures:

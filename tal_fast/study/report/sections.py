@@ -9,7 +9,7 @@ from typing import Any
 
 from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.learning_curve import LAST, percent, telling_labels
-from tal_fast.study.execution.energy import energy_text
+from tal_fast.curves.tables import energy
 from tal_fast.study.report.comparison import (
     LABELS,
     Comparison,
@@ -174,7 +174,7 @@ def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str])
     """Returns the fits, backtests and extrapolations, curve by curve.
 
     Args:
-        fits: by name of the curve, from :func:`~tal_fast.study.report.fits.fit_curves`.
+        fits: by name of the curve, from :func:`~tal_fast.study.report.page.fit_curves`.
         left_out: names of the curves that were not fitted.
     """
     fitted = {name: found for name, found in fits.items() if found["fit"]}
@@ -432,7 +432,7 @@ def energy_of(runs: Sequence[Mapping[str, Any]]) -> str:
     known = [run["energy_joules"] for run in runs if "energy_joules" in run]
     if not known or len(known) < len(runs):
         return "not known"
-    return energy_text(math.fsum(float(joules) for joules in known))
+    return energy(math.fsum(float(joules) for joules in known))
 
 
 def machines_of(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def _trial(order: str, mailbox: Any) -> str:
     import traceback
 
     try:
-        from tal_fast.study.execution.ray import trial as ray_trial
+        from tal_fast.study.execution import worker
     except ImportError as error:
         message = (
             f"machine {socket.gethostname()}: tal_fast cannot be imported there ({error}): install "
@@ -60,7 +60,7 @@ def _trial(order: str, mailbox: Any) -> str:
         )
         described = {"type": "ConfigError", "kind": "ConfigError", "message": message}
         return json.dumps({"failed": described, "traceback": traceback.format_exc()})
-    return ray_trial.run(order, lambda trial, event: mailbox.put.remote(trial, event))
+    return worker.run(order, lambda trial, event: mailbox.put.remote(trial, event))
 
 
 class _Mailbox:

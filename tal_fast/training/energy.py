@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["EnergyMeter", "energy_text"]
+__all__ = ["EnergyMeter"]
 
 _COUNTERS = Path("/sys/class/powercap")
 # A counter starts again at 0 when it is full, at full load after minutes to hours.
@@ -83,8 +83,3 @@ class EnergyMeter:
 
 def _read(path: Path) -> int:
     return int(path.read_text())
-
-
-def energy_text(joules: float) -> str:
-    """Returns an amount of energy as people say it: ``740 J``, ``0.21 kWh``."""
-    return f"{joules:.0f} J" if joules < 36_000 else f"{joules / 3.6e6:.3g} kWh"
