@@ -13,6 +13,7 @@ from tal_fast.errors import ConfigError
 
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
+_NARROW = 100
 _MOST_LENGTHS = 100
 
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
@@ -35,6 +36,26 @@ def _lengths(text: str) -> list[int]:
     if not 0 < len(lengths) <= _MOST_LENGTHS:
         raise wrong
     return lengths
+
+
+def print_profile(folder: Path) -> None:
+    """Prints the profile in a directory: what limits it first, then the tables behind that."""
+    import json
+
+    from rich.console import Console
+
+    from tal_fast.profiling.profile import summary
+    from tal_fast.profiling.tables import profile_tables
+    from tal_fast.profiling.verdict import verdict_of
+
+    file = folder / "profile.json"
+    profile = json.loads(file.read_text("utf-8"))
+    typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
+    console = Console()
+    console.width = max(console.width, _NARROW)
+    for table in profile_tables(profile):
+        console.print(table)
+    typer.echo(file)
 
 
 @command(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tal_fast.errors import DataError
-from tal_fast.profiling.profile import FORMAT
+from tal_fast.profiling.profile import FORMAT, FORMATS
 
 __all__ = ["Verdict", "verdict_of"]
 
@@ -68,7 +68,7 @@ def verdict_of(profile: dict[str, Any]) -> Verdict:
     Raises:
         DataError: it is of another format.
     """
-    if profile.get("format") != FORMAT:
+    if profile.get("format") not in FORMATS:
         raise DataError(f"profile: expected format {FORMAT}, got {profile.get('format')!r}")
     notes = _notes(profile)
     found = _machine(profile) or _data(profile) or _curable(profile) or _work(profile)

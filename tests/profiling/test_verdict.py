@@ -80,5 +80,5 @@ def test_counters_that_are_missing_decide_nothing():
 
 
 def test_another_format():
-    with pytest.raises(DataError, match="profile: expected format 1, got 2"):
-        verdict_of({"format": 2})
+    with pytest.raises(DataError, match="profile: expected format 2, got 3"):
+        verdict_of({"format": 3})

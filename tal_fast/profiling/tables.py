@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A profile as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from tal_fast.profiling.profile import phase_table
+from tal_fast.profiling.work import kind_table
+
+__all__ = ["figure_text", "figure_rows", "profile_tables"]
+
+_SCALES = {
+    "bytes": (1e6, "MB"),
+    "bytes per step": (1e6, "MB per step"),
+    "FLOP": (1e9, "GFLOP"),
+    "of the time": (0.01, "% of the time"),
+    "of the best product": (0.01, "% of the best product"),
+}
+
+RATES = "achieved and possible"
+#: What a profile says besides phases and kinds: title and (name, path of the figure).
+_FIGURES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    RATES: (
+        ("arithmetic of a step", ("work", "flops")),
+        ("achieved", ("work", "flops_rate")),
+        ("best product, this precision and threads", ("limits", "flops")),
+        ("achieved of that (MFU)", ("work", "mfu")),
+        ("touched in a step", ("work", "bytes")),
+        ("touched per second", ("work", "bytes_rate")),
+        ("best from memory", ("limits", "bytes")),
+        ("in ops that arithmetic limits", ("work", "limits", "compute")),
+        ("in ops that memory limits", ("work", "limits", "memory")),
+        ("calling alone", ("work", "host")),
+        ("kernels of a step", ("work", "launches")),
+    ),
+    "loader": (
+        ("read", ("reading", "read")),
+        ("from storage", ("reading", "read_storage")),
+        ("needed", ("loader", "needed")),
+        ("read over needed", ("loader", "amplification")),
+        ("alone", ("loader", "alone")),
+        ("consumed", ("loader", "consumed")),
+    ),
+    "memory": (
+        ("parameters", ("memory", "parameters")),
+        ("gradients", ("memory", "gradients")),
+        ("optimiser's state", ("memory", "optimizer")),
+        ("saved for the backward", ("memory", "saved")),
+        ("resident while recorded", ("memory", "resident")),
+        ("peak of the process", ("memory", "peak")),
+        ("peak on the device", ("memory", "device_peak")),
+    ),
+}
+
+
+def _at(profile: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
+    found: Any = profile
+    for key in path:
+        if not isinstance(found, Mapping) or key not in found:
+            return None
+        found = found[key]
+    return found if isinstance(found, Mapping) else None
+
+
+def figure_text(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns a figure's value with its unit, and where it comes from or why there is none."""
+    value = found["value"]
+    if value is None:
+        return "-", str(found.get("reason", ""))
+    scale, unit = _SCALES.get(found["unit"], (1.0, found["unit"]))
+    value = value / scale
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
+    between = "" if unit.startswith("%") else " "
+    return f"{value:,.{digits}f}{between}{unit}", str(found.get("origin", ""))
+
+
+def figure_rows(profile: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
+    """Returns (name, value, origin) of the figures that a profile has, by table."""
+    tables: dict[str, list[tuple[str, str, str]]] = {}
+    for title, rows in _FIGURES.items():
+        shown = []
+        for name, path in rows:
+            found = _at(profile, path)
+            if found is not None:
+                shown.append((name, *figure_text(found)))
+        if shown:
+            tables[title] = shown
+    return tables
+
+
+def profile_tables(profile: Mapping[str, Any]) -> list[Table]:
+    """Returns phases, kinds of work, what was achieved, loader and memory, and what was tried."""
+    tables = [phase_table(dict(profile))] if "phases" in profile else []
+    if (profile.get("work") or {}).get("kinds"):
+        tables.append(kind_table(profile["work"]))
+    for title, rows in figure_rows(profile).items():
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+        if title == RATES and profile.get("work", {}).get("rates_by") == "CPU time":
+            table.caption = "Rates are by CPU time: the clock was disturbed."
+        table.add_column(title, no_wrap=True)
+        table.add_column("", justify="right", no_wrap=True)
+        table.add_column("origin")
+        for row in rows:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
