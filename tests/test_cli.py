@@ -41,6 +41,7 @@ COMMANDS = [
     ["profile"],
     ["profile", "model"],
     ["profile", "machine"],
+    ["profile", "train"],
 ]
 
 

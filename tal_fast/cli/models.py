@@ -22,27 +22,12 @@ from tal_fast.cli.app import (
     bar,
     command,
     say,
+    videos_of,
 )
-from tal_fast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tal_fast.data import TALDataset
     from tal_fast.profiling.recording import Recording
     from tal_fast.training import ExperimentConfig
-
-
-def _videos(data: TALDataset, which: str, option: str) -> list[str]:
-    """Returns the videos of a split, or all."""
-    from tal_fast.errors import nearest
-
-    if which == "all":
-        return sorted(data.annotations.videos)
-    if which not in data.splits:
-        known = [*data.splits, "all"]
-        raise ConfigError(
-            f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
-        )
-    return list(data.splits[which])
 
 
 @contextlib.contextmanager
@@ -113,7 +98,7 @@ def train(
     chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
     resolved = load_config(config, preset=model, overrides=chosen)
     dataset = open_dataset(data)
-    names = _videos(dataset, videos, "--videos")
+    names = videos_of(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
     clips = detector_of(resolved.name).clips(resolved.detector, dataset, names, training=True)
     items = "windows" if isinstance(clips, WindowSet) else "clips"
@@ -201,7 +186,7 @@ def predict(
     from tal_fast.training import predict as run
 
     dataset = open_dataset(data)
-    names = _videos(dataset, split, "--split")
+    names = videos_of(dataset, split, "--split")
     for note in dataset.notes():
         say(f"note: {note}")
     with bar("predicting") as update:

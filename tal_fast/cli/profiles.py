@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from tal_fast.cli.app import Model, Settings, command, profile_app
+from tal_fast.cli.app import (
+    Config,
+    Data,
+    Model,
+    Out,
+    Settings,
+    Threads,
+    command,
+    profile_app,
+    say,
+    videos_of,
+)
 from tal_fast.errors import ConfigError
 
 # What a table needs; a narrower terminal breaks its lines.
@@ -136,3 +147,43 @@ def profile_machine(
     Console().print(ceiling_table(found))
     if json_out is not None:
         write_text_atomically(json_out, json.dumps(found, indent=2) + "\n")
+
+
+@command(
+    profile_app,
+    "train",
+    "tal-fast profile train --data data/hapt --model tadtr-small --out profiles/first",
+)
+def profile_train(
+    data: Data,
+    out: Out,
+    model: Model = "tadtr-small",
+    config: Config = None,
+    settings: Settings = None,
+    videos: Annotated[
+        str, typer.Option(help="Videos to train on: a split of the data (train, ...) or all.")
+    ] = "train",
+    steps: Annotated[int, typer.Option(min=1, help="Steps to record.")] = 50,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only record; do not train without the suspects.")
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    """Say what limits a training and what would lift that; what is learned is thrown away.
+
+    Records steps, then trains without each suspect in turn: loading, batch size, threads,
+    precision. Takes about two minutes at most.
+    """
+    from tal_fast.data import open_dataset
+    from tal_fast.profiling.training_profile import profile_training
+    from tal_fast.training import load_config
+
+    resolved = load_config(config, preset=model, overrides=settings or [])
+    dataset = open_dataset(data)
+    names = videos_of(dataset, videos, "--videos")
+    for note in dataset.notes():
+        say(f"note: {note}")
+    profile_training(
+        resolved, dataset, names, out, steps=steps, quick=quick, threads=threads, said=say
+    )
+    print_profile(out)

@@ -66,14 +66,17 @@ class OpRecorder:
         steps: to profile; one more is counted: FLOPs and bytes.
 
     Attributes:
+        steps: still to profile; may be lowered before it starts.
+        done: whether all that was to be recorded is.
         counted: cost of one step by (op, kind).
         missing: why there is nothing, until there is.
     """
 
     def __init__(self, steps: int = 5) -> None:
+        self.steps = steps
+        self.done = False
         self.counted: dict[tuple[str, str], Cost] = {}
         self.missing = "the training ended before"
-        self._left = steps
         self._thread = threading.get_ident()
         self._marks = ranges.ProfilerSink()
         self._profiler: Any = None
@@ -83,6 +86,11 @@ class OpRecorder:
         self._open: list[str] = []
         self._worked = False
         self._on = False
+
+    @property
+    def started(self) -> bool:
+        """Whether it has begun to listen."""
+        return self._on or self.done
 
     def start(self) -> None:
         """Begins to listen, with the next step."""
@@ -123,7 +131,7 @@ class OpRecorder:
             self._end()
 
     def _begin(self) -> None:
-        if self._left:
+        if self.steps:
             if self._profiler is None:
                 self._profiler = _profiler()
                 self._profiler.__enter__()
@@ -137,9 +145,9 @@ class OpRecorder:
         if not self._worked:  # the end of an epoch: there was no batch
             self._end_counting()
             return
-        if self._left:
-            self._left -= 1
-            if not self._left:
+        if self.steps:
+            self.steps -= 1
+            if not self.steps:
                 self._end_profiler()
             return
         counter = self._counter
@@ -149,6 +157,7 @@ class OpRecorder:
                 if within != _DATA:
                     key = counted_name(op), kind_of(op, within)
                     self.counted.setdefault(key, Cost()).add(cost)
+        self.done = True
         self.stop()
 
     def _tell_phase(self) -> None:

@@ -79,6 +79,11 @@ class Recording:
     ops: OpRecorder
     peak: float | None = None
 
+    @property
+    def finished(self) -> bool:
+        """Whether all that was to be recorded is."""
+        return self.ops.done
+
     def stop(self) -> None:
         """Stops recording; may be called again."""
         self.steps.stop()

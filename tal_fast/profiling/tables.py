@@ -108,4 +108,32 @@ def profile_tables(profile: Mapping[str, Any]) -> list[Table]:
         for row in rows:
             table.add_row(*row)
         tables.append(table)
+    if profile.get("tried"):
+        tables.append(tried_table(profile["tried"]))
     return tables
+
+
+def tried_table(tried: Mapping[str, Any]) -> Table:
+    """Returns what was tried without a suspect: time, CPU time, gain, or why it was not."""
+    fixed, each = tried["fixed"]["value"], tried["marginal"]["value"]
+    caption = None
+    if fixed is not None:
+        caption = f"Time of a step by clips: {fixed:.1f} ms + {each:.2f} ms per clip."
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column("tried", no_wrap=True)
+    for name in ("ms", "CPU ms", "times as fast"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what")
+    for name, run in tried["runs"].items():
+        if run["wall"]["value"] is None:
+            table.add_row(name, "-", "-", "-", f"{run['what']}: {run['wall']['reason']}")
+            continue
+        gain = run["gain"]["value"]
+        table.add_row(
+            name,
+            f"{run['wall']['value']:.1f}",
+            f"{run['cpu']['value']:.1f}",
+            "-" if gain is None else f"{gain:.2f}",
+            run["what"],
+        )
+    return table
