@@ -61,9 +61,10 @@ def print_profile(folder: Path) -> None:
 
     file = folder / "profile.json"
     profile = json.loads(file.read_text("utf-8"))
-    typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
+    if "phases" in profile:
+        typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
     console = Console()
-    console.width = max(console.width, _NARROW)
+    console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
         console.print(table)
     typer.echo(file)
@@ -185,5 +186,78 @@ def profile_train(
         say(f"note: {note}")
     profile_training(
         resolved, dataset, names, out, steps=steps, quick=quick, threads=threads, said=say
+    )
+    print_profile(out)
+
+
+@command(
+    profile_app,
+    "predict",
+    "tal-fast profile predict --model tadtr --lengths 200:3000:200 --out profiles/tadtr",
+)
+def profile_predict(
+    out: Out,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Preset or own model, with fresh weights.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Or a file written by train.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Take clips of this data directory.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
+        "test"
+    ),
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Or clips of noise of so many rows: 128,2304 or first:last:step."),
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of fresh models.")] = 2048,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of fresh models.")] = 20,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second, for times per minute. Default: the preset's."),
+    ] = None,
+    stride: Annotated[
+        float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
+    ] = None,
+    settings: Settings = None,
+    quick: Annotated[bool, typer.Option("--quick", help="5 repeats instead of 25.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Time prediction by the length of a clip: network, candidates, suppression, memory."""
+    if (model is None) == (checkpoint is None):
+        raise ConfigError("expected one of --model and --checkpoint")
+    if (data is None) == (lengths is None):
+        raise ConfigError("expected one of --data and --lengths")
+    asked = None if lengths is None else _lengths(lengths)
+
+    from tal_fast.data import open_dataset
+    from tal_fast.models import detector_of
+    from tal_fast.profiling.model_cost import timing_of
+    from tal_fast.profiling.prediction_profile import (
+        clips_of_data,
+        made_clips,
+        profile_prediction,
+        ready_model,
+    )
+
+    dataset = None if data is None else open_dataset(data)
+    sizes = (channels, classes) if dataset is None else (dataset.channels, dataset.num_classes)
+    network, config = ready_model(model, checkpoint, sizes, settings or [])
+    timing = timing_of(detector_of(config.name), config.name, fps, stride)
+    if dataset is not None:
+        clips = clips_of_data(network, dataset, videos_of(dataset, split, "--split"))
+    else:
+        clips = made_clips(network, asked or [])
+    profile_prediction(
+        network,
+        config,
+        clips,
+        out,
+        weights="fresh" if checkpoint is None else "trained",
+        timing=timing,
+        quick=quick,
+        threads=threads,
+        said=say,
     )
     print_profile(out)

@@ -91,7 +91,7 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
         "format": FORMAT,
         "time": time.time(),
         "environment": machine,
-        "others_cores": _others(*before),
+        "others_cores": procfs.others_since(*before),
         "ceilings": found,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -107,15 +107,6 @@ def kept_ceilings(cache: Path | None = None) -> dict[str, Any] | None:
 def _machine() -> dict[str, Any]:
     known = describe_environment()
     return {key: known[key] for key in ("cpu", "cores", "torch", "isa")}
-
-
-def _others(wall: float, cpu: float, machine: procfs.Machine | None) -> float | None:
-    """Returns the cores that others have used since; None where the system does not say."""
-    now = procfs.machine_cpu()
-    if machine is None or now is None:
-        return None
-    busy, own = now.busy - machine.busy, time.process_time() - cpu
-    return max(0.0, busy - own) / (time.perf_counter() - wall)
 
 
 def _cache_file() -> Path:

@@ -30,18 +30,23 @@ from tal_fast.profiling.kinds import (
     step_ops,
 )
 
-__all__ = ["OpRecorder", "profiled_steps"]
+__all__ = ["OpRecorder", "new_profiler", "profiled_steps"]
 
 _DATA = "tal_fast.data"
 
 
-def _profiler() -> Any:
+def new_profiler(*, memory: bool = False) -> Any:
+    """Returns torch's profiler of this machine's devices, with shapes.
+
+    Args:
+        memory: also look at every piece of memory that is taken and given back.
+    """
     # Two lines of its own for every trace otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    return torch.profiler.profile(activities=activities, record_shapes=True)
+    return torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=memory)
 
 
 def profiled_steps(step: Callable[[], Any], steps: int = 5) -> list[StepOps]:
@@ -51,7 +56,7 @@ def profiled_steps(step: Callable[[], Any], steps: int = 5) -> list[StepOps]:
         step: to run.
         steps: how often.
     """
-    profiler = _profiler()
+    profiler = new_profiler()
     with profiler:
         for _ in range(steps):
             with torch.profiler.record_function(STEP):
@@ -133,7 +138,7 @@ class OpRecorder:
     def _begin(self) -> None:
         if self.steps:
             if self._profiler is None:
-                self._profiler = _profiler()
+                self._profiler = new_profiler()
                 self._profiler.__enter__()
             return
         # No module: parts need hooks, and ops do not.

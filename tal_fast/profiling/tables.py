@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tal_fast.profiling.figures import value_of
 from tal_fast.profiling.profile import phase_table
 from tal_fast.profiling.work import kind_table
 
@@ -108,6 +109,8 @@ def profile_tables(profile: Mapping[str, Any]) -> list[Table]:
         for row in rows:
             table.add_row(*row)
         tables.append(table)
+    if profile.get("lengths"):
+        tables.append(length_table(profile))
     if profile.get("tried"):
         tables.append(tried_table(profile["tried"]))
     return tables
@@ -135,5 +138,39 @@ def tried_table(tried: Mapping[str, Any]) -> Table:
             f"{run['cpu']['value']:.1f}",
             "-" if gain is None else f"{gain:.2f}",
             run["what"],
+        )
+    return table
+
+
+def length_table(profile: Mapping[str, Any]) -> Table:
+    """Returns what prediction takes by length: time, rates, memory, what is beside the network."""
+    own = profile["prediction"]
+    others = value_of(profile, "disturbance", "others")
+    beside = "" if others is None else f" Meanwhile others used {others:.1f} cores."
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"{own['model']}, {own['weights']} weights, {own['amp']}, {own['device']}, "
+        f"{own['threads']} threads; medians of repeats, network with quartiles.{beside}",
+        caption_justify="left",
+    )
+    for name in ("rows", "padded", "network ms", "quartiles", "candidates", "suppression", "GMAC",
+                 "GMAC/s", "of peak", "MB", "ms/min"):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in profile["lengths"]:
+        low, high = one["network_quartiles"]
+        memory, minute = one["memory"]["value"], one["minute"]["value"]
+        table.add_row(
+            f"{one['rows']:,}",
+            f"{one['padded']:,}",
+            f"{one['network']['value']:.1f}",
+            f"{low:.1f} to {high:.1f}",
+            f"{one['candidates']['value']:.1f}",
+            f"{one['suppression']['value']:.1f}",
+            f"{one['macs']['value'] / 1e9:.3f}",
+            f"{one['macs_rate']['value']:.1f}",
+            f"{one['peak_share']['value']:.1%}",
+            "-" if memory is None else f"{memory / 1e6:.1f}",
+            "-" if minute is None else f"{minute:.0f}",
         )
     return table
