@@ -20,7 +20,7 @@ from tal_fast.cli.app import (
     say,
     videos_of,
 )
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, MissingExtraError
 
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
@@ -50,24 +50,26 @@ def _lengths(text: str) -> list[int]:
 
 
 def print_profile(folder: Path) -> None:
-    """Prints the profile in a directory: what limits it first, then the tables behind that."""
-    import json
-
+    """Prints the profile in a directory: what limits it first, then the tables; draws its page."""
     from rich.console import Console
 
     from tal_fast.profiling.profile import summary
+    from tal_fast.profiling.report import read_profile, write_page
     from tal_fast.profiling.tables import profile_tables
     from tal_fast.profiling.verdict import verdict_of
 
-    file = folder / "profile.json"
-    profile = json.loads(file.read_text("utf-8"))
+    profile = read_profile(folder)
     if "phases" in profile:
         typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
     console = Console()
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
         console.print(table)
-    typer.echo(file)
+    try:
+        typer.echo(write_page(folder))
+    except MissingExtraError as error:
+        say(f"note: no page: {error}")
+        typer.echo(folder / "profile.json")
 
 
 @command(

@@ -164,12 +164,15 @@ class TestProfile:
     def test_command(self, data, tmp_path, capsys, monkeypatch):
         out = tmp_path / "profile"
         arguments = ["profile", "train", "--data", data.path, "--out", out, "--steps", "3",
-                     "--model", f"{MODELS}:TinyOps", "--quick", "--threads", "1"]  # fmt: skip
+                     "--model", f"{MODELS}:LargeProduct", "--quick", "--threads", "1"]  # fmt: skip
         assert cli.main([str(word) for word in arguments]) == 0
         shown = capsys.readouterr()
         assert "recording 3 steps" in shown.err
         assert "kind of work" in shown.out
-        assert str(out / "profile.json") in shown.out
+        assert str(out / "index.html") in shown.out
+        for name in ("timeline", "roofline", "breakdown"):
+            assert (out / f"{name}.png").is_file()
+            assert (out / f"{name}.svg").is_file()
 
 
 class TestRig:
