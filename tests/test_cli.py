@@ -43,6 +43,7 @@ COMMANDS = [
     ["profile", "machine"],
     ["profile", "train"],
     ["profile", "predict"],
+    ["profile", "compare"],
 ]
 
 

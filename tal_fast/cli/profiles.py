@@ -263,3 +263,29 @@ def profile_predict(
         said=say,
     )
     print_profile(out)
+
+
+@command(profile_app, "compare", "tal-fast profile compare profiles/tadtr profiles/tridet")
+def profile_compare(
+    folders: Annotated[list[Path], typer.Argument(help="Directories of two or more profiles.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write tables and picture into this directory.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also of different machines: shares of their ceilings alone."),
+    ] = False,
+) -> None:
+    """Put profiles side by side: trainings by step, predictions by length and minute of video."""
+    from rich.console import Console
+
+    from tal_fast.profiling.compare import compare, comparison_tables, write_comparison
+
+    found = compare(folders, force=force)
+    console = Console()
+    console.width = max(console.width, _WIDTH + 20)
+    for table in comparison_tables(found):
+        console.print(table)
+    if out is not None:
+        for path in write_comparison(found, out):
+            typer.echo(path)
