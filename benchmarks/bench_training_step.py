@@ -29,6 +29,8 @@ from torch import Tensor
 
 from tal_fast.models import Targets, Whole, build_model
 from tal_fast.models.segments import center_width_to_start_end
+from tal_fast.profiling.kinds import op_rows, time_by_kind
+from tal_fast.profiling.op_recorder import profiled_steps
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_amp
 from tal_fast.training.step import parameter_groups
@@ -190,25 +192,8 @@ def run(name: str, repetitions: int, threads: int, seconds: float) -> list[dict[
     return rows
 
 
-#: Where an event of torch's profiler belongs; the first match counts.
-GROUPS = {
-    "matrix products": ("::mm", "addmm", "::bmm", "::linear", "mkldnn"),
-    "deformable attention": ("deform_attn",),
-    "RoI align": ("segment_roi_align",),
-    "dropout (+ relu, + residual)": ("dropout", "bernoulli"),
-    "normalisation": ("layer_norm", "group_norm", "LayerNorm", "GroupNorm"),
-    "optimiser and clipping": ("adamw", "AdamW", "linalg_vector_norm", "clip_grad", "foreach"),
-    "copies and casts": ("copy_", "::cat", "::stack", "::to", "contiguous", "clone"),
-    "sums and element-wise": ("::sum", "::add", "::mul", "::div", "::sub", "softmax", "sigmoid",
-                              "::neg", "::pow", "::log", "masked_fill", "threshold", "relu"),
-}  # fmt: skip
-
-
 def profile(names: list[str], threads: int) -> None:
     """Prints where our step (bfloat16, with actionness) spends its time, by kind of work."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-
     torch.set_num_threads(threads)
     features = torch.randn(BATCH, ROWS, CHANNELS, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(BATCH, ROWS, dtype=torch.bool)
@@ -216,19 +201,11 @@ def profile(names: list[str], threads: int) -> None:
         step = our_step(name, features, mask, True, "bfloat16")
         for _ in range(3):
             step()
-        with record(activities=[ProfilerActivity.CPU]) as trace:
-            for _ in range(5):
-                step()
-        shares: dict[str, float] = {}
-        for event in trace.key_averages():
-            group = next(
-                (g for g, keys in GROUPS.items() if any(key in event.key for key in keys)), "rest"
-            )
-            shares[group] = shares.get(group, 0.0) + event.self_cpu_time_total
+        shares = time_by_kind(op_rows(profiled_steps(step), {}))
         total = sum(shares.values())
         print(name)
-        for group, spent in sorted(shares.items(), key=lambda item: -item[1]):
-            print(f"  {spent / total:6.1%}  {group}")
+        for kind, spent in shares.items():
+            print(f"  {spent / total:6.1%}  {kind}")
 
 
 def main() -> None:

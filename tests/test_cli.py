@@ -41,6 +41,9 @@ COMMANDS = [
     ["profile"],
     ["profile", "model"],
     ["profile", "machine"],
+    ["profile", "train"],
+    ["profile", "predict"],
+    ["profile", "compare"],
 ]
 
 
@@ -140,6 +143,9 @@ class TestStatus:
             ["study", "run", "--data", "d", "--out", "o", "--threads", "100000"],
             ["prepare", "synthetic", "--out", "o", "--size", "dem"],
             ["evaluate", "--annotations", "a", "--predictions", "p", "--tiou", "0.3:2"],
+            ["profile", "predict", "--out", "x", "--lengths", "128"],
+            ["profile", "predict", "--out", "x", "--model", "tadtr"],
+            ["profile", "predict", "--out", "x", "--model", "tadtr", "--lengths", "0"],
             ["profile", "model", "--channels", "0", "--classes", "2"],
             ["profile", "model", "--channels", "8", "--classes", "2", "--lengths", "128,x"],
             ["profile", "model", "--channels", "8", "--classes", "2", "--lengths", "9:5:1"],

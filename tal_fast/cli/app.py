@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -35,7 +35,11 @@ __all__ = [
     "profile_app",
     "say",
     "study_app",
+    "videos_of",
 ]
+
+if TYPE_CHECKING:
+    from tal_fast.data import TALDataset
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _OPTIONS = {
@@ -106,6 +110,26 @@ TrustTimes = Annotated[
 def say(message: str) -> None:
     """Prints beside the results: notes and errors."""
     typer.echo(message, err=True)
+
+
+def videos_of(data: TALDataset, which: str, option: str) -> list[str]:
+    """Returns the videos of a split, or all.
+
+    Args:
+        data: the data set.
+        which: a split, or ``all``.
+        option: that gave it.
+    """
+    from tal_fast.errors import nearest
+
+    if which == "all":
+        return sorted(data.annotations.videos)
+    if which not in data.splits:
+        known = [*data.splits, "all"]
+        raise ConfigError(
+            f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
+        )
+    return list(data.splits[which])
 
 
 def _of_several() -> tuple[int, int] | None:

@@ -22,12 +22,13 @@ from tal_fast.cli.app import (
     bar,
     command,
     say,
+    videos_of,
 )
 from tal_fast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tal_fast.data import TALDataset
-    from tal_fast.profiling.recorder import StepRecorder
+    from tal_fast.profiling.recording import Recording
+    from tal_fast.training import ExperimentConfig
 
 
 def _require_kept(file: Path) -> None:
@@ -45,47 +46,25 @@ def _require_kept(file: Path) -> None:
             raise DataError(why)
 
 
-def _videos(data: TALDataset, which: str, option: str) -> list[str]:
-    """Returns the videos of a split, or all."""
-    from tal_fast.errors import nearest
-
-    if which == "all":
-        return sorted(data.annotations.videos)
-    if which not in data.splits:
-        known = [*data.splits, "all"]
-        raise ConfigError(
-            f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
-        )
-    return list(data.splits[which])
-
-
 @contextlib.contextmanager
-def _profiled(out: Path, steps: int | None) -> Iterator[StepRecorder | None]:
+def _profiled(
+    out: Path, config: ExperimentConfig, threads: int | None, steps: int | None
+) -> Iterator[Recording | None]:
     """Records the training that the block runs, if it is to."""
     if steps is None:
         yield None
         return
-    from tal_fast.profiling.profile import recorded
+    import torch
 
-    with recorded(out / "profile", steps=steps) as recorder:
-        yield recorder
-    if not recorder.records:
-        say(f"note: no profile: the training ended within its warm-up, after {recorder.seen} steps")
+    from tal_fast.profiling.recording import Setting, recorded
 
-
-def _print_profile(folder: Path) -> None:
-    import json
-
-    from rich.console import Console
-
-    from tal_fast.profiling.profile import phase_table, summary
-    from tal_fast.profiling.verdict import verdict_of
-
-    file = folder / "profile.json"
-    profile = json.loads(file.read_text("utf-8"))
-    typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
-    Console().print(phase_table(profile))
-    typer.echo(file)
+    if threads is not None:  # before anything is said of them
+        torch.set_num_threads(threads)
+    with recorded(out / "profile", Setting.of(config), steps=steps) as recording:
+        yield recording
+    seen = recording.steps.seen
+    if not recording.steps.records:
+        say(f"note: no profile: the training ended within its warm-up, after {seen} steps")
 
 
 @command(
@@ -137,15 +116,15 @@ def train(
     chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
     resolved = load_config(config, preset=model, overrides=chosen)
     dataset = open_dataset(data)
-    names = _videos(dataset, videos, "--videos")
+    names = videos_of(dataset, videos, "--videos")
     dataset.require_every_class(names, "training")
     clips = detector_of(resolved.name).clips(resolved.detector, dataset, names, training=True)
     items = "windows" if isinstance(clips, WindowSet) else "clips"
     notes = [*dataset.notes(), *require_learnable(clips)]
     for note in notes if first else ():
         say(f"note: {note}")
-    recording = _profiled(out, profile if first else None)
-    with bar("training", shown=first) as update, recording as recorder:
+    recording = _profiled(out, resolved, threads, profile if first else None)
+    with bar("training", shown=first) as update, recording as found:
 
         def progress(event: Any) -> None:
             loss = event.losses.get("total", event.losses.get("loss"))
@@ -169,8 +148,10 @@ def train(
         f"{summary.epochs} epochs, {summary.steps} steps over {summary.windows} {items} of "
         f"{len(names)} videos in {summary.seconds:.1f} s\n{summary.checkpoint}"
     )
-    if recorder is not None and recorder.records:
-        _print_profile(out / "profile")
+    if found is not None and found.steps.records:
+        from tal_fast.cli.profiles import print_profile
+
+        print_profile(out / "profile")
 
 
 def _refuse_finished(out: Path) -> None:
@@ -233,7 +214,7 @@ def predict(
 
     _require_kept(checkpoint)
     dataset = open_dataset(data)
-    names = _videos(dataset, split, "--split")
+    names = videos_of(dataset, split, "--split")
     for note in dataset.notes():
         say(f"note: {note}")
     with bar("predicting") as update:

@@ -8,11 +8,23 @@ from typing import Annotated
 
 import typer
 
-from tal_fast.cli.app import Model, Settings, command, profile_app
-from tal_fast.errors import ConfigError
+from tal_fast.cli.app import (
+    Config,
+    Data,
+    Model,
+    Out,
+    Settings,
+    Threads,
+    command,
+    profile_app,
+    say,
+    videos_of,
+)
+from tal_fast.errors import ConfigError, MissingExtraError
 
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
+_NARROW = 100
 _MOST_LENGTHS = 100
 
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
@@ -35,6 +47,29 @@ def _lengths(text: str) -> list[int]:
     if not 0 < len(lengths) <= _MOST_LENGTHS:
         raise wrong
     return lengths
+
+
+def print_profile(folder: Path) -> None:
+    """Prints the profile in a directory: what limits it first, then the tables; draws its page."""
+    from rich.console import Console
+
+    from tal_fast.profiling.profile import summary
+    from tal_fast.profiling.report import read_profile, write_page
+    from tal_fast.profiling.tables import profile_tables
+    from tal_fast.profiling.verdict import verdict_of
+
+    profile = read_profile(folder)
+    if "phases" in profile:
+        typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
+    console = Console()
+    console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
+    for table in profile_tables(profile):
+        console.print(table)
+    try:
+        typer.echo(write_page(folder))
+    except MissingExtraError as error:
+        say(f"note: no page: {error}")
+        typer.echo(folder / "profile.json")
 
 
 @command(
@@ -115,3 +150,142 @@ def profile_machine(
     Console().print(ceiling_table(found))
     if json_out is not None:
         write_text_atomically(json_out, json.dumps(found, indent=2) + "\n")
+
+
+@command(
+    profile_app,
+    "train",
+    "tal-fast profile train --data data/hapt --model tadtr-small --out profiles/first",
+)
+def profile_train(
+    data: Data,
+    out: Out,
+    model: Model = "tadtr-small",
+    config: Config = None,
+    settings: Settings = None,
+    videos: Annotated[
+        str, typer.Option(help="Videos to train on: a split of the data (train, ...) or all.")
+    ] = "train",
+    steps: Annotated[int, typer.Option(min=1, help="Steps to record.")] = 50,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only record; do not train without the suspects.")
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    """Say what limits a training and what would lift that; what is learned is thrown away.
+
+    Records steps, then trains without each suspect in turn: loading, batch size, threads,
+    precision. Takes about two minutes at most.
+    """
+    from tal_fast.data import open_dataset
+    from tal_fast.profiling.training_profile import profile_training
+    from tal_fast.training import load_config
+
+    resolved = load_config(config, preset=model, overrides=settings or [])
+    dataset = open_dataset(data)
+    names = videos_of(dataset, videos, "--videos")
+    for note in dataset.notes():
+        say(f"note: {note}")
+    profile_training(
+        resolved, dataset, names, out, steps=steps, quick=quick, threads=threads, said=say
+    )
+    print_profile(out)
+
+
+@command(
+    profile_app,
+    "predict",
+    "tal-fast profile predict --model tadtr --lengths 200:3000:200 --out profiles/tadtr",
+)
+def profile_predict(
+    out: Out,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Preset or own model, with fresh weights.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Or a file written by train.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Take clips of this data directory.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
+        "test"
+    ),
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="Or clips of noise of so many rows: 128,2304 or first:last:step."),
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of fresh models.")] = 2048,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of fresh models.")] = 20,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second, for times per minute. Default: the preset's."),
+    ] = None,
+    stride: Annotated[
+        float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
+    ] = None,
+    settings: Settings = None,
+    quick: Annotated[bool, typer.Option("--quick", help="5 repeats instead of 25.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Time prediction by the length of a clip: network, candidates, suppression, memory."""
+    if (model is None) == (checkpoint is None):
+        raise ConfigError("expected one of --model and --checkpoint")
+    if (data is None) == (lengths is None):
+        raise ConfigError("expected one of --data and --lengths")
+    asked = None if lengths is None else _lengths(lengths)
+
+    from tal_fast.data import open_dataset
+    from tal_fast.models import detector_of
+    from tal_fast.profiling.model_cost import timing_of
+    from tal_fast.profiling.prediction_profile import (
+        clips_of_data,
+        made_clips,
+        profile_prediction,
+        ready_model,
+    )
+
+    dataset = None if data is None else open_dataset(data)
+    sizes = (channels, classes) if dataset is None else (dataset.channels, dataset.num_classes)
+    network, config = ready_model(model, checkpoint, sizes, settings or [])
+    timing = timing_of(detector_of(config.name), config.name, fps, stride)
+    if dataset is not None:
+        clips = clips_of_data(network, dataset, videos_of(dataset, split, "--split"))
+    else:
+        clips = made_clips(network, asked or [])
+    profile_prediction(
+        network,
+        config,
+        clips,
+        out,
+        weights="fresh" if checkpoint is None else "trained",
+        timing=timing,
+        quick=quick,
+        threads=threads,
+        said=say,
+    )
+    print_profile(out)
+
+
+@command(profile_app, "compare", "tal-fast profile compare profiles/tadtr profiles/tridet")
+def profile_compare(
+    folders: Annotated[list[Path], typer.Argument(help="Directories of two or more profiles.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write tables and picture into this directory.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also of different machines: shares of their ceilings alone."),
+    ] = False,
+) -> None:
+    """Put profiles side by side: trainings by step, predictions by length and minute of video."""
+    from rich.console import Console
+
+    from tal_fast.profiling.compare import compare, comparison_tables, write_comparison
+
+    found = compare(folders, force=force)
+    console = Console()
+    console.width = max(console.width, _WIDTH + 20)
+    for table in comparison_tables(found):
+        console.print(table)
+    if out is not None:
+        for path in write_comparison(found, out):
+            typer.echo(path)

@@ -26,11 +26,21 @@ from rich.table import Table
 from tal_fast import ops
 from tal_fast.data.files import write_text_atomically
 from tal_fast.profiling import procfs
+from tal_fast.training.device import resolve_amp
 from tal_fast.training.environment import describe_environment, usable_cores
 
-__all__ = ["Ceiling", "ceiling_table", "machine_ceilings", "measure_ceilings"]
+__all__ = [
+    "Ceiling",
+    "ceiling_table",
+    "kept_ceilings",
+    "machine_ceilings",
+    "measure_ceilings",
+    "product_ceiling",
+    "rate_of",
+    "with_threads",
+]
 
-FORMAT = 1
+FORMAT = 2
 _DAY = 86_400.0  # seconds that measured ceilings are good for
 _SIDE = 1024  # of the square product
 _CACHES = 4  # arrays of memory are so many times the last cache
@@ -70,8 +80,7 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
         meanwhile) and ``ceilings``.
     """
     cache = _cache_file() if cache is None else cache
-    known = describe_environment()
-    machine = {key: known[key] for key in ("cpu", "cores", "torch", "isa")}
+    machine = _machine()
     if not fresh:
         kept = _kept(cache, machine)
         if kept is not None:
@@ -82,7 +91,7 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
         "format": FORMAT,
         "time": time.time(),
         "environment": machine,
-        "others_cores": _others(*before),
+        "others_cores": procfs.others_since(*before),
         "ceilings": found,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -90,13 +99,14 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
     return content
 
 
-def _others(wall: float, cpu: float, machine: procfs.Machine | None) -> float | None:
-    """Returns the cores that others have used since; None where the system does not say."""
-    now = procfs.machine_cpu()
-    if machine is None or now is None:
-        return None
-    busy, own = now.busy - machine.busy, time.process_time() - cpu
-    return max(0.0, busy - own) / (time.perf_counter() - wall)
+def kept_ceilings(cache: Path | None = None) -> dict[str, Any] | None:
+    """Returns what :func:`machine_ceilings` would without measuring; None where it would."""
+    return _kept(_cache_file() if cache is None else cache, _machine())
+
+
+def _machine() -> dict[str, Any]:
+    known = describe_environment()
+    return {key: known[key] for key in ("cpu", "cores", "torch", "isa")}
 
 
 def _cache_file() -> Path:
@@ -122,17 +132,27 @@ def measure_ceilings(seconds: float = 0.5) -> list[Ceiling]:
     """
     found = []
     for threads in dict.fromkeys((1, usable_cores())):
-        with _threads(threads):
-            found.append(_product(threads, seconds))
+        with with_threads(threads):
+            found += [
+                product_ceiling((1, _SIDE, _SIDE, _SIDE), dtype, threads, seconds)
+                for dtype in _dtypes()
+            ]
             found += _memory(threads, seconds)
-    with _threads(1):
+    with with_threads(1):
         found += _calls(seconds)
         found.append(_file(seconds))
     return found
 
 
+def _dtypes() -> list[torch.dtype]:
+    """Returns the types in which products are as fast as they get on this processor."""
+    bfloat16 = resolve_amp(torch.device("cpu"), "auto") == "bfloat16"
+    return [torch.float32, *([torch.bfloat16] if bfloat16 else [])]
+
+
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def with_threads(number: int) -> Iterator[None]:
+    """Sets the number of torch threads for a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -141,34 +161,80 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _times(work: Callable[[], Any], threads: int, seconds: float) -> list[float]:
+def _run_times(
+    work: Callable[[], Any], threads: int, seconds: float, device: torch.device | None = None
+) -> list[float]:
     """Returns the seconds that each of some runs took."""
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    on_gpu = device is not None and device.type == "cuda"
+    clock = time.thread_time if threads == 1 and not on_gpu else time.perf_counter
     work()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
+        if on_gpu:
+            torch.cuda.synchronize(device)
         start = clock()
         work()
+        if on_gpu:
+            torch.cuda.synchronize(device)
         times.append(max(clock() - start, 1e-9))
     return times
 
 
-def _rate(
-    name: str, threads: int, amount: float, unit: str, work: Callable[[], Any], seconds: float
+def rate_of(
+    name: str,
+    threads: int,
+    amount: float,
+    unit: str,
+    work: Callable[[], Any],
+    seconds: float,
+    device: torch.device | None = None,
 ) -> Ceiling:
-    times = _times(work, threads, seconds)
+    """Measures how much of something a piece of work does in a second.
+
+    Args:
+        name: of the ceiling.
+        threads: torch threads that it runs in; the caller has set them.
+        amount: FLOPs or bytes of one run.
+        unit: ``GFLOP/s`` or ``GB/s``.
+        work: to run.
+        seconds: to repeat it for; at least three times.
+        device: that is to have finished it.
+    """
+    times = _run_times(work, threads, seconds, device)
     best, median = (amount / 1e9 / t for t in (min(times), statistics.median(times)))
     return Ceiling(name, threads, best, median, unit)
 
 
-def _product(threads: int, seconds: float) -> Ceiling:
-    a, b, out = (torch.ones(_SIDE, _SIDE) for _ in range(3))
-    flops = 2 * _SIDE**3
-    return _rate(
-        f"product {_SIDE}^3 float32", threads, flops, "GFLOP/s",
-        lambda: torch.mm(a, b, out=out), seconds,
-    )  # fmt: skip
+def product_ceiling(
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    threads: int,
+    seconds: float,
+    device: str | torch.device = "cpu",
+) -> Ceiling:
+    """Measures products of one shape; with ``threads`` threads, which the caller has set.
+
+    Args:
+        shape: products side by side, rows, inner dimension, columns.
+        dtype: of the factors.
+        threads: torch threads.
+        seconds: to repeat for.
+        device: where.
+    """
+    batch, rows, inner, columns = shape
+    a, b = (
+        torch.ones(batch, *size, dtype=dtype, device=device)
+        for size in ((rows, inner), (inner, columns))
+    )
+    if batch == 1:
+        a, b = a[0], b[0]
+    out = torch.matmul(a, b)
+    size = "x".join(map(str, shape[batch == 1 :]))
+    name = f"product {size} {str(dtype).removeprefix('torch.')}"
+    flops = 2 * batch * rows * inner * columns
+    work = lambda: torch.matmul(a, b, out=out)  # noqa: E731
+    return rate_of(name, threads, flops, "GFLOP/s", work, seconds, out.device)
 
 
 def _last_cache() -> int:
@@ -198,7 +264,7 @@ def _memory(threads: int, seconds: float) -> list[Ceiling]:
             ("read", each, lambda a=a: a.sum()),  # type: ignore[misc]
         ]
         for kind, amount, work in kinds:
-            found.append(_rate(f"{kind}, {where}", threads, amount, "GB/s", work, seconds))
+            found.append(rate_of(f"{kind}, {where}", threads, amount, "GB/s", work, seconds))
     return found
 
 
@@ -225,7 +291,7 @@ def _calls(seconds: float) -> list[Ceiling]:
             for _ in range(_TINY):
                 work()
 
-        times = [1e6 * t / _TINY for t in _times(many, 1, seconds / 2)]
+        times = [1e6 * t / _TINY for t in _run_times(many, 1, seconds / 2)]
         found.append(Ceiling(f"call of {name}", 1, min(times), statistics.median(times), "us"))
     return found
 
@@ -240,7 +306,7 @@ def _file(seconds: float) -> Ceiling:
             file.seek(0)
             file.readinto(buffer)
 
-        return _rate("read, file in page cache", 1, _FILE, "GB/s", work, seconds)
+        return rate_of("read, file in page cache", 1, _FILE, "GB/s", work, seconds)
 
 
 def ceiling_table(content: dict[str, Any]) -> Table:

@@ -31,6 +31,16 @@ _ALLOCATIONS = frozenset(
 _OVERWRITES = frozenset(
     ("bernoulli_", "copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_")
 )
+# torch has a formula for attention on a GPU alone.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+_NO_WORK = ("prim", "profiler")
 
 
 @dataclass
@@ -158,6 +168,7 @@ class CostCounter:
     Attributes:
         by_part: costs by (phase, part); the part of what runs outside all modules is ``""``.
         by_op: costs by (phase, op), without ``saved``.
+        phase: of what runs now; may be changed meanwhile.
     """
 
     def __init__(self, model: nn.Module, depth: int = 2) -> None:
@@ -165,7 +176,7 @@ class CostCounter:
         self.by_op: dict[tuple[str, str], Cost] = {}
         self._model = model
         self._depth = depth
-        self._phase = ""
+        self.phase = ""
         self._stack: list[str] = []
         # Number of the first node of each stretch of the forward, and the part it belongs to.
         self._firsts: list[int] = []
@@ -176,7 +187,7 @@ class CostCounter:
     @contextmanager
     def counting(self, phase: str) -> Iterator[None]:
         """Counts what the block runs as a phase of this name."""
-        self._phase = phase
+        self.phase = phase
         self._note("")
         with ExitStack() as stack:
             for name, module in self._model.named_modules():
@@ -229,7 +240,7 @@ class CostCounter:
         return self._parts[max(0, bisect.bisect_right(self._firsts, number) - 1)]
 
     def _at(self, table: dict[tuple[str, str], Cost], name: str) -> Cost:
-        return table.setdefault((self._phase, name), Cost())
+        return table.setdefault((self.phase, name), Cost())
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = _storage(tensor)
@@ -249,7 +260,7 @@ class CostCounter:
 
 
 def _flops(op: Any, args: Any, kwargs: Any, out: Any) -> int:
-    packet = op.overloadpacket
+    packet = _CPU_ATTENTION.get(op.overloadpacket, op.overloadpacket)
     if packet not in flop_registry:
         return 0
     if packet is torch.ops.aten.convolution_backward:
@@ -290,9 +301,9 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim":
+        if not isinstance(func, torch._ops.OpOverload) or func.namespace in _NO_WORK:
             return func(*args, **kwargs)
-        if func.overloadpacket not in flop_registry:
+        if func.overloadpacket not in flop_registry and func.overloadpacket not in _CPU_ATTENTION:
             # In inference mode also what is made of other ops comes here, whole.
             with self:
                 out = func.decompose(*args, **kwargs)

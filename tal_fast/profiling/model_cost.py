@@ -23,7 +23,15 @@ from tal_fast.models.registry import recipe
 from tal_fast.profiling.cost import Cost, CostCounter, part_of
 from tal_fast.training.config import ExperimentConfig, load_config
 
-__all__ = ["LengthCost", "ModelCost", "PerMinute", "model_cost"]
+__all__ = [
+    "LengthCost",
+    "ModelCost",
+    "PerMinute",
+    "clips_per_minute",
+    "model_cost",
+    "prediction_macs",
+    "timing_of",
+]
 
 _INSTANCES = 4  # per clip, in a training step
 _NO_RECIPE = 256  # rows to count by default, of a model whose recipe names no length
@@ -153,7 +161,7 @@ def model_cost(
         if length < 1:
             raise ConfigError(f"lengths: expected at least 1 row, got {length}")
     found = recipe(name)
-    timing = _timing(found.detector, name, fps, stride)
+    timing = timing_of(found.detector, name, fps, stride)
     config = load_config(preset=name, overrides=settings)
     model = _on_meta(found.detector, name, channels, classes, config)
     batch = config.training.batch_size if batch is None else batch
@@ -180,9 +188,20 @@ def model_cost(
     )
 
 
-def _timing(
+def timing_of(
     detector: type[Detector], name: str, fps: float | None, stride: float | None
 ) -> tuple[float, float] | None:
+    """Returns frames per second and frames between two rows, where they are known.
+
+    Args:
+        detector: the model's class.
+        name: the preset, whose timing holds where none is given.
+        fps: frames per second, or None.
+        stride: frames between two rows, or None.
+
+    Raises:
+        ConfigError: one is out of range, or only one is known.
+    """
     for argument, value in (("fps", fps), ("stride", stride)):
         if value is not None and not value > 0:
             raise ConfigError(f"{argument}: expected more than 0, got {value}")
@@ -240,9 +259,7 @@ def _of_length(
     phases = dict.fromkeys(phase for phase, _ in counter.by_part if phase != "prediction")
     per_minute = None
     if timing is not None:
-        # A video that is shorter than a clip has no second one to share rows with.
-        new = rows * (1.0 - model.overlap(config.detector)) if own == rows else rows
-        clips = 60.0 * timing[0] / timing[1] / new
+        clips = clips_per_minute(model, config, timing, rows, own)
         per_minute = PerMinute(clips, clips * macs, clips * longer)
     return LengthCost(
         rows=rows,
@@ -258,6 +275,47 @@ def _of_length(
         left_out=left_out,
         per_minute=per_minute,
     )
+
+
+def clips_per_minute(
+    model: Detector, config: ExperimentConfig, timing: tuple[float, float], rows: int, padded: int
+) -> float:
+    """Returns how many clips begin in a minute of video.
+
+    Args:
+        model: gives the overlap of clips.
+        config: its settings.
+        timing: frames per second, and frames between two rows.
+        rows: real rows of a clip.
+        padded: rows with padding.
+    """
+    # A video that is shorter than a clip has no second one to share rows with.
+    new = rows * (1.0 - model.overlap(config.detector)) if padded == rows else rows
+    return 60.0 * timing[0] / timing[1] / new
+
+
+def prediction_macs(
+    config: ExperimentConfig, channels: int, classes: int, padded: int
+) -> tuple[float, str]:
+    """Returns the multiply-adds of a forward pass over a clip, and how they are known.
+
+    Args:
+        config: of the model.
+        channels: channels of a feature row.
+        classes: number of classes.
+        padded: rows of the clip, padding included.
+
+    Returns:
+        The number, and ``formula`` (the model's own) or ``counted``.
+    """
+    model = _on_meta(recipe(config.name).detector, config.name, channels, classes, config)
+    formula = _formula(model, padded)
+    if formula is not None:
+        return float(sum(formula.values())), "formula"
+    counter = CostCounter(model)
+    with _plain_attention():
+        _predict(model, config.name, counter, padded, padded)
+    return counter.total("prediction").macs, "counted"
 
 
 @contextmanager

@@ -5,12 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-__all__ = ["Machine", "QueueWait", "bytes_read", "children_cpu", "machine_cpu", "throttled"]
+__all__ = [
+    "Machine",
+    "QueueWait",
+    "bytes_read",
+    "children_cpu",
+    "machine_cpu",
+    "others_since",
+    "throttled",
+]
 
 _PROC = Path("/proc")
 _TASKS = "/proc/self/task"
@@ -78,6 +87,21 @@ def machine_cpu() -> Machine | None:
     user, nice, system, _, _, interrupts, soft, steal = ticks
     per_second = os.sysconf("SC_CLK_TCK")
     return Machine((user + nice + system + interrupts + soft) / per_second, steal / per_second)
+
+
+def others_since(wall: float, cpu: float, machine: Machine | None) -> float | None:
+    """Returns the cores that others have used since; None where the system does not say.
+
+    Args:
+        wall: of ``time.perf_counter`` then.
+        cpu: of ``time.process_time`` then.
+        machine: of :func:`machine_cpu` then.
+    """
+    now = machine_cpu()
+    if machine is None or now is None:
+        return None
+    busy, own = now.busy - machine.busy, time.process_time() - cpu
+    return max(0.0, busy - own) / (time.perf_counter() - wall)
 
 
 def children_cpu(process: psutil.Process) -> float:

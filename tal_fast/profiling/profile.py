@@ -4,28 +4,26 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import csv
-import io
-import json
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from tal_fast.data.files import write_text_atomically
-from tal_fast.profiling.recorder import OTHER, PhaseTime, StepRecord, StepRecorder
+from tal_fast.profiling.figures import csv_text, figure
+from tal_fast.profiling.recorder import OTHER, PhaseTime, StepRecord
 from tal_fast.profiling.sampler import Sample
-from tal_fast.training.environment import describe_environment, usable_cores
+from tal_fast.training.environment import usable_cores
 
-__all__ = ["FORMAT", "phase_table", "profile_of", "recorded", "summary"]
+__all__ = ["FORMAT", "FORMATS", "phase_table", "profile_of", "steps_csv", "summary"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of profile.json."""
+
+FORMATS = (1, 2)
+"""Versions that can still be read; the first knows steps and phases alone."""
 
 # A step is calm where others used no more of the cores, and this process waited no longer for one.
 _OTHERS = 0.1  # cores
@@ -35,50 +33,7 @@ _LEAST_CALM = 8  # steps; with fewer the figures are of all steps, and marked
 _WINDOW = 1.0  # seconds around a step that are looked at: the kernel counts in hundredths
 
 
-@contextlib.contextmanager
-def recorded(out: Path, *, steps: int, warm_up: int = 10) -> Iterator[StepRecorder]:
-    """Records steps of a training that the block runs, and writes their profile.
-
-    Args:
-        out: directory to write, made when there is something to write.
-        steps: to record.
-        warm_up: steps before them.
-    """
-    recorder = StepRecorder(steps, warm_up)
-    recorder.start()
-    try:
-        yield recorder
-    finally:
-        recorder.stop()
-        if recorder.records:
-            _write(out, recorder, warm_up)
-
-
-def _write(out: Path, recorder: StepRecorder, warm_up: int) -> None:
-    records, samples = recorder.records, recorder.sampler.samples
-    out.mkdir(parents=True, exist_ok=True)
-    profile = profile_of(
-        records,
-        samples,
-        between=recorder.between,
-        warm_up=warm_up,
-        environment=describe_environment(),
-    )
-    write_text_atomically(out / "profile.json", json.dumps(profile, indent=2) + "\n")
-    write_text_atomically(out / "steps.csv", _steps_csv(records, samples))
-    timeline = [Sample.names(), *(astuple(sample) for sample in samples)]
-    write_text_atomically(out / "timeline.csv", _csv(timeline))
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [["" if value is None else value for value in row] for row in rows]
-    )
-    return text.getvalue()
-
-
-def _steps_csv(records: Sequence[StepRecord], samples: Sequence[Sample]) -> str:
+def steps_csv(records: Sequence[StepRecord], samples: Sequence[Sample]) -> str:
     """Returns a row per step and phase, times in seconds; the phase ``step`` is the whole."""
     rows: list[Sequence[Any]] = [
         ("step", "phase", "start", "wall", "thread_cpu", "cpu", "queue_wait", "children_cpu",
@@ -96,7 +51,7 @@ def _steps_csv(records: Sequence[StepRecord], samples: Sequence[Sample]) -> str:
                  took.thread_cpu, took.cpu, took.queue_wait, children if whole else None,
                  around.get("others") if whole else None, calm)
             )  # fmt: skip
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def _at(samples: Sequence[Sample], name: str, time: float) -> float | None:
@@ -147,12 +102,6 @@ def _is_calm(record: StepRecord, around: dict[str, float]) -> bool | None:
     )
 
 
-def _figure(value: float | None, unit: str, origin: str, reason: str = "") -> dict[str, Any]:
-    if value is None:
-        return {"value": None, "unit": unit, "reason": reason or "the system does not say"}
-    return {"value": value, "unit": unit, "origin": origin}
-
-
 def profile_of(
     records: Sequence[StepRecord],
     samples: Sequence[Sample],
@@ -160,6 +109,7 @@ def profile_of(
     between: dict[str, PhaseTime],
     warm_up: int,
     environment: dict[str, Any],
+    peak: float | None = None,
 ) -> dict[str, Any]:
     """Returns the profile of recorded steps, fit for JSON.
 
@@ -172,6 +122,7 @@ def profile_of(
         between: what ranges between them took.
         warm_up: steps before them that were left out.
         environment: of the machine.
+        peak: bytes of memory that the process has had at most.
     """
     around = [_around(record, samples) for record in records]
     calm = [_is_calm(record, item) for record, item in zip(records, around, strict=True)]
@@ -200,12 +151,13 @@ def profile_of(
             name: _times(took, took.wall / all_wall) for name, took in between.items()
         },
         "memory": {
-            "resident": _figure(
+            "resident": figure(
                 max((s.resident for s in samples), default=None), "bytes", "counter", "no sample"
-            )
+            ),
+            "peak": figure(peak, "bytes", "counter", "not asked for"),
         },
         "reading": {
-            name: _figure(_rate(samples, name, records), "bytes per step", "counter")
+            name: figure(_rate(samples, name, records), "bytes per step", "counter")
             for name in ("read", "read_storage")
         },
     }
@@ -217,10 +169,10 @@ def _disturbance(
     known = [item for item in around if item]
     waits = [r.whole.queue_wait / r.whole.wall for r in records if r.whole.queue_wait is not None]
     return {
-        "others": _figure(_mean([item["others"] for item in known]), "cores", "counter"),
-        "stolen": _figure(_mean([item["stolen"] for item in known]), "cores", "counter"),
-        "queue_wait": _figure(_mean(waits), "of the step", "counter"),
-        "throttled": _figure(_rise(samples, "throttled"), "times", "counter"),
+        "others": figure(_mean([item["others"] for item in known]), "cores", "counter"),
+        "stolen": figure(_mean([item["stolen"] for item in known]), "cores", "counter"),
+        "queue_wait": figure(_mean(waits), "of the step", "counter"),
+        "throttled": figure(_rise(samples, "throttled"), "times", "counter"),
     }
 
 
@@ -260,11 +212,11 @@ def _median(times: Sequence[PhaseTime]) -> PhaseTime:
 def _times(took: PhaseTime, share: float) -> dict[str, Any]:
     wait = took.queue_wait
     return {
-        "wall": _figure(1e3 * took.wall, "ms", "clock"),
-        "thread_cpu": _figure(1e3 * took.thread_cpu, "ms", "clock"),
-        "cpu": _figure(1e3 * took.cpu, "ms", "clock"),
-        "queue_wait": _figure(None if wait is None else 1e3 * wait, "ms", "counter"),
-        "share": _figure(share, "of the time", "clock"),
+        "wall": figure(1e3 * took.wall, "ms", "clock"),
+        "thread_cpu": figure(1e3 * took.thread_cpu, "ms", "clock"),
+        "cpu": figure(1e3 * took.cpu, "ms", "clock"),
+        "queue_wait": figure(None if wait is None else 1e3 * wait, "ms", "counter"),
+        "share": figure(share, "of the time", "clock"),
     }
 
 

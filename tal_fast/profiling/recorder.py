@@ -132,6 +132,13 @@ class StepRecorder:
             self.sampler.stop()
             self._queue.close()
 
+    def finish(self) -> None:
+        """Takes itself out of the way, now that there are enough steps."""
+        if self._on:
+            self.stop()
+            if self._done is not None:
+                self._done()
+
     def push(self, name: str) -> None:
         """A range begins (:class:`tal_fast.ranges.Sink`)."""
         if not self._on or threading.get_ident() != self._thread:
@@ -176,8 +183,8 @@ class StepRecorder:
         return self._phases.setdefault("/".join([*path, own]), PhaseTime())
 
     def _end(self, began: _Moment, whole: PhaseTime) -> None:
-        if not any(name != "data" for name in self._phases):
-            return  # the end of an epoch: there was no batch
+        if not self._on or not any(name != "data" for name in self._phases):
+            return  # stopped within the step, or the end of an epoch: there was no batch
         self.seen += 1
         if self.seen <= self._warm_up:
             return
@@ -189,6 +196,4 @@ class StepRecorder:
         phases = {**self._phases, OTHER: rest}
         self.records.append(StepRecord(self.seen, began.wall, whole, phases))
         if len(self.records) >= self._steps:
-            self.stop()
-            if self._done is not None:
-                self._done()
+            self.finish()

@@ -24,7 +24,7 @@ from tal_fast.training.device import autocast, resolve_device
 from tal_fast.training.finite import clips_of, first_not_finite
 from tal_fast.typing import Floats
 
-__all__ = ["detect", "predict"]
+__all__ = ["detect", "predict", "suppressed"]
 
 
 def predict(
@@ -161,6 +161,45 @@ def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candid
     ) from failure
 
 
+def suppressed(
+    segments: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    clips: Tensor,
+    spans: Tensor,
+    owners: Tensor,
+    config: PostprocessConfig,
+) -> ops.BatchedNMSResult:
+    """Merges what clips found; arguments as of :func:`tal_fast.ops.fuse_windows`.
+
+    Args:
+        segments: ``Tensor[N, 2]``, in one unit of time.
+        scores: ``Tensor[N]``.
+        labels: ``Tensor[N]``.
+        clips: ``Tensor[N]``, number of the clip of each.
+        spans: ``Tensor[C, 2]``, of each clip.
+        owners: ``Tensor[C]``, number of the video of each clip.
+        config: how to suppress.
+    """
+    return ops.fuse_windows(
+        segments,
+        scores,
+        labels,
+        clips,
+        spans,
+        owners,
+        scope=config.nms_scope,
+        method=config.nms,
+        iou_threshold=config.nms_threshold,
+        sigma=config.nms_sigma,
+        per_class=config.nms_classes == "each",
+        voting_threshold=config.voting or None,
+        voting_weight=config.voting_weight,
+        min_score=config.min_score,
+        max_segments=config.max_detections,
+    )
+
+
 class _Found:
     """Collects the candidates of clips and merges them into the detections of videos."""
 
@@ -207,22 +246,14 @@ class _Found:
         owners = torch.tensor(self._owners, device="cpu")
         clips = torch.tensor(self._clips, dtype=torch.int64, device="cpu")
         labels = torch.cat(self._labels)
-        kept = ops.fuse_windows(
+        kept = suppressed(
             torch.from_numpy(np.concatenate(self._segments)),
             torch.cat(self._scores).double(),
             labels,
             clips,
             torch.from_numpy(np.array(self._spans)),
             owners,
-            scope=config.nms_scope,
-            method=config.nms,
-            iou_threshold=config.nms_threshold,
-            sigma=config.nms_sigma,
-            per_class=config.nms_classes == "each",
-            voting_threshold=config.voting or None,
-            voting_weight=config.voting_weight,
-            min_score=config.min_score,
-            max_segments=config.max_detections,
+            config,
         )
         video = owners[clips[kept.indices]].numpy()
         segments = kept.segments.numpy()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +22,8 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import DataError, TrainingError, listing
+from tal_fast.errors import TrainingError
 from tal_fast.models import Detector, code_of, detector_of
-from tal_fast.models.base import plain_defaults
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import save_model, write_checkpoint
@@ -36,6 +34,7 @@ from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights
 from tal_fast.training.resume import read_state
+from tal_fast.training.start import fresh_model, instances_of, training_loader
 from tal_fast.training.step import Stepper, diverged
 
 __all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
@@ -152,21 +151,9 @@ class Trainer:
         """
         self._start()
         config = self.config.training
-        full = len(self.clips) >= config.batch_size
         several = distributed.world_size() > 1
         with (
-            FeatureLoader(
-                self.clips,
-                distributed.share_of_batch(config.batch_size, len(self.clips)),
-                # Without full batches every process takes part in the one batch of an epoch; the
-                # loader then leaves out no clip to make their parts equal.
-                shuffle=full or not several,
-                drop_last=full,
-                seed=config.seed,
-                threads=self.config.detector.data.threads,
-                rank=distributed.rank(),
-                world_size=distributed.world_size(),
-            ) as loader,
+            training_loader(self.config, self.clips) as loader,
             EventWriter(
                 self.out, config.tensorboard if distributed.is_first() else "never"
             ) as events,
@@ -212,7 +199,7 @@ class Trainer:
         self._code = code_of(config.name)
         clips = detector.clips(config.detector, self.data, self.videos, training=True)
         self.clips = clips if self.positions is None else windows_of(clips).subset(self.positions)
-        instances = self._instances()
+        instances = instances_of(self.data, self.videos)
         distributed.require_same(
             "settings, videos or clips, or in the data",
             (self._identity(), len(self.clips), data_fingerprint(self.data)),
@@ -221,11 +208,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self._facts = data_facts(self.data, (*self.videos, *self.held))
         self.device = resolve_device(config.training.device)
-        torch.manual_seed(config.training.seed)
-        with plain_defaults():  # the same first weights on every device
-            self.model = detector(self.data.channels, self.data.num_classes, config.detector)
-            self.model.start(instances)
-        self.model.to(self.device).train()
+        self.model = fresh_model(config, self.data, instances).to(self.device)
         distributed.seed_apart(config.training.seed)
         self.stepper = Stepper(self.model, config)
         self.kept = KeptWeights(
@@ -247,21 +230,6 @@ class Trainer:
         self._ratings: dict[str, float] = {}  # of the held-out videos, the epoch's last
         self._checked = 0  # step of the last rating of the held-out videos
         self._saving = (0.0, -math.inf)  # seconds that the last save took, and when it was
-
-    def _instances(self) -> list[int]:
-        """Returns the number of instances of each class in the training videos.
-
-        Raises:
-            DataError: there is none at all.
-        """
-        labels = [self.data.annotations.videos[name].labels for name in self.videos]
-        counts = np.bincount(np.concatenate(labels), minlength=self.data.num_classes)
-        if not counts.any():
-            raise DataError(
-                f"{self.data.path}: expected training videos with instances, got "
-                f"{len(self.videos)} without one: {listing(self.videos, 3, ', ')}"
-            )
-        return counts.tolist()
 
     def _identity(self) -> dict[str, Any]:
         return {

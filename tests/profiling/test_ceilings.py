@@ -20,6 +20,7 @@ def small(monkeypatch):
     monkeypatch.setattr(ceilings, "_last_cache", lambda: 1 << 16)
     monkeypatch.setattr(ceilings, "_TINY", 2)
     monkeypatch.setattr(ceilings, "usable_cores", lambda: 2)
+    monkeypatch.setattr(ceilings, "_dtypes", lambda: [torch.float32, torch.float64])
 
 
 def test_every_kind_is_measured(small):
@@ -27,7 +28,7 @@ def test_every_kind_is_measured(small):
     found = measure_ceilings(seconds=0.0)
     assert torch.get_num_threads() == before
     names = [(one.name, one.threads) for one in found]
-    assert len(set(names)) == len(names) == 2 * 7 + 6 + 1
+    assert len(set(names)) == len(names) == 2 * 8 + 6 + 1
     assert {one.unit for one in found} == {"GFLOP/s", "GB/s", "us"}
     for one in found:
         assert one.best > 0

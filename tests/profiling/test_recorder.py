@@ -11,12 +11,26 @@ import pytest
 import torch
 
 from tal_fast import cli, ranges
-from tal_fast.profiling import procfs
-from tal_fast.profiling.profile import phase_table, profile_of, recorded, summary
+from tal_fast.profiling import procfs, recording
+from tal_fast.profiling.profile import phase_table, profile_of, summary
 from tal_fast.profiling.recorder import PhaseTime, StepRecord, StepRecorder
+from tal_fast.profiling.recording import Setting, recorded
 from tal_fast.profiling.sampler import Sample, Sampler
 from tal_fast.profiling.verdict import verdict_of
 from tal_fast.training.checkpoint import read_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """Ceilings that are there already: measuring them takes longer than these trainings."""
+    made = {
+        "ceilings": [
+            {"name": "copy, memory", "threads": 1, "best": 10.0, "median": 9.0, "unit": "GB/s"},
+            {"name": "call of add", "threads": 1, "best": 1.0, "median": 1.0, "unit": "us"},
+        ]
+    }
+    monkeypatch.setattr(recording, "machine_ceilings", lambda: made)
+    monkeypatch.setattr(recording, "kept_ceilings", lambda: None)
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +246,8 @@ class TestProfile:
         assert phase_table(found).row_count == 2
 
     def test_nothing_is_written_without_a_step(self, tmp_path):
-        with recorded(tmp_path / "profile", steps=5):
+        setting = Setting("a model", torch.device("cpu"), "float32", 2)
+        with recorded(tmp_path / "profile", setting, steps=5):
             pass
         assert not (tmp_path / "profile").exists()
 
@@ -248,7 +263,7 @@ def data(tmp_path_factory):
 
 def train(capsys, data, out, *options, after=()):
     small = ["model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"]
-    small += ["training.budget=steps", "training.steps=16", "training.batch_size=2"]
+    small += ["training.budget=steps", "training.steps=22", "training.batch_size=2"]
     small += ["training.tensorboard=never"]
     sets = [word for setting in small for word in ("--set", setting)]
     arguments = ["train", "--data", str(data), "--out", str(out), *options, *sets, *after]
@@ -270,7 +285,7 @@ class TestTraining:
 
         folder = tmp_path / "profiled" / "profile"
         profile = json.loads((folder / "profile.json").read_text())
-        assert profile["format"] == 1
+        assert profile["format"] == 2
         assert profile["steps"]["recorded"] == 4
         phases = {"data", "transfer", "forward", "loss", "backward", "optimizer", "other"}
         assert phases <= set(profile["phases"])
@@ -286,7 +301,48 @@ class TestTraining:
         with open(folder / "timeline.csv", newline="") as file:
             assert len(list(csv.DictReader(file))) >= 2
         assert "4 steps after 10 of warm-up" in shown.out
+        with open(folder / "ops.csv", newline="") as file:
+            ops = list(csv.DictReader(file))
+        assert sum(float(row["share"]) for row in ops) == pytest.approx(1.0)
+        products = [row for row in ops if row["kind"] == "products"]
+        assert sum(int(row["flops"]) for row in products) > 0
+        work = profile["work"]
+        assert work["steps"] == 5
+        assert {"products", "dispatch", "dropout", "deformable attention"} <= set(work["kinds"])
+        assert {row["kind"] for row in ops} == set(work["kinds"])
+        assert work["flops"]["value"] == sum(int(row["flops"]) for row in ops)
+        assert "kind of work" in shown.out
+        assert profile["training"]["model"] == "tadtr-small"
+        assert profile["limits"]["bytes"]["value"] == 10.0
+        assert len(profile["limits"]["products"]) == 6
         assert "backward" in shown.out
+
+    def test_a_training_that_ends_before_its_ops_are_seen(self, capsys, data, tmp_path):
+        train(capsys, data, tmp_path, "--profile", "4", after=["--set", "training.steps=12"])
+        folder = tmp_path / "profile"
+        profile = json.loads((folder / "profile.json").read_text())
+        assert profile["steps"]["recorded"] == 2
+        assert profile["work"] == {"kinds": None, "reason": "the training ended before"}
+        assert not (folder / "ops.csv").exists()
+
+    def test_an_interrupted_training_measures_nothing(self, data, tmp_path, monkeypatch):
+        def measure():
+            raise AssertionError
+
+        monkeypatch.setattr(recording, "machine_ceilings", measure)
+        setting = Setting("a model", torch.device("cpu"), "float32", 2)
+        out = tmp_path / "profile"
+
+        def interrupted():
+            with recorded(out, setting, steps=5, warm_up=0):
+                a_step()
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        profile = json.loads((out / "profile.json").read_text())
+        assert profile["steps"]["recorded"] == 1
+        assert profile["limits"]["bytes"]["reason"]
 
     def test_a_training_that_ends_within_the_warm_up_says_so(self, capsys, data, tmp_path):
         short = ["--set", "training.steps=3"]

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles side by side: trainings by step and epoch, predictions by length and minute of video.
+
+Times of different machines compare machines. They are refused; where that is overruled, only shares
+of each machine's own ceilings are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from tal_fast.curves.figures import save_pictures
+from tal_fast.data.files import write_text_atomically
+from tal_fast.errors import ConfigError
+from tal_fast.profiling.drawings import lengths_picture
+from tal_fast.profiling.figures import csv_text, value_of
+from tal_fast.profiling.report import read_profile
+
+__all__ = ["Comparison", "compare", "comparison_tables", "write_comparison"]
+
+# What makes a machine another one. Threads are a choice, and told.
+_MACHINE = ("cpu", "cores", "gpu", "isa", "torch")
+
+_TRAINING: tuple[tuple[str, Any, bool], ...] = (
+    ("ms/step", lambda p: value_of(p, "step", "wall"), False),
+    ("CPU ms", lambda p: value_of(p, "step", "cpu"), False),
+    ("clips/s", lambda p: _clips_per_second(p), False),
+    ("s/epoch", lambda p: _epoch(p), False),
+    ("MB read", lambda p: _scaled(p, 1e-6, "reading", "read"), False),
+    ("peak MB", lambda p: _scaled(p, 1e-6, "memory", "peak"), False),
+    ("saved MB", lambda p: _scaled(p, 1e-6, "memory", "saved"), False),
+    ("GFLOP", lambda p: _scaled(p, 1e-9, "work", "flops"), False),
+    ("GFLOP/s", lambda p: value_of(p, "work", "flops_rate"), False),
+    ("% of product", lambda p: _scaled(p, 100.0, "work", "mfu"), True),
+    ("% of memory", lambda p: _of_memory(p), True),
+    ("% calling", lambda p: _scaled(p, 100.0, "work", "host"), True),
+)
+_PREDICTION: tuple[tuple[str, Any, bool], ...] = (
+    ("padded", lambda e: e["padded"], True),
+    ("network ms", lambda e: value_of(e, "network"), False),
+    ("candidates ms", lambda e: value_of(e, "candidates"), False),
+    ("suppression ms", lambda e: value_of(e, "suppression"), False),
+    ("GMAC", lambda e: _scaled(e, 1e-9, "macs"), True),
+    ("GMAC/s", lambda e: value_of(e, "macs_rate"), False),
+    ("% of product", lambda e: _scaled(e, 100.0, "peak_share"), True),
+    ("MB", lambda e: _scaled(e, 1e-6, "memory"), False),
+    ("ms/min of video", lambda e: value_of(e, "minute"), False),
+)
+
+
+def _scaled(found: Mapping[str, Any], scale: float, *path: str) -> float | None:
+    value = value_of(found, *path)
+    return None if value is None else scale * value
+
+
+def _clips_per_second(profile: Mapping[str, Any]) -> float | None:
+    batch, wall = value_of(profile, "training", "batch"), value_of(profile, "step", "wall")
+    return 1e3 * batch / wall if batch and wall else None
+
+
+def _epoch(profile: Mapping[str, Any]) -> float | None:
+    clips, rate = value_of(profile, "training", "clips_of_epoch"), _clips_per_second(profile)
+    return clips / rate if clips and rate else None
+
+
+def _of_memory(profile: Mapping[str, Any]) -> float | None:
+    rate, best = value_of(profile, "work", "bytes_rate"), value_of(profile, "limits", "bytes")
+    return 100.0 * rate / best if rate and best else None
+
+
+class Comparison:
+    """Profiles by name, and whether their times may be compared.
+
+    Args:
+        profiles: name and content of each ``profile.json``.
+
+    Attributes:
+        profiles: the same.
+        differences: what the machines differ in, as ``cpu: A; B``; empty for one machine.
+        disturbed: names of trainings whose times others disturbed.
+    """
+
+    def __init__(self, profiles: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        self.profiles = list(profiles)
+        self.differences: list[str] = []
+        for key in _MACHINE:
+            found = dict.fromkeys(
+                str(own.get("environment", {}).get(key)) for _, own in self.profiles
+            )
+            if len(found) > 1:
+                self.differences.append(f"{key}: {'; '.join(found)}")
+        self.disturbed = [name for name, own in self.profiles if own.get("disturbed")]
+
+    @property
+    def of_one_machine(self) -> bool:
+        """Whether all were made on machines that are the same as far as profiles tell."""
+        return not self.differences
+
+
+def compare(folders: Sequence[str | Path], *, force: bool = False) -> Comparison:
+    """Reads profiles to compare.
+
+    Args:
+        folders: of the profiles, two or more; their names are the last parts that differ.
+        force: also those of different machines.
+
+    Raises:
+        ConfigError: fewer than two, one twice, or of different machines without ``force``.
+        DataError: one cannot be read.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    if len(paths) < 2:
+        raise ConfigError(f"compare: expected two profiles or more, got {len(paths)}")
+    if len(set(paths)) < len(paths):
+        raise ConfigError("compare: expected different profiles, got one twice")
+    found = Comparison(list(zip(_names(paths), map(read_profile, paths), strict=True)))
+    if not force and not found.of_one_machine:
+        raise ConfigError(
+            f"compare: the profiles are of different machines ({', '.join(found.differences)}): "
+            "--force compares their shares of each machine's ceilings"
+        )
+    return found
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Returns the ends of paths, as long as they have to be to differ."""
+    deepest = max(len(path.parts) for path in paths)
+    for depth in range(1, deepest + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _training_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
+    columns = [(title, value) for title, value, safe in _TRAINING if safe or found.of_one_machine]
+    names = ["profile", "model", "amp", "threads", *(title for title, _ in columns)]
+    rows = []
+    for name, own in found.profiles:
+        if "phases" not in own:
+            continue
+        setting = own.get("training", {})
+        told = [setting.get(key) for key in ("model", "amp", "threads")]
+        rows.append([name, *told, *(value(own) for _, value in columns)])
+    return names, rows
+
+
+def _prediction_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
+    columns = [(title, value) for title, value, safe in _PREDICTION if safe or found.of_one_machine]
+    names = ["rows", "profile", "model", "amp", "threads", *(title for title, _ in columns)]
+    rows = []
+    for name, own in found.profiles:
+        for entry in own.get("lengths") or []:
+            told = [own["prediction"].get(key) for key in ("model", "amp", "threads")]
+            rows.append([entry["rows"], name, *told, *(value(entry) for _, value in columns)])
+    return names, sorted(rows, key=lambda row: row[0])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def comparison_tables(found: Comparison) -> list[Table]:
+    """Returns trainings, and predictions by length, as far as there are any."""
+    notes = []
+    if not found.of_one_machine:
+        notes.append(f"Of different machines ({', '.join(found.differences)}): no times.")
+    if found.disturbed:
+        notes.append(f"Disturbed by others: {', '.join(found.disturbed)}.")
+    tables = []
+    for names, rows in (_training_rows(found), _prediction_rows(found)):
+        if not rows:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="\n".join(notes) or None,
+                      caption_justify="left")  # fmt: skip
+        for name in names:
+            left = name in ("profile", "model", "amp")
+            table.add_column(name, justify="left" if left else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(_cell, row))
+        tables.append(table)
+    return tables
+
+
+def write_comparison(found: Comparison, out: Path) -> list[Path]:
+    """Writes the tables as CSV, and time, arithmetic and memory over length as a picture.
+
+    Args:
+        found: to write.
+        out: directory, made when missing.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        DataError: a file cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, (titles, rows) in (
+        ("trainings", _training_rows(found)),
+        ("predictions", _prediction_rows(found)),
+    ):
+        if rows:
+            files.append(write_text_atomically(out / f"{name}.csv", csv_text([titles, *rows])))
+    if found.of_one_machine:
+        picture = lengths_picture(found.profiles)
+        if picture is not None:
+            files += save_pictures(picture, out, "lengths")
+    return files

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a profile: a number with its unit and origin, or null with the reason."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["csv_text", "figure", "value_of"]
+
+_UNSAID = "the system does not say"
+
+
+def figure(value: float | None, unit: str, origin: str, reason: str = "") -> dict[str, Any]:
+    """Returns a figure fit for JSON.
+
+    Args:
+        value: None where it cannot be had.
+        unit: of the value.
+        origin: ``clock``, ``counter`` (of the system, or of what ran), ``formula`` or ``estimate``.
+        reason: why there is none.
+    """
+    if value is None:
+        return {"value": None, "unit": unit, "reason": reason or _UNSAID}
+    return {"value": value, "unit": unit, "origin": origin}
+
+
+def value_of(profile: Mapping[str, Any] | None, *path: str) -> Any:
+    """Returns the value of a figure deep in a profile; None where any part of the way is missing.
+
+    Args:
+        profile: content of a ``profile.json``, or a part of it.
+        path: keys down to the figure.
+    """
+    found: Any = profile
+    for key in path:
+        if not isinstance(found, Mapping) or key not in found:
+            return None
+        found = found[key]
+    return found.get("value") if isinstance(found, Mapping) else found
+
+
+def csv_text(rows: Sequence[Sequence[Any]]) -> str:
+    """Returns rows as CSV; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [["" if value is None else value for value in row] for row in rows]
+    )
+    return text.getvalue()
