@@ -13,7 +13,12 @@ from pathlib import Path
 
 from tal_fast.errors import DataError
 
-__all__ = ["directory_in_one_step", "write_error", "write_text_atomically"]
+__all__ = [
+    "directory_in_one_step",
+    "write_bytes_atomically",
+    "write_error",
+    "write_text_atomically",
+]
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
@@ -23,6 +28,14 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
     """Writes ``text`` beside ``path`` and renames it into place.
+
+    See :func:`write_bytes_atomically`.
+    """
+    return write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Writes ``content`` beside ``path`` and renames it into place.
 
     A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
 
@@ -34,11 +47,11 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> Path:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(content)
             return target
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tal_fast.data.files import write_text_atomically
+from tal_fast.data.files import write_bytes_atomically, write_text_atomically
 from tal_fast.profiling.ceilings import kept_ceilings, machine_ceilings
 from tal_fast.profiling.figures import csv_text
 from tal_fast.profiling.op_recorder import OpRecorder
@@ -186,6 +186,7 @@ def profile_files(recording: Recording, ceilings: Mapping[str, Any] | None) -> d
     if rows:
         profile["work"] = work_of(rows, steps, limits, profile)
         files["ops.csv"] = ops_csv(rows, limits)
+        files["trace.json.gz"] = recording.ops.trace()
     else:
         profile["work"] = no_work(recording.ops.missing)
     files["steps.csv"] = steps_csv(recorder.records, samples)
@@ -199,9 +200,12 @@ def write_files(out: Path, files: Mapping[str, Any]) -> None:
 
     Args:
         out: directory, made when missing.
-        files: text by name; dicts become JSON.
+        files: text or bytes by name; dicts become JSON.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, content in sorted(files.items(), key=lambda item: item[0] == "profile.json"):
+        if isinstance(content, bytes):
+            write_bytes_atomically(out / name, content)
+            continue
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
         write_text_atomically(out / name, text)
