@@ -44,6 +44,9 @@ COMMANDS = [
     ["profile", "train"],
     ["profile", "predict"],
     ["profile", "compare"],
+    ["profile", "nsys"],
+    ["profile", "ncu"],
+    ["profile", "py-spy"],
 ]
 
 

@@ -54,7 +54,7 @@ def print_profile(folder: Path) -> None:
     from rich.console import Console
 
     from tal_fast.profiling.profile import summary
-    from tal_fast.profiling.report import read_profile, write_page
+    from tal_fast.profiling.report import read_profile
     from tal_fast.profiling.tables import profile_tables
     from tal_fast.profiling.verdict import verdict_of
 
@@ -65,6 +65,13 @@ def print_profile(folder: Path) -> None:
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
         console.print(table)
+    _draw(folder)
+
+
+def _draw(folder: Path) -> None:
+    """Writes the page of a profile, where its pictures can be drawn, and says where it is."""
+    from tal_fast.profiling.report import write_page
+
     try:
         typer.echo(write_page(folder))
     except MissingExtraError as error:
@@ -263,6 +270,50 @@ def profile_predict(
         said=say,
     )
     print_profile(out)
+
+
+Training = Annotated[
+    list[str], typer.Argument(metavar="-- train ...", help="The training, as for tal-fast.")
+]
+ProfileOut = Annotated[
+    Path | None, typer.Option("--out", help="Directory of the profile. Default: OUT/profile.")
+]
+
+
+def _external(tool: str, training: list[str], out: Path | None) -> None:
+    from tal_fast.profiling.external import folder_of, run_external
+
+    folder = folder_of(training, out)
+    found = run_external(tool, training, folder, typer.echo)
+    for note in found.notes:
+        say(f"note: {note}")
+    if found.reason is not None:
+        say(f"note: nothing from {tool}: {found.reason}")
+    for name, rows in found.tables.items():
+        typer.echo(f"\n{name}")
+        for row in rows:
+            typer.echo("  " + "  ".join(str(cell) for cell in row.values()))
+    _draw(folder)
+
+
+@command(profile_app, "nsys", "tal-fast profile nsys -- train --data data/hapt --out runs/first")
+def profile_nsys(training: Training, out: ProfileOut = None) -> None:
+    """Train under Nsight Systems: ranges, kernels, calls of CUDA and of the system."""
+    _external("nsys", training, out)
+
+
+@command(profile_app, "ncu", "tal-fast profile ncu -- train --data data/hapt --out runs/first")
+def profile_ncu(training: Training, out: ProfileOut = None) -> None:
+    """Train under Nsight Compute: what kernels reach of what the GPU can do."""
+    _external("ncu", training, out)
+
+
+@command(
+    profile_app, "py-spy", "tal-fast profile py-spy -- train --data data/hapt --out runs/first"
+)
+def profile_py_spy(training: Training, out: ProfileOut = None) -> None:
+    """Train under py-spy: which functions run, in Python and below."""
+    _external("py-spy", training, out)
 
 
 @command(profile_app, "compare", "tal-fast profile compare profiles/tadtr profiles/tridet")

@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tal_fast.errors import DataError
@@ -30,30 +30,29 @@ def write_error(path: FilePath, error: OSError) -> DataError:
 def write_text_atomically(path: FilePath, text: str) -> Path:
     """Writes ``text``, in UTF-8, beside ``path`` and renames it into place.
 
+    See :func:`write_bytes_atomically`.
+    """
+    return write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
+    """Writes ``content`` beside ``path`` and renames it into place.
+
     A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
 
     Raises:
         DataError: if it cannot be written; nothing is left behind then.
     """
-    return _write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
-    """Writes ``content`` as :func:`write_text_atomically` writes text."""
-    return _write_atomically(path, lambda file: file.write_bytes(content))
-
-
-def _write_atomically(path: FilePath, write: Callable[[Path], object]) -> Path:
     target = Path(path)
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.exists() and not target.is_file():
-            write(target)
+            target.write_bytes(content)
             return target
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            write(temporary)
+            temporary.write_bytes(content)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

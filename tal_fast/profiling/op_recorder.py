@@ -7,10 +7,14 @@ knows nothing. It follows the steps that are timed by the clock: a profiler slow
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +37,8 @@ from tal_fast.profiling.kinds import (
 __all__ = ["OpRecorder", "new_profiler", "profiled_steps"]
 
 _DATA = "tal_fast.data"
+_TRACED = 3  # steps of the trace that is kept
+_NAMES_A_MACHINE = ("traceName", "host_name", "hostname")
 
 
 def new_profiler(*, memory: bool = False) -> Any:
@@ -189,3 +195,24 @@ class OpRecorder:
         if not steps:
             return [], [], []
         return op_rows(steps, self.counted), steps, products_of(events)
+
+    def trace(self) -> bytes | None:
+        """Returns the first steps as a trace for Perfetto, compressed; None where there is none."""
+        if self._trace is None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="tal_fast_trace_") as folder:
+            file = Path(folder) / "trace.json"
+            self._trace.export_chrome_trace(str(file))
+            content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return gzip.compress(json.dumps(_first_steps(content)).encode())
+
+
+def _first_steps(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a trace without what begins after some steps."""
+    events = content["traceEvents"]
+    ends = sorted(e["ts"] + e.get("dur", 0) for e in events if e.get("name") == STEP)
+    if len(ends) > _TRACED:
+        last = ends[_TRACED - 1]
+        events = [e for e in events if e.get("ph") == "M" or e.get("ts", 0) <= last]
+    kept = {key: value for key, value in content.items() if key not in _NAMES_A_MACHINE}
+    return {**kept, "traceEvents": events}

@@ -185,19 +185,16 @@ def profile_prediction(
     products: list[tuple[int, int, int, int]] = []
     for clip in clips:
         said(f"{clip.rows} rows")
-        runs = _repeated(model, config, setting, clip, _QUICK if quick else _REPEATS)
+        runs = _repeated(model, setting, clip, _QUICK if quick else _REPEATS)
         memory, largest = _traced(model, setting, clip)
         products = largest or products
         entries.append(_entry(model, config, clip, runs, memory, timing))
     others = procfs.others_since(*before)
     said("measuring the machine")
     ceilings = machine_ceilings()
+    number = torch.get_num_threads()
     limits = roofs(
-        ceilings,
-        products=products,
-        amp=setting.amp,
-        threads=torch.get_num_threads(),
-        device=setting.device,
+        ceilings, products=products, amp=setting.amp, threads=number, device=setting.device
     )
     for entry in entries:
         _against(entry, limits)
@@ -208,14 +205,9 @@ def profile_prediction(
         "usable_cores": usable_cores(),
         "disturbance": {"others": figure(others, "cores", "counter")},
         "prediction": {
-            **setting.to_dict(),
-            "batch": 1,
+            **_sizes(model, setting),
             "weights": weights,
-            "channels": model.in_channels,
-            "classes": model.num_classes,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "warm_up": _WARM_UP,
-            "timing": None if timing is None else list(timing),
+            "timing": timing and list(timing),
         },
         "limits": limits,
         "ceilings": ceilings["ceilings"],
@@ -225,10 +217,19 @@ def profile_prediction(
     return profile
 
 
+def _sizes(model: Detector, setting: Setting) -> dict[str, Any]:
+    return {
+        **setting.to_dict(),
+        "batch": 1,
+        "channels": model.in_channels,
+        "classes": model.num_classes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "warm_up": _WARM_UP,
+    }
+
+
 @torch.inference_mode()
-def _repeated(
-    model: Detector, config: ExperimentConfig, setting: Setting, clip: ClipInput, repeats: int
-) -> _Runs:
+def _repeated(model: Detector, setting: Setting, clip: ClipInput, repeats: int) -> _Runs:
     runs = _Runs()
     end = time.perf_counter() + _PATIENCE
     for number in range(_WARM_UP + repeats):

@@ -95,6 +95,7 @@ class StepRecorder:
         steps: to record; then it takes itself out of the way.
         warm_up: steps before them.
         done: called then, in the training's thread.
+        begins: called when the first of them begins.
 
     Attributes:
         records: of the steps so far.
@@ -104,7 +105,11 @@ class StepRecorder:
     """
 
     def __init__(
-        self, steps: int = 50, warm_up: int = 10, done: Callable[[], None] | None = None
+        self,
+        steps: int = 50,
+        warm_up: int = 10,
+        done: Callable[[], None] | None = None,
+        begins: Callable[[], None] | None = None,
     ) -> None:
         self.records: list[StepRecord] = []
         self.between: dict[str, PhaseTime] = {}
@@ -113,6 +118,7 @@ class StepRecorder:
         self._steps = steps
         self._warm_up = warm_up
         self._done = done
+        self._begins = begins
         self._thread = threading.get_ident()
         self._queue = procfs.QueueWait()
         self._open: list[tuple[str, _Moment]] = []
@@ -152,6 +158,8 @@ class StepRecorder:
             self._queue.look()
             if self.seen >= self._warm_up and not self.sampler.samples:
                 self.sampler.start()
+                if self._begins is not None:
+                    self._begins()
         elif not self.records:
             return
         self._open.append((name, _Moment(self._queue)))

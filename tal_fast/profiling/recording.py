@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tal_fast.data.files import write_text_atomically
+from tal_fast.data.files import write_bytes_atomically, write_text_atomically
 from tal_fast.profiling.ceilings import kept_ceilings, machine_ceilings
 from tal_fast.profiling.figures import csv_text
 from tal_fast.profiling.op_recorder import OpRecorder
@@ -24,7 +25,18 @@ from tal_fast.training.config import ExperimentConfig
 from tal_fast.training.device import resolve_amp, resolve_device
 from tal_fast.training.environment import describe_environment, peak_memory_mib
 
-__all__ = ["Recording", "Setting", "profile_files", "recorded", "start_recording", "write_files"]
+CAPTURE = "TAL_FAST_CAPTURE"
+"""Variable that has another profiler look at the recorded steps, by cudaProfilerStart and -Stop."""
+
+__all__ = [
+    "CAPTURE",
+    "Recording",
+    "Setting",
+    "profile_files",
+    "recorded",
+    "start_recording",
+    "write_files",
+]
 
 
 @dataclass(frozen=True)
@@ -121,9 +133,25 @@ def recorded(out: Path, setting: Setting, *, steps: int, warm_up: int = 10) -> I
 def start_recording(setting: Setting, *, steps: int, warm_up: int) -> Recording:
     """Begins to record; arguments as of :func:`recorded`."""
     ops = OpRecorder()
-    recorder = StepRecorder(steps, warm_up, done=ops.start)
+    if os.environ.get(CAPTURE, "0") in ("", "0"):
+        recorder = StepRecorder(steps, warm_up, done=ops.start)
+    else:
+        # Of a GPU there can be one profiler at a time.
+        ops.missing = "another profiler looked at these steps"
+        recorder = StepRecorder(steps, warm_up, done=_end_capture, begins=_begin_capture)
     recorder.start()
     return Recording(setting, warm_up, recorder, ops)
+
+
+def _begin_capture() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.profiler.start()
+
+
+def _end_capture() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
 
 
 def profile_files(recording: Recording, ceilings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -158,6 +186,7 @@ def profile_files(recording: Recording, ceilings: Mapping[str, Any] | None) -> d
     if rows:
         profile["work"] = work_of(rows, steps, limits, profile)
         files["ops.csv"] = ops_csv(rows, limits)
+        files["trace.json.gz"] = recording.ops.trace()
     else:
         profile["work"] = no_work(recording.ops.missing)
     files["steps.csv"] = steps_csv(recorder.records, samples)
@@ -171,9 +200,12 @@ def write_files(out: Path, files: Mapping[str, Any]) -> None:
 
     Args:
         out: directory, made when missing.
-        files: text by name; dicts become JSON.
+        files: text or bytes by name; dicts become JSON.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, content in sorted(files.items(), key=lambda item: item[0] == "profile.json"):
+        if isinstance(content, bytes):
+            write_bytes_atomically(out / name, content)
+            continue
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
         write_text_atomically(out / name, text)

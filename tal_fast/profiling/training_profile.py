@@ -77,40 +77,47 @@ def profile_training(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    setting = Setting.of(config)
     said(f"recording {steps} steps")
-    recording = _recorded(config, data, videos, setting, steps)
+    recording = _recorded(config, data, videos, Setting.of(config), steps)
     said("measuring the machine")
-    ceilings = machine_ceilings()
-    files = profile_files(recording, ceilings)
+    files = profile_files(recording, machine_ceilings())
     profile: dict[str, Any] = files["profile.json"]
     profile["command"] = "profile train"
-    step_seconds = value_of(profile, "step", "wall") / 1e3
     rig = Rig(config, data, videos)
     try:
-        said("reading without training")
-        profile["loader"] = _loader(rig, profile, step_seconds)
-        if not quick:
-            said("training without the suspects")
-            profile["tried"] = tried(
-                rig, data, list(videos), seconds=_ALTERED, step_seconds=step_seconds
-            )
-        else:
-            rig.from_memory()
-        profile["memory"] |= _memory(rig)
-        sizes = rig.cached[0]
-        profile["training"] |= {
-            "rows": sizes.padded,
-            "channels": data.channels,
-            "classes": data.num_classes,
-            "clips_of_epoch": len(rig.loader.clips),
-            "data": data.name,
-            "reader_threads": config.detector.data.threads,
-        }
+        _altered(rig, data, list(videos), profile, quick, said)
     finally:
         rig.close()
     write_files(out, files)
     return profile
+
+
+def _altered(
+    rig: Rig,
+    data: TALDataset,
+    videos: list[str],
+    profile: dict[str, Any],
+    quick: bool,
+    said: Callable[[str], None],
+) -> None:
+    """Adds to a profile what takes the training in parts: loader, memory, its suspects."""
+    step_seconds = value_of(profile, "step", "wall") / 1e3
+    said("reading without training")
+    profile["loader"] = _loader(rig, profile, step_seconds)
+    if quick:
+        rig.from_memory()
+    else:
+        said("training without the suspects")
+        profile["tried"] = tried(rig, data, videos, seconds=_ALTERED, step_seconds=step_seconds)
+    profile["memory"] |= _memory(rig)
+    profile["training"] |= {
+        "rows": rig.cached[0].padded,
+        "channels": data.channels,
+        "classes": data.num_classes,
+        "clips_of_epoch": len(rig.loader.clips),
+        "data": data.name,
+        "reader_threads": rig.config.detector.data.threads,
+    }
 
 
 def _recorded(

@@ -106,6 +106,14 @@ def _notes(profile: Mapping[str, Any]) -> tuple[str, ...]:
         )
     elif profile["disturbed"] is None:
         notes.append("Whether others disturbed it is not known: this system does not say.")
+    threads = value_of(profile, "training", "threads") or 0
+    readers = value_of(profile, "training", "reader_threads") or 0
+    waited = value_of(profile, "disturbance", "queue_wait")
+    if threads + readers > profile["usable_cores"] and waited is not None and waited >= _PARTLY:
+        notes.append(
+            f"Crowded: {threads} threads that compute and {readers} that read share "
+            f"{profile['usable_cores']} cores."
+        )
     waiting = _share(profile, "data")
     if waiting is not None and _PARTLY <= waiting < _LARGE:
         notes.append(f"Partly data: it waited for batches {waiting:.0%} of the time.")

@@ -103,7 +103,7 @@ def test_full_disk_in_a_directory(tmp_path):
 
 def test_full_disk_in_a_file(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("old")
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(DataError, match="x: cannot be written: No space left on device"):
         write_text_atomically(tmp_path / "x", "new")
     assert [f.name for f in tmp_path.iterdir()] == ["x"]

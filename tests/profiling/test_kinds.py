@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +190,17 @@ class TestRecorder:
         assert product.bytes == 4 * (5 * 64**2 + 1)
         # What is multiplied in the update belongs to the optimiser; in place: read and written.
         assert by_op[("aten::mul_", "optimiser")].bytes == 2 * 4 * 64**2
+
+    def test_a_trace_of_the_first_steps(self):
+        recorder = OpRecorder(steps=5)
+        self.loop(recorder, 14)
+        content = json.loads(gzip.decompress(recorder.trace()))
+        names = [event.get("name") for event in content["traceEvents"]]
+        # The ends of epochs are ranges, too.
+        assert names.count("tal_fast.step") == 3
+        assert "aten::mm" in names
+        assert not {"host_name", "traceName"} & set(content)
+        assert OpRecorder().trace() is None
 
     def test_a_training_that_ends_before(self):
         recorder = OpRecorder(steps=3)

@@ -313,6 +313,7 @@ class TestTraining:
         assert work["flops"]["value"] == sum(int(row["flops"]) for row in ops)
         assert "kind of work" in shown.out
         assert profile["training"]["model"] == "tadtr-small"
+        assert (folder / "trace.json.gz").stat().st_size > 1000
         assert profile["limits"]["bytes"]["value"] == 10.0
         assert len(profile["limits"]["products"]) == 6
         assert "backward" in shown.out

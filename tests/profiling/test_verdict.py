@@ -199,6 +199,15 @@ def test_a_profile_of_no_training():
         verdict_of({"format": 2})
 
 
+def test_more_threads_than_cores():
+    made = worked()
+    made["training"] |= {"threads": 2, "reader_threads": 1}
+    assert verdict_of(made).notes == ()  # nobody waited
+    made["disturbance"]["queue_wait"] = figure(0.2)
+    note = "Crowded: 2 threads that compute and 1 that read share 2 cores."
+    assert verdict_of(made).notes == (note,)
+
+
 def test_counters_that_are_missing_decide_nothing():
     found = verdict_of(profile(data=0.3, others=None, throttled=None, disturbed=None))
     assert found.kind == "data"
