@@ -36,6 +36,7 @@ from tal_fast.curves.extrapolation import (
     weighted_quantiles,
 )
 from tal_fast.curves.families import CEILING, FITTED, Family
+from tal_fast.curves.fit import backtest
 from tal_fast.curves.tables import band_name, number, plain, share_cell
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import TalFastError
@@ -261,7 +262,7 @@ def _ask(
 
 def _without(ensemble: Ensemble, family: Family, rng: np.random.Generator) -> Ensemble:
     rest = [fit for fit in ensemble.fits if fit.family.name != family.name]
-    return join_families(ensemble.curve, rest, rng)
+    return join_families(ensemble.curve, rest, backtest(ensemble.curve, rest), rng)
 
 
 def calibrate(

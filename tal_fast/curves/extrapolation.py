@@ -183,14 +183,13 @@ def build_ensemble(
             f"{curve.name}: {len(curve)} levels of p are too few for "
             f"{', '.join(family.name for family in families)}"
         )
-    return join_families(curve, fits, rng)
+    return join_families(curve, fits, backtest(curve, fits), rng)
 
 
 def join_families(
-    curve: LearningCurve, fits: Sequence[Replicates], rng: np.random.Generator
+    curve: LearningCurve, fits: Sequence[Replicates], tests: Backtest, rng: np.random.Generator
 ) -> Ensemble:
-    """Weights families that were fitted before; see :func:`build_ensemble`."""
-    tests = backtest(curve, fits)
+    """Weights families that were fitted and backtested before; see :func:`build_ensemble`."""
     names = [fit.family.name for fit in fits]
     sampling = float(np.mean(curve.standard_error**2))
     scores = _filled(np.array([tests.rmse(name) for name in names]))

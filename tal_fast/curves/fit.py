@@ -56,17 +56,6 @@ class Replicates:
     draws: BatchFit
 
 
-def _rows(fit: BatchFit, rows: slice) -> BatchFit:
-    return BatchFit(
-        fit.family,
-        fit.a[rows],
-        fit.b[rows],
-        fit.theta[rows],
-        fit.loss[rows],
-        fit.converged[rows],
-    )
-
-
 def draw_curves(curve: LearningCurve, replicates: int, rng: np.random.Generator) -> Floats:
     """Draws means of new repetitions.
 
@@ -130,16 +119,10 @@ def fit_families(
         y = np.concatenate((np.broadcast_to(curve.mean, kept.shape), means))
         w = np.concatenate((weight * kept, np.broadcast_to(weight, means.shape)))
         fit = solve_batch(family, curve.share, y, w)
-        end = 1 + len(cuts)
-        result.append(
-            Replicates(
-                family,
-                _rows(fit, slice(0, 1)),
-                cuts,
-                _rows(fit, slice(1, end)),
-                _rows(fit, slice(end, None)),
-            )
+        first, beginnings, draws = (
+            fit.take(slice(*ends)) for ends in ((0, 1), (1, 1 + len(cuts)), (1 + len(cuts), None))
         )
+        result.append(Replicates(family, first, cuts, beginnings, draws))
     return result
 
 

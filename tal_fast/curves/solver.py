@@ -10,12 +10,12 @@ Problems* 19, 2003). The tests hold it to ``scipy.optimize.least_squares``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tal_fast.curves.families import CEILING, Family
-from tal_fast.typing import Floats, Mask
+from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["BatchFit", "solve_batch"]
 
@@ -49,6 +49,17 @@ class BatchFit:
     def __call__(self, x: Floats) -> Floats:
         """Returns y of every curve at ``x``, [R, n]."""
         return self.family.evaluate(x, self.a, self.b, self.theta)
+
+    def take(self, rows: slice | Ints) -> BatchFit:
+        """Returns the fits of some of the curves."""
+        return BatchFit(
+            self.family,
+            self.a[rows],
+            self.b[rows],
+            self.theta[rows],
+            self.loss[rows],
+            self.converged[rows],
+        )
 
 
 def _eliminate(family: Family, phi: Floats, y: Floats, w: Floats) -> tuple[Floats, Floats]:
@@ -232,11 +243,5 @@ def solve_batch(family: Family, x: Floats, y: Floats, w: Floats) -> BatchFit:
         starts.reshape(len(y) * count, -1),
     )
     best = np.argmin(fit.loss.reshape(len(y), count), axis=1) + count * np.arange(len(y))
-    return BatchFit(
-        family,
-        fit.a[best],
-        fit.b[best],
-        fit.theta[best],
-        fit.loss[best] * unit[:, 0],
-        fit.converged[best],
-    )
+    chosen = fit.take(best)
+    return replace(chosen, loss=chosen.loss * unit[:, 0])

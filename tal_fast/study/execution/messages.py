@@ -21,6 +21,7 @@ from tal_fast.errors import ConfigError, DataError, TalFastError
 from tal_fast.study.trial import TrialRecord, TrialTask
 
 __all__ = [
+    "Channel",
     "ChildProcess",
     "Executor",
     "Outcome",
@@ -124,6 +125,23 @@ class Throttle:
             return False
         self._stage, self._last = event["stage"], now
         return True
+
+
+class Channel:
+    """What a child process says to :class:`ChildProcess`: one JSON object per line.
+
+    It takes over the standard output that the process was started with. What is printed from then
+    on goes to standard error, and so never between the messages.
+    """
+
+    def __init__(self) -> None:
+        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, **message: Any) -> None:
+        """Sends a message."""
+        self._stream.write(json.dumps(message) + "\n")
+        self._stream.flush()
 
 
 class ChildProcess:

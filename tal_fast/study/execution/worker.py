@@ -20,12 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import tal_fast
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError
-from tal_fast.study.execution.messages import Throttle, failure
+from tal_fast.study.execution.messages import Channel, Throttle, failure
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.execution.store import BusyError
 from tal_fast.study.trial import TrialTask
@@ -147,22 +147,6 @@ def run(order_text: str, report: Callable[[str, dict[str, Any]], None]) -> str:
     return json.dumps(message)
 
 
-class _Channel:
-    """Writes messages, and progress not more often than it is of use."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._throttle = Throttle(_SECONDS_BETWEEN_EVENTS)
-
-    def send(self, **message: Any) -> None:
-        self._stream.write(json.dumps(message) + "\n")
-        self._stream.flush()
-
-    def progress(self, trial: str, event: dict[str, Any]) -> None:
-        if self._throttle.lets_pass(event):
-            self.send(progress=event, trial=trial)
-
-
 def _read_tasks(tasks: queue.Queue[str]) -> None:
     for line in sys.stdin:
         tasks.put(line)
@@ -171,16 +155,19 @@ def _read_tasks(tasks: queue.Queue[str]) -> None:
 
 def main() -> int:
     """Runs tasks until standard input ends; returns the exit status."""
-    protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a trial prints must not end up between the messages
-    channel = _Channel(protocol)
+    channel, throttle = Channel(), Throttle(_SECONDS_BETWEEN_EVENTS)
+
+    def progress(trial: str, event: dict[str, Any]) -> None:
+        if throttle.lets_pass(event):
+            channel.send(progress=event, trial=trial)
+
     tasks: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
     try:
         while True:
             task = TrialTask.from_json(tasks.get())
             try:
-                record = execute_trial(task, dataset=_open(task), progress=channel.progress)
+                record = execute_trial(task, dataset=_open(task), progress=progress)
                 channel.send(done=record.to_dict(), trial=task.trial.name)
             except Exception as error:
                 channel.send(trial=task.trial.name, **failure(error))

@@ -116,7 +116,7 @@ def _fit(curve: LearningCurve) -> dict[str, Any]:
         for row in found["fit"]["families"]:
             row["title"] = titles[row["family"]]
         require_spread(curve)
-        ensemble = join_families(curve, fit.replicates, np.random.default_rng(1))
+        ensemble = join_families(curve, fit.replicates, fit.backtest, np.random.default_rng(1))
         result = extrapolate(curve, _TIMES * part(last), confidence=_CONFIDENCE, ensemble=ensemble)
         found["extrapolation"] = extrapolation_dict(result)
         share = result.share

@@ -258,27 +258,30 @@ def _words(key: Sequence[str], curves: Sequence[LearningCurve], places: Sequence
 
 def budgets_section(scores: Scores, curves: Sequence[LearningCurve]) -> list[dict[str, Any]]:
     """Returns the comparison of budgets: per sampling and budget a table of paired differences."""
-    found = compare(scores, curves, "budget")
+    return _differences(scores, curves, "budget")
+
+
+def _differences(scores: Scores, curves: Sequence[LearningCurve], by: str) -> list[dict[str, Any]]:
+    """Returns a table of the differences by one label, with a column per mode of averaging."""
+    place = LABELS.index(by)
     section = []
-    for (sampling, budget), group in _grouped(found, (0, 1)).items():
-        first = group[0].first[1]
-        lines = [(_mode(one.second[2], curves), one) for one in group]
-        where = _words((sampling,), curves, (0,))
+    for key, group in _grouped(compare(scores, curves, by), (0, 1)).items():
+        sides = group[0].first[place], key[place]
+        where = _words(key, curves, [other for other in (0, 1) if other != place])
+        names = (f"EMA {one.second[2]}" for one in group)
+        if "ema" not in telling_labels(curves):
+            names = ("average mAP" for _ in group)
+        lines = list(zip(names, group, strict=True))
         section.append(
             {
-                "title": f"{budget} minus {first}" + (f", {where}" if where else ""),
-                "label": f"mAP, {budget} minus {first} (points)",
-                "sides": (first, budget),
+                "title": f"{sides[1]} minus {sides[0]}" + (f", {where}" if where else ""),
+                "label": f"mAP, {sides[1]} minus {sides[0]} (points)",
+                "sides": sides,
                 "lines": lines,
                 **_table(lines),
             }
         )
     return section
-
-
-def _mode(mode: str, curves: Sequence[LearningCurve]) -> str:
-    """Returns the name of a column for a mode of averaging."""
-    return f"EMA {mode}" if "ema" in telling_labels(curves) else "average mAP"
 
 
 def averages_section(
@@ -323,20 +326,6 @@ def samplings_section(scores: Scores, curves: Sequence[LearningCurve]) -> dict[s
     heads = {curve.labels["sampling"]: curve for curve in reversed(curves)}
     points = {name: {p.share: p for p in heads[name].points} for name in names}
     shares = sorted({share for found in points.values() for share in found})
-    tables = []
-    found = compare(scores, curves, "sampling")
-    for (sampling, budget), group in _grouped(found, (0, 1)).items():
-        first = group[0].first[0]
-        where = _words((sampling, budget), curves, (1,))
-        lines = [(_mode(one.second[2], curves), one) for one in group]
-        tables.append(
-            {
-                "title": f"{sampling} minus {first}" + (f", {where}" if where else ""),
-                "label": f"mAP, {sampling} minus {first} (points)",
-                "lines": lines,
-                **_table(lines),
-            }
-        )
     return {
         "names": names,
         "texts": [(name, _sampling_text(name)) for name in names],
@@ -344,7 +333,7 @@ def samplings_section(scores: Scores, curves: Sequence[LearningCurve]) -> dict[s
             {"share": share, "points": [points[name].get(share) for name in names]}
             for share in shares
         ],
-        "tables": tables,
+        "tables": _differences(scores, curves, "sampling"),
     }
 
 

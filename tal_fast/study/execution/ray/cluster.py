@@ -211,19 +211,14 @@ class RayCluster:
             local = self._address == "local"
             seconds = _SECONDS_TO_START if local else self._connect_seconds
             self._facts = ClusterFacts(**self._driver.expect("ready", seconds))
-        except queue.Empty:
-            cause = f"no answer {self._driver.last_words()}".rstrip()
+        except BaseException as error:
+            cause = str(error)
+            if isinstance(error, queue.Empty):
+                cause = f"no answer {self._driver.last_words()}".rstrip()
             self.close(seconds=0.0)
-            raise ConfigError(_unreachable(self._address, cause)) from None
-        except ConfigError:
-            self.close(seconds=0.0)
-            raise
-        except TalFastError as error:
-            self.close(seconds=0.0)
-            raise ConfigError(_unreachable(self._address, str(error))) from error
-        except BaseException:
-            self.close(seconds=0.0)
-            raise
+            if isinstance(error, ConfigError) or not isinstance(error, (queue.Empty, TalFastError)):
+                raise
+            raise ConfigError(_unreachable(self._address, cause)) from error
         return self._facts
 
     def close(self, *, seconds: float | None = None) -> None:

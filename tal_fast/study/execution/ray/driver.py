@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from tal_fast.errors import ConfigError, TalFastError
-from tal_fast.study.execution.messages import describe_error
+from tal_fast.study.execution.messages import Channel, describe_error
 
 __all__ = ["main"]
 
@@ -115,10 +115,10 @@ class _Input:
 class _Driver:
     """Keeps as many trials in flight as the cluster runs at a time, and a few more."""
 
-    def __init__(self, options: Mapping[str, Any], given: _Input, channel: TextIO) -> None:
+    def __init__(self, options: Mapping[str, Any], given: _Input, channel: Channel) -> None:
         self._options = options
         self._given = given
-        self._channel = channel
+        self.send = channel.send
         self._ray: Any = None
         self._gpus: float = 0.0
         self._slots = 0
@@ -128,10 +128,6 @@ class _Driver:
         self._again: list[_Flight] = []
         self._mailbox: Any = None
         self._mail: Any = None
-
-    def send(self, **message: Any) -> None:
-        self._channel.write(json.dumps(message) + "\n")
-        self._channel.flush()
 
     # Connecting
 
@@ -384,8 +380,7 @@ class _Driver:
 def main() -> int:
     """Connects, runs tasks until told to stop; returns the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever Ray prints must not end up between the messages
+    channel = Channel()
     given = _Input(sys.stdin)
     driver = _Driver(given.options.get(), given, channel)
     try:
