@@ -334,7 +334,7 @@ def profile_compare(
 
     found = compare(folders, force=force)
     console = Console()
-    console.width = max(console.width, _WIDTH + 20)
+    console.width = max(console.width, _WIDTH)
     for table in comparison_tables(found):
         console.print(table)
     if out is not None:

@@ -19,6 +19,7 @@ from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError
 from tal_fast.profiling.drawings import lengths_picture
 from tal_fast.profiling.figures import csv_text, value_of
+from tal_fast.profiling.prediction_profile import DISTURBING
 from tal_fast.profiling.report import read_profile
 
 __all__ = ["Comparison", "compare", "comparison_tables", "write_comparison"]
@@ -43,6 +44,7 @@ _TRAINING: tuple[tuple[str, Any, bool], ...] = (
 _PREDICTION: tuple[tuple[str, Any, bool], ...] = (
     ("padded", lambda e: e["padded"], True),
     ("network ms", lambda e: value_of(e, "network"), False),
+    ("CPU ms", lambda e: value_of(e, "network_cpu"), False),
     ("candidates ms", lambda e: value_of(e, "candidates"), False),
     ("suppression ms", lambda e: value_of(e, "suppression"), False),
     ("GMAC", lambda e: _scaled(e, 1e-9, "macs"), True),
@@ -73,6 +75,13 @@ def _of_memory(profile: Mapping[str, Any]) -> float | None:
     return 100.0 * rate / best if rate and best else None
 
 
+def _is_disturbed(profile: Mapping[str, Any]) -> bool:
+    if "phases" in profile:
+        return bool(profile.get("disturbed"))
+    others = value_of(profile, "disturbance", "others") or 0.0
+    return bool(others > DISTURBING * profile.get("usable_cores", 1))
+
+
 class Comparison:
     """Profiles by name, and whether their times may be compared.
 
@@ -82,7 +91,7 @@ class Comparison:
     Attributes:
         profiles: the same.
         differences: what the machines differ in, as ``cpu: A; B``; empty for one machine.
-        disturbed: names of trainings whose times others disturbed.
+        disturbed: names of profiles whose times others disturbed.
     """
 
     def __init__(self, profiles: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
@@ -94,7 +103,7 @@ class Comparison:
             )
             if len(found) > 1:
                 self.differences.append(f"{key}: {'; '.join(found)}")
-        self.disturbed = [name for name, own in self.profiles if own.get("disturbed")]
+        self.disturbed = [name for name, own in self.profiles if _is_disturbed(own)]
 
     @property
     def of_one_machine(self) -> bool:
@@ -169,6 +178,25 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _without_common(
+    names: list[str], rows: list[list[Any]]
+) -> tuple[list[str], list[list[Any]], list[str]]:
+    """Takes settings that are the same in all rows out of a table; returns them as a note."""
+    same = [
+        place
+        for place, name in enumerate(names)
+        if name in ("model", "amp", "threads") and len({row[place] for row in rows}) == 1
+    ]
+    told = [f"{names[place]} {rows[0][place]}" for place in same if rows[0][place] is not None]
+    # A profile that is called like its model needs no second name.
+    named = names.index("profile"), names.index("model")
+    if all(row[named[0]] == row[named[1]] for row in rows):
+        same.append(named[1])
+    kept = [place for place in range(len(names)) if place not in same]
+    common = [f"All: {', '.join(told)}."] if told else []
+    return [names[i] for i in kept], [[row[i] for i in kept] for row in rows], common
+
+
 def comparison_tables(found: Comparison) -> list[Table]:
     """Returns trainings, and predictions by length, as far as there are any."""
     notes = []
@@ -180,8 +208,9 @@ def comparison_tables(found: Comparison) -> list[Table]:
     for names, rows in (_training_rows(found), _prediction_rows(found)):
         if not rows:
             continue
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="\n".join(notes) or None,
-                      caption_justify="left")  # fmt: skip
+        names, rows, common = _without_common(names, rows)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left",
+                      caption="\n".join([*common, *notes]) or None)  # fmt: skip
         for name in names:
             left = name in ("profile", "model", "amp")
             table.add_column(name, justify="left" if left else "right", no_wrap=True)

@@ -175,11 +175,11 @@ def roofline_picture(rows: Sequence[Row], profile: Mapping[str, Any]) -> Any | N
             label=kind,
             zorder=4,
         )
-    for place, (row, x, y, share) in enumerate(dots[:4]):
-        if share >= 0.02:
-            name = row["op"].rpartition("::")[2]
-            axes.annotate(f"{name} {share:.0%}", (x, y), color=INK, fontsize=8.5, zorder=5,
-                          xytext=(9, (3, -10)[place % 2]), textcoords="offset points")  # fmt: skip
+    named = sorted((dot for dot in dots[:4] if dot[3] >= 0.02), key=lambda dot: dot[1])
+    for (row, x, y, share), height in zip(named, (8, -16, 20, -28), strict=False):
+        name = row["op"].rpartition("::")[2]
+        axes.annotate(f"{name} {share:.0%}", (x, y), color=INK, fontsize=8.5, zorder=5,
+                      xytext=(9, height), textcoords="offset points")  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(0.3 * min([low * bandwidth, *(y for *_, y, _ in dots)]), 2.5 * peak)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ __all__ = ["AS_IT_IS", "tried"]
 
 AS_IT_IS, CACHED, FLOOR = "as it is", "cached", "floor"
 _FLOOR_ROWS = 8
-_FEWER = "clips that are in memory"
+_FEWER = "fewer clips"
 _TURNS = 2
 _START = 8.0  # seconds that a process of its own takes at least
 
@@ -108,7 +109,7 @@ def _variants(rig: Rig) -> tuple[dict[str, Variant], dict[str, str]]:
     for part in dict.fromkeys((clips // 4, clips // 2)):
         if 0 < part < clips:
             variants[f"batch {part}"] = Variant(partial(rig.from_memory, part))
-            what[f"batch {part}"] = f"{part} {_FEWER}"
+            what[f"batch {part}"] = f"{_FEWER}: {part} of {clips}, in memory"
     other = _other_precision(rig)
     if other is not None:
         variants[f"amp {other}"] = Variant(partial(rig.from_memory, None, other))
@@ -152,6 +153,11 @@ def _that_fit(
         return step_seconds * sum(v.warm_up + v.timed for v in chosen.values())
 
     chosen = dict(variants)
+    if cost(chosen) > seconds:  # one step of each says more than many of some
+        chosen = {
+            name: replace(variant, warm_up=min(variant.warm_up, 1), timed=1)
+            for name, variant in variants.items()
+        }
     while len(chosen) > 1 and cost(chosen) > seconds:
         chosen.popitem()
     turns = int(seconds // max(cost(chosen), 1e-9))
@@ -197,7 +203,7 @@ def _entry(text: str, took: Took | None, base: Took | None, reason: str) -> dict
         return {"what": text, **{key: figure(None, unit, "clock", why) for key, unit in _UNITS}}
     wall, cpu = statistics.median(took.wall), statistics.median(took.cpu)
     # Fewer clips are another amount of work.
-    same = base is not None and not text.endswith(_FEWER)
+    same = base is not None and not text.startswith(_FEWER)
     gain = statistics.median(base.wall) / wall if base is not None and same else None
     values = {"wall": 1e3 * wall, "cpu": 1e3 * cpu, "gain": gain}
     return {

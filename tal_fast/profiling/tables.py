@@ -151,11 +151,12 @@ def length_table(profile: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{own['model']}, {own['weights']} weights, {own['amp']}, {own['device']}, "
-        f"{own['threads']} threads; medians of repeats, network with quartiles.{beside}",
+        f"{own['threads']} threads; medians of repeats, network with quartiles; rates by the "
+        f"{own.get('rates_by', 'clock')}.{beside}",
         caption_justify="left",
     )
-    for name in ("rows", "padded", "network ms", "quartiles", "candidates", "suppression", "GMAC",
-                 "GMAC/s", "of peak", "MB", "ms/min"):  # fmt: skip
+    for name in ("rows", "padded", "network ms", "quartiles", "CPU ms", "candidates",
+                 "suppression", "GMAC", "GMAC/s", "of peak", "MB", "ms/min"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for one in profile["lengths"]:
         low, high = one["network_quartiles"]
@@ -165,6 +166,7 @@ def length_table(profile: Mapping[str, Any]) -> Table:
             f"{one['padded']:,}",
             f"{one['network']['value']:.1f}",
             f"{low:.1f} to {high:.1f}",
+            f"{one['network_cpu']['value']:.1f}",
             f"{one['candidates']['value']:.1f}",
             f"{one['suppression']['value']:.1f}",
             f"{one['macs']['value'] / 1e9:.3f}",

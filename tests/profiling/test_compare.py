@@ -21,7 +21,7 @@ def folders(tmp_path):
         "first": made_profiles.training(),
         "second": made_profiles.training(disturbed=True),
         "fast": made_profiles.prediction(),
-        "slow": made_profiles.prediction(2.0),
+        "slow": made_profiles.prediction(2.0, disturbance={"others": {"value": 0.9}}),
     }
     return {
         name: made_profiles.write(tmp_path / name, own, tables=False) for name, own in made.items()
@@ -33,7 +33,8 @@ def test_one_machine(folders, tmp_path, capsys):
     paths = [str(path) for path in folders.values()]
     assert cli.main(["profile", "compare", *paths, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "Disturbed by others: second." in shown
+    assert "Disturbed by others: second, slow." in shown
+    assert "All: model a <model>, amp float32, threads 1." in shown
     assert {path.name for path in out.iterdir()} == {
         "trainings.csv", "predictions.csv", "lengths.png", "lengths.svg",
     }  # fmt: skip

@@ -74,7 +74,8 @@ def test_every_model_by_length(name, tmp_path):
         # The input to the first layer at least.
         assert entry["memory"]["value"] > 0
         whole = sum(entry[part]["value"] for part in prediction_profile.PARTS)
-        rate = entry["macs"]["value"] / entry["network"]["value"] / 1e6
+        by = {"clock": "network", "CPU time": "network_cpu"}[found["prediction"]["rates_by"]]
+        rate = entry["macs"]["value"] / entry[by]["value"] / 1e6
         assert entry["macs_rate"]["value"] == pytest.approx(rate)
         assert entry["minute"]["value"] >= whole
     first, last = found["lengths"]
@@ -84,6 +85,16 @@ def test_every_model_by_length(name, tmp_path):
     assert [float(row["network"]) for row in rows] == [
         entry["network"]["value"] for entry in found["lengths"]
     ]
+
+
+def test_rates_on_a_busy_machine_are_by_cpu_time(tmp_path, monkeypatch):
+    model, config = ready_model(OWN, None, (8, 3), [])
+    for others, by in ((0.0, "clock"), (99.0, "CPU time"), (None, "clock")):
+        monkeypatch.setattr(prediction_profile.procfs, "others_since", lambda *_, o=others: o)
+        found = profile_prediction(
+            model, config, made_clips(model, [20]), tmp_path, weights="fresh", quick=True, threads=1
+        )
+        assert found["prediction"]["rates_by"] == by
 
 
 def test_macs_are_those_of_the_cost_of_the_model():

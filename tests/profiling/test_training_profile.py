@@ -175,6 +175,18 @@ class TestProfile:
             assert (out / f"{name}.svg").is_file()
 
 
+def test_slow_steps_are_made_once_before_any_is_left_out():
+    variants = {name: Variant(print, warm_up=3, timed=2) for name in "abc"}
+    turns, chosen = interventions._that_fit(variants, 100.0, 1.0)
+    assert (turns, chosen) == (2, variants)
+    turns, chosen = interventions._that_fit(variants, 8.0, 1.0)
+    assert (turns, list(chosen)) == (1, ["a", "b", "c"])
+    assert {(v.warm_up, v.timed) for v in chosen.values()} == {(1, 1)}
+    turns, chosen = interventions._that_fit(variants, 4.0, 1.0)
+    assert (turns, list(chosen)) == (1, ["a", "b"])
+    assert list(interventions._that_fit(variants, 0.0, 1.0)[1]) == ["a"]
+
+
 class TestRig:
     @pytest.fixture
     def rig(self, data):
