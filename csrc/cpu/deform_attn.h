@@ -55,17 +55,17 @@ void deform_attn_backward(const DeformAttnShape& shape, int64_t heads_per_unit,
                           ComputeType<T>* grad_locations,         // [B, Q, H, L, P] or null ...
                           ComputeType<T>* grad_weights);          // ... together with this one
 
-// The same in place, without copies: for all three gradients in float or double, of the usual
-// channel and point counts, where value and its gradient fit the second-level cache.
+// The same for few queries, row by row: for all three gradients in float or double, of the usual
+// channel counts.
 template <typename C>
-bool deform_attn_backward_is_direct(const DeformAttnShape& shape);
+bool deform_attn_backward_is_by_row(const DeformAttnShape& shape);
 
 template <typename C>
-size_t deform_attn_backward_direct_scratch(const DeformAttnShape& shape, int64_t heads_per_unit);
+size_t deform_attn_backward_by_row_scratch(const DeformAttnShape& shape);
 
 // Units and arguments are those of deform_attn_backward. grad_locations may be locations itself.
 template <typename C>
-void deform_attn_backward_direct(const DeformAttnShape& shape, int64_t heads_per_unit,
+void deform_attn_backward_by_row(const DeformAttnShape& shape, int64_t heads_per_unit,
                                  const C* grad,            // [B, Q, H, D]
                                  const C* value,           // [B, S, H, D]
                                  const bool* padding,      // [B, S] or null: none

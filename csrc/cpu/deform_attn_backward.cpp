@@ -138,32 +138,17 @@ void unpack_sums(const DeformAttnShape& shape, const LevelGroup& group, const Ba
   });
 }
 
-// Moves the samples of one head and several queries between tensor and block. The head's samples in
-// the tensor, which the other heads' lie between, are asked for one block ahead: kWrite says what
-// for.
+// Asks for the samples of the block after this one: in the tensor the other heads' lie between.
+// kWrite says what for.
 template <bool kWrite, typename C>
-inline void copy_samples(const C* source, int64_t source_stride, C* target, int64_t target_stride,
-                         int64_t samples, int64_t query_count) {
-  constexpr int64_t kStep = 4;  // the usual number of points: a constant size is one instruction
+inline void prefetch_samples(const C* tensor, int64_t stride, int64_t samples,
+                             int64_t query_count) {
   constexpr int64_t kLine = 64 / sizeof(C);
-  const C* distant = kWrite ? target : source;
-  const int64_t stride = kWrite ? target_stride : source_stride;
   constexpr int64_t kHidden = 512 / sizeof(C);  // measured: below it the requests only cost time
   for (int64_t q = query_count; stride >= kHidden && q < 2 * query_count; ++q) {
     for (int64_t k = 0; k < samples; k += kLine) {
-      __builtin_prefetch(distant + q * stride + k, kWrite ? 1 : 0);
+      __builtin_prefetch(tensor + q * stride + k, kWrite ? 1 : 0);
     }
-  }
-  for (int64_t q = 0; q < query_count; ++q) {
-    int64_t k = 0;
-    for (; k + kStep <= samples; k += kStep) {
-      std::memcpy(target + k, source + k, kStep * sizeof(C));
-    }
-    for (; k < samples; ++k) {
-      target[k] = source[k];
-    }
-    source += source_stride;
-    target += target_stride;
   }
 }
 
@@ -285,18 +270,8 @@ void finish_samples(const BackwardPlan<C>& plan, int64_t count) {
     store<kLanes>(plan.dots + k,
                   finish_sums<C, kLanes, 2 * kGroup>(plan.partial + k / (2 * kGroup) * kLanes));
   }
-  const C* __restrict__ dots = plan.dots;
-  const C* __restrict__ fraction = plan.fraction;
-  const C* __restrict__ weight = plan.weight;
-  const C* __restrict__ length = plan.length;
-  C* __restrict__ by_location = plan.location;
-  C* __restrict__ by_weight = plan.by_weight;
-  for (int64_t k = 0; k < count; ++k) {
-    const C step = dots[2 * k + 1] - dots[2 * k];
-    by_weight[k] = dots[2 * k] + fraction[k] * step;
-    // The slope right of the sample: at a row itself, the one towards the next row.
-    by_location[k] = length[k] * weight[k] * step;
-  }
+  slope_and_value(plan.dots, plan.fraction, plan.weight, plan.length, count, plan.location,
+                  plan.by_weight);
 }
 
 template <typename T, int kVectors, bool kValue, bool kSamples, int kGroup = 1,
@@ -353,18 +328,21 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* gra
           }
           const int64_t sample_offset =
               query * query_stride + ((first_head + h) * shape.levels + group.first) * shape.points;
-          copy_samples<false>(locations + sample_offset, query_stride, plan.location, samples,
-                              samples, count);
-          copy_samples<false>(weights + sample_offset, query_stride, plan.weight, samples, samples,
-                              count);
+          prefetch_samples<false>(locations + sample_offset, query_stride, samples, count);
+          prefetch_samples<false>(weights + sample_offset, query_stride, samples, count);
+          copy_samples(locations + sample_offset, query_stride, plan.location, samples, samples,
+                       count);
+          copy_samples(weights + sample_offset, query_stride, plan.weight, samples, samples, count);
           locate_block(plan, count * samples);
           walk_block<C, kVectors, kValue, kSamples, kGroup>(plan, count, samples);
           if constexpr (kSamples) {
             finish_samples<C, kGroup>(plan, count * samples);
-            copy_samples<true>(plan.location, samples, grad_locations + sample_offset, query_stride,
-                               samples, count);
-            copy_samples<true>(plan.by_weight, samples, grad_weights + sample_offset, query_stride,
-                               samples, count);
+            prefetch_samples<true>(grad_locations + sample_offset, query_stride, samples, count);
+            prefetch_samples<true>(grad_weights + sample_offset, query_stride, samples, count);
+            copy_samples(plan.location, samples, grad_locations + sample_offset, query_stride,
+                         samples, count);
+            copy_samples(plan.by_weight, samples, grad_weights + sample_offset, query_stride,
+                         samples, count);
           }
         }
       }

@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor> boundary_max_pool_cuda(const Tensor& features,     //
                                                   bool with_argmax, bool afsd) {
   check_boundary_max_pool(features, segments_in, afsd);
   const DeviceScope scope(features);
-  const Tensor segments = torch::stable::contiguous(segments_in);
+  const Tensor segments = as_contiguous(segments_in);
   const int64_t batch = features.size(0);
   const int64_t channels = features.size(1);
   const int64_t rows = features.size(2);
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> boundary_max_pool_cuda(const Tensor& features,     //
          mutable_data<T>(out), afsd ? nullptr : where);
     if (afsd && with_argmax) {
       // csrc/ops/boundary_max_pool.cpp says what the historic backward does.
-      const Tensor flat = torch::stable::contiguous(features);
+      const Tensor flat = as_contiguous(features);
       pool<T>(scope, const_data<T>(flat),
               {{channels * count, count, 1}, batch, channels, count, count, segments}, nullptr,
               where);
@@ -130,8 +130,8 @@ Tensor boundary_max_pool_backward_cuda(const Tensor& grad_in,    // [B, C, K]
                                        int64_t rows, bool afsd) {
   const int64_t stride = check_boundary_max_pool_gradient(grad_in, argmax_in, rows, afsd);
   const DeviceScope scope(grad_in);
-  const Tensor grad = torch::stable::contiguous(grad_in);
-  const Tensor argmax = torch::stable::contiguous(argmax_in);
+  const Tensor grad = as_contiguous(grad_in);
+  const Tensor argmax = as_contiguous(argmax_in);
   const int64_t channels = grad.size(0) * grad.size(1);
   const std::vector<int64_t> sizes{grad.size(0), grad.size(1), rows};
   const Tensor out = stride == rows ? allocate(grad, sizes) : torch::stable::new_zeros(grad, sizes);

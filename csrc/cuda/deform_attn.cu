@@ -19,9 +19,9 @@ Tensor deform_attn_cuda(const Tensor& value_in,                     // [B, S, H,
   check_deform_attn(value_in, level_lengths, locations_in, weights_in);
   const DeformAttnShape shape = deform_attn_shape(value_in, level_lengths, locations_in);
   const DeviceScope scope(value_in);
-  const Tensor value = torch::stable::contiguous(value_in);
-  const Tensor locations = torch::stable::contiguous(locations_in);
-  const Tensor weights = torch::stable::contiguous(weights_in);
+  const Tensor value = as_contiguous(value_in);
+  const Tensor locations = as_contiguous(locations_in);
+  const Tensor weights = as_contiguous(weights_in);
   const Tensor out = allocate(value, {shape.batch, shape.queries, shape.heads * shape.channels});
   if (out.numel() == 0) {
     return out;
@@ -52,10 +52,10 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cuda(
   const Tensor grad_locations = allocate_gradient(locations_in, needs_samples);
   const Tensor grad_weights = allocate_gradient(weights_in, needs_samples);
   if (grad_value.numel() + grad_locations.numel() > 0) {
-    const Tensor grad = torch::stable::contiguous(grad_in);
-    const Tensor value = torch::stable::contiguous(value_in);
-    const Tensor locations = torch::stable::contiguous(locations_in);
-    const Tensor weights = torch::stable::contiguous(weights_in);
+    const Tensor grad = as_contiguous(grad_in);
+    const Tensor value = as_contiguous(value_in);
+    const Tensor locations = as_contiguous(locations_in);
+    const Tensor weights = as_contiguous(weights_in);
     const DeviceLevels levels(scope, value, shape);
     dispatch_float(value.scalar_type(), "deform_attn_backward", "value", [&](auto tag) {
       using T = typename decltype(tag)::type;

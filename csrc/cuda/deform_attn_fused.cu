@@ -19,12 +19,12 @@ struct Inputs {
 
   Inputs(const Tensor& value_in, const Tensor& reference_in, const Tensor& offsets_in,
          const Tensor& logits_in, const std::optional<Tensor>& padding_mask_in)
-      : value(torch::stable::contiguous(value_in)),
+      : value(as_contiguous(value_in)),
         reference(with_contiguous_queries(reference_in)),
         offsets(with_contiguous_queries(offsets_in)),
         logits(with_contiguous_queries(logits_in)) {
     if (padding_mask_in) {
-      padding_mask = torch::stable::contiguous(*padding_mask_in);
+      padding_mask = as_contiguous(*padding_mask_in);
     }
   }
 
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_attn_fused_backward_cuda(
     return {grad_value, grad_reference, grad_offsets, grad_logits};
   }
   const Inputs inputs(value, reference_points, sampling_offsets, attention_logits, padding_mask);
-  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor grad = as_contiguous(grad_in);
   const DeviceLevels levels(scope, value, shape);
   const ScalarType type = compute_type(value.scalar_type());
   const int64_t samples = shape.batch * shape.queries * shape.samples_per_query();

@@ -41,7 +41,7 @@ Tensor dropout_cuda(const Tensor& x_in, double p, int64_t seed, bool relu,
   TAL_FAST_CHECK(!(relu && residual_in), "dropout: expected relu or residual, got both");
   check_dropout(x_in, p, residual_in, "residual", device_seed);
   const DeviceScope scope(x_in);
-  const Tensor x = torch::stable::contiguous(x_in);
+  const Tensor x = as_contiguous(x_in);
   const std::optional<Tensor> residual = contiguous(residual_in);
   const Tensor out = allocate_like(x);
   dispatch_float(x.scalar_type(), "dropout", "x", [&](auto tag) {
@@ -77,7 +77,7 @@ Tensor dropout_backward_cuda(const Tensor& grad_in, const std::optional<Tensor>&
                              int64_t seed, const std::optional<Tensor>& device_seed) {
   check_dropout(grad_in, p, out_in, "out", device_seed);
   const DeviceScope scope(grad_in);
-  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor grad = as_contiguous(grad_in);
   const std::optional<Tensor> out = contiguous(out_in);
   const Tensor grad_x = allocate_like(grad);
   dispatch_float(grad.scalar_type(), "dropout_backward", "grad", [&](auto tag) {

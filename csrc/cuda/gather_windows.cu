@@ -48,8 +48,8 @@ std::tuple<Tensor, Tensor> gather_windows_cuda(const Tensor& store,         // [
                                                bool channels_first) {
   check_gather_windows(store, first_row_in, rows_in, length, dtype);
   const DeviceScope scope(store);
-  const Tensor first_row = torch::stable::contiguous(first_row_in);
-  const Tensor rows = torch::stable::contiguous(rows_in);
+  const Tensor first_row = as_contiguous(first_row_in);
+  const Tensor rows = as_contiguous(rows_in);
   const int64_t count = rows.size(0);
   const int64_t channels = store.size(1);
   const Tensor out = channels_first ? allocate(store, {count, channels, length}, dtype)

@@ -157,7 +157,7 @@ inline void read_back(const DeviceScope&, const char*, const void* device, size_
 // An output or a workspace. The emulator fills it with NaN, so that what a kernel forgets to write
 // shows.
 inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-  Tensor tensor = torch::stable::new_empty(like, sizes, type);
+  Tensor tensor = empty_beside(like, sizes, type);
 #if !defined(__CUDACC__)
   emulator::poison(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel()) *
                                                   static_cast<size_t>(tensor.element_size()));

@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_assignment_cuda(
   const std::vector<AssignmentProblem> problems =
       check_linear_assignment(costs_in, row_counts, column_counts);
   const DeviceScope scope(costs_in);
-  const Tensor costs = torch::stable::contiguous(costs_in);
+  const Tensor costs = as_contiguous(costs_in);
   const int64_t matches = num_matches(problems);
   std::vector<Tensor> out;
   for (int i = 0; i < 3; ++i) {

@@ -63,7 +63,7 @@ Tensor matching_cost_cuda(const Tensor& logits_in,    // [K, B, Q, C] or [B, Q, 
   const Tensor logits = to_compute_type(logits_in);
   const Tensor segments = to_compute_type(segments_in);
   const Tensor targets = to_compute_type(targets_in);
-  const Tensor labels = torch::stable::contiguous(labels_in);
+  const Tensor labels = as_contiguous(labels_in);
   const Tensor out = allocate(logits, {shape.layers * shape.queries * shape.instances}, type);
   if (out.numel() == 0) {
     return out;

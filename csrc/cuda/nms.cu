@@ -21,7 +21,7 @@ auto solved(const DeviceScope& scope, const NmsCall& call, Outputs&& outputs) {
 }
 
 Tensor filled_numbers(const Tensor& like, const std::vector<int64_t>& sizes, double value) {
-  Tensor tensor = torch::stable::new_empty(like, sizes, ScalarType::Long);
+  Tensor tensor = empty_beside(like, sizes, ScalarType::Long);
   return torch::stable::fill_(tensor, value);
 }
 

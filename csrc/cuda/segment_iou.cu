@@ -47,8 +47,8 @@ Tensor segment_iou_cuda(const Tensor& a_in,  // [N, 2]
   check_segment_iou(a_in, b_in, aligned, eps);
   const IouKind kind = parse_iou_kind(kind_number);
   const DeviceScope scope(a_in);
-  const Tensor a = torch::stable::contiguous(a_in);
-  const Tensor b = torch::stable::contiguous(b_in);
+  const Tensor a = as_contiguous(a_in);
+  const Tensor b = as_contiguous(b_in);
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
   const Tensor out = aligned ? allocate(a, {n}) : allocate(a, {n, m});
@@ -107,8 +107,8 @@ std::tuple<Tensor, Tensor> segment_iou_backward_cuda(
   check_segment_iou(a_in, b_in, aligned, eps);
   const IouKind kind = parse_iou_kind(kind_number);
   const DeviceScope scope(a_in);
-  const Tensor a = torch::stable::contiguous(a_in);
-  const Tensor b = torch::stable::contiguous(b_in);
+  const Tensor a = as_contiguous(a_in);
+  const Tensor b = as_contiguous(b_in);
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
   check_segment_iou_gradient(grad, a, b, aligned);

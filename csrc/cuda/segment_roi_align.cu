@@ -31,8 +31,7 @@ bool is_aligned(const void* pointer) {
 template <typename T>
 Tensor channels_last(const DeviceScope& scope, const Tensor& features_in) {  // [B, C, T]
   using Kernel = RoiAlignTranspose<T>;
-  const Tensor features =
-      features_in.stride(2) == 1 ? features_in : torch::stable::contiguous(features_in);
+  const Tensor features = features_in.stride(2) == 1 ? features_in : as_contiguous(features_in);
   const int64_t batch = features.size(0);
   const int64_t channels = features.size(1);
   const int64_t rows = features.size(2);
@@ -72,7 +71,7 @@ Tensor segment_roi_align_cuda(const Tensor& features_in,  // [B, C, T]
   check_segment_roi_align(features_in, rois_in, output_size, sampling_ratio);
   check_row_numbers("segment_roi_align", features_in.size(2));
   const DeviceScope scope(features_in);
-  const Tensor rois = torch::stable::contiguous(rois_in);
+  const Tensor rois = as_contiguous(rois_in);
   const int64_t count = rois.size(0);
   const RoiAlignShape shape{features_in.size(1), features_in.size(2), output_size, sampling_ratio,
                             aligned};
@@ -119,8 +118,8 @@ Tensor segment_roi_align_backward_cuda(const Tensor& grad_in,  // [K, C, R]
   check_segment_roi_align_gradient(grad_in, rois_in, sampling_ratio);
   check_row_numbers("segment_roi_align_backward", rows);
   const DeviceScope scope(grad_in);
-  const Tensor rois = torch::stable::contiguous(rois_in);
-  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor rois = as_contiguous(rois_in);
+  const Tensor grad = as_contiguous(grad_in);
   const RoiAlignShape shape{grad.size(1), rows, grad.size(2), sampling_ratio, aligned};
   const Tensor out = allocate(grad, {batch, rows, shape.channels});
   if (out.numel() == 0) {

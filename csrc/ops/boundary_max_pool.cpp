@@ -37,7 +37,7 @@ void find_ranges(const Position* segments, int64_t batch, int64_t count, int64_t
 
 // The rows that every segment reads, [B, K, 4]: first and last of either range.
 std::vector<int32_t> ranges_of(const Tensor& segments_in, int64_t rows) {
-  const Tensor segments = torch::stable::contiguous(segments_in);
+  const Tensor segments = as_contiguous(segments_in);
   const int64_t batch = segments.size(0);
   const int64_t count = segments.size(1);
   std::vector<int32_t> ranges(static_cast<size_t>(4 * batch * count));
@@ -94,10 +94,9 @@ std::tuple<Tensor, Tensor> boundary_max_pool_cpu(const Tensor& features,  // [B,
   const int64_t rows = features.size(2);
   const int64_t count = segments.size(1);
   const std::vector<int32_t> ranges = ranges_of(segments, rows);
-  Tensor out = torch::stable::new_empty(features, {batch, channels, count});
-  Tensor argmax =
-      with_argmax ? torch::stable::new_empty(features, {batch, channels, count}, ScalarType::Int)
-                  : torch::stable::new_empty(features, {0}, ScalarType::Int);
+  Tensor out = empty_beside(features, {batch, channels, count});
+  Tensor argmax = with_argmax ? empty_beside(features, {batch, channels, count}, ScalarType::Int)
+                              : empty_beside(features, {0}, ScalarType::Int);
   dispatch_float(features.scalar_type(), "boundary_max_pool", "features", [&](auto tag) {
     using Stored = typename decltype(tag)::type;
     if (out.numel() == 0) {
@@ -109,8 +108,8 @@ std::tuple<Tensor, Tensor> boundary_max_pool_cpu(const Tensor& features,  // [B,
     if (afsd && with_argmax) {
       // The historic backward takes K for T: it looks for the maxima in the first B * C * K values
       // of the contiguous features, read as [B, C, K].
-      const Tensor flat = torch::stable::contiguous(features);
-      const Tensor ignored = torch::stable::new_empty(out, {batch, channels, count});
+      const Tensor flat = as_contiguous(features);
+      const Tensor ignored = empty_beside(out, {batch, channels, count});
       pool(const_data<Stored>(flat), channels * count, {count, 1}, batch, channels, count,
            ranges_of(segments, count), mutable_data<Stored>(ignored), where);
     }
@@ -126,10 +125,10 @@ Tensor boundary_max_pool_backward_cpu(const Tensor& grad_in,    // [B, C, K]
   const int64_t batch = grad_in.size(0);
   const int64_t channels = grad_in.size(1);
   const int64_t count = grad_in.size(2);
-  const Tensor grad = torch::stable::contiguous(grad_in);
-  const Tensor argmax = torch::stable::contiguous(argmax_in);
+  const Tensor grad = as_contiguous(grad_in);
+  const Tensor argmax = as_contiguous(argmax_in);
   const int32_t* where = const_data<int32_t>(argmax);
-  Tensor out = stride == rows ? torch::stable::new_empty(grad, {batch, channels, rows})
+  Tensor out = stride == rows ? empty_beside(grad, {batch, channels, rows})
                               : torch::stable::new_zeros(grad, {batch, channels, rows});
   std::atomic<bool> inside{true};
   dispatch_float(grad.scalar_type(), kOp, "grad", [&](auto tag) {

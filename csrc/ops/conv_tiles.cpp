@@ -84,10 +84,10 @@ Tensor rows_to_tiles_cpu(const Tensor& rows_in,  // [R, C]
   TAL_FAST_CHECK(rows_in.dim() == 2, kOp, ": expected rows of shape [R, C], got ",
                  shape_string(rows_in));
   const Tiling tiling = make_tiling(kOp, spans, rows_in.size(0));
-  const Tensor rows = torch::stable::contiguous(rows_in);
+  const Tensor rows = as_contiguous(rows_in);
   const int64_t channels = rows.size(1);
   const int64_t plane = tiling.tiles() * channels;
-  Tensor out = torch::stable::new_empty(rows, {kTilePlanes, tiling.tiles(), channels});
+  Tensor out = empty_beside(rows, {kTilePlanes, tiling.tiles(), channels});
   dispatch_wide(rows.scalar_type(), kOp, "rows", [&]<typename T>(TypeTag<T>) {
     const T* source = const_data<T>(rows);
     T* target = mutable_data<T>(out);
@@ -110,10 +110,10 @@ Tensor tiles_to_rows_cpu(const Tensor& tiles_in,  // [6, N, C]
       tiles_in.dim() == 3 && tiles_in.size(0) == kTilePlanes && tiles_in.size(1) == tiling.tiles(),
       kOp, ": expected tiles of shape [", kTilePlanes, ", ", tiling.tiles(), ", C], got ",
       shape_string(tiles_in));
-  const Tensor tiles = torch::stable::contiguous(tiles_in);
+  const Tensor tiles = as_contiguous(tiles_in);
   const int64_t channels = tiles.size(2);
   const int64_t plane = tiling.tiles() * channels;
-  Tensor out = torch::stable::new_empty(tiles, {row_count, channels});
+  Tensor out = empty_beside(tiles, {row_count, channels});
   dispatch_wide(tiles.scalar_type(), kOp, "tiles", [&]<typename T>(TypeTag<T>) {
     const T* source = const_data<T>(tiles);
     T* target = mutable_data<T>(out);

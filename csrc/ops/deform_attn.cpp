@@ -18,13 +18,12 @@ Tensor deform_attn_cpu(const Tensor& value_in,                     // [B, S, H, 
                        const Tensor& weights_in) {                 // [B, Q, H, L, P]
   check_deform_attn(value_in, level_lengths, locations_in, weights_in);
   const DeformAttnShape shape = deform_attn_shape(value_in, level_lengths, locations_in);
-  Tensor out = torch::stable::new_empty(value_in,
-                                        {shape.batch, shape.queries, shape.heads * shape.channels});
+  Tensor out = empty_beside(value_in, {shape.batch, shape.queries, shape.heads * shape.channels});
   if (out.numel() == 0) {
     return out;
   }
   const ScalarType type = compute_type(value_in.scalar_type());
-  const Tensor value = torch::stable::contiguous(value_in);
+  const Tensor value = as_contiguous(value_in);
   const Tensor locations = prepare(locations_in, type);
   const Tensor weights = prepare(weights_in, type);
   const int64_t grain = forward_grain(shape);
@@ -67,14 +66,12 @@ std::tuple<Tensor, Tensor, Tensor> deform_attn_backward_cpu(
   const std::vector<int64_t> none{0};
   // Zeros, not empty: with no query, channel or point the kernel below has nothing to write.
   const bool runs = shape.batch > 0 && shape.heads > 0 && (needs_value || needs_samples);
-  Tensor grad_value = torch::stable::new_empty(value_in, needs_value ? value_shape : none);
-  Tensor grad_locations =
-      torch::stable::new_empty(value_in, needs_samples ? sample_shape : none, type);
-  Tensor grad_weights =
-      torch::stable::new_empty(value_in, needs_samples ? sample_shape : none, type);
+  Tensor grad_value = empty_beside(value_in, needs_value ? value_shape : none);
+  Tensor grad_locations = empty_beside(value_in, needs_samples ? sample_shape : none, type);
+  Tensor grad_weights = empty_beside(value_in, needs_samples ? sample_shape : none, type);
   if (runs) {
-    const Tensor grad = torch::stable::contiguous(grad_in);
-    const Tensor value = torch::stable::contiguous(value_in);
+    const Tensor grad = as_contiguous(grad_in);
+    const Tensor value = as_contiguous(value_in);
     const Tensor locations = prepare(locations_in, type);
     const Tensor weights = prepare(weights_in, type);
     dispatch_float(value.scalar_type(), "deform_attn_backward", "value", [&](auto tag) {

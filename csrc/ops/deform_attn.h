@@ -25,8 +25,7 @@ inline std::string list_string(const std::vector<int64_t>& values) {
 
 // Contiguous and of the type that the kernel computes in; no copy when it is both already.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor
-                                                                : torch::stable::to(tensor, type));
+  return as_contiguous(to_type(tensor, type));
 }
 
 inline void check_value(const char* op, const Tensor& value,

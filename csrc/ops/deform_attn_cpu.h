@@ -29,7 +29,7 @@ inline int64_t backward_grain(const DeformAttnShape& shape, int64_t heads) {
 }
 
 template <typename C>
-void run_backward_direct(const DeformAttnShape& shape, const C* grad, const C* value,
+void run_backward_by_row(const DeformAttnShape& shape, const C* grad, const C* value,
                          const bool* padding, const C* locations, const C* weights, C* grad_value,
                          C* grad_locations, C* grad_weights) {
   // Heads that share a unit share the rows that they read; fewer where threads would lack work.
@@ -39,10 +39,10 @@ void run_backward_direct(const DeformAttnShape& shape, const C* grad, const C* v
     heads = (heads + 1) / 2;
   }
   const int64_t units = shape.batch * ((shape.heads + heads - 1) / heads);
-  const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_direct_scratch<C>)(shape, heads);
+  const size_t bytes = TAL_FAST_ISA_CALL(deform_attn_backward_by_row_scratch<C>)(shape);
   torch::stable::parallel_for(
       0, units, backward_grain(shape, heads), [&](int64_t begin, int64_t end) {
-        TAL_FAST_ISA_CALL(deform_attn_backward_direct<C>)
+        TAL_FAST_ISA_CALL(deform_attn_backward_by_row<C>)
         (shape, heads, grad, value, padding, locations, weights, begin, end,
          cpu::Scratch(bytes).get(), grad_value, grad_locations, grad_weights);
       });
@@ -55,8 +55,8 @@ void run_backward(const DeformAttnShape& shape, const T* grad, const T* value, c
                   ComputeType<T>* grad_locations, ComputeType<T>* grad_weights) {
   if constexpr (std::is_same_v<T, ComputeType<T>>) {
     if (grad_value != nullptr && grad_locations != nullptr &&
-        TAL_FAST_ISA_CALL(deform_attn_backward_is_direct<T>)(shape)) {
-      run_backward_direct(shape, grad, value, padding, locations, weights, grad_value,
+        TAL_FAST_ISA_CALL(deform_attn_backward_is_by_row<T>)(shape)) {
+      run_backward_by_row(shape, grad, value, padding, locations, weights, grad_value,
                           grad_locations, grad_weights);
       return;
     }

@@ -31,11 +31,10 @@ struct Inputs {
 
   Inputs(const Tensor& value_in, const Tensor& reference_in, const Tensor& offsets_in,
          const Tensor& logits_in, const std::optional<Tensor>& padding_mask_in)
-      : value(torch::stable::contiguous(value_in)), padding_mask(padding_mask_in) {
+      : value(as_contiguous(value_in)), padding_mask(padding_mask_in) {
     const ScalarType type = compute_type(value.scalar_type());
     const auto convert = [](const Tensor& tensor, ScalarType wanted) {
-      return with_contiguous_queries(
-          tensor.scalar_type() == wanted ? tensor : torch::stable::to(tensor, wanted));
+      return with_contiguous_queries(to_type(tensor, wanted));
     };
     const bool direct = offsets_in.scalar_type() == logits_in.scalar_type() &&
                         compute_type(offsets_in.scalar_type()) == type;
@@ -43,7 +42,7 @@ struct Inputs {
     offsets = convert(offsets_in, direct ? offsets_in.scalar_type() : type);
     logits = convert(logits_in, direct ? logits_in.scalar_type() : type);
     if (padding_mask) {
-      padding_mask = torch::stable::contiguous(*padding_mask);
+      padding_mask = as_contiguous(*padding_mask);
     }
   }
 
@@ -92,8 +91,7 @@ Tensor deform_attn_fused_cpu(const Tensor& value,                        // [B, 
   check_deform_attn_fused(value, level_lengths, reference_points, sampling_offsets,
                           attention_logits, padding_mask);
   const DeformAttnShape shape = deform_attn_shape(value, level_lengths, sampling_offsets);
-  Tensor out =
-      torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.channels});
+  Tensor out = empty_beside(value, {shape.batch, shape.queries, shape.heads * shape.channels});
   if (out.numel() == 0) {
     return out;
   }
@@ -149,11 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_attn_fused_backward_cpu(
   const ScalarType projection_type = inputs.offsets.scalar_type();
 
   const auto empty_like = [&](const Tensor& tensor, bool wanted, ScalarType dtype) {
-    std::vector<int64_t> sizes{0};
-    if (wanted) {
-      sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
-    }
-    return torch::stable::new_empty(value, sizes, dtype);
+    return empty_beside(value, wanted ? sizes_of(tensor) : std::vector<int64_t>{0}, dtype);
   };
   Tensor grad_value = empty_like(value, needs_value, value.scalar_type());
   Tensor grad_reference = empty_like(reference_points, needs_reference, type);
@@ -161,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_attn_fused_backward_cpu(
   Tensor grad_logits = empty_like(attention_logits, needs_projection, projection_type);
   const bool needs_samples = needs_reference || needs_projection;
   if (shape.batch > 0 && (needs_value || needs_samples)) {
-    const Tensor grad = torch::stable::contiguous(grad_in);
+    const Tensor grad = as_contiguous(grad_in);
     // The kernels replace locations and weights by their gradients and these by the projection's:
     // where the types agree, in the outputs themselves.
     const bool in_outputs = needs_projection && projection_type == type;

@@ -63,7 +63,7 @@ inline Tensor with_contiguous_queries(const Tensor& tensor) {
   int64_t expected = 1;
   for (int64_t i = tensor.dim() - 1; i >= 2; --i) {
     if (tensor.size(i) != 1 && tensor.stride(i) != expected) {
-      return torch::stable::contiguous(tensor);
+      return as_contiguous(tensor);
     }
     expected *= tensor.size(i);
   }

@@ -27,10 +27,10 @@ Tensor dropout_cpu(const Tensor& x_in, double p, int64_t seed, bool relu,
                    const std::optional<Tensor>& device_seed) {
   TAL_FAST_CHECK(!(relu && residual_in), "dropout: expected relu or residual, got both");
   check_dropout(x_in, p, residual_in, "residual", device_seed);
-  const Tensor x = torch::stable::contiguous(x_in);
+  const Tensor x = as_contiguous(x_in);
   const std::optional<Tensor> residual = contiguous(residual_in);
   const uint64_t whole = whole_seed(seed, device_seed);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = empty_beside(x, sizes_of(x));
   dispatch_float(x.scalar_type(), "dropout", "x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* x_data = const_data<T>(x);
@@ -49,10 +49,10 @@ Tensor dropout_cpu(const Tensor& x_in, double p, int64_t seed, bool relu,
 Tensor dropout_backward_cpu(const Tensor& grad_in, const std::optional<Tensor>& out_in, double p,
                             int64_t seed, const std::optional<Tensor>& device_seed) {
   check_dropout(grad_in, p, out_in, "out", device_seed);
-  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor grad = as_contiguous(grad_in);
   const std::optional<Tensor> out = contiguous(out_in);
   const uint64_t whole = whole_seed(seed, device_seed);
-  Tensor grad_x = torch::stable::empty_like(grad);
+  Tensor grad_x = empty_beside(grad, sizes_of(grad));
   dispatch_float(grad.scalar_type(), "dropout_backward", "grad", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* grad_data = const_data<T>(grad);

@@ -46,7 +46,7 @@ ComputeType<T> dropout_scale(double p) {
 }
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+  return tensor ? std::optional<Tensor>(as_contiguous(*tensor)) : std::nullopt;
 }
 
 template <typename T>

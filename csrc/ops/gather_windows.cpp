@@ -57,16 +57,16 @@ std::tuple<Tensor, Tensor> gather_windows_cpu(const Tensor& store,         // [R
                                               int64_t length, ScalarType dtype,
                                               bool channels_first) {
   check_gather_windows(store, first_row_in, rows_in, length, dtype);
-  const Tensor first_row = torch::stable::contiguous(first_row_in);
-  const Tensor rows = torch::stable::contiguous(rows_in);
+  const Tensor first_row = as_contiguous(first_row_in);
+  const Tensor rows = as_contiguous(rows_in);
   const int64_t* first_data = const_data<int64_t>(first_row);
   const int64_t* rows_data = const_data<int64_t>(rows);
   const int64_t count = rows.size(0);
   const int64_t channels = store.size(1);
   check_ranges(first_data, rows_data, count, store.size(0), length);
-  Tensor out = channels_first ? torch::stable::new_empty(store, {count, channels, length}, dtype)
-                              : torch::stable::new_empty(store, {count, length, channels}, dtype);
-  Tensor mask = torch::stable::new_empty(store, {count, length}, ScalarType::Bool);
+  Tensor out = channels_first ? empty_beside(store, {count, channels, length}, dtype)
+                              : empty_beside(store, {count, length, channels}, dtype);
+  Tensor mask = empty_beside(store, {count, length}, ScalarType::Bool);
   if (mask.numel() == 0) {
     return {out, mask};
   }

@@ -129,11 +129,11 @@ std::tuple<Tensor, Tensor, Tensor> linear_assignment_cpu(
 {
   const std::vector<AssignmentProblem> problems =
       check_linear_assignment(costs_in, row_counts, column_counts);
-  const Tensor costs = torch::stable::contiguous(costs_in);
+  const Tensor costs = as_contiguous(costs_in);
   const int64_t matches = num_matches(problems);
   Tensor out[3];
   for (Tensor& tensor : out) {
-    tensor = torch::stable::new_empty(costs, {matches}, ScalarType::Long);
+    tensor = empty_beside(costs, {matches}, ScalarType::Long);
   }
   dispatch_compute_type(costs.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;

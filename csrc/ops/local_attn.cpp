@@ -50,13 +50,12 @@ std::tuple<Tensor, Tensor> local_attn_cpu(const Tensor& query,  // [B, T, H, D]
                                           bool with_weights) {
   check_local_attn("local_attn", query, key, value, window, mask);
   const LocalAttnShape shape = local_attn_shape(query, window);
-  const Tensor out =
-      torch::stable::new_empty(query, {shape.batch, shape.rows, shape.heads, shape.channels});
+  const Tensor out = empty_beside(query, {shape.batch, shape.rows, shape.heads, shape.channels});
   std::vector<int64_t> kept{0};
   if (with_weights) {
     kept = {shape.batch, shape.rows, shape.heads, shape.window()};
   }
-  const Tensor weights = torch::stable::new_empty(query, kept, compute_type(query.scalar_type()));
+  const Tensor weights = empty_beside(query, kept, compute_type(query.scalar_type()));
   if (out.numel() == 0) {
     return {out, weights};
   }
@@ -103,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> local_attn_backward_cpu(
     if (wanted) {
       sizes = {shape.batch, shape.rows, shape.heads, shape.channels};
     }
-    return torch::stable::new_empty(query, sizes);
+    return empty_beside(query, sizes);
   };
   const Tensor grad_query = output(needs_query);
   const Tensor grad_key = output(needs_key);
@@ -115,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> local_attn_backward_cpu(
   const Units units = units_of(shape, 5);
   std::optional<Tensor> kept;
   if (weights) {
-    kept = torch::stable::contiguous(*weights);
+    kept = as_contiguous(*weights);
   }
   dispatch_float(query.scalar_type(), "local_attn_backward", "query", [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -79,7 +79,7 @@ class LocalAttnPadding {
  public:
   explicit LocalAttnPadding(const std::optional<Tensor>& mask) {
     if (mask) {
-      mask_ = torch::stable::contiguous(*mask);
+      mask_ = as_contiguous(*mask);
     }
   }
   const bool* data() const { return mask_ ? const_data<bool>(*mask_) : nullptr; }

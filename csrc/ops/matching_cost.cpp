@@ -114,9 +114,8 @@ Tensor matching_cost_cpu(const Tensor& logits_in,    // [K, B, Q, C] or [B, Q, C
   const Tensor logits = to_compute_type(logits_in);
   const Tensor segments = to_compute_type(segments_in);
   const Tensor targets = to_compute_type(targets_in);
-  const Tensor labels = torch::stable::contiguous(labels_in);
-  Tensor out =
-      torch::stable::new_empty(logits, {shape.layers * shape.queries * shape.instances}, type);
+  const Tensor labels = as_contiguous(labels_in);
+  Tensor out = empty_beside(logits, {shape.layers * shape.queries * shape.instances}, type);
   if (out.numel() == 0) {
     return out;
   }

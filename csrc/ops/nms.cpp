@@ -43,10 +43,10 @@ void copy_rows(const Tensor& from, Tensor& to) {
 
 // The rows, -1 behind them, and how many there are.
 std::tuple<Tensor, Tensor> pad_rows(const Tensor& rows, int64_t size) {
-  Tensor padded = torch::stable::new_empty(rows, {size});
+  Tensor padded = empty_beside(rows, {size});
   torch::stable::fill_(padded, -1.0);
   copy_rows(rows, padded);
-  Tensor count = torch::stable::new_empty(rows, {});
+  Tensor count = empty_beside(rows, {});
   *mutable_data<int64_t>(count) = rows.size(0);
   return {padded, count};
 }
@@ -92,7 +92,7 @@ struct NmsOnCpu {
     const bool voting = call.request.voting.has_value();
     check_video_numbers(call.op, call.groups.video_data(), call.in.count, num_videos);
     const auto [rows, kept_scores, refined] = batched_nms(call);
-    Tensor padded = torch::stable::new_empty(rows, {num_videos, max_segments});
+    Tensor padded = empty_beside(rows, {num_videos, max_segments});
     torch::stable::fill_(padded, -1.0);
     Tensor padded_scores = torch::stable::new_zeros(call.scores, {num_videos, max_segments});
     Tensor padded_segments = torch::stable::new_zeros(call.segments, {num_videos, max_segments, 2});
@@ -102,7 +102,7 @@ struct NmsOnCpu {
     const auto* from = const_data<int64_t>(rows);
     const int64_t* video = call.groups.video_data();
     // Segments and scores are moved as they are, whatever their type.
-    const Tensor plain = torch::stable::contiguous(call.segments);
+    const Tensor plain = as_contiguous(call.segments);
     const auto score_bytes = static_cast<size_t>(call.scores.element_size());
     const auto* score_from = static_cast<const std::byte*>(kept_scores.const_data_ptr());
     const auto* segment_from =

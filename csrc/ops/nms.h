@@ -100,9 +100,7 @@ inline Tensor check_groups(const char* op, const char* argument, const Tensor& g
   const ScalarType type = groups.scalar_type();
   TAL_FAST_CHECK(type == ScalarType::Long || type == ScalarType::Int, op, ": expected ", argument,
                  " of dtype int64 or int32, got ", dtype_string(type));
-  const Tensor wide =
-      type == ScalarType::Long ? groups : torch::stable::to(groups, ScalarType::Long);
-  return wide.is_contiguous() ? wide : torch::stable::contiguous(wide);
+  return as_contiguous(to_type(groups, ScalarType::Long));
 }
 
 inline GroupNumbers check_groups(const char* op, const Tensor& labels,

@@ -111,12 +111,11 @@ class NmsSolver {
     for (int64_t v = 0; v < num_videos_; ++v) {
       total += kept_.counts[groups_.video_starts[v]];
     }
-    Tensor indices = torch::stable::new_empty(in.segments, {total}, ScalarType::Long);
-    Tensor scores = wanted.scores ? torch::stable::new_empty(in.scores, {total}) : in.scores;
+    Tensor indices = empty_beside(in.segments, {total}, ScalarType::Long);
+    Tensor scores = wanted.scores ? empty_beside(in.scores, {total}) : in.scores;
     const bool voting = request_.voting.has_value();
-    Tensor segments = wanted.segments
-                          ? torch::stable::new_empty(in.segments, {voting ? total : 0, 2})
-                          : in.segments;
+    Tensor segments =
+        wanted.segments ? empty_beside(in.segments, {voting ? total : 0, 2}) : in.segments;
     auto* out_indices = mutable_data<int64_t>(indices);
     T* out_scores = wanted.scores ? mutable_data<T>(scores) : nullptr;
     T* out_segments = wanted.segments && voting ? mutable_data<T>(segments) : nullptr;

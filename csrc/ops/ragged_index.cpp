@@ -15,8 +15,8 @@ std::tuple<Tensor, Tensor> ragged_index_cpu(const std::vector<int64_t>& counts, 
                                             const Tensor& like) {
   const int64_t items = check_ragged_index(counts);
   const auto groups = static_cast<int64_t>(counts.size());
-  Tensor group = torch::stable::new_empty(like, {items}, ScalarType::Long);
-  Tensor first = torch::stable::new_empty(like, {groups}, ScalarType::Long);
+  Tensor group = empty_beside(like, {items}, ScalarType::Long);
+  Tensor first = empty_beside(like, {groups}, ScalarType::Long);
   auto* next = mutable_data<int64_t>(group);
   auto* first_data = mutable_data<int64_t>(first);
   int64_t before = 0;

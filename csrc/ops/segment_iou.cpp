@@ -25,7 +25,7 @@ template <typename T>
 Tensor split_starts_and_ends(const Tensor& b, int64_t padded) {  // [M, 2] -> [2, padded]
   const int64_t m = b.size(0);
   const ScalarType compute = compute_type(b.scalar_type());
-  Tensor split = torch::stable::new_empty(b, {2, padded}, compute);
+  Tensor split = empty_beside(b, {2, padded}, compute);
   auto* data = mutable_data<ComputeType<T>>(split);
   TAL_FAST_ISA_CALL(segment_iou_split<T>)(const_data<T>(b), m, data, data + padded);
   for (auto* row : {data, data + padded}) {
@@ -39,11 +39,11 @@ Tensor segment_iou_cpu(const Tensor& a_in,  // [N, 2]
                        int64_t kind_number, bool aligned, double eps) {
   check_segment_iou(a_in, b_in, aligned, eps);
   const IouKind kind = parse_iou_kind(kind_number);
-  const Tensor a = torch::stable::contiguous(a_in);
-  const Tensor b = torch::stable::contiguous(b_in);
+  const Tensor a = as_contiguous(a_in);
+  const Tensor b = as_contiguous(b_in);
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
-  Tensor out = aligned ? torch::stable::new_empty(a, {n}) : torch::stable::new_empty(a, {n, m});
+  Tensor out = aligned ? empty_beside(a, {n}) : empty_beside(a, {n, m});
   if (out.numel() == 0) {
     return out;
   }
@@ -120,8 +120,8 @@ std::tuple<Tensor, Tensor> segment_iou_backward_cpu(
     int64_t kind_number, bool aligned, double eps, bool for_a, bool for_b) {
   check_segment_iou(a_in, b_in, aligned, eps);
   const IouKind kind = parse_iou_kind(kind_number);
-  const Tensor a = torch::stable::contiguous(a_in);
-  const Tensor b = torch::stable::contiguous(b_in);
+  const Tensor a = as_contiguous(a_in);
+  const Tensor b = as_contiguous(b_in);
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
   check_segment_iou_gradient(grad, a, b, aligned);
@@ -130,8 +130,8 @@ std::tuple<Tensor, Tensor> segment_iou_backward_cpu(
   if (n == 0 || m == 0) {
     return {torch::stable::new_zeros(a, {rows_a, 2}), torch::stable::new_zeros(b, {rows_b, 2})};
   }
-  Tensor grad_a = torch::stable::new_empty(a, {rows_a, 2});
-  Tensor grad_b = torch::stable::new_empty(b, {rows_b, 2});
+  Tensor grad_a = empty_beside(a, {rows_a, 2});
+  Tensor grad_b = empty_beside(b, {rows_b, 2});
   if (!for_a && !for_b) {
     return {grad_a, grad_b};
   }

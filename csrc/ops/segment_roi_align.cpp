@@ -38,7 +38,7 @@ void check_values(const char* op, const Roi* rois, int64_t count, int64_t batch,
 
 // Checks the values of the rois and returns them contiguous.
 Tensor checked_rois(const char* op, const Tensor& rois, int64_t batch, bool aligned) {
-  Tensor contiguous = torch::stable::contiguous(rois);
+  Tensor contiguous = as_contiguous(rois);
   with_rois(contiguous,
             [&](const auto* data) { check_values(op, data, rois.size(0), batch, aligned); });
   return contiguous;
@@ -46,12 +46,11 @@ Tensor checked_rois(const char* op, const Tensor& rois, int64_t batch, bool alig
 
 // The same features with the channels of a row next to each other in memory.
 Tensor channels_last(const Tensor& features_in) {  // [B, C, T] -> [B, C, T]
-  const Tensor features =
-      features_in.stride(2) == 1 ? features_in : torch::stable::contiguous(features_in);
+  const Tensor features = features_in.stride(2) == 1 ? features_in : as_contiguous(features_in);
   const int64_t batch = features.size(0);
   const int64_t channels = features.size(1);
   const int64_t rows = features.size(2);
-  Tensor copy = torch::stable::new_empty(features, {batch, rows, channels});
+  Tensor copy = empty_beside(features, {batch, rows, channels});
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (rows * channels));
   dispatch_float(features.scalar_type(), "segment_roi_align", "features", [&](auto tag) {
     using Stored = typename decltype(tag)::type;
@@ -79,7 +78,7 @@ Tensor segment_roi_align_cpu(const Tensor& features_in,  // [B, C, T]
   const Tensor rois = checked_rois(kOp, rois_in, batch, aligned);
   const int64_t count = rois.size(0);
   const RoiAlignShape shape{features_in.size(1), rows, output_size, sampling_ratio, aligned};
-  Tensor out = torch::stable::new_empty(features_in, {count, shape.channels, output_size});
+  Tensor out = empty_beside(features_in, {count, shape.channels, output_size});
   if (out.numel() == 0) {
     return out;
   }
@@ -151,8 +150,8 @@ Tensor segment_roi_align_backward_cpu(const Tensor& grad_in,  // [K, C, R]
     const Tensor zeros = torch::stable::new_zeros(grad_in, {batch, rows, shape.channels});
     return torch::stable::transpose(zeros, 1, 2);
   }
-  Tensor out = torch::stable::new_empty(grad_in, {batch, rows, shape.channels});
-  const Tensor grad = torch::stable::contiguous(grad_in);
+  Tensor out = empty_beside(grad_in, {batch, rows, shape.channels});
+  const Tensor grad = as_contiguous(grad_in);
   // Each task owns (batch item, channels): no two write the same element, and the order of its sum
   // does not depend on how many blocks there are.
   const int64_t block = backward_block(shape, batch);

@@ -22,7 +22,7 @@ Tensor vote(const Detections& in, const Tensor& kept, const VotingOptions& optio
   check_values(op, "kept_segments", kept_data, kept.size(0));
   check_values(op, "segments", segments, in.count);
   check_finite_scores(op, scores, in.count);
-  Tensor out = torch::stable::new_empty(kept, {kept.size(0), 2});
+  Tensor out = empty_beside(kept, {kept.size(0), 2});
   T* out_data = mutable_data<T>(out);
   const cpu::Scratch scratch(TAL_FAST_ISA_CALL(voting_scratch_bytes<T>)(in.count));
   TAL_FAST_ISA_CALL(voting_prepare<T>)(segments, scores, nullptr, in.count, scratch.get());

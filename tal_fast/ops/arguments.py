@@ -28,8 +28,10 @@ def check_tensors(op: str, *, optional: str | None = None, **tensors: Tensor | N
         RuntimeError: an argument is on another device than the first one.
     """
     device = None
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
+            if tensor is None and name == optional:
+                continue
             break
         if device is None:
             device = tensor.device

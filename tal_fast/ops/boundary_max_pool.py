@@ -79,9 +79,7 @@ def boundary_max_pool(
         segments = segments.float()
     # Only a gradient needs to know where the maxima are.
     with_argmax = features.requires_grad and torch.is_grad_enabled()
-    out: Tensor = torch.ops.tal_fast.boundary_max_pool.default(
-        features, segments, with_argmax, afsd
-    )[0]
+    out: Tensor = _op(features, segments, with_argmax, afsd)[0]
     return out
 
 
@@ -113,9 +111,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
         if not ctx.with_argmax:
             raise RuntimeError("boundary_max_pool: expected with_argmax=True for a gradient")
         (argmax,) = ctx.saved_tensors
-        grad_features = torch.ops.tal_fast.boundary_max_pool_backward.default(
-            grad, argmax, ctx.rows, ctx.afsd
-        )
+        grad_features = _op_backward(grad, argmax, ctx.rows, ctx.afsd)
     return grad_features, None, None, None
 
 
@@ -153,18 +149,18 @@ def _jvp(
         )
     argmax = output[1]
     if not with_argmax:
-        argmax = torch.ops.tal_fast.boundary_max_pool.default(features, segments, True)[1]
+        argmax = _op(features, segments, True, False)[1]
     return tangents[0].gather(2, argmax.long()), None
 
 
 def _backward_jvp(
     output: Tensor, tangents: Tangents, grad: Tensor, argmax: Tensor, rows: int, afsd: bool = False
 ) -> Tensor:
-    return torch.ops.tal_fast.boundary_max_pool_backward.default(tangents[0], argmax, rows, afsd)
+    return _op_backward(tangents[0], argmax, rows, afsd)
 
 
-register_autograd("boundary_max_pool", _backward, setup_context=_setup_context, jvp=_jvp)
-register_autograd(
+_op = register_autograd("boundary_max_pool", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_autograd(
     "boundary_max_pool_backward",
     _second_backward,
     setup_context=_setup_second_context,

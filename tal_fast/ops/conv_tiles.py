@@ -53,7 +53,7 @@ def rows_to_tiles(rows: Tensor, spans: Sequence[int], *, inputs: bool) -> Tensor
     Raises:
         RuntimeError: on a wrong shape or dtype, or spans that are not as said.
     """
-    tiles: Tensor = torch.ops.tal_fast.rows_to_tiles.default(rows, spans, inputs)
+    tiles: Tensor = _rows_to_tiles(rows, spans, inputs)
     return tiles
 
 
@@ -72,7 +72,7 @@ def tiles_to_rows(tiles: Tensor, spans: Sequence[int], rows: int, *, inputs: boo
     Raises:
         RuntimeError: on a wrong shape or dtype, or spans that are not as said.
     """
-    out: Tensor = torch.ops.tal_fast.tiles_to_rows.default(tiles, spans, rows, inputs)
+    out: Tensor = _tiles_to_rows(tiles, spans, rows, inputs)
     return out
 
 
@@ -133,8 +133,12 @@ def _tangent_of_rows(
     return None if tangents[0] is None else tiles_to_rows(tangents[0], spans, rows, inputs=inputs)
 
 
-register_autograd("rows_to_tiles", _of_tiles, setup_context=_setup_tiles, jvp=_tangent_of_tiles)
-register_autograd("tiles_to_rows", _of_rows, setup_context=_setup_rows, jvp=_tangent_of_rows)
+_rows_to_tiles = register_autograd(
+    "rows_to_tiles", _of_tiles, setup_context=_setup_tiles, jvp=_tangent_of_tiles
+)
+_tiles_to_rows = register_autograd(
+    "tiles_to_rows", _of_rows, setup_context=_setup_rows, jvp=_tangent_of_rows
+)
 # No autocast rule: the convolution that they are part of takes another way there.
 
 # Additions and factors of elements alone, as element-wise ops, which count 0.

@@ -84,9 +84,7 @@ def deform_attn(
     half = sampling_locations.dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(value.device.type):
         sampling_locations = sampling_locations.float()
-    return torch.ops.tal_fast.deform_attn.default(
-        value, level_lengths, sampling_locations, attention_weights
-    )
+    return _op(value, level_lengths, sampling_locations, attention_weights)
 
 
 @torch.library.register_fake("tal_fast::deform_attn")
@@ -127,7 +125,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
     needs_value, _, needs_locations, needs_weights = ctx.needs_input_grad
     value, sampling_locations, attention_weights = ctx.saved_tensors
-    grads = torch.ops.tal_fast.deform_attn_backward.default(
+    grads = _op_backward(
         grad,
         value,
         ctx.level_lengths,
@@ -183,7 +181,7 @@ def _slopes(
     rows = locations.new_tensor(level_lengths).unsqueeze(-1)
     at = locations * rows - 0.5
     inside = (at > -1) & (at < rows)
-    return torch.ops.tal_fast.deform_attn.default(
+    return _op(
         torch.cat(slopes, dim=1),
         [length + 1 for length in level_lengths],
         (at.floor() + 1.5) / (rows + 1),
@@ -191,8 +189,8 @@ def _slopes(
     )
 
 
-register_autograd("deform_attn", _backward, setup_context=_setup_context, jvp=_jvp)
-register_no_second_derivative("deform_attn")
+_op = register_autograd("deform_attn", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_no_second_derivative("deform_attn")
 # No autocast rule: value keeps its dtype, the kernel accumulates in float32 and accepts weights of
 # another dtype, and locations must never become 16-bit, which a casting rule would do.
 

@@ -99,7 +99,7 @@ def deform_attn_fused(
     half = reference_points.dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(value.device.type):
         reference_points = reference_points.float()
-    return torch.ops.tal_fast.deform_attn_fused.default(
+    return _op(
         value, level_lengths, reference_points, sampling_offsets, attention_logits, padding_mask
     )
 
@@ -150,7 +150,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_value, _, needs_reference, needs_offsets, needs_logits, _ = ctx.needs_input_grad
     value, reference_points, offsets, logits, padding_mask = ctx.saved_tensors
-    grads = torch.ops.tal_fast.deform_attn_fused_backward.default(
+    grads = _op_backward(
         grad,
         value,
         ctx.level_lengths,
@@ -203,8 +203,8 @@ def _jvp(
     return unpack_dual(composed)[1]
 
 
-register_autograd("deform_attn_fused", _backward, setup_context=_setup_context, jvp=_jvp)
-register_no_second_derivative("deform_attn_fused")
+_op = register_autograd("deform_attn_fused", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_no_second_derivative("deform_attn_fused")
 # No autocast rule: value keeps its dtype, offsets and logits are widened by the kernel, and
 # reference points must never become 16-bit, which a casting rule would do.
 

@@ -61,10 +61,10 @@ def dropout(
     check_tensors("dropout", x=x, residual=residual, optional="residual")
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
-    native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x.device.type)
+    native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x)
     if native and (residual is None or residual.dtype == x.dtype):
-        seed, device_seed = _draw_seed(x.device)
-        return torch.ops.tal_fast.dropout.default(x, p, seed, relu, residual, device_seed)
+        seed, device_seed = _draw_seed(x)
+        return _op(x, p, seed, relu, residual, device_seed)
     if native and residual is not None:
         return residual + dropout(x, p)
     if relu:
@@ -74,18 +74,22 @@ def dropout(
     return x if residual is None else residual + x
 
 
+def _has_kernel(x: Tensor) -> bool:
+    return x.is_cpu or _device_has_kernel(x.device.type)
+
+
 @functools.cache
-def _has_kernel(device: str) -> bool:
+def _device_has_kernel(device: str) -> bool:
     # On meta, where nothing is computed, what other devices would run is what is to be seen.
-    return device in ("cpu", "cuda", "meta") and torch._C._dispatch_has_kernel_for_dispatch_key(
+    return device in ("cuda", "meta") and torch._C._dispatch_has_kernel_for_dispatch_key(
         "tal_fast::dropout", torch._C._dispatch_key_for_device(device)
     )
 
 
-def _draw_seed(device: torch.device) -> tuple[int, Tensor | None]:
+def _draw_seed(x: Tensor) -> tuple[int, Tensor | None]:
     """Returns the two parts of a seed: a number, and a tensor for what runs again and again."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return 0, torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return 0, torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")), None
 
 
@@ -119,9 +123,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = None
     if ctx.needs_input_grad[0]:
         out, device_seed = ctx.saved_tensors
-        grad_x = torch.ops.tal_fast.dropout_backward.default(
-            grad, out, ctx.p, ctx.seed, device_seed
-        )
+        grad_x = _op_backward(grad, out, ctx.p, ctx.seed, device_seed)
     # The residual's gradient is the incoming one, as it is.
     grad_residual = grad if ctx.has_residual and ctx.needs_input_grad[4] else None
     return grad_x, None, None, None, grad_residual, None
@@ -142,7 +144,7 @@ def _jvp(
     if of_x is None:
         return of_residual
     out = output if relu else None
-    tangent: Tensor = torch.ops.tal_fast.dropout_backward.default(of_x, out, p, seed, device_seed)
+    tangent: Tensor = _op_backward(of_x, out, p, seed, device_seed)
     return tangent if of_residual is None else tangent + of_residual
 
 
@@ -156,9 +158,7 @@ def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     out, device_seed = ctx.saved_tensors
     grad_grad = None
     if ctx.needs_input_grad[0]:
-        grad_grad = torch.ops.tal_fast.dropout_backward.default(
-            grad, out, ctx.p, ctx.seed, device_seed
-        )
+        grad_grad = _op_backward(grad, out, ctx.p, ctx.seed, device_seed)
     return grad_grad, None, None, None, None
 
 
@@ -173,11 +173,11 @@ def _backward_jvp(
 ) -> Tensor | None:
     if tangents[0] is None:  # out says only where it is 0
         return None
-    return torch.ops.tal_fast.dropout_backward.default(tangents[0], out, p, seed, device_seed)
+    return _op_backward(tangents[0], out, p, seed, device_seed)
 
 
-register_autograd("dropout", _backward, setup_context=_setup_context, jvp=_jvp)
-register_autograd(
+_op = register_autograd("dropout", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_autograd(
     "dropout_backward", _second_backward, setup_context=_setup_second_context, jvp=_backward_jvp
 )
 register_no_flops("dropout", "dropout_backward")

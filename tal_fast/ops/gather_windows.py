@@ -75,7 +75,7 @@ def gather_windows(
                 [False, False,  True]])
     """
     check_tensors("gather_windows", store=store, first_row=first_row, rows=rows)
-    features, mask = torch.ops.tal_fast.gather_windows.default(
+    features, mask = _op(
         store, first_row, rows, length, store.dtype if dtype is None else dtype, channels_first
     )
     return features, mask
@@ -103,6 +103,6 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
     return (None,) * 6
 
 
-register_autograd("gather_windows", _backward, setup_context=_setup_context)
+_op = register_autograd("gather_windows", _backward, setup_context=_setup_context)
 # No autocast rule: the caller names the dtype.
 register_no_flops("gather_windows")

@@ -110,9 +110,7 @@ column=tensor([1, 0, 1, 0]))
             )
     else:
         row_counts = [row_counts]
-    return LinearAssignment(
-        *torch.ops.tal_fast.linear_assignment.default(costs, row_counts, column_counts)
-    )
+    return LinearAssignment(*_op(costs, row_counts, column_counts))
 
 
 def _flatten(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int], list[int]]:
@@ -147,7 +145,7 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("linear_assignment: indices have no gradient")
 
 
-register_autograd("linear_assignment", _no_gradient, setup_context=_setup_context)
+_op = register_autograd("linear_assignment", _no_gradient, setup_context=_setup_context)
 # 16-bit costs tie far too often to be taken as they are, but under autocast a matrix product may
 # have made them.
 register_autocast("linear_assignment")

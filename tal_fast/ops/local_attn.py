@@ -82,9 +82,7 @@ def local_attn(
     check_tensors("local_attn", query=query, key=key, value=value, mask=mask, optional="mask")
     wanted = query.requires_grad or key.requires_grad or value.requires_grad
     with_weights = wanted and torch.is_grad_enabled() and window <= query.shape[-1]
-    out: Tensor = torch.ops.tal_fast.local_attn.default(
-        query, key, value, window, mask, with_weights
-    )[0]
+    out: Tensor = _op(query, key, value, window, mask, with_weights)[0]
     return out
 
 
@@ -136,9 +134,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:3]
     query, key, value, weights, mask = ctx.saved_tensors
-    grads = torch.ops.tal_fast.local_attn_backward.default(
-        grad, query, key, value, weights, ctx.window, mask, *needs
-    )
+    grads = _op_backward(grad, query, key, value, weights, ctx.window, mask, *needs)
     wanted = (g if needed else None for g, needed in zip(grads, needs, strict=True))
     return (*wanted, None, None, None)
 
@@ -175,8 +171,8 @@ def _jvp(
     return unpack_dual(composed.to(output[0].dtype))[1], None
 
 
-register_autograd("local_attn", _backward, setup_context=_setup_context, jvp=_jvp)
-register_no_second_derivative("local_attn")
+_op = register_autograd("local_attn", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_no_second_derivative("local_attn")
 # No autocast rule: the inputs keep the dtype that the linear layers before gave them, and the
 # kernels compute in float32.
 

@@ -87,7 +87,7 @@ def matching_cost(
         tensor([-2.5199, -0.6865])
     """
     check_tensors("matching_cost", logits=logits, segments=segments, labels=labels, targets=targets)
-    return torch.ops.tal_fast.matching_cost.default(
+    return _op(
         logits, segments, labels, targets, counts, classification, l1, iou, alpha, gamma, eps
     )
 
@@ -119,6 +119,6 @@ def _no_gradient(ctx: Any, grad: Tensor) -> None:
     raise RuntimeError("matching_cost: the cost has no gradient")
 
 
-register_autograd("matching_cost", _no_gradient, setup_context=_setup_context)
+_op = register_autograd("matching_cost", _no_gradient, setup_context=_setup_context)
 register_autocast("matching_cost")
 register_no_flops("matching_cost")

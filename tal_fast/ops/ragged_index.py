@@ -52,7 +52,7 @@ def ragged_index(counts: Sequence[int], like: Tensor) -> RaggedIndex:
         RaggedIndex(group=tensor([0, 0, 2, 2, 2]), first=tensor([0, 2, 2]))
     """
     check_tensors("ragged_index", like=like)
-    return RaggedIndex(*torch.ops.tal_fast.ragged_index.default(counts, like))
+    return RaggedIndex(*_op(counts, like))
 
 
 @torch.library.register_fake("tal_fast::ragged_index")
@@ -71,5 +71,5 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("ragged_index: indices have no gradient")
 
 
-register_autograd("ragged_index", _no_gradient, setup_context=_setup_context)
+_op = register_autograd("ragged_index", _no_gradient, setup_context=_setup_context)
 register_no_flops("ragged_index")

@@ -85,7 +85,7 @@ def segment_iou(
     """
     check_tensors("segment_iou", a=a, b=b)
     code = position("segment_iou", "kind", kind, _KINDS)
-    return torch.ops.tal_fast.segment_iou.default(a, b, code, aligned, eps)
+    return _op(a, b, code, aligned, eps)
 
 
 @torch.library.register_fake("tal_fast::segment_iou")
@@ -120,9 +120,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     a, b = ctx.saved_tensors
     for_a, for_b = ctx.needs_input_grad[:2]
-    grad_a, grad_b = torch.ops.tal_fast.segment_iou_backward.default(
-        grad, a, b, ctx.kind, ctx.aligned, ctx.eps, for_a, for_b
-    )
+    grad_a, grad_b = _op_backward(grad, a, b, ctx.kind, ctx.aligned, ctx.eps, for_a, for_b)
     return grad_a if for_a else None, grad_b if for_b else None, None, None, None
 
 
@@ -144,7 +142,7 @@ def _jvp(
         return ends.unsqueeze(dim).expand(a.shape[0], b.shape[0], 2).reshape(-1, 2)
 
     pairs_a, pairs_b = pairs(a, 1), pairs(b, 0)
-    all_slopes = torch.ops.tal_fast.segment_iou_backward.default(
+    all_slopes = _op_backward(
         pairs_a.new_ones(pairs_a.shape[0]), pairs_a, pairs_b, kind, True, eps, True, True
     )
     total = torch.zeros_like(pairs_a[:, 0])
@@ -154,8 +152,8 @@ def _jvp(
     return total.to(output.dtype).reshape(output.shape)
 
 
-register_autograd("segment_iou", _backward, setup_context=_setup_context, jvp=_jvp)
-register_no_second_derivative("segment_iou")
+_op = register_autograd("segment_iou", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_no_second_derivative("segment_iou")
 # A 16-bit segment of a long video is off by whole rows, and the op is cheap: float32 throughout.
 register_autocast("segment_iou")
 register_no_flops("segment_iou", "segment_iou_backward")

@@ -88,9 +88,7 @@ def segment_roi_align(
         tensor([[[2.5000, 4.5000]]])
     """
     check_tensors("segment_roi_align", features=features, rois=rois)
-    out: Tensor = torch.ops.tal_fast.segment_roi_align.default(
-        features, rois, output_size, sampling_ratio, aligned
-    )
+    out: Tensor = _op(features, rois, output_size, sampling_ratio, aligned)
     return out
 
 
@@ -123,9 +121,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_features = None
     if ctx.needs_input_grad[0]:
         (rois,) = ctx.saved_tensors
-        grad_features = torch.ops.tal_fast.segment_roi_align_backward.default(
-            grad, rois, ctx.batch, ctx.rows, *ctx.settings
-        )
+        grad_features = _op_backward(grad, rois, ctx.batch, ctx.rows, *ctx.settings)
     return grad_features, None, None, None, None
 
 
@@ -141,9 +137,7 @@ def _second_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_grad = None
     if ctx.needs_input_grad[0]:
         (rois,) = ctx.saved_tensors
-        grad_grad = torch.ops.tal_fast.segment_roi_align.default(
-            grad, rois, ctx.bins, *ctx.settings
-        )
+        grad_grad = _op(grad, rois, ctx.bins, *ctx.settings)
     return grad_grad, None, None, None, None, None
 
 
@@ -151,14 +145,14 @@ def _jvp(
     output: Tensor, tangents: Tangents, features: Tensor, rois: Tensor, *settings: Any
 ) -> Tensor:
     _refuse_moving(tangents)
-    return torch.ops.tal_fast.segment_roi_align.default(tangents[0], rois, *settings)
+    return _op(tangents[0], rois, *settings)
 
 
 def _backward_jvp(
     output: Tensor, tangents: Tangents, grad: Tensor, rois: Tensor, *settings: Any
 ) -> Tensor:
     _refuse_moving(tangents)
-    return torch.ops.tal_fast.segment_roi_align_backward.default(tangents[0], rois, *settings)
+    return _op_backward(tangents[0], rois, *settings)
 
 
 def _refuse_moving(tangents: Tangents) -> None:
@@ -166,8 +160,8 @@ def _refuse_moving(tangents: Tangents) -> None:
         raise no_tangent("segment_roi_align", "rois")
 
 
-register_autograd("segment_roi_align", _backward, setup_context=_setup_context, jvp=_jvp)
-register_autograd(
+_op = register_autograd("segment_roi_align", _backward, setup_context=_setup_context, jvp=_jvp)
+_op_backward = register_autograd(
     "segment_roi_align_backward",
     _second_backward,
     setup_context=_setup_second_context,
