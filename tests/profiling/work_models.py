@@ -49,7 +49,7 @@ class TinyOps(_OfOneKind):
 class LargeProduct(_OfOneKind):
     def __init__(self, in_channels: int, num_classes: int, config=None) -> None:
         super().__init__(in_channels, num_classes, config)
-        self.register_buffer("matrix", torch.zeros(768, 768), persistent=False)
+        self.register_buffer("matrix", torch.zeros(1024, 1024), persistent=False)
 
     def work(self) -> Tensor:
         return (self.matrix @ self.matrix @ self.matrix)[0, 0]
@@ -61,7 +61,7 @@ class LargeCopy(_OfOneKind):
         self.register_buffer("long", torch.zeros(1 << 22), persistent=False)
 
     def work(self) -> Tensor:
-        for _ in range(3):
+        for _ in range(10):
             copy = self.long.clone()
         return copy[0]
 
