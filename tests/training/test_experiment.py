@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 
@@ -224,7 +225,7 @@ def test_scoring_keeps_to_the_threads_of_its_trial(data, config, out, monkeypatc
     monkeypatch.setattr(experiment, "evaluate", spy)
     before = torch.get_num_threads()
     try:
-        run_experiment(
+        result = run_experiment(
             replace(config, training=replace(config.training, holdout=0.3)),
             data,
             train_videos=data.splits["train"],
@@ -235,3 +236,7 @@ def test_scoring_keeps_to_the_threads_of_its_trial(data, config, out, monkeypatc
     finally:
         torch.set_num_threads(before)
     assert used == [3, 3, 3]  # two epochs by held-out videos, then the test videos
+    # What chose the weights is told beside what they score: the best rating of the log.
+    with open(out / "log.csv", newline="") as file:
+        rated = [float(row["holdout_map"]) for row in csv.DictReader(file) if row["holdout_map"]]
+    assert result.ema["off"].held_out == pytest.approx(max(rated), abs=1e-6)
