@@ -74,9 +74,9 @@ inline Tensor to_type(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-// The two that follow cost a tenth of a microsecond and half a one, where torch::stable::contiguous
-// and torch::stable::new_empty, which look their op up by name in every call, cost four times that:
-// for a small problem as much as the problem.
+// torch::stable::contiguous and torch::stable::new_empty look their op up by name in every call.
+// The two that follow do not: one of each takes about a microsecond off a call (measured on
+// deform_attn_fused), which is a fifth of a small problem.
 inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
