@@ -271,7 +271,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
             f"{row['wall_ms']:.0f} ms",
             f"{row['phases_wall_ms']['data'] / row['wall_ms']:.0%}",
             f"{row['cpu_ms']:.0f} ms",
-            f"{row['workers_cpu_ms'] / row['cpu_ms']:.0%}",
+            f"{max(0.0, row['workers_cpu_ms']) / row['cpu_ms']:.0%}",
             f"{row['read_mb']:.1f} MB",
             f"{row['needed_mb']:.1f} MB",
             f"{row['peak_memory_mib']:.0f} MiB",

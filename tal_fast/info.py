@@ -13,6 +13,7 @@ from tal_fast import __version__
 
 __all__ = ["collect", "instruction_sets"]
 
+_WAITING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _PACKAGES = ("numpy", "scipy", "safetensors", "pydantic", "matplotlib", "jinja2", "ray")
 
 
@@ -108,7 +109,7 @@ def collect() -> dict[str, Any]:
         "threads": {
             "torch": torch.get_num_threads(),
             "interop": torch.get_num_interop_threads(),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+            **{name: os.environ.get(name) for name in _WAITING},
         },
         "cuda": _cuda(build, torch),
         "build": build,

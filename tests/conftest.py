@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tal_fast.waiting import wait_briefly
+
+wait_briefly()  # before a test loads torch: the machine may be busy
+
 # A shell has what it runs in the background ignore Ctrl-C; what the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

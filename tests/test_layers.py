@@ -17,7 +17,7 @@ PACKAGE = Path(tal_fast.__file__).parent
 ROOT = PACKAGE.parent
 
 # Importable from everywhere; page imports the errors, the others nothing of ours.
-LEAVES = {"errors", "page", "ranges", "typing"}
+LEAVES = {"errors", "page", "ranges", "typing", "waiting"}
 
 # Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
 BELOW_MODELS = {"_C", "ops"}
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "page": {"errors"},
     "ranges": set(),
     "typing": set(),
+    "waiting": set(),
     "reference": set(),
     "ops": {"_C", "_C_cuda"},
     "info": BELOW_MODELS,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tal_fast.errors import ConfigError, TalFastError
+from tal_fast.waiting import wait_briefly
 
 __all__ = [
     "Config",
@@ -250,6 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    wait_briefly()
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None and given[:2] == ["study", "report"]:
         # The process ends with the report. Searching its thousands of records and drawings for

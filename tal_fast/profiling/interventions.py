@@ -177,6 +177,7 @@ def _passive(
         "threads": torch.get_num_threads(),
     }
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    environment.pop("GOMP_SPINCOUNT", None)  # it would win
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(
