@@ -334,8 +334,9 @@ def profile_compare(
 
     found = compare(folders, force=force)
     console = Console()
-    console.width = max(console.width, _WIDTH)
     for table in comparison_tables(found):
+        # Whole numbers, even where a narrow terminal breaks the lines.
+        console.width = max(console.width, Console(width=1000).measure(table).maximum)
         console.print(table)
     if out is not None:
         for path in write_comparison(found, out):
