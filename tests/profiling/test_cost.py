@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-import tal_fast.models  # noqa: F401  # brings the ops that it alone uses
+import tal_fast.models  # brings the ops that it alone uses
 import tal_fast.ops
 from tal_fast.profiling.cost import CostCounter, part_of, tensor_bytes
 
