@@ -170,6 +170,8 @@ class Trainer:
                 self._restore(state)
             else:
                 distributed.from_first(self._forget)
+                if self.kept.rates:  # or the first rated weights, alone, look like an ended one
+                    self._save()
             distributed.from_first(self.begin)
             self._began = time.perf_counter() - self.seconds
             for epoch in itertools.count(self.epoch):
