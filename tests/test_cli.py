@@ -565,6 +565,12 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
     assert f"--out: {tmp_path / 'run'} holds a training that has ended" in err
     assert (tmp_path / "run/checkpoint.pt").read_bytes() == saved
     train.append("--no-resume")
+    for name in ("study.yaml", "trial.json"):
+        (tmp_path / "run" / name).touch()
+        status, _, err = run(capsys, *train)
+        assert status == 2
+        assert f"run is a folder of a study ({name})" in err
+        (tmp_path / "run" / name).unlink()
     predict = ["--checkpoint", tmp_path / "run/checkpoint.pt", "--data", few, "--threads", 1]
     status, _, err = run(capsys, "predict", *predict, "--out", tmp_path / "results.json")
     assert (status, err) == (0, left_out)

@@ -110,8 +110,8 @@ def train(
 
     place = launched()
     first = place is None or place.rank == 0
-    if resume and first:
-        _refuse_finished(out)
+    if first:
+        _refuse_finished(out, resume)
 
     chosen = [*(settings or []), *([] if seed is None else [f"training.seed={seed}"])]
     resolved = load_config(config, preset=model, overrides=chosen)
@@ -154,9 +154,15 @@ def train(
         print_profile(out / "profile")
 
 
-def _refuse_finished(out: Path) -> None:
-    """Refuses a directory whose training has ended: one more would replace its weights."""
-    if (out / "checkpoint.pt").exists() and not (out / "resume.pt").exists():
+def _refuse_finished(out: Path, resume: bool) -> None:
+    """Refuses a directory whose training has ended: one more would replace its weights.
+
+    A trial of a study may have none, and is finished all the same.
+    """
+    for name in ("study.yaml", "trial.json"):
+        if (out / name).exists():
+            raise ConfigError(f"--out: {out} is a folder of a study ({name}); use another")
+    if resume and (out / "checkpoint.pt").exists() and not (out / "resume.pt").exists():
         raise ConfigError(
             f"--out: {out} holds a training that has ended; use another directory, or replace it "
             "with --no-resume"

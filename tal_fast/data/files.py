@@ -15,6 +15,7 @@ from tal_fast.errors import DataError
 from tal_fast.typing import FilePath
 
 __all__ = [
+    "check_writable",
     "directory_in_one_step",
     "write_bytes_atomically",
     "write_error",
@@ -59,6 +60,21 @@ def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
     except OSError as error:
         raise write_error(path, error) from error
     return target
+
+
+def check_writable(directory: Path) -> None:
+    """Creates ``directory`` and proves that files can be written in it.
+
+    Raises:
+        DataError: it cannot be created or written, or the disk is full.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(directory, error) from error
+    # Some content: an empty file fits on a full disk.
+    probe = write_text_atomically(directory / ".writable", "x" * 4096)
+    probe.unlink()
 
 
 @contextlib.contextmanager

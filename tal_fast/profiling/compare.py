@@ -15,8 +15,8 @@ from rich import box
 from rich.table import Table
 
 from tal_fast.curves.figures import save_pictures
-from tal_fast.data.files import write_text_atomically
-from tal_fast.errors import ConfigError
+from tal_fast.data.files import check_writable, write_text_atomically
+from tal_fast.errors import ConfigError, DataError
 from tal_fast.profiling.drawings import lengths_picture
 from tal_fast.profiling.figures import csv_text, value_of
 from tal_fast.profiling.prediction_profile import DISTURBING
@@ -120,7 +120,7 @@ def compare(folders: Sequence[str | Path], *, force: bool = False) -> Comparison
 
     Raises:
         ConfigError: fewer than two, one twice, or of different machines without ``force``.
-        DataError: one cannot be read.
+        DataError: one cannot be read, or holds what another profiler found alone.
     """
     paths = [Path(folder).resolve() for folder in folders]
     if len(paths) < 2:
@@ -128,6 +128,9 @@ def compare(folders: Sequence[str | Path], *, force: bool = False) -> Comparison
     if len(set(paths)) < len(paths):
         raise ConfigError("compare: expected different profiles, got one twice")
     found = Comparison(list(zip(_names(paths), map(read_profile, paths), strict=True)))
+    for folder, (_, own) in zip(folders, found.profiles, strict=True):
+        if not {"phases", "lengths"} & own.keys():
+            raise DataError(f"{folder}: its profile has neither steps nor lengths to compare")
     if not force and not found.of_one_machine:
         raise ConfigError(
             f"compare: the profiles are of different machines ({', '.join(found.differences)}): "
@@ -231,7 +234,7 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         DataError: a file cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     files = []
     for name, (titles, rows) in (
         ("trainings", _training_rows(found)),

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from tal_fast.data.files import check_writable
 from tal_fast.errors import ConfigError, TrainingError, nearest
 from tal_fast.profiling.profile import FORMAT
 from tal_fast.profiling.recording import CAPTURE, write_files
@@ -231,8 +232,13 @@ def run_external(
 
     Raises:
         TrainingError: the training failed.
+        DataError: ``folder`` cannot be written, or holds a profile that cannot be read.
     """
     tool = TOOLS[name]
+    check_writable(folder)
+    # Before the training: what it took would be lost.
+    if (folder / "profile.json").is_file():
+        read_profile(folder)
     file = (folder / tool.stem).resolve()
     path = shutil.which(name)
     known = None if path is None else _help_of(tool)
@@ -242,7 +248,6 @@ def run_external(
     if path is None:
         found.reason = f"{name} is not installed, or not on PATH"
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         _run(tool, command, arguments, file, found, said)
     _keep(folder, name, found)
     return found

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.files import check_writable
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.models import detector_of
@@ -177,9 +178,13 @@ def profile_prediction(
 
     Returns:
         The content of ``profile.json``.
+
+    Raises:
+        DataError: ``out`` cannot be written.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    check_writable(out)
     setting = Setting.of(config)
     model.to(setting.device).eval()
     before = time.perf_counter(), time.process_time(), procfs.machine_cpu()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.files import check_writable
 from tal_fast.errors import TrainingError
 from tal_fast.profiling.ceilings import machine_ceilings
 from tal_fast.profiling.figures import figure, value_of
@@ -74,9 +75,11 @@ def profile_training(
 
     Raises:
         TrainingError: no step was made.
+        DataError: ``out`` cannot be written.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    check_writable(out)  # before the minutes that it takes
     said(f"recording {steps} steps")
     recording = _recorded(config, data, videos, Setting.of(config), steps)
     said("measuring the machine")

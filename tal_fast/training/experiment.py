@@ -134,7 +134,7 @@ def train(
         return distributed.from_first(score)
 
     with distributed.joined(resolve_device(config.training.device)):
-        distributed.from_first(lambda: _describe(config, out))
+        distributed.from_first(lambda: _make(out))
         trainer = Trainer(
             config,
             data,
@@ -145,8 +145,16 @@ def train(
             validate=validate if held else None,
             held=held,
             trust_times=trust_times,
+            begin=lambda: _describe(config, out),
         )
         return trainer.run(resume)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot write to {out}: {error}") from error
 
 
 def _describe(config: ExperimentConfig, out: Path) -> None:
@@ -158,7 +166,6 @@ def _describe(config: ExperimentConfig, out: Path) -> None:
         "processes": distributed.world_size(),
     }
     try:
-        out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.yaml")
         text = json.dumps(description, indent=2) + "\n"
         (out / "environment.json").write_text(text, "utf-8")

@@ -113,6 +113,7 @@ class Trainer:
         held: names of those videos.
         trust_times: go on from ``resume.pt`` although feature files have another size or time than
             when it was written, since they hold the same.
+        begin: called in the first process once nothing speaks against this training in ``out``.
     """
 
     def __init__(
@@ -127,7 +128,9 @@ class Trainer:
         validate: Callable[[Detector], float] | None = None,
         held: Sequence[str] = (),
         trust_times: bool = False,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
+        self.begin = begin
         self.config = config
         self.data = data
         self.videos = list(videos)
@@ -165,6 +168,11 @@ class Trainer:
             state = distributed.from_first(self._saved_state) if resume else None
             if state is not None:
                 self._restore(state)
+            else:
+                distributed.from_first(self._forget)
+                if self.kept.rates:  # or the first rated weights, alone, look like an ended one
+                    self._save()
+            distributed.from_first(self.begin)
             self._began = time.perf_counter() - self.seconds
             for epoch in itertools.count(self.epoch):
                 if self.budget.done(self.step, self.seconds):
@@ -184,6 +192,11 @@ class Trainer:
             best_epoch=self.kept.best[first][1] if self.kept.rates else epochs,
             held_out=self.kept.held_out,
         )
+
+    def _forget(self) -> None:
+        """Removes what an earlier training left: weights beside the settings of another mislead."""
+        for path in (self.out / "resume.pt", *self.out.glob("checkpoint*.pt")):
+            path.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         if not self.kept.rates:

@@ -88,6 +88,11 @@ def test_what_cannot_be_compared(folders, tmp_path):
         compare([first, first])
     with pytest.raises(DataError, match="expected a profile"):
         compare([first, tmp_path])
+    both = made_profiles.training()
+    stacks = {key: both[key] for key in ("format", "environment")} | {"external": {}}
+    other = made_profiles.write(tmp_path / "stacks", stacks, tables=False)
+    with pytest.raises(DataError, match="stacks: its profile has neither steps nor lengths"):
+        compare([first, other])
 
 
 def test_missing_figures_are_dashes():

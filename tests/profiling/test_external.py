@@ -11,7 +11,7 @@ import made_profiles
 import pytest
 
 from tal_fast import cli
-from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.profiling import external, recording
 from tal_fast.profiling.external import TOOLS, external_command, folder_of, run_external
 from tal_fast.profiling.report import read_profile, write_page
@@ -261,6 +261,17 @@ class TestRun:
         assert profile["step"]["wall"]["value"] == 123.4
         rows = profile["external"]["py-spy"]["tables"]["functions"]
         assert rows[0]["function"] == "forward"
+
+    def test_a_profile_that_cannot_be_read_is_told_before_the_training(self, tmp_path, tool):
+        ran = tmp_path / "ran"
+        tool("py-spy", f"touch {ran}")
+        (tmp_path / "profile.json").write_text('{"format": 0}')
+        with pytest.raises(DataError, match="expected a profile of format 2, got 0"):
+            run_external("py-spy", ["train"], tmp_path, print)
+        (tmp_path / "file").touch()
+        with pytest.raises(DataError, match="file: cannot be written"):
+            run_external("py-spy", ["train"], tmp_path / "file", print)
+        assert not ran.exists()
 
     def test_py_spy_without_ptrace(self, tmp_path, tool):
         tool("py-spy", 'echo "Error: Permission Denied (os error 13)"; exit 1', ALL)

@@ -54,6 +54,17 @@ def measured(monkeypatch):
     torch.set_num_threads(before)
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
+    model, config = ready_model("tadtr-small", None, (8, 3), SMALL["tadtr-small"])
+    file, said = tmp_path / "file", []
+    file.touch()
+    with pytest.raises(DataError, match="file: cannot be written: File exists"):
+        profile_prediction(
+            model, config, made_clips(model, [40]), file, weights="fresh", said=said.append
+        )
+    assert not said
+
+
 @pytest.mark.parametrize("name", [*SMALL, OWN], ids=[*SMALL, "own"])
 def test_every_model_by_length(name, tmp_path):
     settings = [*SMALL.get(name, []), "training.amp=float32"]

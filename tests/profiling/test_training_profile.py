@@ -20,6 +20,7 @@ from processes import started
 from tal_fast import cli, ranges
 from tal_fast.data import open_dataset
 from tal_fast.data.loader import FeatureLoader
+from tal_fast.errors import DataError
 from tal_fast.profiling import interventions, recording, training_profile
 from tal_fast.profiling.figures import value_of
 from tal_fast.profiling.rig import Rig, Variant, first_clips, in_turn, short_batch
@@ -161,6 +162,13 @@ class TestProfile:
         broken = load_config(preset=f"{MODELS}:OnlyLong")
         found = interventions._passive(broken, data, ["nobody"], 600.0)
         assert found.startswith("it failed: ")
+
+    def test_where_nothing_can_be_written_nothing_is_measured(self, data, tmp_path):
+        said: list[str] = []
+        (tmp_path / "file").touch()
+        with pytest.raises(DataError, match="file: cannot be written: File exists"):
+            profiled(data, tmp_path / "file", "TinyOps", said=said.append)
+        assert not said
 
     def test_command(self, data, tmp_path, capsys, monkeypatch):
         out = tmp_path / "profile"

@@ -202,6 +202,20 @@ class TestWhatWasNotKept:
         assert run_trial.why_not_kept(trials / "p050_r1" / "log.csv") is None
         assert run_trial.why_not_kept(trials / "nothing" / "checkpoint.pt") is None
 
+    def test_files_that_no_option_took(self, spec, quiet):
+        learn(spec, quiet)
+        trial = spec.out / "trials" / "p050_r1"
+        assert run_trial.why_not_kept(trial / "checkpoint_plain.pt") is None
+        (trial / "predictions.json").unlink()
+        assert run_trial.why_not_kept(trial / "predictions.json") is None
+
+    def test_from_within_the_trial(self, spec, quiet, monkeypatch):
+        learn(spec, quiet)
+        trial = (spec.out / "trials" / "p050_r1").resolve()
+        monkeypatch.chdir(trial)
+        why = run_trial.why_not_kept(Path("checkpoint.pt"))
+        assert f"({trial.with_name('p050_r0')}/checkpoint.pt); remove {trial} and" in why
+
     def test_unknown_word(self, spec, quiet):
         with pytest.raises(ConfigError, match=r"keep: expected one of metrics.*did you mean 'all'"):
             learn(spec, quiet, keep="al")

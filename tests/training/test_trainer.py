@@ -106,6 +106,47 @@ def stop_in_epoch_2(event):
         raise StopAtError
 
 
+def test_a_refused_training_leaves_the_settings_that_are_there(data, config, out):
+    with pytest.raises(StopAtError):
+        train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)
+    there = (out / "config.yaml").read_bytes()
+    with pytest.raises(TrainingError, match="other settings"):
+        train(with_training(config, learning_rate=1e-3), data, data.splits["train"], out)
+    assert (out / "config.yaml").read_bytes() == there
+
+
+def test_a_training_begun_anew_leaves_no_weights_of_the_one_before(data, config, out):
+    train(config, data, data.splits["train"], out)
+    shutil.copy(out / "checkpoint.pt", out / "checkpoint_plain.pt")
+
+    def at_once(event):
+        assert not list(out.glob("checkpoint*.pt"))
+        raise StopAtError
+
+    with pytest.raises(StopAtError):
+        train(config, data, data.splits["train"], out, resume=False, progress=at_once)
+
+
+def test_rated_weights_never_lie_without_the_state_to_go_on_from(data, config, out, tmp_path):
+    config = with_training(config, holdout=0.34, check_every=1)
+    whole = train(config, data, data.splits["train"], tmp_path / "whole")
+    seen = []
+
+    def killed(event):
+        seen.append(event.step)
+        if event.step == 2:
+            assert (out / "checkpoint.pt").exists()
+            assert read_checkpoint(out / "resume.pt")["progress"] == [0, 0, 0]
+            raise StopAtError
+
+    with pytest.raises(StopAtError):
+        train(config, data, data.splits["train"], out, progress=killed)
+    assert seen == [1, 2]
+    again = train(config, data, data.splits["train"], out)
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert again.held_out == whole.held_out
+
+
 def test_resume_refuses_other_settings(data, config, out):
     with pytest.raises(StopAtError):
         train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)

@@ -284,6 +284,13 @@ def why_not_kept(path: Path) -> str | None:
         return None
     if record is None or record.keep in (None, "all"):
         return None
+    mode = path.stem.partition("_")[2]
+    if mode and mode not in list(record.scores)[1:]:
+        return None  # no trial of this study has it
+    if record.keep == "predictions" and path.suffix != ".pt":
+        return None  # it was kept, and went some other way
+    if path.parent.name in ("", ".."):  # said from within the trial, where it cannot be removed
+        path = path.resolve()
     again = f"remove {path.parent} and run the study again with --keep"
     if record.keep == "metrics":
         wanted = "all" if path.suffix == ".pt" else "predictions"

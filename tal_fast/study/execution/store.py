@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from tal_fast.data.files import write_error, write_text_atomically
+from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import changed_annotations, changed_features
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, TalFastError, listing
@@ -34,7 +34,6 @@ __all__ = [
     "BusyError",
     "check_same_data",
     "check_same_settings",
-    "check_writable",
     "hash_settings",
     "load_trial",
     "locked_directory",
@@ -275,21 +274,6 @@ def scan_trials(
 
 class BusyError(TalFastError):
     """Another process holds the lock."""
-
-
-def check_writable(directory: Path) -> None:
-    """Creates ``directory`` and proves that files can be written in it.
-
-    Raises:
-        DataError: it cannot be created or written, or the disk is full.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(directory, error) from error
-    # Some content: an empty file fits on a full disk.
-    probe = write_text_atomically(directory / ".writable", "x" * 4096)
-    probe.unlink()
 
 
 def _is_lock(file: int, opened: int) -> bool:
