@@ -55,7 +55,7 @@ class RowDetector(Detector):
         x, real = features.transpose(1, 2), (~mask)[:, None].float()
         for conv in self.convs:
             x = F.relu(conv(x)) * real
-        logits, reach = self.head(x.transpose(1, 2)).split((self.num_classes, 2), dim=-1)
+        logits, reach = self.head(x.transpose(1, 2)).float().split((self.num_classes, 2), dim=-1)
         logits = logits.masked_fill(mask[..., None], -20.0)  # nothing happens on padded rows
         return Output(logits, 8.0 * F.softplus(reach))
 
