@@ -242,7 +242,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
             reached = "" if statistics.mean(scores) >= 100 * target else " (missed)"
             cells = [
-                f"{target:.2f}",
+                f"{100 * target:.0f}",
                 recipe.name,
                 recipe.brought,
                 str(chosen),
