@@ -28,53 +28,33 @@ PRESETS = ("tadtr-small", "actionformer-small", "tridet-small", "temporalmaxer-s
 def one(preset: str, dynamic: bool, steps: int) -> dict[str, Any]:
     """Compiles and times in this process."""
     import torch
+    from made_training import MadeTraining
 
-    from tal_fast.models import Targets, Whole, build_model
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    batch, rows = (16, 128) if preset.startswith("tadtr") else (2, 768)
-    model = build_model(preset, in_channels=300, num_classes=12)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    features = torch.randn(batch, rows, 300)
-    mask = torch.zeros(batch, rows, dtype=torch.bool)
-    mask[:, 736:] = True  # padding, as the models of a pyramid want it
-    edges = torch.tensor([[10.0, 40.0], [60.0, 100.0]]).repeat(batch, 1).double()
-    targets = Targets(torch.tensor([1, 2]).repeat(batch), edges, [2] * batch, rows)
+    made = MadeTraining(preset, threads=1)
+    model = made.model
     compiled = torch.compile(model.forward, dynamic=dynamic or None)
-
-    def step(forward: Any) -> tuple[float, float]:
-        began = time.process_time()
-        loss = model.loss(forward(features, mask), targets, Whole(targets))["total"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return time.process_time() - began, float(loss.detach())
-
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    torch.manual_seed(1)
     model.eval()  # dropout draws differently when it is compiled
     with torch.no_grad():
-        wanted = model(features, mask)
+        wanted = model(made.features, made.mask)
         began = time.perf_counter()
-        given = compiled(features, mask)
+        given = compiled(made.features, made.mask)
     for ours, theirs in zip(wanted, given, strict=True):
         if isinstance(ours, torch.Tensor) and ours.is_floating_point():
             torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
-    model.load_state_dict(before)
     model.train()
-    step(compiled)
+    made.step(compiled)
     compiling = time.perf_counter() - began
     times: dict[str, list[float]] = {"eager": [], "compiled": []}
     for number in range(3 + steps):
         for name, forward in (("eager", model.forward), ("compiled", compiled)):
-            taken, _ = step(forward)
+            began = time.process_time()
+            made.step(forward)
             if number >= 3:
-                times[name].append(taken * 1e3)
+                times[name].append((time.process_time() - began) * 1e3)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     return {
         "preset": preset,
-        "dynamic": dynamic,
+        "shapes": "dynamic" if dynamic else "static",
         "eager_cpu_ms": medians["eager"],
         "compiled_cpu_ms": medians["compiled"],
         "compiled_of_eager": medians["compiled"] / medians["eager"],

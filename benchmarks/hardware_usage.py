@@ -233,6 +233,8 @@ def measure(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     lines = [json.loads(line) for line in said.read_text().splitlines() if line[:1] == "{"]
     begins, told = lines[0]["begins"], lines[-1]
     inside = [sample for sample in samples if begins <= sample["time"] <= told["ends"]]
+    if len(inside) < 2:
+        raise SystemExit(f"{case.name}: the steps were over before they were looked at: --steps")
     first, last = inside[0], inside[-1]
     per_step = told["wall_ms"] / 1e3 / (last["time"] - first["time"])
 

@@ -38,27 +38,13 @@ BUSY = "while True: pass"
 
 def steps(preset: str, count: int, threads: int) -> None:
     """Trains in this process; prints the medians of a step in milliseconds."""
-    import torch
+    from made_training import MadeTraining
 
-    from tal_fast.models import Targets, Whole, build_model
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    batch, rows = (16, 128) if preset == "tadtr-small" else (2, 768)
-    model = build_model(preset, in_channels=300, num_classes=12)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    features = torch.randn(batch, rows, 300)
-    mask = torch.zeros(batch, rows, dtype=torch.bool)
-    mask[:, 736:] = True  # padding, as the models of a pyramid want it
-    edges = torch.tensor([[10.0, 40.0], [60.0, 100.0]]).repeat(batch, 1).double()
-    targets = Targets(torch.tensor([1, 2]).repeat(batch), edges, [2] * batch, rows)
+    made = MadeTraining(preset, threads)
     wall, cpu = [], []
     for step in range(3 + count):
         began, began_cpu = time.perf_counter(), time.process_time()
-        loss = model.loss(model(features, mask), targets, Whole(targets))["total"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        made.step(made.model)
         if step >= 3:
             wall.append((time.perf_counter() - began) * 1e3)
             cpu.append((time.process_time() - began_cpu) * 1e3)

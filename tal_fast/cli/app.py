@@ -27,6 +27,7 @@ __all__ = [
     "Overwrite",
     "Settings",
     "Threads",
+    "TrainVideos",
     "TrustTimes",
     "app",
     "bar",
@@ -99,6 +100,10 @@ Threads = Annotated[
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
+TrainVideos = Annotated[
+    str,
+    typer.Option("--videos", help="Videos to train on: a split of the data (train, ...) or all."),
+]
 TrustTimes = Annotated[
     bool,
     typer.Option(

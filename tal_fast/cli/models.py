@@ -17,6 +17,7 @@ from tal_fast.cli.app import (
     Out,
     Settings,
     Threads,
+    TrainVideos,
     TrustTimes,
     app,
     bar,
@@ -79,9 +80,7 @@ def train(
     model: Model = "tadtr-small",
     config: Config = None,
     settings: Settings = None,
-    videos: Annotated[
-        str, typer.Option(help="Videos to train on: a split of the data (train, ...) or all.")
-    ] = "train",
+    videos: TrainVideos = "train",
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
     ] = True,

@@ -15,6 +15,7 @@ from tal_fast.cli.app import (
     Out,
     Settings,
     Threads,
+    TrainVideos,
     command,
     profile_app,
     say,
@@ -170,9 +171,7 @@ def profile_train(
     model: Model = "tadtr-small",
     config: Config = None,
     settings: Settings = None,
-    videos: Annotated[
-        str, typer.Option(help="Videos to train on: a split of the data (train, ...) or all.")
-    ] = "train",
+    videos: TrainVideos = "train",
     steps: Annotated[int, typer.Option(min=1, help="Steps to record.")] = 50,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only record; do not train without the suspects.")

@@ -50,9 +50,8 @@ def _modes(given: Any) -> Any:
     return tuple(modes)
 
 
-EmaModes = Annotated[
-    tuple[Literal["off", "plain", "warmup", "corrected"], ...], BeforeValidator(_modes)
-]
+EmaMode = Literal["off", "plain", "warmup", "corrected"]
+EmaModes = Annotated[tuple[EmaMode, ...], BeforeValidator(_modes)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

@@ -105,7 +105,8 @@ def train(
         out: directory, made when missing.
         positions: of the windows to train on, among all training windows of ``videos`` (a
             :class:`~tal_fast.data.WindowSet` that drops empty ones); all of them when None.
-        resume: whether to go on with an interrupted training in ``out``.
+        resume: whether to go on with an interrupted training in ``out``. A training that begins
+            removes the weights of one that ended there.
         progress: called after every step, in the first process alone.
         threads: torch threads of a process; as they are when None.
         trust_times: go on with an interrupted training although feature files have another size or

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import save_model, write_checkpoint
-from tal_fast.training.config import ExperimentConfig, config_to_dict
+from tal_fast.training.config import EmaMode, ExperimentConfig, config_to_dict
 from tal_fast.training.device import resolve_device
 from tal_fast.training.events import EventWriter
 from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.interrupts import deferred_interrupt
-from tal_fast.training.kept_weights import KeptWeights
+from tal_fast.training.kept_weights import KeptWeights, checkpoint_name
 from tal_fast.training.resume import read_state
 from tal_fast.training.start import fresh_model, instances_of, training_loader
 from tal_fast.training.step import Stepper, diverged
@@ -194,9 +194,14 @@ class Trainer:
         )
 
     def _forget(self) -> None:
-        """Removes what an earlier training left: weights beside the settings of another mislead."""
-        for path in (self.out / "resume.pt", *self.out.glob("checkpoint*.pt")):
-            path.unlink(missing_ok=True)
+        """Removes what an earlier training left: weights beside the settings of another mislead.
+
+        Under any modes of averaging, and nothing else: files of the user's own may lie there.
+        """
+        modes = get_args(EmaMode)
+        names = {checkpoint_name((first,), mode) for first in modes for mode in modes}
+        for name in ("resume.pt", *names):
+            (self.out / name).unlink(missing_ok=True)
 
     def _finish(self) -> None:
         if not self.kept.rates:

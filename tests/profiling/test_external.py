@@ -63,8 +63,8 @@ NCU = "\n".join(
 STACKS = {
     "shared": {
         "frames": [
-            {"name": "main", "file": "/home/somebody/lib/run.py", "line": 3},
-            {"name": "forward", "file": "/home/somebody/lib/net.py", "line": 7},
+            {"name": "main", "file": "/opt/somebody/lib/run.py", "line": 3},
+            {"name": "forward", "file": "/opt/somebody/lib/net.py", "line": 7},
             {"name": "idle"},
         ]
     },
