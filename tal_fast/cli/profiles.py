@@ -228,6 +228,9 @@ def profile_predict(
     stride: Annotated[
         float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Also time a training step on each clip.")
+    ] = False,
     settings: Settings = None,
     quick: Annotated[bool, typer.Option("--quick", help="5 repeats instead of 25.")] = False,
     threads: Threads = None,
@@ -264,6 +267,7 @@ def profile_predict(
         out,
         weights="fresh" if checkpoint is None else "trained",
         timing=timing,
+        training=training,
         quick=quick,
         threads=threads,
         said=say,

@@ -52,6 +52,11 @@ _PREDICTION: tuple[tuple[str, Any, bool], ...] = (
     ("% of product", lambda e: _scaled(e, 100.0, "peak_share"), True),
     ("MB", lambda e: _scaled(e, 1e-6, "memory"), False),
     ("ms/min of video", lambda e: value_of(e, "minute"), False),
+    ("step ms", lambda e: value_of(e, "step"), False),
+    ("step CPU ms", lambda e: value_of(e, "step_cpu"), False),
+    ("step MB", lambda e: _scaled(e, 1e-6, "step_memory"), False),
+    ("step GMAC", lambda e: _scaled(e, 1e-9, "step_macs"), True),
+    ("step % of product", lambda e: _scaled(e, 100.0, "step_share"), True),
 )
 
 
@@ -184,7 +189,11 @@ def _cell(value: Any) -> str:
 def _without_common(
     names: list[str], rows: list[list[Any]]
 ) -> tuple[list[str], list[list[Any]], list[str]]:
-    """Takes settings that are the same in all rows out of a table; returns them as a note."""
+    """Takes columns that nothing is in, and settings that are the same in all rows, out of a table.
+
+    Returns:
+        Names and rows that stay, and the common settings as a note.
+    """
     same = [
         place
         for place, name in enumerate(names)
@@ -195,6 +204,7 @@ def _without_common(
     named = names.index("profile"), names.index("model")
     if all(row[named[0]] == row[named[1]] for row in rows):
         same.append(named[1])
+    same += [place for place in range(len(names)) if all(row[place] is None for row in rows)]
     kept = [place for place in range(len(names)) if place not in same]
     common = [f"All: {', '.join(told)}."] if told else []
     return [names[i] for i in kept], [[row[i] for i in kept] for row in rows], common
@@ -243,7 +253,8 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
         if rows:
             files.append(write_text_atomically(out / f"{name}.csv", csv_text([titles, *rows])))
     if found.of_one_machine:
-        picture = lengths_picture(found.profiles)
-        if picture is not None:
-            files += save_pictures(picture, out, "lengths")
+        for name, training in (("lengths", False), ("training", True)):
+            picture = lengths_picture(found.profiles, training=training)
+            if picture is not None:
+                files += save_pictures(picture, out, name)
     return files

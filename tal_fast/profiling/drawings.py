@@ -33,6 +33,18 @@ _PHASES = ("data", "transfer", "forward", "loss", "backward", "optimizer", "rate
 
 Row = Mapping[str, str]
 
+# Figure of an entry, scale, title and unit of a panel.
+_PREDICTION_PANELS = (
+    ("network", 1.0, "network, with quartiles", "ms"),
+    ("macs_rate", 1.0, "arithmetic", "GMAC/s"),
+    ("memory", 1e-6, "memory beside the weights", "MB"),
+)
+_STEP_PANELS = (
+    ("step", 1.0, "training step on one clip", "ms"),
+    ("step_rate", 1.0, "arithmetic", "GMAC/s"),
+    ("step_memory", 1e-6, "memory beside the weights", "MB"),
+)
+
 
 def _colour(kind: str) -> str:
     return _GREY if kind in (DISPATCH, OTHER) else _COLOURS.get(kind, _GREY)
@@ -224,42 +236,48 @@ def breakdown_picture(profile: Mapping[str, Any]) -> Any | None:
     return figure
 
 
-def lengths_picture(profiles: Sequence[tuple[str, Mapping[str, Any]]]) -> Any | None:
-    """Draws time, arithmetic and memory of prediction over length; None without lengths.
+def lengths_picture(
+    profiles: Sequence[tuple[str, Mapping[str, Any]]], *, training: bool = False
+) -> Any | None:
+    """Draws time, arithmetic and memory over length; None where none was measured.
 
     Args:
         profiles: name and content of each ``profile.json``; the roof is that of the first.
+        training: of a training step on a clip, not of prediction.
     """
-    shown = [(name, own) for name, own in profiles if own.get("lengths")]
+    panels = _STEP_PANELS if training else _PREDICTION_PANELS
+    first = panels[0][0]
+    shown = []
+    for name, own in profiles:
+        entries = [e for e in own.get("lengths") or [] if value_of(e, first) is not None]
+        if entries:
+            shown.append((name, own, entries))
     if not shown:
         return None
-    figure, (time, rate, memory) = blank_figure(3, size=(11.4, 3.7))
-    for (colour, dashes, mark), (name, own) in zip(itertools.cycle(SERIES), shown, strict=False):
-        entries = own["lengths"]
-        rows = [entry["rows"] for entry in entries]
+    figure, axes = blank_figure(3, size=(11.4, 3.7))
+    for (colour, dashes, mark), (name, _, entries) in zip(
+        itertools.cycle(SERIES), shown, strict=False
+    ):
         style = {"color": colour, "linestyle": dashes, "marker": mark, "markersize": 4.5}
-        low, high = zip(*(entry["network_quartiles"] for entry in entries), strict=True)
-        time.fill_between(rows, low, high, color=colour, alpha=0.2, linewidth=0)
-        for axes, key, scale in ((time, "network", 1.0), (rate, "macs_rate", 1.0),
-                                 (memory, "memory", 1e-6)):  # fmt: skip
-            known = [(r, entry[key]["value"]) for r, entry in zip(rows, entries, strict=True)]
-            points = [(r, scale * value) for r, value in known if value is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, linewidth=1.6, **style)
+        if not training:
+            rows = [entry["rows"] for entry in entries]
+            low, high = zip(*(entry["network_quartiles"] for entry in entries), strict=True)
+            axes[0].fill_between(rows, low, high, color=colour, alpha=0.2, linewidth=0)
+        for ax, (key, scale, _, _) in zip(axes, panels, strict=True):
+            points = [(e["rows"], value_of(e, key)) for e in entries]
+            known = [(rows, scale * value) for rows, value in points if value is not None]
+            if known:
+                ax.plot(*zip(*known, strict=True), label=name, linewidth=1.6, **style)
     peak = value_of(shown[0][1], "limits", "flops")
     if peak is not None:
-        rate.axhline(peak / 2, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
-        rate.annotate("best product", (0.02, peak / 2), xycoords=("axes fraction", "data"),
-                      color=INK, fontsize=8.5, va="bottom")  # fmt: skip
-    for axes, title, y in (
-        (time, "network, with quartiles", "ms"),
-        (rate, "arithmetic", "GMAC/s"),
-        (memory, "memory beside the weights", "MB"),
-    ):
-        axes.set_yscale("log")
-        _logarithmic(axes.yaxis)
-        _titled(axes, title, "rows of a clip", y)
-        axes.set_xlim(left=0)
-    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=3,
+        axes[1].axhline(peak / 2, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes[1].annotate("best product", (0.02, peak / 2), xycoords=("axes fraction", "data"),
+                         color=INK, fontsize=8.5, va="bottom")  # fmt: skip
+    for ax, (_, _, title, y) in zip(axes, panels, strict=True):
+        ax.set_yscale("log")
+        _logarithmic(ax.yaxis)
+        _titled(ax, title, "rows of a clip", y)
+        ax.set_xlim(left=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
                   frameon=False, labelcolor=INK, fontsize=9)  # fmt: skip
     return figure

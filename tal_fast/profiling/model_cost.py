@@ -28,8 +28,10 @@ __all__ = [
     "ModelCost",
     "PerMinute",
     "clips_per_minute",
+    "made_targets",
     "model_cost",
     "prediction_macs",
+    "step_macs",
     "timing_of",
 ]
 
@@ -318,6 +320,25 @@ def prediction_macs(
     return counter.total("prediction").macs, "counted"
 
 
+def step_macs(
+    config: ExperimentConfig, channels: int, classes: int, rows: int, padded: int
+) -> float:
+    """Returns the multiply-adds of a training step on one clip, counted over all its rows.
+
+    Args:
+        config: of the model.
+        channels: channels of a feature row.
+        classes: number of classes.
+        rows: real rows of the clip.
+        padded: rows with padding.
+    """
+    model = _on_meta(recipe(config.name).detector, config.name, channels, classes, config)
+    counter = CostCounter(model)
+    with _plain_attention():
+        _step(model, config.name, counter, rows, padded, 1)
+    return counter.total(*{phase for phase, _ in counter.by_part}).macs
+
+
 @contextmanager
 def _plain_attention() -> Iterator[None]:
     """Has torch's encoder layers run op by op: it counts its fused ones as nothing."""
@@ -365,7 +386,7 @@ def _step(
     features, mask = _batch(model, batch, rows, length)
     with counter.counting("forward"):
         output = model(features, mask)
-    targets = _targets(model, batch, rows, length)
+    targets = made_targets(model.num_classes, batch, rows, length)
     try:
         with counter.counting("loss"):
             total = model.loss(output, targets, Whole(targets))["total"]
@@ -383,10 +404,17 @@ def _step(
     return tuple(left_out)
 
 
-def _targets(model: Detector, batch: int, rows: int, length: int) -> Targets:
-    """Returns instances side by side in each clip."""
+def made_targets(classes: int, batch: int, rows: int, length: int) -> Targets:
+    """Returns instances side by side in each clip.
+
+    Args:
+        classes: number of classes.
+        batch: clips.
+        rows: real rows of each.
+        length: rows with padding.
+    """
     edges = torch.linspace(0, rows, 2 * _INSTANCES + 1, dtype=torch.float64)[1:]
-    labels = torch.arange(_INSTANCES) % model.num_classes
+    labels = torch.arange(_INSTANCES) % classes
     return Targets(
         labels.repeat(batch), edges.view(-1, 2).repeat(batch, 1), [_INSTANCES] * batch, length
     )

@@ -55,6 +55,24 @@ def new_profiler(*, memory: bool = False) -> Any:
     return torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=memory)
 
 
+def most_taken(profiler: Any) -> float | None:
+    """Returns the most bytes that were taken and not given back yet; None where torch hides it.
+
+    Args:
+        profiler: stopped, with memory (:func:`new_profiler`).
+    """
+    try:
+        events = profiler.profiler.kineto_results.events()
+        taken = [event.nbytes() for event in events if event.name() == "[memory]"]
+    except AttributeError:  # none of this is public
+        return None
+    now = most = 0
+    for size in taken:
+        now += size
+        most = max(most, now)
+    return float(most)
+
+
 def profiled_steps(step: Callable[[], Any], steps: int = 5) -> list[StepOps]:
     """Returns the ops of repeated steps.
 

@@ -29,9 +29,10 @@ from tal_fast.profiling.ceilings import machine_ceilings
 from tal_fast.profiling.figures import csv_text, figure, value_of
 from tal_fast.profiling.kinds import products_of
 from tal_fast.profiling.model_cost import clips_per_minute, prediction_macs
-from tal_fast.profiling.op_recorder import new_profiler
+from tal_fast.profiling.op_recorder import most_taken, new_profiler
 from tal_fast.profiling.profile import FORMAT
 from tal_fast.profiling.recording import Setting, write_files
+from tal_fast.profiling.step_profile import STEP_COLUMNS, no_step, step_of_clip
 from tal_fast.profiling.work import roofs
 from tal_fast.training.checkpoint import load_model
 from tal_fast.training.config import ExperimentConfig, load_config
@@ -159,6 +160,7 @@ def profile_prediction(
     *,
     weights: str,
     timing: tuple[float, float] | None = None,
+    training: bool = False,
     quick: bool = False,
     threads: int | None = None,
     said: Callable[[str], None] = lambda stage: None,
@@ -172,6 +174,7 @@ def profile_prediction(
         out: directory to write.
         weights: where they come from, ``trained`` or ``fresh``.
         timing: frames per second, and frames between two rows.
+        training: also time a training step on each clip, of a copy of the model.
         quick: 5 repeats instead of 25.
         threads: torch threads; as they are when None.
         said: told of each stage.
@@ -192,10 +195,16 @@ def profile_prediction(
     products: list[tuple[int, int, int, int]] = []
     for clip in clips:
         said(f"{clip.rows} rows")
-        runs = _repeated(model, setting, clip, _QUICK if quick else _REPEATS)
+        repeats = _QUICK if quick else _REPEATS
+        runs = _repeated(model, setting, clip, repeats)
         memory, largest = _traced(model, setting, clip)
         products = largest or products
-        entries.append(_entry(model, config, clip, runs, memory, timing))
+        entry = _entry(model, config, clip, runs, memory, timing)
+        if training:
+            entry |= step_of_clip(model, config, clip.features, clip.rows, repeats=repeats)
+        else:
+            entry |= no_step("not asked for: --training")
+        entries.append(entry)
     others = procfs.others_since(*before)
     said("measuring the machine")
     ceilings = machine_ceilings()
@@ -307,23 +316,9 @@ def _traced(
     if on_gpu:
         peak: float | None = torch.cuda.max_memory_allocated(setting.device) - before
     else:
-        peak = _most_taken(profiler)
+        peak = most_taken(profiler)
     reason = "this torch does not tell"
     return figure(peak, "bytes", "counter", reason), products_of(profiler.events())
-
-
-def _most_taken(profiler: Any) -> float | None:
-    """Returns the most bytes that were taken and not given back yet, of a trace with memory."""
-    try:
-        events = profiler.profiler.kineto_results.events()
-        taken = [event.nbytes() for event in events if event.name() == "[memory]"]
-    except AttributeError:  # none of this is public
-        return None
-    now = most = 0
-    for size in taken:
-        now += size
-        most = max(most, now)
-    return float(most)
 
 
 def _entry(
@@ -365,9 +360,18 @@ def _against(entry: dict[str, Any], limits: dict[str, Any], rates_by: str) -> No
     peak = value_of(limits, "flops")
     entry["macs_rate"] = figure(rate, "GMAC/s", "formula")
     entry["peak_share"] = figure(2 * rate / peak, "of the best product", "formula")
+    took = value_of(entry, "step_cpu" if rates_by == "CPU time" else "step")
+    rate = None if took is None else entry["step_macs"]["value"] / took / 1e6
+    why = entry["step"].get("reason", "")
+    entry["step_rate"] = figure(rate, "GMAC/s", "formula", why)
+    share = None if rate is None else 2 * rate / peak
+    entry["step_share"] = figure(share, "of the best product", "formula", why)
 
 
-_COLUMNS = ("macs", *PARTS, "network_cpu", "cpu", "memory", "macs_rate", "peak_share", "minute")
+_COLUMNS = (
+    *("macs", *PARTS, "network_cpu", "cpu", "memory", "macs_rate", "peak_share", "minute"),
+    *STEP_COLUMNS,
+)
 
 
 def _lengths_csv(entries: Sequence[dict[str, Any]]) -> str:

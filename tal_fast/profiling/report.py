@@ -19,6 +19,7 @@ from tal_fast.profiling.drawings import (
     roofline_picture,
     timeline_picture,
 )
+from tal_fast.profiling.figures import value_of
 from tal_fast.profiling.profile import FORMAT, FORMATS
 from tal_fast.profiling.tables import figure_rows, figure_text
 from tal_fast.profiling.verdict import verdict_of
@@ -37,6 +38,7 @@ _CAPTIONS = {
     "breakdown": "Where a step spends its time: by phase, by the clock; by kind of work, under "
     "torch's profiler, without waiting for data.",
     "lengths": "One clip at a time: medians, the band holds half of the repeats.",
+    "training": "Training steps on one clip: medians.",
 }
 
 
@@ -87,6 +89,7 @@ def write_page(folder: str | Path) -> Path:
         ),
         "roofline": roofline_picture(ops, profile),
         "lengths": lengths_picture([(_name(profile), profile)]),
+        "training": lengths_picture([(_name(profile), profile)], training=True),
     }
     drawn = []
     for name, picture in pictures.items():
@@ -107,6 +110,7 @@ def write_page(folder: str | Path) -> Path:
         hidden_ops=max(0, len(ops) - _OPS),
         tried=_tried(profile),
         lengths=profile.get("lengths") or [],
+        trained=any(value_of(one, "step") is not None for one in profile.get("lengths") or []),
         external=profile.get("external") or {},
         environment=profile.get("environment") or {},
     )

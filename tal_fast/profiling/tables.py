@@ -158,9 +158,18 @@ def length_table(profile: Mapping[str, Any]) -> Table:
     for name in ("rows", "padded", "network ms", "quartiles", "CPU ms", "candidates",
                  "suppression", "GMAC", "GMAC/s", "of peak", "MB", "ms/min"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
+    trained = value_of(profile["lengths"][0], "step") is not None
+    for name in ("step ms", "step MB", "of peak") if trained else ():
+        table.add_column(name, justify="right", no_wrap=True)
     for one in profile["lengths"]:
         low, high = one["network_quartiles"]
         memory, minute = one["memory"]["value"], one["minute"]["value"]
+        step = []
+        if trained:
+            taken = value_of(one, "step_memory")
+            step.append(f"{one['step']['value']:.1f}")
+            step.append("-" if taken is None else f"{taken / 1e6:.1f}")
+            step.append(f"{one['step_share']['value']:.1%}")
         table.add_row(
             f"{one['rows']:,}",
             f"{one['padded']:,}",
@@ -174,5 +183,6 @@ def length_table(profile: Mapping[str, Any]) -> Table:
             f"{one['peak_share']['value']:.1%}",
             "-" if memory is None else f"{memory / 1e6:.1f}",
             "-" if minute is None else f"{minute:.0f}",
+            *step,
         )
     return table

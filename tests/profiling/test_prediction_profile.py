@@ -21,6 +21,7 @@ from tal_fast.profiling.prediction_profile import (
     profile_prediction,
     ready_model,
 )
+from tal_fast.profiling.step_profile import STEP_COLUMNS, step_of_clip
 from tal_fast.training.checkpoint import save_model
 
 SMALL = {
@@ -96,6 +97,50 @@ def test_every_model_by_length(name, tmp_path):
     assert [float(row["network"]) for row in rows] == [
         entry["network"]["value"] for entry in found["lengths"]
     ]
+
+
+@pytest.mark.parametrize("name", [*SMALL, OWN], ids=[*SMALL, "own"])
+def test_a_training_step_on_a_clip(name):
+    settings = [*SMALL.get(name, []), "training.amp=float32"]
+    model, config = ready_model(name, None, (8, 3), settings)
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    (clip,) = made_clips(model, [60])
+    found = step_of_clip(model, config, clip.features, 60, repeats=1)
+    assert set(found) <= set(STEP_COLUMNS)
+    assert found["step"]["value"] > 0
+    # At least the gradients are held at once; forward and backward are about three forwards.
+    learned = sum(p.numel() for p in model.parameters())
+    assert found["step_memory"]["value"] > 4 * learned
+    counted = model_cost(
+        name, channels=8, classes=3, lengths=[60], batch=1, settings=settings
+    ).lengths[0]
+    assert found["step_macs"]["value"] == pytest.approx(counted.whole_step.macs, rel=1e-6)
+    assert not model.training
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_steps_stand_beside_predictions_where_they_are_asked_for(tmp_path):
+    model, config = ready_model("tadtr-small", None, (8, 3), SMALL["tadtr-small"])
+    clips = made_clips(model, [20, 40])
+    found = profile_prediction(
+        model, config, clips, tmp_path, weights="fresh", training=True, quick=True, threads=1
+    )
+    with open(tmp_path / "lengths.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for entry, row in zip(found["lengths"], rows, strict=True):
+        for key in STEP_COLUMNS:
+            assert float(row[key]) == entry[key]["value"]
+        took = entry["step" if found["prediction"]["rates_by"] == "clock" else "step_cpu"]["value"]
+        rate = entry["step_macs"]["value"] / took / 1e6
+        assert entry["step_rate"]["value"] == pytest.approx(rate)
+    without = profile_prediction(
+        model, config, clips[:1], tmp_path, weights="fresh", quick=True, threads=1
+    )
+    for key in STEP_COLUMNS:
+        assert without["lengths"][0][key]["value"] is None
+        assert "--training" in without["lengths"][0][key]["reason"]
 
 
 def test_rates_on_a_busy_machine_are_by_cpu_time(tmp_path, monkeypatch):
