@@ -23,8 +23,12 @@ def header() -> str:
 
 
 def slug() -> str:
-    """Returns a name for result files, as in ``2026-01-31-amd-epyc-2-cores``."""
+    """Returns a name for result files, as in ``2026-01-31-amd-epyc-2-cores``.
+
+    The instruction set follows where ``TAL_FAST_ISA`` asks for one.
+    """
     facts = describe()
     name = re.sub(r"[^a-z0-9]+", "-", facts["cpu"].lower()).strip("-")
     cores = facts["cores"]
-    return f"{facts['date'][:10]}-{name}-{cores}-core{'s' if cores > 1 else ''}"
+    asked = f"-{facts['isa']}" if os.environ.get("TAL_FAST_ISA") else ""
+    return f"{facts['date'][:10]}-{name}-{cores}-core{'s' if cores > 1 else ''}{asked}"

@@ -17,7 +17,8 @@ __all__ = ["markdown_table", "newest", "text_table", "update_readme"]
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-_HEAD = ("op", "case", "peer", "1 thread", "2 threads", "must", "aim")
+_HEAD = ("op", "case", "peer", "1 thread", "2 threads", "AVX2, 1 thread", "must", "aim")
+_NARROW = "avx2"
 
 
 def _ratio(row: Mapping[str, Any] | None) -> str:
@@ -41,11 +42,18 @@ def _bound(value: float | None, at_most: bool) -> str:
     return f"{'≤ ' if at_most else ''}{value:g}x"
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One line per comparison, both numbers of threads side by side."""
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["op"], row["case"], row["peer"]
+
+
+def _lines(
+    rows: Sequence[Mapping[str, Any]], narrow: Sequence[Mapping[str, Any]] = ()
+) -> list[tuple[str, ...]]:
+    """One line per comparison: both numbers of threads, then one thread of the narrower kernels."""
     grouped: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
     for row in rows:
-        grouped.setdefault((row["op"], row["case"], row["peer"]), {})[row["threads"]] = row
+        grouped.setdefault(_key(row), {})[row["threads"]] = row
+    narrower = {_key(row): row for row in narrow if row["threads"] == 1}
     lines = []
     for (op, case, peer), cells in grouped.items():
         any_row = next(iter(cells.values()))
@@ -57,6 +65,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 "" if peer == "none" else name,
                 _ratio(cells.get(1)),
                 _ratio(cells.get(2)),
+                _ratio(narrower.get((op, case, peer))),
                 _bound(any_row["must"], any_row["at_most"]),
                 _bound(any_row["aim"], any_row["at_most"]),
             )
@@ -64,9 +73,14 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the table with aligned columns."""
-    cells = [_HEAD, *_lines(rows)]
+def text_table(rows: Sequence[Mapping[str, Any]], narrow: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Returns the table with aligned columns.
+
+    Args:
+        rows: of the results.
+        narrow: of :func:`with_avx2`.
+    """
+    cells = [_HEAD, *_lines(rows, narrow)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -74,11 +88,18 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the table in Markdown; an op's name is shown once."""
-    out = [f"| {' | '.join(_HEAD)} |", "|---|---|---|---|---|---|---|"]
+def markdown_table(
+    rows: Sequence[Mapping[str, Any]], narrow: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Returns the table in Markdown; an op's name is shown once.
+
+    Args:
+        rows: of the results.
+        narrow: of :func:`with_avx2`.
+    """
+    out = [f"| {' | '.join(_HEAD)} |", "|" + "---|" * len(_HEAD)]
     before = ""
-    for op, *rest in _lines(rows):
+    for op, *rest in _lines(rows, narrow):
         shown = "" if op == before else f"`{op}`"
         before = op
         out.append(f"| {' | '.join((shown, *rest))} |")
@@ -100,6 +121,20 @@ def newest() -> Path:
     raise FileNotFoundError(f"no results of the harness in {RESULTS}")
 
 
+def with_avx2(results: Path) -> Path | None:
+    """Returns the newest results of the AVX2 kernels beside some others, if there are any.
+
+    Args:
+        results: the others, of a processor that has more.
+    """
+    found = sorted(results.parent.glob(f"*-{_NARROW}.json"), reverse=True)
+    return found[0] if found else None
+
+
+def _rows(path: Path | None) -> list[dict[str, Any]]:
+    return [] if path is None else json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
 def update_readme(readme: Path, results: Path) -> None:
     """Replaces what stands between the markers.
 
@@ -115,11 +150,18 @@ def update_readme(readme: Path, results: Path) -> None:
     tail = rest.split(END, 1)[1]
     where = results.relative_to(readme.resolve().parent)
     rounds = [row["repetitions"] for row in content["rows"]]
+    narrow, told = with_avx2(results), ""
+    if narrow is not None:
+        theirs = json.loads(narrow.read_text(encoding="utf-8"))["machine"]
+        told = (
+            f" AVX2: `TAL_FAST_ISA=avx2 ATEN_CPU_CAPABILITY=avx2` on {theirs['cores']} cores of an "
+            f"{theirs['cpu']}, {theirs['date'][:10]} ([rows]({where.with_name(narrow.name)}))."
+        )
     block = (
         f"{BEGIN}\n{facts['cores']} cores of an {facts['cpu']} ({facts['isa']}), torch "
         f"{facts['torch']}, {facts['date'][:10]}; medians of {min(rounds)} to {max(rounds)} "
-        f"rounds, in turn, each peer's result verified first ([rows]({where})).\n\n"
-        f"{markdown_table(content['rows'])}\n"
+        f"rounds, in turn, each peer's result verified first ([rows]({where})).{told}\n\n"
+        f"{markdown_table(content['rows'], _rows(narrow))}\n"
     )
     readme.write_text(head + block + END + tail, encoding="utf-8")
 
@@ -130,8 +172,7 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path, help="rows; the newest when omitted")
     arguments = parser.parse_args()
     results = (arguments.results or newest()).resolve()
-    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
-    print(text_table(rows))
+    print(text_table(_rows(results), _rows(with_avx2(results))))
     if arguments.readme is not None:
         update_readme(arguments.readme, results)
 
