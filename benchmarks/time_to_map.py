@@ -16,7 +16,7 @@ After the manner of speedruns: the target is fixed, the clock decides, every run
 
 Run: ``tal-fast prepare hapt --archive hapt_raw.zip --out data/hapt``, then
 ``python benchmarks/time_to_map.py --data data/hapt --out results/time-to-map.json``. What FILE
-holds is not run again; ``--table FILE`` prints its table.
+holds is not run again; ``--table FILE`` prints its table, ``--picture PNG`` draws it.
 """
 
 from __future__ import annotations
@@ -258,6 +258,56 @@ def _of(rows: list[dict[str, Any]], steps: int, *, held_out: bool) -> list[dict[
     return [row for row in rows if row["steps"] == steps and row["held_out"] == held_out]
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws mAP over the seconds of a training: each model's last recipe, and it as published.
+
+    Args:
+        rows: of the log.
+        path: of the PNG.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    from tal_fast.curves.figures import INK, SERIES, blank_figure
+
+    def points(recipe: Recipe, *, held_out: bool) -> list[tuple[float, float]]:
+        mine = [row for row in rows if row["recipe"] == recipe.name]
+        runs = [
+            _of(mine, steps, held_out=held_out)
+            for steps in sorted({row["steps"] for row in mine if row["held_out"] == held_out})
+        ]
+        return [(mean_of(one, "seconds"), 100 * mean_of(one, "average_map")) for one in runs]
+
+    figure, (axes,) = blank_figure(size=(7.6, 4.8))
+    last = {recipe.preset: recipe for recipe in RECIPES if recipe.steps is None}
+    published = {recipe.preset: recipe for recipe in RECIPES if recipe.steps is not None}
+    for (preset, recipe), (colour, dashes, mark) in zip(last.items(), SERIES, strict=False):
+        style = {"color": colour, "marker": mark}
+        for held_out, dash, size, fill, what in (
+            (True, dashes, 4, "none", "held-out people"),
+            (False, "none", 8, colour, "test people"),
+        ):
+            found = points(recipe, held_out=held_out)
+            if found:
+                name = f"{recipe.name}: {what}"
+                axes.plot(*zip(*found, strict=True), linestyle=dash, linewidth=1.3, label=name,
+                          markersize=size, markerfacecolor=fill, **style)  # fmt: skip
+        for x, y in points(published[preset], held_out=False):
+            axes.plot(x, y, linestyle="none", markersize=9, markerfacecolor="none", **style)
+            axes.annotate(f"{published[preset].name}, as published", (x, y), (0, -14), ha="center",
+                          textcoords="offset points", fontsize=8.5, color=INK)  # fmt: skip
+    for target in TARGETS:
+        axes.axhline(100 * target, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_xscale("log")
+    axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(4, 110)
+    axes.set_ylim(82, 98)
+    axes.set_xlabel("seconds from a cold start, 2 threads")
+    axes.set_ylabel("average mAP, mean of three seeds (%)")
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right", labelcolor=INK)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/hapt")
@@ -266,10 +316,14 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=[recipe.name for recipe in RECIPES])
     parser.add_argument("--targets", nargs="+", type=float, default=TARGETS)
     parser.add_argument("--table", metavar="FILE", help="print the table of FILE and stop")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="with --table: draw it, too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
-        print(table_of(json.loads(Path(arguments.table).read_text())["runs"]))
+        rows = json.loads(Path(arguments.table).read_text())["runs"]
+        print(table_of(rows))
+        if arguments.picture:
+            draw(rows, arguments.picture)
         return
     if arguments.one:
         train_one(json.loads(arguments.one), arguments.data, arguments.threads)
