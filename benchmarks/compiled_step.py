@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/compiled-step.json"))
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--shapes", nargs="+", default=("static", "dynamic"))
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -84,7 +85,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for preset in arguments.presets:
-        for shapes in ("static", "dynamic"):
+        for shapes in arguments.shapes:
             with tempfile.TemporaryDirectory() as cache:
                 command = [sys.executable, __file__, "--one", preset, shapes, str(arguments.steps)]
                 environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}

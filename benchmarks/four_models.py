@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of docs/data-efficiency.md that compare models, from the tables of their studies.
+
+No timing. A folder of studies holds one per data set and model, ``hapt-tridet`` and so on, each
+with the ``trials.csv`` that ``tal-fast study run`` writes. Draws depend on the study's seed, the
+repetition and p alone, so trials of different models, budgets and averages are paired by
+repetition; differences have t-intervals over the draws, 90 % if nothing else is said.
+
+    python benchmarks/four_models.py --page docs/data-efficiency.md
+
+replaces what stands between the page's markers; without ``--page`` it prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student
+
+__all__ = ["MODELS", "Mean", "Study", "blocks", "mean_of", "read_studies", "update_page"]
+
+MODELS = {
+    "tadtr": "TadTR",
+    "actionformer": "ActionFormer",
+    "tridet": "TriDet",
+    "temporalmaxer": "TemporalMaxer",
+}
+DATA = {"hapt": "HAPT", "spswhar": "sp-sw-har", "demohard": "synthetic"}
+AVERAGES = ("off", "plain", "warmup", "corrected")
+CONFIDENCE = 0.9
+_MARK = re.compile(r"(<!-- four models: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# budget, average, p, repetition -> value of one trial.
+Key = tuple[str, str, float, int]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model on one data set.
+
+    Attributes:
+        data: key of the data set.
+        model: key of the model.
+        points: average mAP in points.
+        steps: optimiser steps.
+        videos: training videos.
+    """
+
+    data: str
+    model: str
+    points: dict[Key, float]
+    steps: dict[Key, int]
+    videos: dict[Key, int]
+
+    def shares(self, budget: str) -> list[float]:
+        """Returns the shares of a budget, rising."""
+        return sorted({p for own, _, p, _ in self.points if own == budget})
+
+    def draws(self, budget: str, average: str, p: float) -> dict[int, float]:
+        """Returns average mAP in points by repetition."""
+        return {
+            repetition: value
+            for (own, ema, share, repetition), value in self.points.items()
+            if (own, ema, share) == (budget, average, p)
+        }
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of paired values.
+
+    Attributes:
+        value: the mean.
+        half: half the width of its t-interval; NaN for a single value.
+        count: number of values.
+    """
+
+    value: float
+    half: float
+    count: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return abs(self.value) > self.half
+
+    def __str__(self) -> str:
+        """Returns mean and half width, signed."""
+        return f"{self.value:+.1f} ± {self.half:.1f}"
+
+
+def mean_of(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
+    """Returns the mean of values with its t-interval.
+
+    Args:
+        values: one or more.
+        confidence: of the interval.
+    """
+    count = len(values)
+    if count < 2:
+        return Mean(values[0], math.nan, count)
+    error = statistics.stdev(values) / math.sqrt(count)
+    half = float(student.ppf(0.5 + confidence / 2, count - 1)) * error
+    return Mean(statistics.mean(values), half, count)
+
+
+def read_studies(folder: Path) -> list[Study]:
+    """Reads the studies of a folder, in the order of data sets and models.
+
+    Args:
+        folder: with a folder per study, ``<data>-<model>``.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = []
+    for data in DATA:
+        for model in MODELS:
+            path = folder / f"{data}-{model}" / "trials.csv"
+            if path.exists():
+                found.append(_read(path, data, model))
+    if not found:
+        raise FileNotFoundError(f"{folder}: no <data>-<model>/trials.csv")
+    return found
+
+
+def _read(path: Path, data: str, model: str) -> Study:
+    study = Study(data, model, {}, {}, {})
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["sampling"] != "video" or row["training"] != "0":
+                continue
+            key = row["budget"], row["ema"], float(row["p"]), int(row["repetition"])
+            study.points[key] = 100 * float(row["average_map"])
+            study.steps[key] = int(row["steps"])
+            study.videos[key] = int(row["videos"])
+    return study
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _percent(p: float) -> str:
+    return f"{100 * p:g} %"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def curves(studies: Sequence[Study]) -> str:
+    """Returns mean ± standard deviation of every level, a row per model, budget and average."""
+    shares = sorted({p for study in studies for p in study.shares("epochs")})
+    rows = []
+    for study in studies:
+        for budget in ("epochs", "steps"):
+            for average in AVERAGES:
+                draws = [list(study.draws(budget, average, p).values()) for p in shares]
+                if any(draws):
+                    name = MODELS[study.model]
+                    rows.append([name, budget, average, *map(_spread, draws)])
+    return _table(["model", "trained for", "tested", *map(_percent, shares)], rows)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a curve bends.
+
+    Attributes:
+        first: rise from nothing to the smallest share, points per tenth of the data.
+        steepest: the largest later rise.
+        where: the two shares between which it lies.
+        excess: steepest less first, over the draws that have all three levels.
+    """
+
+    first: float
+    steepest: float
+    where: tuple[float, float]
+    excess: Mean
+
+    @property
+    def word(self) -> str:
+        """Returns ``S``, ``concave`` or ``either``."""
+        if not self.excess.is_clear:
+            return "either"
+        return "S" if self.excess.value > 0 else "concave"
+
+
+def shape_of(study: Study, budget: str, average: str) -> Shape | None:
+    """Says whether a curve is steepest at its start or later; None with fewer than three levels.
+
+    The rise before the smallest share is that from 0 points at no data.
+    """
+    levels = [(0.0, {})] + [(p, study.draws(budget, average, p)) for p in study.shares(budget)]
+    levels = [levels[0]] + [level for level in levels[1:] if level[1]]
+    if len(levels) < 4:
+        return None
+
+    def slope(index: int, repetition: int) -> float:
+        (before, low), (after, high) = levels[index], levels[index + 1]
+        return (high[repetition] - (low[repetition] if low else 0.0)) / (after - before) / 10
+
+    def common(*indices: int) -> list[int]:
+        needed = [levels[i][1] for index in indices for i in (index, index + 1) if levels[i][1]]
+        return sorted(set.intersection(*(set(draws) for draws in needed)))
+
+    means = [
+        statistics.mean(slope(index, r) for r in common(index)) for index in range(len(levels) - 1)
+    ]
+    steep = max(range(1, len(means)), key=means.__getitem__)
+    excess = mean_of([slope(steep, r) - slope(0, r) for r in common(0, steep)])
+    return Shape(means[0], means[steep], (levels[steep][0], levels[steep + 1][0]), excess)
+
+
+def shapes(studies: Sequence[Study]) -> str:
+    """Returns the shape of every curve."""
+    rows = []
+    for study in studies:
+        for budget in ("epochs", "steps"):
+            for average in AVERAGES:
+                found = shape_of(study, budget, average)
+                if found is not None:
+                    low, high = found.where
+                    rows.append(
+                        [
+                            MODELS[study.model],
+                            budget,
+                            average,
+                            f"{found.first:.1f}",
+                            f"{found.steepest:.1f} ({100 * low:g} to {_percent(high)})",
+                            str(found.excess),
+                            found.word,
+                        ]
+                    )
+    head = ["model", "trained for", "tested", "first rise", "steepest later", "excess", "shape"]
+    return _table(head, rows)
+
+
+def _paired(first: dict[int, float], second: dict[int, float]) -> str:
+    both = sorted(first.keys() & second.keys())
+    if not both:
+        return ""
+    found = mean_of([first[r] - second[r] for r in both])
+    return str(found) if found.count > 1 else f"{found.value:+.1f}"
+
+
+def effects(studies: Sequence[Study]) -> str:
+    """Returns what a plain average and fixed epochs cost at each share, paired by draw."""
+    shares = sorted({p for study in studies for p in study.shares("epochs")})
+    rows = []
+    for study in studies:
+        for what, one, other in (
+            ("plain average, epochs", ("epochs", "plain"), ("epochs", "off")),
+            ("plain average, steps", ("steps", "plain"), ("steps", "off")),
+            ("epochs, last weights", ("epochs", "off"), ("steps", "off")),
+            ("epochs and plain average", ("epochs", "plain"), ("steps", "off")),
+        ):
+            cells = [_paired(study.draws(*one, p), study.draws(*other, p)) for p in shares]
+            rows.append([MODELS[study.model], what, *cells])
+    return _table(["model", "what it changes", *map(_percent, shares)], rows)
+
+
+def order(studies: Sequence[Study]) -> str:
+    """Returns, at each share, how far the models are behind the best, paired by draw."""
+    shares = sorted({p for study in studies for p in study.shares("steps")})
+    rows = []
+    for budget, average in (("steps", "off"), ("epochs", "off"), ("epochs", "plain")):
+        cells: dict[str, list[str]] = {study.model: [] for study in studies}
+        for p in shares:
+            draws = {study.model: study.draws(budget, average, p) for study in studies}
+            draws = {model: values for model, values in draws.items() if values}
+            common = set.intersection(*map(set, draws.values())) if draws else set()
+            means = {
+                model: statistics.mean(values[r] for r in common)
+                for model, values in draws.items()
+                if common
+            }
+            best = max(means, key=means.__getitem__, default=None)
+            for study in studies:
+                if best is None or study.model not in means:
+                    cells[study.model].append("")
+                elif study.model == best:
+                    cells[study.model].append(f"**{means[best]:.1f}**")
+                else:
+                    cells[study.model].append(_paired(draws[study.model], draws[best]))
+        rows += [[budget, average, MODELS[model], *own] for model, own in cells.items()]
+    return _table(["trained for", "tested", "model", *map(_percent, shares)], rows)
+
+
+def blocks(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
+    """Yields the name and the text of every block of the page."""
+    for data in dict.fromkeys(study.data for study in studies):
+        own = [study for study in studies if study.data == data]
+        for name, made in (
+            ("curves", curves),
+            ("shapes", shapes),
+            ("effects", effects),
+            ("order", order),
+        ):
+            yield f"{name}-{data}", made(own)
+
+
+def update_page(text: str, studies: Sequence[Study]) -> str:
+    """Returns a page with its blocks made anew.
+
+    Raises:
+        ValueError: the page has a block that no study fills.
+    """
+    made = dict(blocks(studies))
+
+    def fill(match: re.Match[str]) -> str:
+        if match[2] not in made:
+            raise ValueError(f"block {match[2]!r}: expected one of {', '.join(made)}")
+        return f"{match[1]}{made[match[2]]}\n{match[3]}"
+
+    return _MARK.sub(fill, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=Path, default=Path("docs/results/four-models"))
+    parser.add_argument("--page", type=Path, help="write the tables into this page")
+    arguments = parser.parse_args()
+    studies = read_studies(arguments.studies)
+    if arguments.page is None:
+        for name, text in blocks(studies):
+            print(f"\n{name}\n\n{text}")
+    else:
+        page = arguments.page.read_text(encoding="utf-8")
+        arguments.page.write_text(update_page(page, studies), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
