@@ -8,7 +8,8 @@ real bugs keep theirs.
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "ConfigError",
@@ -16,6 +17,7 @@ __all__ = [
     "MissingExtraError",
     "TalFastError",
     "TrainingError",
+    "differences",
     "listing",
     "nearest",
     "others",
@@ -77,6 +79,32 @@ def listing(items: Sequence[object], shown: int = 5, between: str = "; ") -> str
     if len(items) > shown:
         words.append(f"and {len(items) - shown} more")
     return between.join(words)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], shown: int = 5) -> str:
+    """Says in which values two nested mappings differ, by dotted key; nothing where they do not.
+
+    Args:
+        there: what was found.
+        here: what was asked for.
+        shown: differences to name at most.
+
+    Example:
+        >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+        'a.b is 1 there and 2 here'
+    """
+    first, second = dict(_flat(there)), dict(_flat(here))
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    words = [f"{key} is {first.get(key)!r} there and {second.get(key)!r} here" for key in keys]
+    return listing(words, shown)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
 
 
 def others(count: int) -> str:

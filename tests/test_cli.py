@@ -278,6 +278,21 @@ class TestCommands:
         assert scores["average_map"] == 1.0
         assert scores["tiou_thresholds"] == [0.3, 0.4, 0.5, 0.6, 0.7]
 
+    def test_where_json_cannot_be_written_nothing_is_done(self, capsys, truth, tmp_path):
+        arguments = ["--annotations", truth, "--predictions", predictions(tmp_path)]
+        arguments += ["--subset", "test", "--json"]
+        file = tmp_path / "file"
+        file.touch()
+        status, out, err = run(capsys, "evaluate", *arguments, file / "scores.json")
+        assert (status, out) == (2, "")
+        assert "--json" in err
+        assert "file" in err
+        status, out, err = run(capsys, "evaluate", *arguments, tmp_path)
+        assert (status, out) == (2, "")
+        assert "found a directory" in err
+        assert run(capsys, "evaluate", *arguments, tmp_path / "new/scores.json")[0] == 0
+        assert (tmp_path / "new/scores.json").exists()
+
     def test_evaluate_unknown_label(self, capsys, truth, tmp_path):
         arguments = ["--annotations", truth, "--predictions", predictions(tmp_path, "hop")]
         status, _, err = run(capsys, "evaluate", *arguments)

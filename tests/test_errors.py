@@ -25,5 +25,14 @@ def test_the_first_of_several():
     ]
 
 
-def test_the_example_in_its_docstring():
-    assert doctest.testmod(errors, raise_on_error=True).attempted == 1
+def test_the_examples_in_its_docstrings():
+    assert doctest.testmod(errors, raise_on_error=True).attempted == 2
+
+
+def test_differences_are_named_by_dotted_key():
+    there = {"a": {"b": 1, "same": 2}, "gone": 3}
+    assert errors.differences(there, {"a": {"b": 2, "same": 2}, "new": 4}) == (
+        "a.b is 1 there and 2 here; gone is 3 there and None here; new is None there and 4 here"
+    )
+    assert errors.differences(there, {}, shown=1) == "a.b is 1 there and None here; and 2 more"
+    assert errors.differences(there, there) == ""

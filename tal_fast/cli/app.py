@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "Data",
     "Jobs",
+    "JsonOut",
     "Model",
     "Out",
     "Overwrite",
@@ -96,6 +97,27 @@ MOST_THREADS = 4096
 _PROFILED_STEPS = "50"
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="Torch threads.")
+]
+
+
+def _can_be_written(path: Path | None) -> Path | None:
+    """Finds out before the work whether its result can be written after it."""
+    if path is not None:
+        from tal_fast.data.files import check_writable
+        from tal_fast.errors import DataError
+
+        try:
+            check_writable(path.absolute().parent)
+        except DataError as error:
+            raise typer.BadParameter(str(error)) from None
+        if path.is_dir():
+            raise typer.BadParameter(f"{path}: expected a file, found a directory")
+    return path
+
+
+JsonOut = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write this file.", callback=_can_be_written),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import command, study_app
+from tal_fast.cli.app import JsonOut, command, study_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,6 @@ Repeated = Annotated[
     int | None,
     typer.Option("--repetitions", min=1, help="Draws per share, where no column n tells."),
 ]
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
 Until = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import Out, Overwrite, app, bar, command, prepare_app
+from tal_fast.cli.app import JsonOut, Out, Overwrite, app, bar, command, prepare_app
 from tal_fast.errors import ConfigError
 
 Features = Annotated[
@@ -297,7 +297,7 @@ def validate(
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Do not read the features themselves.")
     ] = False,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+    json_out: JsonOut = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write a page (index.html) into this directory.")
     ] = None,

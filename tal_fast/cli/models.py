@@ -13,6 +13,7 @@ import typer
 from tal_fast.cli.app import (
     Config,
     Data,
+    JsonOut,
     Model,
     Out,
     Settings,
@@ -265,7 +266,7 @@ def evaluate(
         bool, typer.Option("--recall", help="Also Recall@1x and @5x, AR@AN and its AUC.")
     ] = False,
     errors: Annotated[bool, typer.Option("--errors", help="Also analyse the errors.")] = False,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write this file.")] = None,
+    json_out: JsonOut = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write a page (index.html) into this directory.")
     ] = None,

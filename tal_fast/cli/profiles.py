@@ -11,6 +11,7 @@ import typer
 from tal_fast.cli.app import (
     Config,
     Data,
+    JsonOut,
     Model,
     Out,
     Settings,
@@ -27,8 +28,6 @@ from tal_fast.errors import ConfigError, MissingExtraError
 _WIDTH = 140
 _NARROW = 100
 _MOST_LENGTHS = 100
-
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write this file.")]
 
 
 def _lengths(text: str) -> list[int]:
@@ -219,8 +218,12 @@ def profile_predict(
         str | None,
         typer.Option(help="Or clips of noise of so many rows: 128,2304 or first:last:step."),
     ] = None,
-    channels: Annotated[int, typer.Option(min=1, help="Channels of fresh models.")] = 2048,
-    classes: Annotated[int, typer.Option(min=1, help="Classes of fresh models.")] = 20,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of noise; default 2048.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of fresh models; default 20.")
+    ] = None,
     fps: Annotated[
         float | None,
         typer.Option(help="Frames per second, for times per minute. Default: the preset's."),
@@ -240,6 +243,11 @@ def profile_predict(
         raise ConfigError("expected one of --model and --checkpoint")
     if (data is None) == (lengths is None):
         raise ConfigError("expected one of --data and --lengths")
+    given = {"--channels": channels, "--classes": classes}
+    known = "--checkpoint" if checkpoint is not None else "--data" if data is not None else None
+    for option, value in given.items():
+        if known is not None and value is not None:
+            raise ConfigError(f"{option}: {known} says it; expected none beside it, got {value}")
     asked = None if lengths is None else _lengths(lengths)
 
     from tal_fast.data import open_dataset
@@ -253,7 +261,9 @@ def profile_predict(
     )
 
     dataset = None if data is None else open_dataset(data)
-    sizes = (channels, classes) if dataset is None else (dataset.channels, dataset.num_classes)
+    sizes = (channels or 2048, classes or 20)
+    if dataset is not None:
+        sizes = dataset.channels, dataset.num_classes
     network, config = ready_model(model, checkpoint, sizes, settings or [])
     timing = timing_of(detector_of(config.name), config.name, fps, stride)
     if dataset is not None:

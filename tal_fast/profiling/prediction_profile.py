@@ -31,7 +31,7 @@ from tal_fast.profiling.kinds import products_of
 from tal_fast.profiling.model_cost import clips_per_minute, prediction_macs
 from tal_fast.profiling.op_recorder import most_taken, new_profiler
 from tal_fast.profiling.profile import FORMAT
-from tal_fast.profiling.recording import Setting, write_files
+from tal_fast.profiling.recording import Setting, write_profile
 from tal_fast.profiling.step_profile import STEP_COLUMNS, no_step, step_of_clip
 from tal_fast.profiling.work import roofs
 from tal_fast.training.checkpoint import load_model
@@ -233,7 +233,7 @@ def profile_prediction(
         "ceilings": ceilings["ceilings"],
         "lengths": entries,
     }
-    write_files(out, {"profile.json": profile, "lengths.csv": _lengths_csv(entries)})
+    write_profile(out, {"profile.json": profile, "lengths.csv": _lengths_csv(entries)})
     return profile
 
 

@@ -36,7 +36,15 @@ __all__ = [
     "recorded",
     "start_recording",
     "write_files",
+    "write_profile",
 ]
+
+# All that a profile and its page may hold: what an earlier one left is not of a new one.
+_PICTURES = ("breakdown", "timeline", "roofline", "lengths", "training")
+_NAMES = {
+    *("ops.csv", "steps.csv", "timeline.csv", "lengths.csv", "trace.json.gz", "index.html"),
+    *(f"{name}.{kind}" for name in _PICTURES for kind in ("png", "svg")),
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,7 @@ def recorded(out: Path, setting: Setting, *, steps: int, warm_up: int = 10) -> I
         recording.stop()
         if recording.steps.records:
             found = kept_ceilings() if content is None else content
-            write_files(out, profile_files(recording, found))
+            write_profile(out, profile_files(recording, found))
 
 
 def start_recording(setting: Setting, *, steps: int, warm_up: int) -> Recording:
@@ -195,8 +203,15 @@ def profile_files(recording: Recording, ceilings: Mapping[str, Any] | None) -> d
     return files
 
 
+def write_profile(out: Path, files: Mapping[str, Any]) -> None:
+    """Writes a profile in the place of one that may be there; else as :func:`write_files`."""
+    for name in _NAMES - files.keys():
+        (out / name).unlink(missing_ok=True)
+    write_files(out, files)
+
+
 def write_files(out: Path, files: Mapping[str, Any]) -> None:
-    """Writes the files of a profile, ``profile.json`` last.
+    """Writes some files of a profile, ``profile.json`` last.
 
     Args:
         out: directory, made when missing.

@@ -146,12 +146,13 @@ def length_table(profile: Mapping[str, Any]) -> Table:
     """Returns what prediction takes by length: time, rates, memory, what is beside the network."""
     own = profile["prediction"]
     others = value_of(profile, "disturbance", "others")
+    noun = "thread" if own["threads"] == 1 else "threads"
     beside = "" if others is None else f" Meanwhile others used {others:.1f} cores."
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{own['model']}, {own['weights']} weights, {own['amp']}, {own['device']}, "
-        f"{own['threads']} threads; medians of repeats, network with quartiles; rates by the "
+        f"{own['threads']} {noun}; medians of repeats, network with quartiles; rates by the "
         f"{own.get('rates_by', 'clock')}.{beside}",
         caption_justify="left",
     )

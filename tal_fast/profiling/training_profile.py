@@ -23,7 +23,7 @@ from tal_fast.profiling.recording import (
     Setting,
     profile_files,
     start_recording,
-    write_files,
+    write_profile,
 )
 from tal_fast.profiling.rig import Rig
 from tal_fast.training import train
@@ -91,7 +91,7 @@ def profile_training(
         _altered(rig, data, list(videos), profile, quick, said)
     finally:
         rig.close()
-    write_files(out, files)
+    write_profile(out, files)
     return profile
 
 

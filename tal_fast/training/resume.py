@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.fingerprint import changed_annotations, changed_features
-from tal_fast.errors import TrainingError
+from tal_fast.errors import TrainingError, differences
 from tal_fast.training.checkpoint import read_checkpoint
 
 __all__ = ["read_state"]
@@ -17,6 +17,16 @@ _KEYS = {
     *("identity", "model", "optimizer", "scaler", "kept", "budget", "checked", "random"),
     *("progress", "seconds", "log", "sums"),
 }
+
+
+def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a message can show of settings, code and videos."""
+    videos = identity.get("videos", ())
+    return {
+        **identity.get("config", {}),
+        "code": identity.get("code"),
+        "videos": f"{len(videos)} videos",
+    }
 
 
 def read_state(
@@ -46,7 +56,12 @@ def read_state(
         )
     anew = "use another directory, or start anew with --no-resume"
     if state["identity"] != identity:
-        raise TrainingError(f"{path} is of a training with other settings, code or videos; {anew}")
+        own = state["identity"] if isinstance(state["identity"], dict) else {}
+        what = differences(_named(own), _named(identity), shown=3)
+        told = f": {what}" if what else ""
+        raise TrainingError(
+            f"{path} is of a training with other settings, code or videos{told}; {anew}"
+        )
     then = state.get("data", facts)
     changed = changed_annotations(then, facts)
     if changed is None and not trust_times:

@@ -208,3 +208,16 @@ def test_command_with_a_checkpoint(data, tmp_path, capsys):
     assert json.loads((out / "profile.json").read_text())["prediction"]["weights"] == "trained"
     assert cli.main([str(word) for word in [*arguments, "--set", "training.seed=1"]]) == 2
     assert "a checkpoint has its settings" in capsys.readouterr().err
+    assert cli.main([str(word) for word in [*arguments, "--channels", "9"]]) == 2
+    assert "--channels: --checkpoint says it" in capsys.readouterr().err
+
+
+def test_nothing_of_an_earlier_profile_stays(tmp_path):
+    for name in ("ops.csv", "roofline.png", "index.html", "mine.txt"):
+        (tmp_path / name).touch()
+    model, config = ready_model(OWN, None, (8, 3), [])
+    profile_prediction(
+        model, config, made_clips(model, [20]), tmp_path, weights="fresh", quick=True, threads=1
+    )
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"mine.txt", "profile.json", "lengths.csv"}

@@ -153,7 +153,10 @@ def test_resume_refuses_other_settings(data, config, out):
     with pytest.raises(StopAtError):
         train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)
     other = with_training(config, learning_rate=1e-3)
-    with pytest.raises(TrainingError, match="other settings, code or videos"):
+    said = (
+        r"other settings, code or videos: training\.learning_rate is 0\.0002 there and 0\.001 here"
+    )
+    with pytest.raises(TrainingError, match=said):
         train(other, data, data.splits["train"], out)
     train(other, data, data.splits["train"], out, resume=False)
 

@@ -24,7 +24,7 @@ import yaml
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import changed_annotations, changed_features
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, TalFastError, listing
+from tal_fast.errors import ConfigError, DataError, TalFastError, differences
 from tal_fast.study.trial import TrialRecord
 
 __all__ = [
@@ -60,14 +60,6 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
-
-
 def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Checks that a study's directory holds the settings that are asked for.
 
@@ -76,11 +68,8 @@ def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str
     """
     if hash_settings(found) == hash_settings(wanted):
         return
-    there, here = dict(_flat(found)), dict(_flat(wanted))
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    shown = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys]
     raise ConfigError(
-        f"{out}: holds a study with other settings: {listing(shown, _SHOWN)}; "
+        f"{out}: holds a study with other settings: {differences(found, wanted, _SHOWN)}; "
         "results are never mixed: use another --out"
     )
 
