@@ -92,7 +92,9 @@ class Mean:
         return abs(self.value) > self.half
 
     def __str__(self) -> str:
-        """Returns mean and half width, signed."""
+        """Returns mean and half width, signed; the mean alone of a single value."""
+        if self.count < 2:
+            return f"{self.value:+.1f}"
         return f"{self.value:+.1f} ± {self.half:.1f}"
 
 
@@ -253,8 +255,7 @@ def _paired(first: dict[int, float], second: dict[int, float]) -> str:
     both = sorted(first.keys() & second.keys())
     if not both:
         return ""
-    found = mean_of([first[r] - second[r] for r in both])
-    return str(found) if found.count > 1 else f"{found.value:+.1f}"
+    return str(mean_of([first[r] - second[r] for r in both]))
 
 
 def effects(studies: Sequence[Study]) -> str:
@@ -329,12 +330,57 @@ def update_page(text: str, studies: Sequence[Study]) -> str:
     return _MARK.sub(fill, text)
 
 
+def draw(studies: Sequence[Study], path: Path) -> None:
+    """Draws the curves of each data set in a row: as published, without average, equal steps.
+
+    Args:
+        studies: of one data set or more.
+        path: of the PNG.
+    """
+    from tal_fast.curves.figures import INK, SERIES, blank_figure
+
+    panels = (
+        ("epochs", "plain", "same epochs, plain average"),
+        ("epochs", "off", "same epochs, last weights"),
+        ("steps", "off", "same steps, last weights"),
+    )
+    for data in dict.fromkeys(study.data for study in studies):
+        own = [study for study in studies if study.data == data]
+        figure, axes = blank_figure(len(panels), size=(12.0, 4.0))
+        for ax, (budget, average, title) in zip(axes, panels, strict=True):
+            for model, (colour, dashes, mark) in zip(MODELS, SERIES, strict=False):
+                for study in own:
+                    if study.model != model:
+                        continue
+                    levels = [(p, study.draws(budget, average, p)) for p in study.shares(budget)]
+                    points = [(100 * p, list(draws.values())) for p, draws in levels if draws]
+                    means = [statistics.mean(draws) for _, draws in points]
+                    spread = [
+                        statistics.stdev(draws) if len(draws) > 1 else 0.0 for _, draws in points
+                    ]
+                    ax.errorbar([p for p, _ in points], means, spread, color=colour, marker=mark,
+                                linestyle=dashes, linewidth=1.6, markersize=5, capsize=2.5,
+                                label=MODELS[model])  # fmt: skip
+            ax.set_title(title, color=INK, fontsize=11)
+            ax.set_xlabel("share of the training videos (%)")
+            ax.set_xlim(0, 104)
+            ax.set_ylim(bottom=0)
+        axes[0].set_ylabel(f"average mAP on {DATA[data]} (points)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False,
+                      labelcolor=INK)  # fmt: skip
+        figure.savefig(path.with_name(f"{path.stem}-{data}{path.suffix}"), dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=Path, default=Path("docs/results/four-models"))
     parser.add_argument("--page", type=Path, help="write the tables into this page")
+    parser.add_argument("--picture", type=Path, help="draw NAME-<data>.png, too")
     arguments = parser.parse_args()
     studies = read_studies(arguments.studies)
+    if arguments.picture is not None:
+        draw(studies, arguments.picture)
     if arguments.page is None:
         for name, text in blocks(studies):
             print(f"\n{name}\n\n{text}")

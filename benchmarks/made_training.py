@@ -30,7 +30,7 @@ class MadeTraining:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
         self.features = torch.randn(clips, rows, 300)  # [B, L, C]
         self.mask = torch.zeros(clips, rows, dtype=torch.bool)  # [B, L]
-        self.mask[:, 736:] = True  # padding, as the models of a pyramid want it
+        self.mask[:, 704:] = True  # padding, as the models of a pyramid want it, TriDet the most
         edges = torch.tensor([[10.0, 40.0], [60.0, 100.0]]).repeat(clips, 1).double()
         self.targets = Targets(torch.tensor([1, 2]).repeat(clips), edges, [2] * clips, rows)
 
