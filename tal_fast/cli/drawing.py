@@ -87,13 +87,8 @@ def study_draw(
 ) -> None:
     """Draw curves in one picture for a paper, with what more data would bring."""
     from tal_fast.curves import read_curves
-    from tal_fast.curves.drawing import (
-        check_file,
-        draw_lines,
-        drawn_curves,
-        drawn_dict,
-        save_figure,
-    )
+    from tal_fast.curves.drawing import check_file, draw_lines, save_figure
+    from tal_fast.curves.drawn import drawn_curves, drawn_dict
 
     for file in picture:
         check_file(file)

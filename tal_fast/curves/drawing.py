@@ -8,30 +8,20 @@ the same numbers give the same bytes.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tal_fast.curves.learning_curve import CEILING, LearningCurve, percent
-from tal_fast.curves.tables import band_name, curve_dict, plain
+from tal_fast.curves.drawn import DrawnCurve, drawn_curves
+from tal_fast.curves.learning_curve import CEILING, LearningCurve
+from tal_fast.curves.tables import band_name
 from tal_fast.data.files import write_bytes_atomically
-from tal_fast.errors import ConfigError, DataError, MissingExtraError, nearest
+from tal_fast.errors import ConfigError, MissingExtraError, nearest
 from tal_fast.typing import Floats
 
-__all__ = [
-    "DrawnCurve",
-    "check_file",
-    "draw",
-    "draw_lines",
-    "drawn_curves",
-    "drawn_dict",
-    "save_figure",
-    "text_for",
-]
+__all__ = ["MOST", "check_file", "draw", "draw_lines", "save_figure", "text_for"]
 
 # Colours of Okabe and Ito, told apart by colour-blind eyes; in grey print the markers tell them
 # apart, and the dashes beyond the data.
@@ -49,118 +39,10 @@ MOST = len(_STYLES)
 
 _KINDS = ("svg", "pdf", "png")
 _BARS = {"sd": "± standard deviation", "se": "± standard error", "none": ""}
-_POINTS = 160  # of a drawn line
 _ESCAPED = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", **{mark: "\\" + mark for mark in "&%$#_{}"},
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DrawnCurve:
-    """The numbers of one curve in a picture: mAP in points over p in percent.
-
-    Attributes:
-        curve: the measured curve.
-        x: where the line is drawn, rising, [n].
-        y: the line: median of all families, or one family where no repetitions are known, [n].
-        low: lower end of the interval, from the largest measured p on, NaN before; all NaN where
-            there is no interval, [n].
-        high: its upper end, [n].
-        family: the family drawn alone; None where all are.
-        notes: what a reader has to know.
-    """
-
-    curve: LearningCurve
-    x: Floats
-    y: Floats
-    low: Floats
-    high: Floats
-    family: str | None
-    notes: tuple[str, ...]
-
-
-def drawn_curves(
-    curves: Sequence[LearningCurve],
-    *,
-    times: float | None = None,
-    confidence: float = 0.9,
-    draws: int = 1000,
-    seed: int = 0,
-) -> list[DrawnCurve]:
-    """Returns what there is to draw of some curves.
-
-    A curve that no shape can be laid through is drawn as points alone, and a note says why.
-
-    Args:
-        curves: measured curves.
-        times: where the lines end, 1 being the full training set; a curve that was measured up to
-            there or beyond ends where it was measured, as all do without it.
-        confidence: of the intervals.
-        draws: bootstrap draws per family.
-        seed: of the draws.
-
-    Raises:
-        ConfigError: a setting is out of range, or ``times`` further beyond a curve than
-            extrapolation goes.
-    """
-    from tal_fast.curves.extrapolation import (
-        build_ensemble,
-        check_confidence,
-        check_times,
-        require_spread,
-    )
-    from tal_fast.curves.fit import LAST, fit_curve
-
-    check_confidence(confidence)
-    if times is not None and not 0.0 < times < math.inf:
-        raise ConfigError(f"--times: expected a positive number, got {times:g}")
-    found = []
-    for curve in curves:
-        first, last = (float(curve.share[i]) for i in (0, -1)) if len(curve) else (1.0, 1.0)
-        end = last
-        if times is not None and percent(times) > last:
-            check_times(curve, times)
-            end = percent(times)
-        # The last measured p is a point of the line: there it turns from solid to dashed.
-        x = np.geomspace(first, last, _POINTS)
-        if end > last:
-            x = np.append(x, np.geomspace(last, end, _POINTS)[1:])
-        y, low, high = (np.full(len(x), math.nan) for _ in range(3))
-        family, notes = None, []
-        try:
-            curve.require_rising()
-            try:
-                require_spread(curve)
-                ensemble = build_ensemble(curve, replicates=draws, seed=seed)
-                tail = (1.0 - confidence) / 2.0
-                low, y, high = ensemble.quantiles(x, (tail, 0.5, 1.0 - tail))
-                low, high = (np.where(x >= last, side, math.nan) for side in (low, high))
-                notes += curve.remarks()
-            except DataError:
-                fit = fit_curve(curve)
-                ranks = [name for name, _ in fit.backtest.ranking() if name != LAST]
-                family = ranks[0] if ranks else fit.families[0].family.name
-                points = next(one for one in fit.replicates if one.family.name == family).point
-                y = np.clip(points(x)[0], 0.0, CEILING)
-                notes += [*curve.remarks(), f"no interval; the line is {family} alone"]
-        except DataError as error:
-            notes.append(f"no line: {error}")
-        found.append(DrawnCurve(curve, x, y, low, high, family, tuple(notes)))
-    return found
-
-
-def drawn_dict(drawn: Sequence[DrawnCurve]) -> list[dict[str, Any]]:
-    """Returns the numbers of a picture for JSON."""
-    return [
-        {
-            "curve": curve_dict(one.curve),
-            "family": one.family,
-            **plain({key: getattr(one, key).tolist() for key in ("x", "y", "low", "high")}),
-            "notes": list(one.notes),
-        }
-        for one in drawn
-    ]
 
 
 def _check(drawn: Sequence[DrawnCurve], bars: str, width: float, font_size: float) -> None:
@@ -228,7 +110,7 @@ def draw_lines(
             _curve(axes, one, style, bars, text_for(usetex, one.curve.name))
             for one, style in zip(drawn, _STYLES, strict=False)
         ]
-        handles += _keys(axes, drawn, bars, text_for(usetex, f"{band_name(confidence)} interval"))
+        handles += _keys(drawn, bars, text_for(usetex, f"{band_name(confidence)} interval"))
         _frame(axes, drawn, bars, log)
         for set_label, words in (
             (axes.set_xlabel, "training data (% of the full set)"),
@@ -241,6 +123,8 @@ def draw_lines(
 
 def _curve(axes: Any, one: DrawnCurve, style: tuple[str, str, Any], bars: str, name: str) -> Any:
     """Draws one curve; returns what stands for it in the legend."""
+    from matplotlib.lines import Line2D
+
     colour, marker, dashes = style
     last = float(one.curve.share[-1])
     known, beyond = one.x <= last, one.x >= last
@@ -253,7 +137,7 @@ def _curve(axes: Any, one: DrawnCurve, style: tuple[str, str, Any], bars: str, n
             color=colour, alpha=0.14, linewidth=0, zorder=1,
         )  # fmt: skip
     many = len(one.curve) > 12
-    points = axes.errorbar(
+    axes.errorbar(
         one.curve.share,
         one.curve.mean,
         yerr=None if bars == "none" else _half(one, bars),
@@ -268,16 +152,13 @@ def _curve(axes: Any, one: DrawnCurve, style: tuple[str, str, Any], bars: str, n
         color=colour,
         zorder=4,
     )
-    points[0].set_label(name)
-    from matplotlib.lines import Line2D
-
     return Line2D(
         [], [], color=colour, marker=marker, markersize=3.6, markeredgewidth=0.5,
         markeredgecolor="white", linewidth=1.1, label=name,
     )  # fmt: skip
 
 
-def _keys(axes: Any, drawn: Sequence[DrawnCurve], bars: str, band: str) -> list[Any]:
+def _keys(drawn: Sequence[DrawnCurve], bars: str, band: str) -> list[Any]:
     """Returns what explains bars, dashes and bands in the legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -289,7 +170,8 @@ def _keys(axes: Any, drawn: Sequence[DrawnCurve], bars: str, band: str) -> list[
         )
         keys.append(upright)
     if any(one.x[-1] > one.curve.share[-1] for one in drawn):
-        keys.append(Line2D([], [], color="0.35", linestyle="--", linewidth=1.1, label="beyond"))
+        look: Any = {"color": "0.35", "linestyle": "--", "linewidth": 1.1}
+        keys.append(Line2D([], [], label="beyond the data", **look))
     if any(np.isfinite(one.high).sum() > 1 for one in drawn):
         keys.append(Patch(facecolor="0.35", alpha=0.2, linewidth=0, label=band))
     return keys
