@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tal_fast.curves import LearningCurve, TableForm
-    from tal_fast.curves.extrapolation import Ensemble
+    from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.planning import TargetPlan, TrialCost
 
 _WIDTH = 150  # of tables in a pipe or a log
@@ -214,7 +214,8 @@ def study_extrapolate(
 ) -> None:
     """Say what more data would bring, with an interval that has been tested."""
     from tal_fast.curves import tables
-    from tal_fast.curves.extrapolation import build_ensemble, check_times, extrapolate
+    from tal_fast.curves.ensemble import build_ensemble
+    from tal_fast.curves.extrapolation import check_times, extrapolate
 
     _check_picture(picture)
     measured = _measured(study, curve, repetitions, table, deviation, until)
@@ -311,7 +312,8 @@ def study_plan(
 ) -> None:
     """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
     from tal_fast.curves import planning, tables
-    from tal_fast.curves.extrapolation import build_ensemble, check_confidence, check_times
+    from tal_fast.curves.ensemble import build_ensemble
+    from tal_fast.curves.extrapolation import check_confidence, check_times
     from tal_fast.curves.learning_curve import percent
     from tal_fast.errors import ConfigError
     from tal_fast.study.shares import parse_shares

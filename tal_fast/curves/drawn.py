@@ -68,12 +68,8 @@ def drawn_curves(
         ConfigError: a setting is out of range, or ``times`` further beyond a curve than
             extrapolation goes.
     """
-    from tal_fast.curves.extrapolation import (
-        build_ensemble,
-        check_confidence,
-        check_times,
-        require_spread,
-    )
+    from tal_fast.curves.ensemble import build_ensemble, require_spread
+    from tal_fast.curves.extrapolation import check_confidence, check_times
     from tal_fast.curves.fit import LAST, fit_curve
 
     check_confidence(confidence)

@@ -17,7 +17,8 @@ from tal_fast import cli
 from tal_fast.curves import draw, read_curve
 from tal_fast.curves.drawing import MOST, text_for
 from tal_fast.curves.drawn import drawn_curves
-from tal_fast.curves.extrapolation import build_ensemble, extrapolate
+from tal_fast.curves.ensemble import build_ensemble
+from tal_fast.curves.extrapolation import extrapolate
 from tal_fast.curves.fit import fit_curve
 from tal_fast.errors import ConfigError
 

@@ -15,11 +15,8 @@ from made_curves import HAPT, LEVELS, curve
 
 from tal_fast import cli
 from tal_fast.curves.curve_files import read_curve
-from tal_fast.curves.extrapolation import (
-    build_ensemble,
-    extrapolate,
-    weighted_quantiles,
-)
+from tal_fast.curves.ensemble import build_ensemble, weighted_quantiles
+from tal_fast.curves.extrapolation import extrapolate
 from tal_fast.curves.families import choose_families
 from tal_fast.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ from made_curves import HAPT, LEVELS, curve
 from scipy.stats import norm
 
 from tal_fast import cli
-from tal_fast.curves.extrapolation import build_ensemble
+from tal_fast.curves.ensemble import build_ensemble
 from tal_fast.curves.planning import (
     TrialCost,
     plan_budget,

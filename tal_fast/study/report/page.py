@@ -103,7 +103,8 @@ def _best_families(fit: CurveFit) -> list[Replicates]:
 
 def _fit(curve: LearningCurve) -> dict[str, Any]:
     """Returns what is to be told of a curve, or why nothing is."""
-    from tal_fast.curves.extrapolation import extrapolate, join_families, require_spread
+    from tal_fast.curves.ensemble import join_families, require_spread
+    from tal_fast.curves.extrapolation import extrapolate
     from tal_fast.curves.fit import fit_curve
 
     found: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
