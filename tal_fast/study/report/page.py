@@ -49,7 +49,7 @@ __all__ = ["DRAWS", "FITS", "FITS_FILE", "fit_curves", "fitting_order", "write_r
 FITS = 4
 """Curves that a report fits by itself; more take longer than a report should."""
 
-_FITS_FORMAT = 1
+_FITS_FORMAT = 2
 FITS_FILE = "fits.json"
 DRAWS = 200
 """Bootstrap draws per family."""
