@@ -41,6 +41,7 @@ def _row(tally: Tally) -> dict[str, Any]:
         "mean_absolute_error": mean(tally.error),
         "mean_absolute_error_of_last_value": mean(tally.last_error),
         "coverage_of_family_alone": {name: mean(held) for name, held in tally.alone.items()},
+        "coverage_by_factor": {f"{key:g}": mean(held) for key, held in tally.factors.items()},
     }
 
 
@@ -179,8 +180,7 @@ def _choice_table(found: Calibration) -> Table:
     choice = calibration_dict(found)["choice"]
     without = ", ".join(f"{name} {factor}" for name, factor in choice["without"].items())
     table = _table(
-        f"coverage by factor: the smallest with {TARGET:.0%} of all is {choice['factor']}, the "
-        f"library has {FACTOR}",
+        f"by factor: nearest to {TARGET:.0%} is {choice['factor']}, the library has {FACTOR}",
         "factor", "all", "measured, by group", "by question", "synthetic, left out",
         caption=f"without each group: {without}",
     )  # fmt: skip

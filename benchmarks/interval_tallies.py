@@ -24,7 +24,7 @@ GRID = tuple(round(0.05 * step, 2) for step in range(6, 27))
 """Factors that the choice looks at: 0.3 to 1.3."""
 
 TARGET = 0.9
-"""Coverage that the factor has to reach."""
+"""Coverage that the factor has to come nearest to: that which is promised."""
 
 
 @dataclass
@@ -78,7 +78,8 @@ class Tally:
             inside: which questions count; all for None.
         """
         held = np.array(self.held.get(method, []), dtype=bool)
-        held = held if inside is None else held[np.asarray(inside)]
+        if inside is not None and len(held):
+            held = held[np.asarray(inside)]
         return float(held.mean()) if len(held) else math.nan
 
     def median_width(self, method: str) -> float:
@@ -108,12 +109,12 @@ class Choice:
     """The factor, and what it would have been without each group.
 
     Attributes:
-        factor: from all curves; None if none on the grid is enough.
+        factor: from all curves.
         without: measured group -> the same without it.
     """
 
-    factor: float | None
-    without: dict[str, float | None]
+    factor: float
+    without: dict[str, float]
 
 
 def coverage_of(tallies: Collection[Tally], factor: float) -> float:
@@ -129,12 +130,12 @@ def coverage_of(tallies: Collection[Tally], factor: float) -> float:
     return float(np.mean(kinds))
 
 
-def _smallest(tallies: Collection[Tally]) -> float | None:
-    return next((one for one in GRID if coverage_of(tallies, one) >= TARGET - 1e-9), None)
+def _nearest(tallies: Collection[Tally]) -> float:
+    return min(GRID, key=lambda factor: abs(coverage_of(tallies, factor) - TARGET))
 
 
 def choose_factor(tallies: Sequence[Tally]) -> Choice | None:
-    """Returns the smallest factor whose intervals hold :data:`TARGET` of what came.
+    """Returns the factor whose intervals hold most nearly :data:`TARGET` of what came.
 
     Groups count, not questions: those about one group hang together, and one curve may have most
     of them.
@@ -149,7 +150,7 @@ def choose_factor(tallies: Sequence[Tally]) -> Choice | None:
     if len(measured) < 2:
         return None
     without = {
-        tally.source: _smallest([other for other in tallies if other is not tally])
+        tally.source: _nearest([other for other in tallies if other is not tally])
         for tally in measured
     }
-    return Choice(_smallest(tallies), without)
+    return Choice(_nearest(tallies), without)
