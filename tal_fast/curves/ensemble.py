@@ -119,6 +119,25 @@ class Ensemble:
         ]
         return max(float(curve.standard_error[-1]), math.sqrt(min(residual)))
 
+    def _shift(self, index: int) -> Floats:
+        """Returns what draws the curves of a family to the last measured value, [R, 1]."""
+        curve, fit, end = self.curve, self.fits[index], self.curve.share[-1:]
+        miss = float(fit.point(end)[0, 0] - curve.mean[-1]) ** 2
+        gain = miss / (miss + self.scatter**2)
+        error = math.sqrt(gain) * self.scatter * self.noise[index][:, None]
+        return gain * (curve.mean[-1] - fit.draws(end)) + error
+
+    @property
+    def asymptotes(self) -> Floats:
+        """What the curves of `sample` tend to, in points; infinity where there is no end, [F R]."""
+        ends = []
+        for index, fit in enumerate(self.fits):
+            a = fit.draws.a if fit.family.bounded else np.full(len(fit.draws.a), np.inf)
+            ends.append(a + self._shift(index)[:, 0] if self.calibrated else a)
+        values = np.concatenate(ends)
+        (median,) = weighted_quantiles(values, self.draw_weights, (0.5,))
+        return median + self.factor * (values - median) if np.isfinite(median) else values
+
     def family(
         self, index: int, share: Floats, *, anchored: bool = False, drift: bool = False
     ) -> Floats:
@@ -132,20 +151,14 @@ class Ensemble:
                 the data that fades out towards the first level, over ln p.
             drift: whether to add the drift beyond the largest measured p.
         """
-        curve, fit, noise = self.curve, self.fits[index], self.noise[index][:, None]
-        y = fit.draws(share)
-        end = curve.share[-1:]
+        curve, end = self.curve, self.curve.share[-1:]
+        y = self.fits[index].draws(share)
         if anchored:
-            miss = float(fit.point(end)[0, 0] - curve.mean[-1]) ** 2
-            gain = miss / (miss + self.scatter**2)
-            shift = (
-                gain * (curve.mean[-1] - fit.draws(end)) + math.sqrt(gain) * self.scatter * noise
-            )
-            y = y + shift * np.clip(
-                np.log(share / curve.share[0]) / np.log(end / curve.share[0]), 0.0, 1.0
-            )
+            way = np.log(share / curve.share[0]) / np.log(end / curve.share[0])
+            y = y + self._shift(index) * np.clip(way, 0.0, 1.0)
         if drift:
-            y = y + self.drift * noise * np.maximum(0.0, np.log(share / end))
+            beyond = np.maximum(0.0, np.log(share / end))
+            y = y + self.drift * self.noise[index][:, None] * beyond
         return np.clip(y, 0.0, CEILING)
 
     def sample(

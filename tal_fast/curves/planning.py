@@ -101,13 +101,7 @@ def plan_target(
     for chance in chances:
         index = int(np.searchsorted(probability, chance - 1e-12))
         needed[chance] = float(share[index]) if index < len(share) else None
-    asymptotes = np.concatenate(
-        [
-            fit.draws.a if fit.family.bounded else np.full(len(fit.draws.a), np.inf)
-            for fit in ensemble.fits
-        ]
-    )
-    out_of_reach = float(weights[asymptotes < target].sum())
+    out_of_reach = float(weights[ensemble.asymptotes < target].sum())
     above = np.flatnonzero(curve.mean >= target)
     reached = float(curve.share[above[0]]) if len(above) else None
     notes = list(curve.remarks())

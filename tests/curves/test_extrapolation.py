@@ -113,6 +113,17 @@ class TestExtrapolate:
             inside = np.maximum(drawn, free).max(axis=1) < 100.0
             assert np.abs(moved[inside]).max(initial=0.0) < 1e-9
 
+    def test_asymptotes_are_where_the_curves_end(self):
+        ensemble = build_ensemble(curve(saturating(LEVELS)), replicates=50)
+        ends, far = ensemble.asymptotes, ensemble.sample(np.array([1e12]))[:, 0]
+        exp3 = [fit.family.name for fit in ensemble.fits].index("exp3")
+        log2 = [fit.family.name for fit in ensemble.fits].index("log2")
+        assert np.isinf(ends[50 * log2 : 50 * (log2 + 1)]).all()
+        # Their medians differ a little, as log is at 100 there.
+        assert ends[50 * exp3 : 50 * (exp3 + 1)] == pytest.approx(
+            far[50 * exp3 : 50 * (exp3 + 1)], abs=0.5
+        )
+
     def test_nothing_moves_at_the_first_level(self):
         ensemble = build_ensemble(read_curve(HAPT), replicates=50)
         first = ensemble.curve.share[:1]
