@@ -38,6 +38,7 @@ COMMANDS = [
     ["study", "fit"],
     ["study", "extrapolate"],
     ["study", "plan"],
+    ["study", "draw"],
     ["profile"],
     ["profile", "model"],
     ["profile", "machine"],

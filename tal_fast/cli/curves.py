@@ -18,8 +18,8 @@ from tal_fast.cli.app import JsonOut, command, study_app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tal_fast.curves import LearningCurve
-    from tal_fast.curves.extrapolation import Ensemble
+    from tal_fast.curves import LearningCurve, TableForm
+    from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.planning import TargetPlan, TrialCost
 
 _WIDTH = 150  # of tables in a pipe or a log
@@ -36,6 +36,15 @@ FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap dr
 Repeated = Annotated[
     int | None,
     typer.Option("--repetitions", min=1, help="Draws per share, where no column n tells."),
+]
+Form = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table",
+        metavar="KEY=VALUE",
+        help="What the table of a paper leaves open: units=percent|fraction, spread=sd|se, "
+        "videos=N, decimal=comma; may be repeated.",
+    ),
 ]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
@@ -63,12 +72,14 @@ def _show(*tables: Table) -> None:
         console.print()
 
 
-def _notes(notes: Iterable[str]) -> None:
+def show_notes(notes: Iterable[str]) -> None:
+    """Prints notes beside the results, each once."""
     for note in dict.fromkeys(notes):
         print(f"note: {note}", file=sys.stderr)
 
 
-def _write_json(path: Path | None, content: Any) -> None:
+def write_json(path: Path | None, content: Any) -> None:
+    """Writes what ``--json`` asked for."""
     from tal_fast.data.files import write_text_atomically
 
     if path is not None:
@@ -100,10 +111,18 @@ def _write_picture(path: Path, figure: Any) -> None:
         print(f"picture: {file}")
 
 
+def table_form(words: list[str] | None) -> TableForm:
+    """Returns what ``--table`` says."""
+    from tal_fast.curves import TableForm
+
+    return TableForm.parse(words or ())
+
+
 def _measured(
     study: Path,
     curve: str | None,
     repetitions: int | None,
+    table: list[str] | None,
     deviation: float | None,
     until: float | None = None,
 ) -> LearningCurve:
@@ -115,7 +134,7 @@ def _measured(
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
     if until is not None and not 0.0 < until < math.inf:
         raise ConfigError(f"--until: expected a fraction above 0, got {until:g}")
-    found = read_curve(study, curve, repetitions=repetitions)
+    found = read_curve(study, curve, repetitions=repetitions, form=table_form(table))
     if deviation is not None:
         found = found.with_deviation(deviation)
     return found if until is None else found.until(percent(until))
@@ -129,6 +148,7 @@ def study_fit(
     draws: Draws = 1000,
     seed: FitSeed = 0,
     repetitions: Repeated = None,
+    table: Form = None,
     errors: Annotated[
         bool, typer.Option("--errors", help="Also the backtest's errors, q by q.")
     ] = False,
@@ -139,26 +159,40 @@ def study_fit(
     from tal_fast.curves import read_curve, read_curves
     from tal_fast.curves.fit import fit_curve
     from tal_fast.curves.tables import backtest_table, fit_dict, fit_table
+    from tal_fast.errors import DataError
 
     _check_picture(picture)
     chosen = _families(families)
+    form = table_form(table)
     if curve is None:
-        curves = read_curves(study, repetitions=repetitions)
+        curves = read_curves(study, repetitions=repetitions, form=form)
     else:
-        curves = [read_curve(study, curve, repetitions=repetitions)]
-    fits = [fit_curve(one, chosen, replicates=draws, seed=seed) for one in curves]
+        curves = [read_curve(study, curve, repetitions=repetitions, form=form)]
+    fits, failures = [], {}
+    for one in curves:
+        try:
+            fits.append(fit_curve(one, chosen, replicates=draws, seed=seed))
+        except DataError as error:
+            failures[one.name] = str(error)
     for fit in fits:
         _show(fit_table(fit), *([backtest_table(fit)] if errors else []))
-        _notes(f"{fit.curve.name}: {note}" for note in fit.notes)
-    _write_json(json_out, {"draws": draws, "seed": seed, "fits": [fit_dict(fit) for fit in fits]})
+        show_notes(f"{fit.curve.name}: {note}" for note in fit.notes)
+    if fits:
+        content = {"fits": [fit_dict(fit) for fit in fits], "failures": failures}
+        write_json(json_out, {"draws": draws, "seed": seed, **content})
     if picture is not None:
         from tal_fast.curves.pictures import fit_picture
 
         for fit in fits:
             # With several curves their names are appended, which are free text.
             words = [_stem(picture), *re.findall(r"[\w.]+", fit.curve.name)]
-            named = picture if len(fits) == 1 else picture.with_name("-".join(words))
+            named = picture if len(curves) == 1 else picture.with_name("-".join(words))
             _write_picture(named, fit_picture(fit))
+    if failures:
+        told = "; ".join(failures.values())
+        if len(curves) > 1:
+            told = f"{len(failures)} of {len(curves)} curves could not be fitted: {told}"
+        raise DataError(told)
 
 
 @command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
@@ -172,25 +206,27 @@ def study_extrapolate(
     draws: Draws = 1000,
     seed: FitSeed = 0,
     repetitions: Repeated = None,
+    table: Form = None,
     deviation: Deviation = None,
     json_out: JsonOut = None,
     picture: Picture = None,
 ) -> None:
     """Say what more data would bring, with an interval that has been tested."""
     from tal_fast.curves import tables
-    from tal_fast.curves.extrapolation import build_ensemble, check_times, extrapolate
+    from tal_fast.curves.ensemble import build_ensemble
+    from tal_fast.curves.extrapolation import check_times, extrapolate
 
     _check_picture(picture)
-    measured = _measured(study, curve, repetitions, deviation, until)
+    measured = _measured(study, curve, repetitions, table, deviation, until)
     measured.require_rising()
     check_times(measured, times)
     ensemble = build_ensemble(measured, _families(families), replicates=draws, seed=seed)
     found = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
     _show(tables.extrapolation_table(found))
     print(tables.extrapolation_line(found))
-    _notes(found.notes)
+    show_notes(found.notes)
     content = tables.extrapolation_dict(found)
-    _write_json(json_out, {"draws": draws, "seed": seed, **content})
+    write_json(json_out, {"draws": draws, "seed": seed, **content})
     if picture is not None:
         from tal_fast.curves.pictures import extrapolation_picture
 
@@ -268,13 +304,15 @@ def study_plan(
     draws: Draws = 1000,
     seed: FitSeed = 0,
     repetitions: Repeated = None,
+    table: Form = None,
     deviation: Deviation = None,
     json_out: JsonOut = None,
     picture: Picture = None,
 ) -> None:
     """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
     from tal_fast.curves import planning, tables
-    from tal_fast.curves.extrapolation import build_ensemble, check_confidence, check_times
+    from tal_fast.curves.ensemble import build_ensemble
+    from tal_fast.curves.extrapolation import check_confidence, check_times
     from tal_fast.curves.learning_curve import percent
     from tal_fast.errors import ConfigError
     from tal_fast.study.shares import parse_shares
@@ -284,7 +322,7 @@ def study_plan(
     _check_picture(picture)
     percents = [percent(p) for p in parse_shares("--candidates", candidates)]
     check_confidence(confidence, above=0.5)
-    pilot = _measured(study, curve, repetitions, deviation, until)
+    pilot = _measured(study, curve, repetitions, table, deviation, until)
     if goal is None:
         goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
     check_times(pilot, goal, "--goal")
@@ -296,11 +334,11 @@ def study_plan(
     trials, notes = _plan_trials(ensemble, percent(goal), percents, cost, hours)
     ranking = None
     if against is not None or against_curve is not None:
-        other = _measured(against or study, against_curve, repetitions, deviation)
+        other = _measured(against or study, against_curve, repetitions, table, deviation)
         ranking = planning.rank_models(pilot, other, confidence=confidence)
         _show(tables.ranking_table(ranking))
         print(tables.ranking_line(ranking))
-    _notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
+    show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
     content = tables.plan_dict(target=plan, ranking=ranking, **trials)
-    _write_json(json_out, {"draws": draws, "seed": seed, **content})
+    write_json(json_out, {"draws": draws, "seed": seed, **content})
     _picture_of_target(picture, plan, pilot.name)

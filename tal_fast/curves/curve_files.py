@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tal_fast.curves.csv_rows import Row, Rows, number, optional_number, read_rows
 from tal_fast.curves.learning_curve import (
     CurvePoint,
     LearningCurve,
@@ -18,55 +18,53 @@ from tal_fast.curves.learning_curve import (
     percent,
     telling_labels,
 )
+from tal_fast.curves.paper_tables import TableForm, count_of, paper_points
 from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves"]
 
-# Columns that tell the curves of one table apart.
+# Columns that tell the curves of a study apart.
 _LABELS = ("model", "sampling", "budget", "ema")
-# What names the columns of trainings, and those of points: share, mAP and its deviation. The last
-# are in percent and points, the others in 0..1.
+# What names the tables of a study, of trainings and of points: p and mAP in 0..1.
 _TRAININGS = ("p", "average_map", "repetition")
 _POINTS = ("p", "mean", "sd")
-_PERCENT_POINTS = ("percent", "map_mean", "map_std")
-
-
-def _number(path: Path, line: int, column: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}, line {line}: expected a number in column {column}, got {text!r}")
-    return value
-
-
-def _optional(path: Path, line: int, column: str, text: str | None) -> float | None:
-    return _number(path, line, column, text) if text else None
-
-
-Row = tuple[int, Mapping[str, str]]
 
 
 def _share(value: float) -> float:
     return round(value, 9)  # as it was written, where 100 · p ends beside it
 
 
+def _part(path: Path, row: Row, column: str) -> float:
+    """Returns a cell in 0..1.
+
+    Raises:
+        DataError: it is no number, or beyond 1.
+    """
+    line, cells = row
+    value = number(path, line, column, cells[column])
+    if value > 1.0:
+        raise DataError(
+            f"{path}, line {line}: expected {column} of at most 1 (100 %), as in the tables of a "
+            f"study, got {value:g} ({percent(value):g} %); columns in percent are to be named so "
+            "(percent, map_mean, map_std)"
+        )
+    return value
+
+
 def _of_trainings(path: Path, rows: Sequence[Row]) -> list[CurvePoint]:
     """Returns the points of rows of trainings; those on one draw are averaged first."""
     levels: dict[float, list[Row]] = {}
-    for line, row in rows:
-        share = _share(percent(_number(path, line, "p", row["p"])))
-        levels.setdefault(share, []).append((line, row))
+    for row in rows:
+        levels.setdefault(_share(percent(_part(path, row, "p"))), []).append(row)
     points = []
     for share, group in sorted(levels.items()):
         draws: dict[str, list[float]] = {}
-        for line, row in group:
-            value = percent(_number(path, line, "average_map", row["average_map"]))
-            draws.setdefault(row["repetition"], []).append(value)
+        for row in group:
+            value = percent(_part(path, row, "average_map"))
+            draws.setdefault(row[1]["repetition"], []).append(value)
         known = {
             name: mean_of_known(
-                [_optional(path, line, column, row.get(column)) for line, row in group]
+                [optional_number(path, line, column, cells.get(column)) for line, cells in group]
             )
             for name, column in (("videos", "videos"), ("seconds", "total_seconds"))
         }
@@ -74,38 +72,19 @@ def _of_trainings(path: Path, rows: Sequence[Row]) -> list[CurvePoint]:
     return points
 
 
-def _repetitions(path: Path, line: int, text: str | None, given: int | None) -> int:
-    count = _optional(path, line, "n", text)
-    if count is None:
-        if given is None:
-            raise DataError(
-                f"{path}, line {line}: expected a column n, the repetitions of a level; "
-                "give their number with --repetitions"
-            )
-        count = given
-    if count != round(count) or count < 1:
-        raise DataError(
-            f"{path}, line {line}: expected a whole number of repetitions, got {count:g}"
-        )
-    return int(count)
-
-
-def _of_points(
-    path: Path, rows: Sequence[Row], columns: Sequence[str], repetitions: int | None
-) -> list[CurvePoint]:
+def _of_points(path: Path, rows: Sequence[Row], repetitions: int | None) -> list[CurvePoint]:
     """Returns the points of rows that have one each."""
-    share, mean, spread = columns
-    scale: Callable[[float], float] = float if columns == _PERCENT_POINTS else percent
     points = []
-    for line, row in rows:
-        count = _repetitions(path, line, row.get("n"), repetitions)
-        deviation = _optional(path, line, spread, row.get(spread))
+    for row in rows:
+        line, cells = row
+        count = count_of(path, line, optional_number(path, line, "n", cells.get("n")), repetitions)
+        spread = optional_number(path, line, "sd", cells["sd"])
         point = CurvePoint(
-            share=_share(scale(_number(path, line, share, row[share]))),
-            mean=scale(_number(path, line, mean, row[mean])),
-            deviation=scale(deviation) if deviation is not None and count > 1 else None,
+            share=_share(percent(_part(path, row, "p"))),
+            mean=percent(_part(path, row, "mean")),
+            deviation=percent(spread) if spread is not None and count > 1 else None,
             n=count,
-            videos=_optional(path, line, "videos", row.get("videos")),
+            videos=optional_number(path, line, "videos", cells.get("videos")),
         )
         points.append(point)
     return sorted(points, key=lambda point: point.share)
@@ -131,26 +110,50 @@ def _source(path: Path) -> Path:
     )
 
 
-def _read_rows(source: Path) -> tuple[list[str], list[Row]]:
-    try:
-        with source.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            header = list(reader.fieldnames or [])
-            return header, [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file or study") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: expected a table (CSV), got {error}") from error
+def _of_study(rows: Rows, repetitions: int | None) -> list[LearningCurve]:
+    """Returns the curves of a study's own table."""
+    source = rows.source
+    keys = [column for column in _LABELS if column in rows.header]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for line, cells in rows.rows:
+        groups.setdefault(tuple(cells[key] for key in keys), []).append((line, cells))
+    curves = []
+    for values, group in groups.items():
+        points = (
+            _of_trainings(source, group)
+            if set(_TRAININGS) <= set(rows.header)
+            else _of_points(source, group, repetitions)
+        )
+        labels = dict(zip(keys, values, strict=True))
+        curves.append(
+            LearningCurve(_unnamed(source), tuple(points), labels, _whole_set(points), rows.notes)
+        )
+    # What all curves share tells none of them apart; the model is named all the same.
+    telling = {"model", *telling_labels(curves)}
+    names = (
+        ", ".join(word for key, word in curve.labels.items() if word and key in telling)
+        for curve in curves
+    )
+    return [
+        replace(curve, name=name or curve.name) for curve, name in zip(curves, names, strict=True)
+    ]
 
 
-def read_curves(path: str | Path, *, repetitions: int | None = None) -> list[LearningCurve]:
+def _unnamed(source: Path) -> str:
+    return source.parent.name or source.stem
+
+
+def read_curves(
+    path: str | Path, *, repetitions: int | None = None, form: TableForm | None = None
+) -> list[LearningCurve]:
     """Reads the learning curves of a study or a table.
 
     Args:
         path: the directory of a study, its ``trials.csv`` or ``curve.csv`` (p and mAP in 0..1), or
-            a table with the columns ``percent``, ``map_mean``, ``map_std`` (in percent and points)
-            and, if it has several curves, ``model``.
+            the table of a paper: a row per level or per training, with a column of p, one of mAP,
+            and what else there is (docs/curves-from-anywhere.md).
         repetitions: repetitions of each level, for a table without a column ``n``.
+        form: what the table of a paper leaves open.
 
     Returns:
         The curves in the order of the file; those of a study differ in model or settings.
@@ -164,44 +167,31 @@ def read_curves(path: str | Path, *, repetitions: int | None = None) -> list[Lea
         ['tadtr-small']
     """
     source = _source(Path(path))
-    header, rows = _read_rows(source)
-    kinds = (_TRAININGS, _POINTS, _PERCENT_POINTS)
-    columns = next((kind for kind in kinds if set(kind) <= set(header)), None)
-    if columns is None:
-        expected = " or ".join(", ".join(kind) for kind in kinds)
-        raise DataError(f"{source}: expected the columns {expected}; got {', '.join(header)}")
-    if not rows:
+    rows = read_rows(source)
+    if not rows.rows:
         raise DataError(f"{source}: expected at least one row, got none")
-    for line, row in rows:
-        if any(row[column] is None for column in columns):
-            raise DataError(f"{source}, line {line}: expected {len(header)} values, got fewer")
-    keys = [column for column in _LABELS if column in header]
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for line, row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append((line, row))
-    unnamed = source.parent.name or source.stem
-    curves = []
-    for values, group in groups.items():
-        points = (
-            _of_trainings(source, group)
-            if columns == _TRAININGS
-            else _of_points(source, group, columns, repetitions)
-        )
-        labels = dict(zip(keys, values, strict=True))
-        curves.append(LearningCurve(unnamed, tuple(points), labels, _whole_set(points)))
-    # What all curves share tells none of them apart; the model is named all the same.
-    telling = {"model", *telling_labels(curves)}
-    names = (
-        ", ".join(word for key, word in curve.labels.items() if word and key in telling)
-        for curve in curves
-    )
+    if any(set(kind) <= set(rows.header) for kind in (_TRAININGS, _POINTS)):
+        return _of_study(rows, repetitions)
+    form = TableForm() if form is None else form
+    found, notes = paper_points(rows, form, repetitions)
     return [
-        replace(curve, name=name or curve.name) for curve, name in zip(curves, names, strict=True)
+        LearningCurve(
+            name or source.stem,
+            tuple(points),
+            {"model": name} if name else {},
+            form.videos or _whole_set(points),
+            (*rows.notes, *notes),
+        )
+        for name, points in found.items()
     ]
 
 
 def read_curve(
-    path: str | Path, name: str | None = None, *, repetitions: int | None = None
+    path: str | Path,
+    name: str | None = None,
+    *,
+    repetitions: int | None = None,
+    form: TableForm | None = None,
 ) -> LearningCurve:
     """Reads one curve; ``name`` chooses it where there are several.
 
@@ -209,7 +199,7 @@ def read_curve(
         DataError: as :func:`read_curves`.
         ConfigError: there is no curve of this name, or several and no name.
     """
-    curves = read_curves(path, repetitions=repetitions)
+    curves = read_curves(path, repetitions=repetitions, form=form)
     names = [curve.name for curve in curves]
     shown = ", ".join(map(repr, names))  # there are commas in them
     if name is None and len(curves) == 1:

@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a curve says about more data than it has seen, with an interval that has been tested.
-
-The interval joins three uncertainties. Within a family: bootstrap over the draws. Between families:
-each counts by what it predicted in the backtest, never one alone. Beyond both: where the backtest
-shows that all families together missed by more than they differ, that excess, per unit of
-ln(p / q), is added (the *drift*).
-"""
+"""What a curve says about more data than it has seen, with an interval that has been tested."""
 
 from __future__ import annotations
 
@@ -15,190 +9,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tal_fast.curves.ensemble import Ensemble, build_ensemble
 from tal_fast.curves.families import CEILING, FITTED, Family
-from tal_fast.curves.fit import LAST, Backtest, Replicates, backtest, fit_families
+from tal_fast.curves.fit import LAST
 from tal_fast.curves.learning_curve import LearningCurve, percent
-from tal_fast.errors import ConfigError, DataError
-from tal_fast.typing import Floats
+from tal_fast.errors import ConfigError
 
 __all__ = [
     "LIMIT",
-    "Ensemble",
     "Extrapolation",
     "Member",
-    "build_ensemble",
+    "check_confidence",
     "check_times",
     "extrapolate",
-    "join_families",
-    "require_spread",
-    "weighted_quantiles",
 ]
-
 
 LIMIT = 5.0
 """Times the largest measured p beyond which nothing is said: docs/curve-fits.md has calibrated
 the intervals up to here."""
-
-
-def weighted_quantiles(values: Floats, weights: Floats, levels: Sequence[float]) -> Floats:
-    """Returns quantiles of weighted values along the first axis.
-
-    Args:
-        values: [N, ...].
-        weights: [N], not negative.
-        levels: shares in 0..1, [Q].
-
-    Returns:
-        [Q, ...]: the smallest value at which the share of the weight reaches the level.
-    """
-    order = np.argsort(values, axis=0)
-    ordered = np.take_along_axis(values, order, axis=0)
-    cumulative = np.cumsum(weights[order], axis=0) / weights.sum()
-    # Sums that should be 1 may end a rounding below it.
-    index = [(cumulative < level - 1e-12).sum(axis=0) for level in levels]
-    return np.stack(
-        [
-            np.take_along_axis(ordered, np.minimum(i, len(values) - 1)[None], axis=0)[0]
-            for i in index
-        ]
-    )
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Curves that the measured one may follow, each with a weight.
-
-    Attributes:
-        curve: the measured curve.
-        fits: the families.
-        tests: their backtest.
-        weights: of the families, sum 1, [F].
-        drift: points of error of all families together, per unit of ln(p / q), beyond their
-            differences.
-        noise: a standard normal number per family and draw, [F, R].
-    """
-
-    curve: LearningCurve
-    fits: tuple[Replicates, ...]
-    tests: Backtest
-    weights: Floats
-    drift: float
-    noise: Floats
-
-    @property
-    def draw_weights(self) -> Floats:
-        """Weight of each curve, [F R]."""
-        return np.repeat(self.weights / self.noise.shape[1], self.noise.shape[1])
-
-    def family(self, index: int, share: Floats, *, drift: bool = True) -> Floats:
-        """Returns the curves of one family at ``share`` percent, [R, n], in points."""
-        y = self.fits[index].draws(share)
-        if drift:
-            beyond = np.maximum(0.0, np.log(share / self.curve.share[-1]))
-            y = y + self.drift * self.noise[index][:, None] * beyond
-        return np.clip(y, 0.0, CEILING)
-
-    def sample(self, share: Floats, *, drift: bool = True) -> Floats:
-        """Returns all curves at ``share`` percent, [F R, n], in points; see `draw_weights`."""
-        return np.concatenate(
-            [self.family(index, share, drift=drift) for index in range(len(self.fits))]
-        )
-
-    def quantiles(self, share: Floats, levels: Sequence[float]) -> Floats:
-        """Returns quantiles of mAP at ``share`` percent, [Q, n]."""
-        return weighted_quantiles(self.sample(share), self.draw_weights, levels)
-
-
-def _filled(values: Floats) -> Floats:
-    """Puts the median of what is known where nothing is."""
-    known = ~np.isnan(values)
-    return np.where(known, values, np.median(values[known])) if known.any() else values
-
-
-def _drift(curve: LearningCurve, tests: Backtest, names: Sequence[str], weights: Floats) -> float:
-    """Returns the error of all families together that their differences do not explain.
-
-    In the backtest the squared error of the weighted mean is taken as sampling error of what came,
-    plus variance between families, plus (drift · ln(p / q))². Predictions count that at least a
-    third of the weight could make.
-    """
-    errors = np.stack([tests.errors[name] for name in names])  # [F, C, n]
-    known = ~np.isnan(errors)
-    share = np.where(known, weights[:, None, None], 0.0)
-    total = share.sum(axis=0)
-    counted = total > 1.0 / 3.0
-    if not counted.any():
-        # Nothing was tested: as wrong as the last value would have been one level before.
-        rise = abs(float(curve.mean[-1] - curve.mean[-2]))
-        return rise / math.log(curve.share[-1] / curve.share[-2])
-    share = share / np.where(counted, total, 1.0)
-    errors = np.where(known, errors, 0.0)
-    mean = (share * errors).sum(axis=0)
-    between = (share * (errors - mean) ** 2).sum(axis=0)
-    distance = tests.distance
-    excess = (mean**2 - tests.standard_error**2 - between)[counted].sum()
-    return math.sqrt(max(0.0, float(excess)) / float((distance[counted] ** 2).sum()))
-
-
-def require_spread(curve: LearningCurve) -> None:
-    """Checks that something tells how far a draw of the data moves the curve.
-
-    Raises:
-        DataError: no level has repetitions.
-    """
-    if math.isnan(curve.pooled_deviation):
-        raise DataError(
-            f"{curve.name}: expected repetitions at some level, got none: nothing tells how far a "
-            "draw of the data moves the curve; give its standard deviation with --deviation"
-        )
-
-
-def build_ensemble(
-    curve: LearningCurve,
-    families: Sequence[Family] = FITTED,
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> Ensemble:
-    """Fits, backtests and weights the families.
-
-    A family's weight is one over its root mean square error in the backtest, to whose square the
-    sampling error of what came is added: a family that hit by luck must not take all. A family that
-    the curve is too short to test counts as the median of the others.
-
-    Args:
-        curve: the measured curve.
-        families: which to use.
-        replicates: bootstrap draws per family.
-        seed: of the draws.
-
-    Raises:
-        DataError: the curve has fewer than three levels, does not rise, or has no repetitions.
-    """
-    require_spread(curve)
-    rng = np.random.default_rng(seed)
-    fits = fit_families(curve, families, replicates=replicates, rng=rng)
-    if not fits:
-        raise ConfigError(
-            f"{curve.name}: {len(curve)} levels of p are too few for "
-            f"{', '.join(family.name for family in families)}"
-        )
-    return join_families(curve, fits, backtest(curve, fits), rng)
-
-
-def join_families(
-    curve: LearningCurve, fits: Sequence[Replicates], tests: Backtest, rng: np.random.Generator
-) -> Ensemble:
-    """Weights families that were fitted and backtested before; see :func:`build_ensemble`."""
-    names = [fit.family.name for fit in fits]
-    sampling = float(np.mean(curve.standard_error**2))
-    scores = _filled(np.array([tests.rmse(name) for name in names]))
-    if np.isnan(scores).any():
-        scores = np.ones(len(names))
-    weights = 1.0 / np.sqrt(scores**2 + sampling)
-    weights /= weights.sum()
-    noise = rng.standard_normal((len(fits), len(fits[0].draws.a)))
-    return Ensemble(curve, tuple(fits), tests, weights, _drift(curve, tests, names, weights), noise)
 
 
 @dataclass(frozen=True)
@@ -232,7 +60,8 @@ class Extrapolation:
         interval: of the ensemble, points.
         last: mean at the largest measured p: the baseline that says nothing changes.
         last_error: its standard error.
-        drift: see :class:`Ensemble`.
+        drift: see :class:`Ensemble`; 0 where it is no part of the answer.
+        factor: see :data:`~tal_fast.curves.ensemble.FACTOR`.
         members: what each family says, the heaviest first.
         reach: largest p / q that the curve's own backtest has tried.
         ratio: share over the largest measured p.
@@ -247,6 +76,7 @@ class Extrapolation:
     last: float
     last_error: float
     drift: float
+    factor: float
     members: tuple[Member, ...]
     reach: float
     ratio: float
@@ -364,7 +194,7 @@ def extrapolate(
     low, middle, high = (float(q) for q in ensemble.quantiles(at, levels)[:, 0])
     members = []
     for index, fit in enumerate(ensemble.fits):
-        own = np.quantile(ensemble.family(index, at, drift=False)[:, 0], (tail, 1.0 - tail))
+        own = np.quantile(ensemble.family(index, at)[:, 0], (tail, 1.0 - tail))
         members.append(
             Member(
                 family=fit.family,
@@ -382,7 +212,8 @@ def extrapolate(
         interval=(low, high),
         last=float(curve.mean[-1]),
         last_error=float(curve.standard_error[-1]),
-        drift=ensemble.drift,
+        drift=0.0 if ensemble.calibrated else ensemble.drift,
+        factor=ensemble.factor,
         members=tuple(sorted(members, key=lambda member: -member.weight)),
         reach=ensemble.tests.reach,
         ratio=ratio,

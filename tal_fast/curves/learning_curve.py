@@ -180,12 +180,14 @@ class LearningCurve:
         points: one per share, rising.
         labels: what tells the curve from others beside it, as ``{"model": "tadtr"}``.
         videos: number of training videos at p = 100 %, None where it is not known.
+        notes: how the file was read, where it left something open.
     """
 
     name: str
     points: tuple[CurvePoint, ...]
     labels: Mapping[str, str] = field(default_factory=dict)
     videos: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for point in self.points:
@@ -287,7 +289,7 @@ class LearningCurve:
 
     def remarks(self) -> list[str]:
         """Returns what a reader of a fit has to know about the data."""
-        found = []
+        found = list(self.notes)
         missing = [f"{x:g}" for x in self.share[np.isnan(self.deviation)]]
         if len(missing) == len(self):
             found.append(

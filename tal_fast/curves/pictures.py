@@ -22,7 +22,7 @@ from tal_fast.curves.learning_curve import CEILING, LAST, LearningCurve, percent
 from tal_fast.curves.tables import band_name
 
 if TYPE_CHECKING:  # scipy comes with them, and fits that were kept are drawn without
-    from tal_fast.curves.extrapolation import Ensemble
+    from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.fit import CurveFit, Replicates
     from tal_fast.curves.planning import TargetPlan
 

@@ -11,7 +11,8 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import norm
 
-from tal_fast.curves.extrapolation import LIMIT, Ensemble, check_confidence
+from tal_fast.curves.ensemble import Ensemble
+from tal_fast.curves.extrapolation import LIMIT, check_confidence
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR, LearningCurve, part
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.typing import Floats
@@ -100,13 +101,7 @@ def plan_target(
     for chance in chances:
         index = int(np.searchsorted(probability, chance - 1e-12))
         needed[chance] = float(share[index]) if index < len(share) else None
-    asymptotes = np.concatenate(
-        [
-            fit.draws.a if fit.family.bounded else np.full(len(fit.draws.a), np.inf)
-            for fit in ensemble.fits
-        ]
-    )
-    out_of_reach = float(weights[asymptotes < target].sum())
+    out_of_reach = float(weights[ensemble.asymptotes < target].sum())
     above = np.flatnonzero(curve.mean >= target)
     reached = float(curve.share[above[0]]) if len(above) else None
     notes = list(curve.remarks())
@@ -202,10 +197,10 @@ def _joint(ensemble: Ensemble, candidates: Floats, goal: float) -> tuple[Floats,
     parts = []
     for index, fit in enumerate(ensemble.fits):
         misfit = fit.point(curve.share)[0] - curve.mean
-        y = ensemble.family(index, np.append(candidates, goal))
-        y[:, :-1] -= np.interp(log_candidates, log_share, misfit)
-        parts.append(y)
-    values, weights = np.concatenate(parts), ensemble.draw_weights
+        y = ensemble.family(index, candidates, drift=not ensemble.calibrated)
+        parts.append(y - np.interp(log_candidates, log_share, misfit))
+    values = np.column_stack((np.concatenate(parts), ensemble.sample(np.array([goal]))))
+    weights = ensemble.draw_weights
     centred = values - weights @ values
     covariance = (weights[:, None] * centred).T @ centred
     spread = np.maximum(curve.spread, DEVIATION_FLOOR)

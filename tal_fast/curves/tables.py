@@ -212,6 +212,7 @@ def extrapolation_dict(found: Extrapolation) -> dict[str, Any]:
             "gain_interval": found.gain_interval,
             "last_value": found.last,
             "last_value_standard_error": found.last_error,
+            "factor": found.factor,
             "drift": found.drift,
             "times_largest_p": found.ratio,
             "backtest_reaches": found.reach,
@@ -248,8 +249,12 @@ def extrapolation_table(found: Extrapolation) -> Table:
         f"largest p; own backtest reaches {found.reach:.3g} times), mAP in points",
         ["family"],
         ["weight", "backtest RMSE", "mAP", band_name(found.confidence), "gain"],
-        "a family's interval: its bootstrap alone; all: with the differences between "
-        f"families and a drift of {found.drift:.2f} points per unit of ln(p / q)",
+        "a family's interval: its bootstrap alone; all: with the differences between families, "
+        + (
+            f"and a drift of {found.drift:.2f} points per unit of ln(p / q)"
+            if found.factor == 1.0
+            else f"drawn to the last value and times {found.factor:g}, as calibrated"
+        ),
     )
     for member in found.members:
         table.add_row(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_curves import HAPT, LEVELS
+from made_curves import HAPT, LEVELS, curve
 
 from tal_fast.curves import read_curve
+from tal_fast.curves.ensemble import FACTOR
 from tal_fast.curves.extrapolation import LIMIT
 from tal_fast.curves.families import FITTED
 from tal_fast.curves.tables import plain
@@ -19,14 +20,15 @@ from tal_fast.curves.tables import plain
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from calibrate_intervals import (  # noqa: E402
-    METHODS,
-    RATIOS,
-    calibrate,
-    calibration_dict,
-    main,
-    synthetic_curve,
-)
+from calibrate_intervals import calibrate, main, read_groups  # noqa: E402
+from calibration_tables import calibration_dict  # noqa: E402
+from interval_tallies import BANDS, GRID, METHODS, TARGET, Tally, choose_factor, coverage_of  # noqa: E402
+from synthetic_curves import synthetic_curve  # noqa: E402
+
+
+def hapt(**settings):
+    """A calibration on the measured curve alone."""
+    return calibrate({"hapt": [read_curve(HAPT)]}, **settings)
 
 
 class TestCalibrate:
@@ -43,44 +45,56 @@ class TestCalibrate:
             assert np.abs(measured.mean - truth(LEVELS)).max() < 6
 
     def test_counts(self):
-        known = read_curve(HAPT)
-        found = calibrate([known], synthetic=1, replicates=20)
-        assert [t.source for t in found.tallies] == [*(f.name for f in FITTED), "tadtr-small"]
+        found = hapt(synthetic=1, replicates=20)
+        assert [t.source for t in found.tallies] == [*(f.name for f in FITTED), "hapt"]
         made, real = found.pooled(True), found.pooled(False)
-        assert (made.curves, len(made.ratio)) == (10, 40)
+        assert (made.curves, len(made.ratio)) == (10, 10 * len(BANDS))
         # beginnings of 4 to 9 of 10 levels, each asked for all later ones
         assert (real.curves, len(real.ratio)) == (6, 6 + 5 + 4 + 3 + 2 + 1)
         assert max(real.ratio) == pytest.approx(100 / 40)
-        assert all(len(made.held[method]) == 40 for method in METHODS)
-        assert "left_out" not in real.held
-        assert sum(count for _, count, _ in found.by_ratio(True)) == 40
-        assert [name for name, _, _ in found.by_ratio(True)] == [
-            "x1 to x1.5", "x1.5 to x2", "x2 to x3", "x3 to x5",
+        assert all(len(made.held[method]) == 50 for method in METHODS)
+        assert "left_out" not in real.held  # one group cannot do without itself
+        assert sum(sum(inside) for _, inside in made.bands()) == 50
+        assert [name for name, _ in made.bands()] == [
+            "x1 to x1.25", "x1.25 to x1.5", "x1.5 to x2", "x2 to x3", "x3 to x5",
         ]  # fmt: skip
-        assert RATIOS[-1] == LIMIT
+        assert BANDS[-1] == LIMIT
 
     def test_a_source_does_not_depend_on_the_others(self):
-        alone = calibrate([read_curve(HAPT)], replicates=20)
-        more = calibrate([read_curve(HAPT)], synthetic=1, replicates=20)
+        alone, more = hapt(replicates=20), hapt(synthetic=1, replicates=20)
         assert alone.tallies[-1] == more.tallies[-1]
 
+    def test_the_factor_in_force_is_one_of_the_grid(self):
+        tally = hapt(replicates=20).tallies[0]
+        assert tally.factors[FACTOR] == tally.held["ensemble"]
+        assert tally.relative_width() < 0.9
+
     def test_more_confidence_is_wider_and_holds_more(self):
-        low, high = (
-            calibrate([read_curve(HAPT)], confidence=c, replicates=50).tallies[0]
-            for c in (0.3, 0.95)
-        )
+        low, high = (hapt(confidence=c, replicates=50).tallies[0] for c in (0.3, 0.95))
         assert low.median_width("ensemble") < high.median_width("ensemble")
         assert low.coverage("ensemble") < high.coverage("ensemble")
 
     def test_one_family_holds_less_than_it_promises(self):
-        tally = calibrate([read_curve(HAPT)], replicates=100).tallies[0]
+        tally = hapt(replicates=100).tallies[0]
         assert tally.coverage("best") < 0.7 < tally.coverage("ensemble")
+
+    def test_a_beginning_that_falls_is_left_out_and_told(self):
+        falling = curve([9, 8, 7, 6, 5, 20, 30.0], LEVELS[:7], name="falling")
+        tally = calibrate({"a": [falling]}, replicates=5).tallies[0]
+        assert len(tally.refused) == 2
+        assert "does not rise" in tally.refused[0]
+        assert tally.curves == 1
+
+    def test_curves_too_short_to_ask(self):
+        short = curve([9, 18, 27.0], LEVELS[:3], name="short")
+        found = calibrate({"a": [short]}, replicates=5)
+        assert (found.tallies[0].curves, found.of(False), found.choice) == (0, [], None)
 
     def test_the_committed_row_can_be_recomputed(self):
         committed = json.loads((ROOT / "docs/results/curve-fits/calibration.json").read_text())
-        (row,) = (r for r in committed["sources"] if r["source"] == "tadtr-small")
-        found = calibrate(
-            [read_curve(HAPT)],
+        assert committed["factor"] == committed["choice"]["factor"] == FACTOR
+        (row,) = (r for r in committed["sources"] if r["source"] == "tadtr-small, hapt")
+        found = hapt(
             confidence=committed["confidence"],
             replicates=committed["replicates"],
             seed=committed["seed"],
@@ -90,9 +104,69 @@ class TestCalibrate:
         one = 1.01 / row["questions"]
         assert again["questions"] == row["questions"]
         for key in ("coverage", "coverage_of_family_alone"):
-            assert again[key] == pytest.approx(row[key], abs=one)
-        assert again["median_width"] == pytest.approx(row["median_width"], rel=0.05)
+            for name, share in again[key].items():
+                assert share == pytest.approx(row[key][name], abs=one)
+        for name, width in again["median_width"].items():
+            assert width == pytest.approx(row["median_width"][name], rel=0.05)
+        assert again["width_over_before"] == pytest.approx(row["width_over_before"], rel=0.05)
         assert again["mean_absolute_error"] == pytest.approx(row["mean_absolute_error"], rel=0.05)
+
+
+def tally_of(source: str, *needed: float, synthetic: bool = False) -> Tally:
+    """Answers that hold from these factors on."""
+    tally = Tally(source, synthetic, ratio=[2.0] * len(needed))
+    for factor in GRID:
+        tally.factors[factor] = [factor >= least for least in needed]
+    return tally
+
+
+class TestChoice:
+    def test_the_nearest_to_the_promise(self):
+        # Of ten questions one may fail.
+        needed = [0.5] * 8 + [0.6, 1.3]
+        choice = choose_factor([tally_of("a", *needed), tally_of("b", *needed)])
+        assert choice.factor == 0.6
+        assert TARGET == 0.9
+
+    def test_groups_weigh_the_same(self):
+        # By question 99 % hold at 0.3; by group, half do.
+        choice = choose_factor([tally_of("a", *[0.3] * 99), tally_of("b", 0.9)])
+        assert choice.factor == 0.9
+        assert choice.without == {"a": 0.9, "b": 0.3}
+
+    def test_measured_and_synthetic_weigh_the_same(self):
+        measured = [tally_of(name, *[0.3] * 9, 0.8) for name in "ab"]
+        made = [tally_of(str(n), *[0.3] * 8, 0.6, 0.7, synthetic=True) for n in range(20)]
+        # 90 and 80 % at 0.3, 90 and 90 % at 0.6
+        assert coverage_of([*measured, *made], 0.3) == pytest.approx(0.85)
+        choice = choose_factor([*measured, *made])
+        assert choice.factor == 0.6
+        assert set(choice.without) == {"a", "b"}
+
+    def test_one_group_chooses_nothing(self):
+        assert choose_factor([tally_of("a", 0.5)]) is None
+        assert choose_factor([tally_of("a", 0.5), tally_of("b")]) is None
+
+    def test_left_out_is_what_the_other_groups_give(self):
+        groups = {"a": [read_curve(HAPT)], "b": [curve(60 - 55 * np.exp(-0.03 * LEVELS))]}
+        found = calibrate(groups, replicates=20)
+        for tally in found.tallies:
+            factor = found.choice.without[tally.source]
+            assert factor in GRID
+            assert tally.held["left_out"] == tally.factors[factor]
+
+
+class TestGroups:
+    def test_one_per_study_and_model(self, tmp_path):
+        table = tmp_path / "paper.csv"
+        rows = [f"{m},{p},{p / 2},1,5" for m in ("A", "tadtr-small") for p in (10, 50, 100)]
+        table.write_text("\n".join(["model,p (%),mAP (%),std,n", *rows]))
+        apart = read_groups([[HAPT], [table]])
+        assert {name: len(curves) for name, curves in apart.items()} == {
+            "tadtr-small, hapt": 1, "A": 1, "tadtr-small, paper": 1,
+        }  # fmt: skip
+        joined = read_groups([[HAPT, table]])
+        assert {name: len(curves) for name, curves in joined.items()} == {"tadtr-small": 2, "A": 1}
 
 
 class TestCommand:

@@ -15,6 +15,7 @@ from tal_fast.curves.extrapolation import extrapolate
 from tal_fast.curves.families import FAMILIES
 from tal_fast.curves.fit import LAST, fit_curve
 
+METHODS = ("best", "families", "before", "ensemble", "left_out")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/curve-fits.md").read_text("utf-8")
 HAPT = ROOT / "docs/results/hapt"
@@ -60,25 +61,56 @@ def test_extrapolation_of_hapt(times):
     assert said == pytest.approx(expected, abs=0.11)
 
 
+CALIBRATION = json.loads((ROOT / "docs/results/curve-fits/calibration.json").read_text())
+
+
+def per_cent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
 def test_calibration():
-    content = json.loads((ROOT / "docs/results/curve-fits/calibration.json").read_text())
-    stored = {row["source"]: row for row in [*content["sources"], *content["pooled"]]}
-    rows = table("| source | curves | questions |")
+    stored = {row["source"]: row for row in [*CALIBRATION["sources"], *CALIBRATION["pooled"]]}
+    *rows, by_group = table("| source | curves | questions |")
     assert {row[0] for row in rows} == set(stored)
     for row in rows:
         kept = stored[row[0]]
         assert [int(row[1]), int(row[2])] == [kept["curves"], kept["questions"]]
-        for cell, method in zip(
-            row[3:7], ("best", "families", "ensemble", "left_out"), strict=True
-        ):
-            share = kept["coverage"].get(method)
-            assert cell == ("-" if share is None else f"{100 * share:.0f} %")
-        numbers = (
-            kept["median_width"]["ensemble"],
-            kept["mean_absolute_error"],
-            kept["mean_absolute_error_of_last_value"],
-        )
-        assert row[7:] == [f"{number:.1f}" for number in numbers]
+        assert row[3:8] == [per_cent(kept["coverage"].get(method)) for method in METHODS]
+        assert row[8] == f"{kept['median_width']['ensemble']:.1f}"
+        assert row[9] == per_cent(kept["width_over_before"])
+        errors = kept["mean_absolute_error"], kept["mean_absolute_error_of_last_value"]
+        assert row[10:] == [f"{error:.1f}" for error in errors]
+    kept = CALIBRATION["measured_by_group"]
+    assert by_group[:3] == ["measured, by group", str(kept["groups"]), ""]
+    assert by_group[3:8] == [per_cent(kept["coverage"].get(method)) for method in METHODS]
+    assert by_group[9] == per_cent(kept["width_over_before"])
+
+
+def test_calibration_by_ratio():
+    rows = table("| measured, p / q |")
+    stored = CALIBRATION["by_ratio"]["measured"]
+    assert len(rows) == len(stored)
+    for row, kept in zip(rows, stored, strict=True):
+        methods = ("before", "ensemble", "left_out")
+        assert row == [
+            kept["ratio"], str(kept["questions"]),
+            *(per_cent(kept["coverage"][method]) for method in methods),
+            per_cent(kept["width_over_before"]),
+        ]  # fmt: skip
+
+
+def test_choice_of_the_factor():
+    rows = table("| factor | all |")
+    stored = {row["factor"]: row for row in CALIBRATION["choice"]["coverage_by_factor"]}
+    names = ("all", "measured_by_group", "measured_by_question", "synthetic_left_out")
+    for factor, *cells in rows:
+        kept = stored[float(factor)]
+        assert cells == [per_cent(kept[name]) for name in names]
+    assert f"| {CALIBRATION['choice']['factor']:g} |" in PAGE
+
+
+def test_families_alone():
+    stored = {row["source"]: row for row in CALIBRATION["pooled"]}
     header = re.search(r"\| curves \| pow3 \|.*", PAGE)
     assert header is not None
     names = [cell.strip() for cell in header.group().strip("|").split("|")][1:]

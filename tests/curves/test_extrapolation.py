@@ -15,11 +15,8 @@ from made_curves import HAPT, LEVELS, curve
 
 from tal_fast import cli
 from tal_fast.curves.curve_files import read_curve
-from tal_fast.curves.extrapolation import (
-    build_ensemble,
-    extrapolate,
-    weighted_quantiles,
-)
+from tal_fast.curves.ensemble import FACTOR, build_ensemble, weighted_quantiles
+from tal_fast.curves.extrapolation import extrapolate
 from tal_fast.curves.families import choose_families
 from tal_fast.errors import ConfigError, DataError
 
@@ -76,14 +73,69 @@ class TestExtrapolate:
         assert build_ensemble(curve(steps), replicates=20).drift > 1
         assert build_ensemble(curve(saturating(LEVELS)), replicates=20).drift == 0
 
-    def test_drift_widens(self):
+    def test_few_families_drift(self):
         steps = np.array([10, 25, 29, 30, 30, 30, 45, 55, 59, 60.0])
-        ensemble = build_ensemble(curve(steps), replicates=400)
+        few = build_ensemble(curve(steps), choose_families(["hill", "exp3"]), replicates=400)
+        assert (few.calibrated, few.factor) == (False, 1.0)
         at = np.array([100.0, 200.0, 400.0])
-        with_drift = ensemble.sample(at).std(axis=0)
-        without = ensemble.sample(at, drift=False).std(axis=0)
+        with_drift = few.sample(at).std(axis=0)
+        without = few.sample(at, drift=False).std(axis=0)
         assert with_drift[0] == pytest.approx(without[0])
         assert (with_drift[1:] > without[1:]).all()
+        told = extrapolate(curve(steps), 2, ensemble=few)
+        assert (told.drift, told.factor) == (few.drift, 1.0)
+        many = extrapolate(curve(steps), 2, replicates=20)
+        assert (many.drift, many.factor) == (0.0, FACTOR)
+
+    def test_factor_by_hand(self):
+        ensemble = build_ensemble(read_curve(HAPT), replicates=100)
+        at = np.array([200.0])
+        plain = ensemble.sample(at, factor=1.0)
+        low, median, high = weighted_quantiles(plain, ensemble.draw_weights, (0.05, 0.5, 0.95))
+        expected = median + FACTOR * (low - median), median, median + FACTOR * (high - median)
+        found = ensemble.quantiles(at, (0.05, 0.5, 0.95))
+        assert found[:, 0] == pytest.approx(np.array(expected)[:, 0])
+
+    def test_a_family_that_misses_the_last_value_is_drawn_to_it(self):
+        known = read_curve(HAPT)
+        ensemble = build_ensemble(known, replicates=2000)
+        at = np.array([100.0, 200.0])
+        for index, fit in enumerate(ensemble.fits):
+            free, drawn = (ensemble.family(index, at, anchored=a) for a in (False, True))
+            miss = fit.point(at)[0, 0] - known.mean[-1]
+            gain = miss**2 / (miss**2 + ensemble.scatter**2)
+            left = free[:, 0] + gain * (known.mean[-1] - free[:, 0])
+            error = math.sqrt(gain) * ensemble.scatter
+            assert drawn[:, 0].mean() == pytest.approx(left.mean(), abs=0.1 * error + 1e-9)
+            assert (drawn[:, 0] - left).std() == pytest.approx(error, rel=0.1, abs=1e-9)
+            # What a family says beyond the last level is a gain: all of it moves alike.
+            moved = np.diff(drawn - free, axis=1)
+            inside = np.maximum(drawn, free).max(axis=1) < 100.0
+            assert np.abs(moved[inside]).max(initial=0.0) < 1e-9
+
+    def test_asymptotes_are_where_the_curves_end(self):
+        ensemble = build_ensemble(curve(saturating(LEVELS)), replicates=50)
+        ends, far = ensemble.asymptotes, ensemble.sample(np.array([1e12]))[:, 0]
+        exp3 = [fit.family.name for fit in ensemble.fits].index("exp3")
+        log2 = [fit.family.name for fit in ensemble.fits].index("log2")
+        assert np.isinf(ends[50 * log2 : 50 * (log2 + 1)]).all()
+        # Their medians differ a little, as log is at 100 there.
+        assert ends[50 * exp3 : 50 * (exp3 + 1)] == pytest.approx(
+            far[50 * exp3 : 50 * (exp3 + 1)], abs=0.5
+        )
+
+    def test_nothing_moves_at_the_first_level(self):
+        ensemble = build_ensemble(read_curve(HAPT), replicates=50)
+        first = ensemble.curve.share[:1]
+        free, drawn = (ensemble.sample(first, anchored=a, factor=1.0) for a in (False, True))
+        assert drawn.tolist() == free.tolist()
+
+    def test_scatter_is_no_less_than_that_about_the_best_family(self):
+        smooth = curve(saturating(LEVELS), deviation=2.0)
+        assert build_ensemble(smooth, replicates=5).scatter == pytest.approx(2.0 / math.sqrt(5))
+        rough = saturating(LEVELS) + 4.0 * np.array([1, -1] * 5)
+        scatter = build_ensemble(curve(rough, deviation=0.1), replicates=5).scatter
+        assert 3.0 < scatter < 8.0
 
     def test_same_seed_same_answer(self):
         known = read_curve(HAPT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,6 @@ ROOT = Path(__file__).parents[2]
 
 def weibull(x):
     return 60.0 - 70.0 * np.exp(-0.3 * x**0.6)
-
-
-@pytest.fixture(scope="session")
-def published() -> Path:
-    folder = Path(os.environ.get("TAL_FAST_TEST_DATA", ROOT.parent / "shared" / "data"))
-    path = folder / "published_curves.csv"
-    if not path.is_file():
-        pytest.skip(f"no published curves at {path} (TAL_FAST_TEST_DATA)")
-    return path
 
 
 class TestFamilies:

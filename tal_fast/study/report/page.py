@@ -49,7 +49,7 @@ __all__ = ["DRAWS", "FITS", "FITS_FILE", "fit_curves", "fitting_order", "write_r
 FITS = 4
 """Curves that a report fits by itself; more take longer than a report should."""
 
-_FITS_FORMAT = 1
+_FITS_FORMAT = 2
 FITS_FILE = "fits.json"
 DRAWS = 200
 """Bootstrap draws per family."""
@@ -103,7 +103,8 @@ def _best_families(fit: CurveFit) -> list[Replicates]:
 
 def _fit(curve: LearningCurve) -> dict[str, Any]:
     """Returns what is to be told of a curve, or why nothing is."""
-    from tal_fast.curves.extrapolation import extrapolate, join_families, require_spread
+    from tal_fast.curves.ensemble import join_families, require_spread
+    from tal_fast.curves.extrapolation import extrapolate
     from tal_fast.curves.fit import fit_curve
 
     found: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}

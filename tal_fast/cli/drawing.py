@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that draws learning curves for print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tal_fast.cli.app import command, study_app
+from tal_fast.cli.curves import (
+    Confidence,
+    Draws,
+    FitSeed,
+    Form,
+    JsonOut,
+    Repeated,
+    show_notes,
+    table_form,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from tal_fast.curves import LearningCurve
+
+
+def _chosen(curves: list[LearningCurve], names: list[str] | None) -> list[LearningCurve]:
+    """Returns the curves of these names, in their order; all without names."""
+    from tal_fast.errors import ConfigError, nearest
+
+    if not names:
+        return curves
+    known = {curve.name: curve for curve in curves}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"--curve: expected one of {', '.join(map(repr, known))}, got {name!r}"
+                f"{nearest(name, known)}"
+            )
+    return [known[name] for name in names]
+
+
+def _told_apart(studies: list[tuple[Path, list[LearningCurve]]]) -> list[LearningCurve]:
+    """Returns the curves of several studies, those of one name with that of their study."""
+    from dataclasses import replace
+
+    names = [curve.name for _, curves in studies for curve in curves]
+    return [
+        replace(curve, name=f"{study.stem}: {curve.name}") if names.count(curve.name) > 1 else curve
+        for study, curves in studies
+        for curve in curves
+    ]
+
+
+@command(
+    study_app, "draw", "tal-fast study draw --study results/hapt --times 2 --picture curves.pdf"
+)
+def study_draw(
+    study: Annotated[
+        list[Path],
+        typer.Option("--study", help="As for fit; several are drawn together."),
+    ],
+    picture: Annotated[
+        list[Path], typer.Option("--picture", help="File to write: .svg, .pdf or .png; repeatable.")
+    ],
+    curve: Annotated[
+        list[str] | None, typer.Option("--curve", help="Which, in this order; all by default.")
+    ] = None,
+    times: Annotated[
+        float | None,
+        typer.Option(help="Where lines end, over the full set; by default with the data."),
+    ] = None,
+    bars: Annotated[str, typer.Option(help="sd, se (standard error) or none.")] = "sd",
+    width: Annotated[float, typer.Option(help="Inches.")] = 3.5,
+    height: Annotated[float | None, typer.Option(help="Inches; what suits, by default.")] = None,
+    font_size: Annotated[float, typer.Option(help="Points.")] = 8.0,
+    font: Annotated[str | None, typer.Option(help="Such as serif; matplotlib's own else.")] = None,
+    log: Annotated[bool, typer.Option("--log", help="Logarithmic p.")] = False,
+    map_label: Annotated[str, typer.Option(help="What was measured.")] = "average mAP",
+    confidence: Confidence = 0.9,
+    draws: Draws = 1000,
+    seed: FitSeed = 0,
+    repetitions: Repeated = None,
+    table: Form = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Draw curves in one picture for a paper, with what more data would bring."""
+    from tal_fast.curves import read_curves
+    from tal_fast.curves.drawing import check_file, draw_lines, save_figure
+    from tal_fast.curves.drawn import drawn_curves, drawn_dict
+
+    for file in picture:
+        check_file(file)
+    form = table_form(table)
+    read = [(path, read_curves(path, repetitions=repetitions, form=form)) for path in study]
+    curves = _chosen(_told_apart(read), curve)
+    drawn = drawn_curves(curves, times=times, confidence=confidence, draws=draws, seed=seed)
+    figure = draw_lines(
+        drawn, bars=bars, confidence=confidence, width=width, height=height, font_size=font_size,
+        font=font, log=log, map_label=map_label,
+    )  # fmt: skip
+    for file in picture:
+        print(f"picture: {save_figure(figure, file)}")
+    show_notes(f"{one.curve.name}: {note}" for one in drawn for note in one.notes)
+    content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": bars}
+    write_json(json_out, {**content, "curves": drawn_dict(drawn)})
