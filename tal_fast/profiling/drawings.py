@@ -35,7 +35,7 @@ Row = Mapping[str, str]
 
 # Figure of an entry, scale, title and unit of a panel.
 _PREDICTION_PANELS = (
-    ("network", 1.0, "network, with quartiles", "ms"),
+    ("network", 1.0, "network", "ms"),
     ("macs_rate", 1.0, "arithmetic", "GMAC/s"),
     ("memory", 1e-6, "memory beside the weights", "MB"),
 )
@@ -255,11 +255,15 @@ def lengths_picture(
     if not shown:
         return None
     figure, axes = blank_figure(3, size=(11.4, 3.7))
+    # As rates are: where others used the cores, the clock tells of them.
+    by_cpu = any(own["prediction"].get("rates_by") == "CPU time" for _, own, _ in shown)
+    if by_cpu:
+        panels = ((f"{first}_cpu", *panels[0][1:3], "ms of CPU time"), *panels[1:])
     for (colour, dashes, mark), (name, _, entries) in zip(
         itertools.cycle(SERIES), shown, strict=False
     ):
         style = {"color": colour, "linestyle": dashes, "marker": mark, "markersize": 4.5}
-        if not training:
+        if not training and not by_cpu:
             rows = [entry["rows"] for entry in entries]
             low, high = zip(*(entry["network_quartiles"] for entry in entries), strict=True)
             axes[0].fill_between(rows, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -11,6 +11,7 @@ import pytest
 from tal_fast import cli
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.profiling.compare import Comparison, compare, comparison_tables
+from tal_fast.profiling.figures import figure
 
 OTHER = {"cpu": "another processor", "cores": 2, "torch": "2.13"}
 
@@ -100,3 +101,18 @@ def test_missing_figures_are_dashes():
     found = Comparison([("old", old), ("new", made_profiles.training())])
     (table,) = comparison_tables(found)
     assert table.row_count == 2
+
+
+def test_lengths_are_drawn_by_the_time_that_rates_are_by():
+    pytest.importorskip("matplotlib")
+    from tal_fast.profiling.drawings import lengths_picture
+
+    made = made_profiles.prediction()
+    for entry in made["lengths"]:
+        entry["network_cpu"] = figure(7.0, "ms", "clock")
+    for rates_by, label, drawn in (("clock", "ms", 20.0), ("CPU time", "ms of CPU time", 7.0)):
+        made["prediction"]["rates_by"] = rates_by
+        (axes, *_) = lengths_picture([("a", made)]).axes
+        assert axes.get_ylabel() == label
+        assert axes.lines[0].get_ydata()[0] == drawn
+    assert lengths_picture([("a", made)], training=True) is None
