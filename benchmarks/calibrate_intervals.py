@@ -268,6 +268,7 @@ def read_groups(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Counts how often the intervals hold what came; returns the exit status."""
+    from calibration_page import write_tables
     from calibration_tables import calibration_dict, calibration_tables
 
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -281,7 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
     parser.add_argument("--repetitions", type=int, help="of a table that has no column n")
     parser.add_argument("--json", type=Path, help="also write this file")
+    parser.add_argument("--page", type=Path, help="also put the tables into this page")
     given = parser.parse_args(arguments)
+    if given.page is not None and not given.page.is_file():
+        parser.error(f"--page: expected a file, got {given.page}")
     if not given.study and not given.synthetic:
         parser.error("--study, --synthetic: expected curves to ask, got none")
     try:
@@ -301,10 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for tally in found.tallies:
         for problem in tally.refused:
             print(f"note: {tally.source}: left out a beginning: {problem}", file=sys.stderr)
+    content = plain(calibration_dict(found))
     if given.json is not None:
-        content = json.dumps(plain(calibration_dict(found)), indent=1)
-        write_text_atomically(given.json, content + "\n")
+        write_text_atomically(given.json, json.dumps(content, indent=1) + "\n")
         print(f"numbers: {given.json}")
+    if given.page is not None:
+        try:
+            write_tables(content, given.page)
+        except TalFastError as error:
+            parser.error(str(error))
+        print(f"tables: {given.page}")
     return 0
 
 

@@ -80,7 +80,10 @@ def drawn_curves(
         first, last = (float(curve.share[i]) for i in (0, -1)) if len(curve) else (1.0, 1.0)
         end = last
         if times is not None and percent(times) > last:
-            check_times(curve, times)
+            try:
+                check_times(curve, times)
+            except ConfigError as error:
+                raise ConfigError(f"{curve.name}: {error}") from None
             end = percent(times)
         # The last measured p is a point of the line: there it turns from solid to dashed.
         x = np.geomspace(first, last, _POINTS)

@@ -16,11 +16,13 @@ from tal_fast.curves.ensemble import FACTOR
 from tal_fast.curves.extrapolation import LIMIT
 from tal_fast.curves.families import FITTED
 from tal_fast.curves.tables import plain
+from tal_fast.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from calibrate_intervals import calibrate, main, read_groups  # noqa: E402
+from calibration_page import write_tables  # noqa: E402
 from calibration_tables import calibration_dict  # noqa: E402
 from interval_tallies import BANDS, GRID, METHODS, TARGET, Tally, choose_factor, coverage_of  # noqa: E402
 from synthetic_curves import synthetic_curve  # noqa: E402
@@ -169,6 +171,29 @@ class TestGroups:
         assert {name: len(curves) for name, curves in joined.items()} == {"tadtr-small": 2, "A": 1}
 
 
+class TestPage:
+    CONTENT = json.loads((ROOT / "docs/results/curve-fits/calibration.json").read_text())
+
+    def test_the_committed_page_stays_as_it_is(self, tmp_path):
+        text = (ROOT / "docs/curve-fits.md").read_text("utf-8")
+        page = tmp_path / "page.md"
+        page.write_text(text, encoding="utf-8")
+        write_tables(self.CONTENT, page)
+        assert page.read_text("utf-8") == text
+        broken = text.replace("| TadTR | 20 | 164 | 34 %", "| TadTR | 20 | 164 | 99 %")
+        assert broken != text
+        page.write_text(broken, encoding="utf-8")
+        write_tables(self.CONTENT, page)
+        assert page.read_text("utf-8") == text
+
+    def test_a_page_without_the_tables(self, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text("# Nothing\n")
+        with pytest.raises(DataError, match=r"expected a table with the header . source"):
+            write_tables(self.CONTENT, page)
+        assert page.read_text() == "# Nothing\n"
+
+
 class TestCommand:
     def test_numbers(self, capsys, tmp_path):
         arguments = [
@@ -191,6 +216,21 @@ class TestCommand:
             main(["--synthetic", "1", "--confidence", confidence])
         message = "--confidence: expected a number between 0 and 1"
         assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--study", HAPT, "--page", "nowhere.md"], "--page: expected a file, got nowhere.md"),
+            (["--study", HAPT, "--synthetic", 0, "--draws", 5, "--page", HAPT / "README.md"],
+             "expected measured curves of at least two groups"),
+        ],
+    )  # fmt: skip
+    def test_a_page_that_cannot_be(self, capsys, arguments, message):
+        before = (HAPT / "README.md").read_bytes()
+        with pytest.raises(SystemExit, match="2"):
+            main([str(argument) for argument in arguments])
+        assert message in capsys.readouterr().err
+        assert (HAPT / "README.md").read_bytes() == before
 
     def test_needs_curves(self, capsys):
         with pytest.raises(SystemExit, match="2"):
