@@ -14,141 +14,30 @@ replaces what stands between the page's markers; without ``--page`` it prints.
 from __future__ import annotations
 
 import argparse
-import csv
-import math
+import json
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from scipy.stats import t as student
+from model_choice import time_steps, which
+from model_studies import (
+    AVERAGES,
+    DATA,
+    MODELS,
+    Mean,
+    Study,
+    mean_of,
+    paired_text,
+    read_studies,
+    table,
+)
 
-__all__ = ["MODELS", "Mean", "Study", "blocks", "mean_of", "read_studies", "update_page"]
+__all__ = ["Shape", "blocks", "draw", "read_step_times", "shape_of", "update_page"]
 
-MODELS = {
-    "tadtr": "TadTR",
-    "actionformer": "ActionFormer",
-    "tridet": "TriDet",
-    "temporalmaxer": "TemporalMaxer",
-}
-DATA = {"hapt": "HAPT", "spswhar": "sp-sw-har", "demohard": "synthetic"}
-AVERAGES = ("off", "plain", "warmup", "corrected")
-CONFIDENCE = 0.9
 _MARK = re.compile(r"(<!-- four models: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-# budget, average, p, repetition -> value of one trial.
-Key = tuple[str, str, float, int]
-
-
-@dataclass(frozen=True)
-class Study:
-    """One model on one data set.
-
-    Attributes:
-        data: key of the data set.
-        model: key of the model.
-        points: average mAP in points.
-        steps: optimiser steps.
-        videos: training videos.
-    """
-
-    data: str
-    model: str
-    points: dict[Key, float]
-    steps: dict[Key, int]
-    videos: dict[Key, int]
-
-    def shares(self, budget: str) -> list[float]:
-        """Returns the shares of a budget, rising."""
-        return sorted({p for own, _, p, _ in self.points if own == budget})
-
-    def draws(self, budget: str, average: str, p: float) -> dict[int, float]:
-        """Returns average mAP in points by repetition."""
-        return {
-            repetition: value
-            for (own, ema, share, repetition), value in self.points.items()
-            if (own, ema, share) == (budget, average, p)
-        }
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean of paired values.
-
-    Attributes:
-        value: the mean.
-        half: half the width of its t-interval; NaN for a single value.
-        count: number of values.
-    """
-
-    value: float
-    half: float
-    count: int
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return abs(self.value) > self.half
-
-    def __str__(self) -> str:
-        """Returns mean and half width, signed; the mean alone of a single value."""
-        if self.count < 2:
-            return f"{self.value:+.1f}"
-        return f"{self.value:+.1f} ± {self.half:.1f}"
-
-
-def mean_of(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
-    """Returns the mean of values with its t-interval.
-
-    Args:
-        values: one or more.
-        confidence: of the interval.
-    """
-    count = len(values)
-    if count < 2:
-        return Mean(values[0], math.nan, count)
-    error = statistics.stdev(values) / math.sqrt(count)
-    half = float(student.ppf(0.5 + confidence / 2, count - 1)) * error
-    return Mean(statistics.mean(values), half, count)
-
-
-def read_studies(folder: Path) -> list[Study]:
-    """Reads the studies of a folder, in the order of data sets and models.
-
-    Args:
-        folder: with a folder per study, ``<data>-<model>``.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    found = []
-    for data in DATA:
-        for model in MODELS:
-            path = folder / f"{data}-{model}" / "trials.csv"
-            if path.exists():
-                found.append(_read(path, data, model))
-    if not found:
-        raise FileNotFoundError(f"{folder}: no <data>-<model>/trials.csv")
-    return found
-
-
-def _read(path: Path, data: str, model: str) -> Study:
-    study = Study(data, model, {}, {}, {})
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["sampling"] != "video" or row["training"] != "0":
-                continue
-            key = row["budget"], row["ema"], float(row["p"]), int(row["repetition"])
-            study.points[key] = 100 * float(row["average_map"])
-            study.steps[key] = int(row["steps"])
-            study.videos[key] = int(row["videos"])
-    return study
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _percent(p: float) -> str:
@@ -174,7 +63,7 @@ def curves(studies: Sequence[Study]) -> str:
                 if any(draws):
                     name = MODELS[study.model]
                     rows.append([name, budget, average, *map(_spread, draws)])
-    return _table(["model", "trained for", "tested", *map(_percent, shares)], rows)
+    return table(["model", "trained for", "tested", *map(_percent, shares)], rows)
 
 
 @dataclass(frozen=True)
@@ -248,14 +137,7 @@ def shapes(studies: Sequence[Study]) -> str:
                         ]
                     )
     head = ["model", "trained for", "tested", "first rise", "steepest later", "excess", "shape"]
-    return _table(head, rows)
-
-
-def _paired(first: dict[int, float], second: dict[int, float]) -> str:
-    both = sorted(first.keys() & second.keys())
-    if not both:
-        return ""
-    return str(mean_of([first[r] - second[r] for r in both]))
+    return table(head, rows)
 
 
 def effects(studies: Sequence[Study]) -> str:
@@ -269,9 +151,9 @@ def effects(studies: Sequence[Study]) -> str:
             ("epochs, last weights", ("epochs", "off"), ("steps", "off")),
             ("epochs and plain average", ("epochs", "plain"), ("steps", "off")),
         ):
-            cells = [_paired(study.draws(*one, p), study.draws(*other, p)) for p in shares]
+            cells = [paired_text(study.draws(*one, p), study.draws(*other, p)) for p in shares]
             rows.append([MODELS[study.model], what, *cells])
-    return _table(["model", "what it changes", *map(_percent, shares)], rows)
+    return table(["model", "what it changes", *map(_percent, shares)], rows)
 
 
 def order(studies: Sequence[Study]) -> str:
@@ -296,13 +178,20 @@ def order(studies: Sequence[Study]) -> str:
                 elif study.model == best:
                     cells[study.model].append(f"**{means[best]:.1f}**")
                 else:
-                    cells[study.model].append(_paired(draws[study.model], draws[best]))
+                    cells[study.model].append(paired_text(draws[study.model], draws[best]))
         rows += [[budget, average, MODELS[model], *own] for model, own in cells.items()]
-    return _table(["trained for", "tested", "model", *map(_percent, shares)], rows)
+    return table(["trained for", "tested", "model", *map(_percent, shares)], rows)
 
 
-def blocks(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
-    """Yields the name and the text of every block of the page."""
+def blocks(
+    studies: Sequence[Study], step_ms: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+) -> Iterator[tuple[str, str]]:
+    """Yields the name and the text of every block of the page.
+
+    Args:
+        studies: of all data sets.
+        step_ms: data set -> model -> milliseconds of a step.
+    """
     for data in dict.fromkeys(study.data for study in studies):
         own = [study for study in studies if study.data == data]
         for name, made in (
@@ -312,15 +201,35 @@ def blocks(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
             ("order", order),
         ):
             yield f"{name}-{data}", made(own)
+        if data in step_ms:
+            yield f"which-{data}", which(own, step_ms[data])
 
 
-def update_page(text: str, studies: Sequence[Study]) -> str:
+def read_step_times(folder: Path) -> dict[str, dict[str, float]]:
+    """Reads what ``--time-steps`` measured: data set -> model -> milliseconds."""
+    path = folder / "steps.json"
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {data: found["milliseconds"] for data, found in content.items()}
+
+
+def update_page(
+    text: str,
+    studies: Sequence[Study],
+    step_ms: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+) -> str:
     """Returns a page with its blocks made anew.
+
+    Args:
+        text: the page.
+        studies: of all data sets.
+        step_ms: of :func:`read_step_times`.
 
     Raises:
         ValueError: the page has a block that no study fills.
     """
-    made = dict(blocks(studies))
+    made = dict(blocks(studies, step_ms))
 
     def fill(match: re.Match[str]) -> str:
         if match[2] not in made:
@@ -377,16 +286,32 @@ def main() -> None:
     parser.add_argument("--studies", type=Path, default=Path("docs/results/four-models"))
     parser.add_argument("--page", type=Path, help="write the tables into this page")
     parser.add_argument("--picture", type=Path, help="draw NAME-<data>.png, too")
+    parser.add_argument(
+        "--time-steps", nargs=2, metavar=("DATA", "FOLDER"),
+        help="measure steps on a prepared data set, such as: hapt data/hapt; then stop",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.time_steps:
+        import machine
+
+        data, folder = arguments.time_steps
+        path = arguments.studies / "steps.json"
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = time_steps(Path(folder))
+        content[data] = {"milliseconds": found, "machine": machine.describe()}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(found)
+        return
     studies = read_studies(arguments.studies)
+    step_ms = read_step_times(arguments.studies)
     if arguments.picture is not None:
         draw(studies, arguments.picture)
     if arguments.page is None:
-        for name, text in blocks(studies):
+        for name, text in blocks(studies, step_ms):
             print(f"\n{name}\n\n{text}")
     else:
         page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(update_page(page, studies), encoding="utf-8")
+        arguments.page.write_text(update_page(page, studies, step_ms), encoding="utf-8")
 
 
 if __name__ == "__main__":

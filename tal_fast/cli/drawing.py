@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, study_app
+from tal_fast.cli.app import JsonOut, command, study_app
 from tal_fast.cli.curves import (
     Confidence,
     Draws,
     FitSeed,
     Form,
-    JsonOut,
     Repeated,
     show_notes,
     table_form,

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model for how many videos and how many seconds: from studies and the time of a step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_studies import MODELS, Mean, Study, mean_of, table
+
+__all__ = ["Choice", "best_within", "choices", "time_steps", "which"]
+
+SECONDS = (10, 20, 40, 80, 160)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model trained for a time on some videos.
+
+    Attributes:
+        study: of the model.
+        budget: what ended its training.
+        seconds: that it takes.
+        draws: average mAP in points by repetition.
+    """
+
+    study: Study
+    budget: str
+    seconds: float
+    draws: dict[int, float]
+
+
+def choices(studies: Sequence[Study], step_ms: Mapping[str, float], p: float) -> list[Choice]:
+    """Returns what can be trained on a share of the data, tested with the last weights."""
+    found = []
+    for study in studies:
+        for budget in ("epochs", "steps"):
+            draws = study.draws(budget, "off", p)
+            if draws and study.model in step_ms:
+                steps = statistics.mean(study.steps[budget, "off", p, r] for r in draws)
+                found.append(Choice(study, budget, steps * step_ms[study.model] / 1e3, draws))
+    return found
+
+
+def best_within(options: Sequence[Choice], seconds: float) -> tuple[Choice, Mean | None] | None:
+    """Returns the best of what can be trained in a time, and its margin over the next model.
+
+    Args:
+        options: of one share.
+        seconds: limit of a training.
+
+    Returns:
+        The choice, and its paired margin over the best choice of another model, None where there is
+        no other or no draw in common; None where nothing is so fast.
+    """
+    fast = [one for one in options if one.seconds <= seconds]
+    if not fast:
+        return None
+    fast.sort(key=lambda one: statistics.mean(one.draws.values()), reverse=True)
+    best = fast[0]
+    for other in fast[1:]:
+        both = sorted(best.draws.keys() & other.draws.keys())
+        if other.study.model != best.study.model and both:
+            return best, mean_of([best.draws[r] - other.draws[r] for r in both])
+    return best, None
+
+
+def which(studies: Sequence[Study], step_ms: Mapping[str, float]) -> str:
+    """Returns the best model by training videos and seconds; in brackets where noise may decide."""
+    shares = sorted({p for study in studies for p in study.shares("steps")})
+    options = {p: choices(studies, step_ms, p) for p in shares}
+    videos = {
+        p: round(
+            statistics.mean(v for study in studies for k, v in study.videos.items() if k[2] == p)
+        )
+        for p in shares
+    }
+    rows = []
+    for seconds in SECONDS:
+        cells = []
+        for p in shares:
+            found = best_within(options[p], seconds)
+            if found is None:
+                cells.append("")
+                continue
+            best, margin = found
+            name = MODELS[best.study.model]
+            value = f"{statistics.mean(best.draws.values()):.1f}"
+            if margin is None:
+                cells.append(f"{name} {value}")
+            else:
+                told = f"{name} {value}, {margin}"
+                cells.append(told if margin.is_clear else f"({told})")
+        rows.append([f"{seconds:g} s", *cells])
+    return table(["a training of", *(f"{videos[p]} videos" for p in shares)], rows)
+
+
+def time_steps(folder: Path, seconds: float = 60.0) -> dict[str, float]:
+    """Returns the milliseconds of a training step of each small preset, one thread, in turn.
+
+    Args:
+        folder: prepared data directory.
+        seconds: to spend, or about.
+    """
+    import torch
+
+    from tal_fast.data import open_dataset
+    from tal_fast.profiling.rig import Rig, Variant, in_turn
+    from tal_fast.training import load_config
+
+    torch.set_num_threads(1)
+    data = open_dataset(folder)
+    rigs = {
+        model: Rig(load_config(preset=f"{model}-small"), data, data.splits["train"])
+        for model in MODELS
+    }
+    try:
+        took, failed = in_turn(
+            {model: Variant(rig.as_it_is, timed=4) for model, rig in rigs.items()}, 12, seconds
+        )
+    finally:
+        for rig in rigs.values():
+            rig.close()
+    if failed:
+        raise RuntimeError(f"steps were not timed: {failed}")
+    return {model: 1e3 * statistics.median(found.wall) for model, found in took.items()}
