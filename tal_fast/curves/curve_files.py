@@ -24,6 +24,8 @@ __all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves"]
 
 # Columns that tell the curves of one table apart.
 _LABELS = ("model", "sampling", "budget", "ema")
+# Columns that tell a draw from all others.
+_DRAW = ("instances", "repetition", "seed", "videos")
 # What names the columns of trainings, and those of points: share, mAP and its deviation. The last
 # are in percent and points, the others in 0..1.
 _TRAININGS = ("p", "average_map", "repetition")
@@ -61,16 +63,23 @@ def _of_trainings(path: Path, rows: Sequence[Row]) -> list[CurvePoint]:
     points = []
     for share, group in sorted(levels.items()):
         draws: dict[str, list[float]] = {}
+        names: dict[str, str] = {}
         for line, row in group:
             value = percent(_number(path, line, "average_map", row["average_map"]))
             draws.setdefault(row["repetition"], []).append(value)
+            if set(_DRAW) <= set(row):
+                # A draw follows from the study's seed, the repetition and p: trainings of equal
+                # seeds whose samples are as large and hold as much were drawn alike.
+                words = (row.get("sampling") or "video", *(row[key] for key in _DRAW))
+                names.setdefault(row["repetition"], " ".join(words))
         known = {
             name: mean_of_known(
                 [_optional(path, line, column, row.get(column)) for line, row in group]
             )
             for name, column in (("videos", "videos"), ("seconds", "total_seconds"))
         }
-        points.append(CurvePoint.of_draws(share, list(draws.values()), None, **known))
+        point = CurvePoint.of_draws(share, list(draws.values()), None, **known)
+        points.append(replace(point, names=tuple(names.values())))
     return points
 
 
