@@ -20,8 +20,6 @@ __all__ = [
     "Candidate",
     "TargetPlan",
     "TrialCost",
-    "after_trial",
-    "joint_covariance",
     "plan_budget",
     "plan_target",
     "rank_candidates",
@@ -189,7 +187,7 @@ class Candidate:
     per_cost: float
 
 
-def joint_covariance(ensemble: Ensemble, candidates: Floats, goal: float) -> tuple[Floats, Floats]:
+def _joint(ensemble: Ensemble, candidates: Floats, goal: float) -> tuple[Floats, Floats]:
     """Returns the covariance of (mAP at the candidates, mAP at the goal) and the noise of a trial.
 
     A family that misses a measured level is not news that another trial there could bring: at the
@@ -210,7 +208,7 @@ def joint_covariance(ensemble: Ensemble, candidates: Floats, goal: float) -> tup
     return covariance, np.interp(log_candidates, log_share, spread) ** 2
 
 
-def after_trial(covariance: Floats, noise: Floats, index: int) -> Floats:
+def _after(covariance: Floats, noise: Floats, index: int) -> Floats:
     """Returns the covariance once one trial at a candidate is known (a linear update)."""
     column = covariance[:, index]
     return covariance - np.outer(column, column) / (column[index] + noise[index])
@@ -244,12 +242,12 @@ def rank_candidates(
         ConfigError: a candidate is out of range.
     """
     share = _check_candidates(ensemble.curve, candidates)
-    covariance, noise = joint_covariance(ensemble, share, goal)
+    covariance, noise = _joint(ensemble, share, goal)
     before = math.sqrt(covariance[-1, -1])
     unit = 3600.0 if cost.known else 1.0
     result = []
     for index, price in enumerate(cost(share)):
-        after = math.sqrt(max(0.0, float(after_trial(covariance, noise, index)[-1, -1])))
+        after = math.sqrt(max(0.0, float(_after(covariance, noise, index)[-1, -1])))
         gained = before - after
         result.append(
             Candidate(
@@ -295,7 +293,7 @@ def plan_budget(
     if not (seconds > 0.0 and math.isfinite(seconds)):
         raise ConfigError(f"--hours: expected a positive time, got {seconds / 3600.0:g}")
     share = _check_candidates(ensemble.curve, candidates)
-    covariance, noise = joint_covariance(ensemble, share, goal)
+    covariance, noise = _joint(ensemble, share, goal)
     prices = cost(share)
     before = after = math.sqrt(covariance[-1, -1])
     spent, counts = 0.0, np.zeros(len(share), dtype=int)
@@ -311,7 +309,7 @@ def plan_budget(
         if gains[best] < 1e-3 * before:
             break
         index = int(fits[best])
-        covariance = after_trial(covariance, noise, index)
+        covariance = _after(covariance, noise, index)
         after = math.sqrt(max(0.0, covariance[-1, -1]))
         spent += float(prices[index])
         counts[index] += 1
