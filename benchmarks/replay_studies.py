@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from tal_fast.curves import CurvePoint, LearningCurve, read_curves
-from tal_fast.study.adaptive.beliefs import measured_belief
+from tal_fast.curves.learning_curve import DEVIATION_FLOOR
+from tal_fast.study.adaptive.beliefs import Belief
 from tal_fast.study.adaptive.forecast import LEVELS, Forecast
 from tal_fast.study.adaptive.orders import compare
 from tal_fast.study.adaptive.policy import decide
@@ -47,22 +49,26 @@ class World:
     Attributes:
         curve: levels that may be trained, share in percent of what counts as all data.
         beyond: share -> recorded mean beyond all of that.
+        study: where it is recorded.
     """
 
     curve: LearningCurve
     beyond: dict[float, float]
+    study: Path
 
     @classmethod
-    def of(cls, curve: LearningCurve, cut: float) -> World:
+    def of(cls, study: Path, curve: LearningCurve, cut: float) -> World:
         """Takes the share ``cut`` of the data as all of it."""
         inside, beyond = [], {}
         for point in curve.points:
             share = round(point.share / cut, 6)
+            # Where no time is recorded: as long as p, and a tenth for the test videos.
+            seconds = point.share + 10.0 if point.seconds is None else point.seconds
             if share <= 100.0:
-                inside.append(replace(point, share=share))
+                inside.append(replace(point, share=share, seconds=seconds))
             else:
                 beyond[share] = point.mean
-        return cls(replace(curve, points=tuple(inside)), beyond)
+        return cls(replace(curve, points=tuple(inside)), beyond, study)
 
     def trial(self, share: float, rng: np.random.Generator) -> float:
         """Returns what a made trial at ``share`` scores."""
@@ -116,13 +122,16 @@ class Study:
         ]
         return LearningCurve(self._world.curve.name, tuple(points))
 
-    def decide(self, target: Target, others: Sequence[LearningCurve] = ()) -> Decision:
+    def decide(
+        self, target: Target, others: Sequence[LearningCurve] = (), *, look: bool = False
+    ) -> Decision:
         """Asks the policy."""
         situation = Situation(
             curve=self.curve() if self._scores else None,
             taken=frozenset(self._scores),
             spent=self.spent,
             others=tuple(others),
+            look=look,
         )
         return decide(target, situation, self.choices, confidence=CONFIDENCE)
 
@@ -144,7 +153,7 @@ def replay(target: Target, worlds: Sequence[World], most: int, seed: int) -> dic
             at, still = (at + 1) % len(studies), still + 1
         else:
             break
-    first = studies[0].decide(target, [study.curve() for study in studies[1:]])
+    first = studies[0].decide(target, [study.curve() for study in studies[1:]], look=True)
     return {
         "kind": first.kind if decision.kind == "elsewhere" else decision.kind,
         "answer": first.answer,
@@ -184,14 +193,28 @@ def row_of(
         row |= _judge_order(target, worlds, found)
     else:
         row |= _judge_number(target, worlds[0], found)
+    if isinstance(target, Level):
+        made = np.random.default_rng(replays)
+        means = [
+            np.mean([worlds[0].trial(target.share, made) for _ in range(repetitions)])
+            for _ in range(replays)
+        ]
+        close = abs(np.array(means) - row["grid_says"]) <= target.width
+        row["made_grids_agree"] = float(close.mean())
     row["took_seconds"] = round(time.perf_counter() - clock, 1)
     return row
 
 
+def _recorded(world: World) -> Belief:
+    """Returns what the recorded trials say of 100 %, also where only their number is known."""
+    point = world.curve.points[-1]
+    deviation = max(float(world.curve.spread[-1]), DEVIATION_FLOOR)
+    return Belief(point.mean, deviation / math.sqrt(point.n), point.n - 1.0, point.n, deviation)
+
+
 def _judge_order(target: Rank, worlds: Sequence[World], found: list[Any]) -> dict[str, Any]:
-    beliefs = [measured_belief(world.curve, 100.0) for world in worlds]
-    first, second = (belief for belief in beliefs if belief is not None)
-    recorded = compare(first, second, target.tie, CONFIDENCE)
+    first, second = (_recorded(world) for world in worlds)
+    recorded = compare(first, second, target.tie, CONFIDENCE, looks=1)
     true = {"open", "first" if recorded.difference > 0.0 else "second"}
     if abs(recorded.difference) <= target.tie:
         true.add("tie")
@@ -242,16 +265,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--most", type=int, help="draws per level that may be chosen; the grid's by default"
     )
+    parser.add_argument("--across", action="store_true", help="order models of different studies")
     parser.add_argument("--cut", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     most = given.most or given.repetitions
     worlds = []
     for path in given.study:
-        for curve in read_curves(path):
+        for curve in read_curves(path, repetitions=given.repetitions):
             named = replace(curve, name=f"{path.name}: {curve.name}")
             chosen = not given.curve or any(part in named.name for part in given.curve)
-            world = World.of(named, given.cut)
+            world = World.of(path, named, given.cut)
             if chosen and len(world.curve) >= LEVELS and world.curve.share[-1] == 100.0:
                 worlds.append(world)
     rows = []
@@ -259,6 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = parse_target(text)
         size = 2 if isinstance(target, Rank) else 1
         for group in itertools.combinations(worlds, size):
+            if not given.across and len({world.study for world in group}) > 1:
+                continue
             row = row_of(
                 target, group, replays=given.replays, repetitions=given.repetitions, most=most
             )

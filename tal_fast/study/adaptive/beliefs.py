@@ -32,6 +32,7 @@ __all__ = [
     "ALL",
     "FEWEST",
     "LOOKS",
+    "PART",
     "Belief",
     "Prices",
     "measured_belief",
@@ -48,7 +49,9 @@ LOOKS = 5
 FEWEST = 3
 """Trainings before an interval may end a study."""
 
-_PART = 0.5  # of the error that is asked for
+PART = 0.5
+"""Part of the error asked for that an interval may have which ends a study."""
+
 _NEAR = 2.0
 _LEAST_SECONDS = 1e-3  # as records are rounded
 _TEST_SHARE = 0.1  # of a full training, for the test videos; where only one p has times
@@ -153,7 +156,7 @@ def stopping_width(belief: Belief, confidence: float, more: int = 0) -> float:
     then = belief.with_more(more)
     if then.count < FEWEST:
         return math.inf
-    return then.half_width(1.0 - (1.0 - confidence) * _PART)
+    return then.half_width(1.0 - (1.0 - confidence) * PART)
 
 
 class Prices:

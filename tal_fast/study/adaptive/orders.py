@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tal_fast.study.adaptive.beliefs import LOOKS, Belief, quantile
+from tal_fast.study.adaptive.beliefs import LOOKS, PART, Belief, quantile
 
 __all__ = ["Comparison", "compare"]
 
@@ -53,6 +53,7 @@ def compare(
     confidence: float,
     *,
     pairs: int = 1,
+    looks: int = LOOKS,
     prices: tuple[float, float] = (1.0, 1.0),
 ) -> Comparison:
     """Compares two means.
@@ -63,35 +64,38 @@ def compare(
         tie: points within which a difference is none.
         confidence: that all verdicts together are right.
         pairs: how many verdicts there are.
+        looks: into how many parts the error is split.
         prices: of one more training of each.
     """
     difference = first.value - second.value
-    error, sure = _error(first, second, confidence, pairs)
+    error, freedom = _error(first, second)
+    wrong = (1.0 - confidence) / pairs
+    level = 1.0 - wrong / looks
+    sure = quantile(level, freedom)
+    # A tie is found by a narrow interval and not by a large difference: half the error is enough.
+    calm = sure if looks == 1 else quantile(1.0 - wrong * PART, freedom)
     verdict = "open"
     if abs(difference) >= sure * error:
         verdict = "first" if difference > 0.0 else "second"
-    elif abs(difference) + sure * error <= tie:
+    elif abs(difference) + calm * error <= tie:
         verdict = "tie"
     gains = []
     for more, price in (((1, 0), prices[0]), ((0, 1), prices[1])):
-        then = _error(first.with_more(more[0]), second.with_more(more[1]), confidence, pairs)
-        gains.append((sure * error - then[0] * then[1]) / price)
+        then = _error(first.with_more(more[0]), second.with_more(more[1]))
+        gains.append((sure * error - quantile(level, then[1]) * then[0]) / price)
     # Not at once where the other gains a little more: who changes between two studies loses time.
     needs_first = 2.0 * gains[0] >= gains[1]
     # Either the difference, or what it lacks to the tie, has to be so many errors.
-    enough = max(abs(difference), tie - abs(difference)) / sure
+    enough = max(abs(difference) / sure, (tie - abs(difference)) / calm)
     rest = max(0.0, enough**2 - second.error**2)
     return Comparison(difference, error, verdict, needs_first, math.sqrt(rest))
 
 
-def _error(first: Belief, second: Belief, confidence: float, pairs: int) -> tuple[float, float]:
-    """Returns the standard error of the difference, and how many of them make it sure."""
+def _error(first: Belief, second: Belief) -> tuple[float, float]:
+    """Returns the standard error of the difference and its degrees of freedom (Welch's)."""
     variances = first.error**2, second.error**2
     variance = sum(variances)
-    # Welch's degrees of freedom, for unequal variances.
     parts = [
         own**2 / belief.freedom for own, belief in zip(variances, (first, second), strict=True)
     ]
-    freedom = variance**2 / sum(parts) if sum(parts) > 0.0 else math.inf
-    wrong = (1.0 - confidence) / (LOOKS * pairs)
-    return math.sqrt(variance), quantile(1.0 - wrong, freedom)
+    return math.sqrt(variance), variance**2 / sum(parts) if sum(parts) > 0.0 else math.inf

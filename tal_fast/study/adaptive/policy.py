@@ -187,43 +187,29 @@ def _pilot(desk: Desk, limit: float = ALL) -> Decision | None:
     return None
 
 
+Ask = Callable[[Forecast], tuple[Answer, float]]
+"""Returns what a forecast answers, and half the width of its interval."""
+
+
 def _decide_forecast_level(target: Level, desk: Desk) -> Decision:
-    pilot = _pilot(desk, target.share)
-    if pilot is not None:
-        return pilot
-    forecast = desk.forecast()
-    if forecast is None:
-        return _no_forecast(desk)
-    belief = forecast.belief(target.share, desk.confidence)
-    answer = _level_answer(target, belief, desk.confidence, forecast=True)
-    return _narrow(
-        target,
-        desk,
-        forecast,
-        answer,
-        lambda one: one.belief(target.share, desk.confidence).half_width(desk.confidence),
-    )
+    def ask(forecast: Forecast) -> tuple[Answer, float]:
+        belief = forecast.belief(target.share, desk.confidence)
+        answer = _level_answer(target, belief, desk.confidence, forecast=True)
+        return answer, belief.half_width(desk.confidence)
+
+    return _pilot(desk, target.share) or _narrow(target, desk, ask)
 
 
 def _decide_gain(target: Gain, desk: Desk) -> Decision:
-    pilot = _pilot(desk)
-    if pilot is not None:
-        return pilot
-    forecast = desk.forecast()
-    if forecast is None:
-        return _no_forecast(desk)
-    value, low, high = forecast.gain(target.times, desk.confidence)
-    words = (
-        f"gain at {target.times:g} times the data: {value:+.2f}, {low:+.2f} to {high:+.2f} "
-        f"({desk.confidence:.0%}; forecast)"
-    )
-    answer = Answer((words,), value, (low, high), "forecast")
+    def ask(forecast: Forecast) -> tuple[Answer, float]:
+        value, low, high = forecast.gain(target.times, desk.confidence)
+        words = (
+            f"gain at {target.times:g} times the data: {value:+.2f}, {low:+.2f} to {high:+.2f} "
+            f"({desk.confidence:.0%}; forecast)"
+        )
+        return Answer((words,), value, (low, high), "forecast"), (high - low) / 2.0
 
-    def half(one: Forecast) -> float:
-        _, start, end = one.gain(target.times, desk.confidence)
-        return (end - start) / 2.0
-
-    return _narrow(target, desk, forecast, answer, half)
+    return _pilot(desk) or _narrow(target, desk, ask)
 
 
 def _no_forecast(desk: Desk) -> Decision:
@@ -236,49 +222,51 @@ def _no_forecast(desk: Desk) -> Decision:
     return Decision("unreachable", why)
 
 
-def _narrow(
-    target: Level | Gain,
-    desk: Desk,
-    forecast: Forecast,
-    answer: Answer,
-    measure: Callable[[Forecast], float],
-) -> Decision:
-    """Returns the trial that makes a forecast more certain.
+def _narrow(target: Level | Gain, desk: Desk, ask: Ask) -> Decision:
+    """Returns the trial that makes a forecast more certain, or why the study ends.
 
-    Few levels with several draws tell as much as many levels with few, for less: the levels of the
-    pilot come first. Among them the next draw goes where it takes most variance off per second,
-    weighted by p: the nearer a level to what is beyond the data, the more that hangs on it.
+    A forecast takes a second and is looked at once per round of :data:`LEVELS` trials. Few levels
+    with several draws tell as much as many levels with few, for less: the levels of the pilot come
+    first. Among them the next draw goes where it takes most variance off per second, weighted by p:
+    the nearer a level to what is beyond the data, the more hangs on it.
     """
-    width = measure(forecast)
-    if width <= target.width:
-        return Decision("known", f"the forecast is ±{width:.2f}", None, answer, width)
+    curve = desk.curve
+    assert curve is not None  # the pilot is there
+    answer, width = None, None
     free = {share: left for share, left in desk.free.items() if left}
+    first = [share for share in set(pilot_shares(desk.choices.shares)) if share in free]
+    shares = [share for share in sorted(first or free) if desk.affordable(share)]
+    trials = sum(len(point.trainings) for point in curve.points)
+    if desk.situation.look or trials % LEVELS == 0 or not shares:
+        forecast = desk.forecast()
+        if forecast is None:
+            return _no_forecast(desk)
+        answer, width = ask(forecast)
+        if width <= target.width:
+            return Decision("known", f"the forecast is ±{width:.2f}", None, answer, width)
+        # Not before the curve is one to complete.
+        if trials >= 3 * LEVELS and trials % LEVELS == 0 and free:
+            draws = dict.fromkeys(desk.choices.shares, desk.choices.repetitions)
+            draws |= {p.share: max(p.n, draws.get(p.share, 0)) for p in curve.points}
+            at_best = forecast.width_with(draws, lambda one: ask(one)[1])
+            if at_best > target.width:
+                why = (
+                    f"all allowed trials together are expected to take ±{width:.2f} to "
+                    f"±{at_best:.2f}: what is uncertain is the shape of the curve beyond the data"
+                )
+                return Decision("unreachable", why, None, answer, width, at_best)
     if not free:
         if desk.situation.running:
             return Decision("wait", "no trial is left to start", None, answer, width)
         why = "every allowed trial is done: give more --repetitions, --seeds or --fractions"
         return Decision("exhausted", why, None, answer, width)
-    # Not before the curve is one to complete, and then once in a while: it takes seconds.
-    trials = sum(len(point.trainings) for point in forecast.curve.points)
-    if trials >= 3 * LEVELS and trials % LEVELS == 0 and not desk.situation.running:
-        draws = dict.fromkeys(desk.choices.shares, desk.choices.repetitions)
-        draws |= {p.share: max(p.n, draws.get(p.share, 0)) for p in forecast.curve.points}
-        at_best = forecast.width_with(draws, measure)
-        if at_best > target.width:
-            why = (
-                f"all allowed trials together are expected to take ±{width:.2f} to "
-                f"±{at_best:.2f}: what is uncertain is the shape of the curve beyond the data"
-            )
-            return Decision("unreachable", why, None, answer, width, at_best)
-    first = [share for share in set(pilot_shares(desk.choices.shares)) if share in free]
-    shares = [share for share in sorted(first or free) if desk.affordable(share)]
     if not shares:
         return desk.over_budget(min(first or free, key=desk.prices), answer, width)
 
     def learned(share: float) -> float:
-        point = point_at(forecast.curve, share)
+        point = point_at(curve, share)
         count = desk.situation.running_at(share) + (0 if point is None else point.n)
-        spread = float(np.interp(share, forecast.curve.share, forecast.curve.spread))
+        spread = float(np.interp(share, curve.share, curve.spread))
         off = max(spread, DEVIATION_FLOOR) ** 2 / (count * (count + 1)) if count else math.inf
         return part(share) * off / desk.prices(share)
 
@@ -287,8 +275,7 @@ def _narrow(
         f"the mean at {share:g} % is what a second makes most certain, weighted by p, of all that "
         f"the forecast of {target} hangs on"
     )
-    decision = desk.train(share, why, answer, width)
-    return replace(decision, learned=learned(share))
+    return replace(desk.train(share, why, answer, width), learned=learned(share))
 
 
 def _decide_order(target: Rank, desk: Desk) -> Decision:

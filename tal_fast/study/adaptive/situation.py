@@ -61,6 +61,7 @@ class Situation:
         running: trials that run.
         spent: seconds that the finished trials took.
         others: curves of the other models of an order.
+        look: make a forecast in any case, not only once per round of trials.
     """
 
     curve: LearningCurve | None = None
@@ -68,6 +69,7 @@ class Situation:
     running: tuple[Choice, ...] = ()
     spent: float = 0.0
     others: tuple[LearningCurve, ...] = ()
+    look: bool = True
 
     def running_at(self, share: float) -> int:
         """Returns how many trials run at ``share`` percent."""

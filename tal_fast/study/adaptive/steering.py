@@ -135,11 +135,17 @@ class Steering:
         self._failed: set[Choice] = set()
         self._others = tuple(other_curve(path, plan) for path in self._request.compare_with)
         self._path = plan.spec.out / DECISIONS
+        self._given_up: Decision | None = None
         self.started = 0
 
     def __call__(self) -> TrialTask | None:
         """Decides, writes the decision down, and returns the task that follows from it."""
-        decision = self.look()
+        if self._given_up is not None:
+            return None
+        # What is there may answer already: the first look is one in any case.
+        decision = self.look(in_any_case=not self.started)
+        if decision.kind == "unreachable":
+            self._given_up = decision
         if decision.choice is None:
             return None
         trial = self._trials[decision.choice]
@@ -156,12 +162,12 @@ class Steering:
         else:
             self._records[outcome.trial] = outcome.record
 
-    def look(self) -> Decision:
+    def look(self, *, in_any_case: bool = True) -> Decision:
         """Returns what the policy says now."""
         request = self._request
         return decide(
             self.target,
-            self._situation(),
+            dataclasses.replace(self._situation(), look=in_any_case),
             self._choices,
             confidence=request.confidence,
             seconds=request.seconds,
@@ -186,6 +192,9 @@ class Steering:
     def finish(self) -> list[str]:
         """Writes down why the study ends; returns the answer, its cost and what would come next."""
         decision = self.look()
+        if self._given_up is not None and not decision.ends:
+            # What ran then has ended since, and is part of the answer.
+            decision = dataclasses.replace(self._given_up, answer=decision.answer)
         self._write(decision, None)
         words = [] if decision.answer is None else list(decision.answer.words)
         reached = "the target is met" if decision.kind == "known" else "the target is not met"
