@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/adaptive-studies.md are those of the recorded replays, which can be repeated."""
+"""The tables of docs/adaptive-studies.md are those of recorded replays, which can be repeated."""
 
 from __future__ import annotations
 

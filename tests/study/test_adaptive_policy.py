@@ -301,7 +301,13 @@ class TestGain:
         study = Made(shares=(10.0, 50.0, 100.0))
         end = study.run(Gain(3.0, 3.0))
         assert end.kind == "unreachable"
-        assert "give more --fractions" in end.why
+        assert "takes 5 levels of p up to 100 %, 3 are allowed: give more --fractions" in end.why
+        assert not study.scores
+
+    def test_a_level_below_all_fractions(self):
+        end = Made().run(Level(1.0, 5.0))
+        assert end.kind == "unreachable"
+        assert "up to 5 %, 0 are allowed" in end.why
 
     def test_level_beyond_the_fractions_is_a_forecast(self):
         study = Made(deviation=0.3, shares=SHARES[:6])

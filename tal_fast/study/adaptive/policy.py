@@ -167,16 +167,26 @@ def _from_below(target: Level, desk: Desk) -> Decision | None:
 
 
 def _pilot(desk: Desk, limit: float = ALL) -> Decision | None:
-    """Returns the next trial of the pilot that a forecast starts from; None once it is there."""
+    """Returns the next trial of the pilot that a forecast starts from; None once it is there.
+
+    A study without enough levels for one ends before it begins.
+    """
     shares = [share for share in desk.choices.shares if share <= limit]
+    there = [] if desk.curve is None else desk.curve.share.tolist()
+    if not shares or len({*shares, *there}) < LEVELS:
+        why = (
+            f"a forecast takes {LEVELS} levels of p up to {limit:g} %, {len(shares)} are allowed: "
+            "give more --fractions"
+        )
+        return Decision("unreachable", why)
     wanted: dict[float, int] = {}
     levels = len(desk.curve) if desk.curve is not None else 0
     running = {choice.share for choice in desk.situation.running}
     for share in pilot_shares(shares):
         wanted[share] = wanted.get(share, 0) + 1
         point = point_at(desk.curve, share)
-        there = (0 if point is None else point.n) + desk.situation.running_at(share)
-        if there < wanted[share] and desk.free[share]:
+        count = (0 if point is None else point.n) + desk.situation.running_at(share)
+        if count < wanted[share] and desk.free[share]:
             why = (
                 f"pilot: a forecast of the curve starts from {LEVELS} levels, the cheaper ones "
                 f"with two draws; {levels} are there"
@@ -216,7 +226,7 @@ def _no_forecast(desk: Desk) -> Decision:
     try:
         assert desk.curve is not None
         Forecast(desk.curve)
-        why = f"fewer than {LEVELS} levels of p are allowed: give more --fractions"
+        why = f"a forecast takes {LEVELS} levels of p, {len(desk.curve)} are there"
     except DataError as error:
         why = f"no curve can be laid through the trials: {error}"
     return Decision("unreachable", why)
