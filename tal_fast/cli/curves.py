@@ -140,6 +140,14 @@ def _measured(
     return found if until is None else found.until(percent(until))
 
 
+def _named_curve(text: str) -> tuple[Path, str | None]:
+    """Returns study and curve of ``STUDY:CURVE``; a path that is there is all study."""
+    study, colon, curve = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), None
+    return Path(study), curve
+
+
 @command(study_app, "fit", "tal-fast study fit --study results/hapt --picture fits.png")
 def study_fit(
     study: Measured,
@@ -293,11 +301,12 @@ def study_plan(
     candidates: Annotated[
         str, typer.Option(help="Fractions of further trials: first:last:step, or with commas.")
     ] = "0.1:1.0:0.1",
-    against: Annotated[
-        Path | None, typer.Option(help="Another model's study: which p tells who is better?")
-    ] = None,
-    against_curve: Annotated[
-        str | None, typer.Option("--against-curve", help="Its curve, or another of --study.")
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another model's pilot, STUDY or STUDY:CURVE; repeat for more. Ranks the models "
+            "and finds the smallest study that would."
+        ),
     ] = None,
     families: Families = None,
     confidence: Confidence = 0.9,
@@ -310,10 +319,11 @@ def study_plan(
     picture: Picture = None,
 ) -> None:
     """Plan from a pilot: data for a target, the next p, what an hour buys, the p that ranks."""
-    from tal_fast.curves import planning, tables
+    from tal_fast.curves import planning, ranking_tables, tables
     from tal_fast.curves.ensemble import build_ensemble
     from tal_fast.curves.extrapolation import check_confidence, check_times
     from tal_fast.curves.learning_curve import percent
+    from tal_fast.curves.ranking import rank_models
     from tal_fast.errors import ConfigError
     from tal_fast.study.shares import parse_shares
 
@@ -323,6 +333,10 @@ def study_plan(
     percents = [percent(p) for p in parse_shares("--candidates", candidates)]
     check_confidence(confidence, above=0.5)
     pilot = _measured(study, curve, repetitions, table, deviation, until)
+    others = [
+        _measured(path, name, repetitions, table, deviation, until)
+        for path, name in map(_named_curve, compare or ())
+    ]
     if goal is None:
         goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
     check_times(pilot, goal, "--goal")
@@ -333,12 +347,17 @@ def study_plan(
         _show(tables.target_table(plan))
     trials, notes = _plan_trials(ensemble, percent(goal), percents, cost, hours)
     ranking = None
-    if against is not None or against_curve is not None:
-        other = _measured(against or study, against_curve, repetitions, table, deviation)
-        ranking = planning.rank_models(pilot, other, confidence=confidence)
-        _show(tables.ranking_table(ranking))
-        print(tables.ranking_line(ranking))
+    if others:
+        known = {0: ensemble} if pilot.share[-1] < 100.0 else {}
+        ranking = rank_models(
+            [pilot, *others], confidence=confidence, forecasts=known, replicates=draws, seed=seed
+        )
+        _show(*ranking_tables.ranking_tables(ranking))
+        print("\n".join(ranking_tables.ranking_lines(ranking)))
+        notes += ranking.notes
     show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
-    content = tables.plan_dict(target=plan, ranking=ranking, **trials)
+    content = tables.plan_dict(target=plan, **trials)
+    if ranking is not None:
+        content["ranking"] = ranking_tables.ranking_dict(ranking)
     write_json(json_out, {"draws": draws, "seed": seed, **content})
     _picture_of_target(picture, plan, pilot.name)

@@ -25,6 +25,7 @@ from tal_fast.cli.app import (
 
 if TYPE_CHECKING:
     from tal_fast.study import StudyResult
+    from tal_fast.study.adaptive.targets import AdaptiveRequest
 
 
 def _print_study(result: StudyResult) -> None:
@@ -42,6 +43,8 @@ def _print_study(result: StudyResult) -> None:
         typer.echo(f"{name + ':':15} {path}")
     for note in result.notes:
         say(f"note: {note}")
+    for line in result.answer:
+        typer.echo(line)
 
 
 def _words(given: str | None) -> tuple[str, ...] | None:
@@ -62,6 +65,37 @@ def _fractions(
         raise ConfigError("--videos: expected either --fractions or --videos, got both")
     total = len(split_videos(open_dataset(data), split, seed).train)
     return fractions_of_videos(videos, total)
+
+
+def _adaptive(
+    wanted: bool,
+    target: str | None,
+    confidence: float | None,
+    hours: float | None,
+    compare_with: list[Path] | None,
+) -> AdaptiveRequest | None:
+    from tal_fast.errors import ConfigError
+    from tal_fast.study.adaptive.targets import GRAMMAR, AdaptiveRequest
+
+    of_adaptive = {
+        "--target": target,
+        "--confidence": confidence,
+        "--hours": hours,
+        "--compare-with": compare_with or None,
+    }
+    if not wanted:
+        for name, value in of_adaptive.items():
+            if value is not None:
+                raise ConfigError(f"{name}: is for a study with --adaptive")
+        return None
+    if target is None:
+        raise ConfigError(f"--adaptive: expected --target {GRAMMAR}")
+    return AdaptiveRequest(
+        target=target,
+        confidence=0.9 if confidence is None else confidence,
+        seconds=None if hours is None else 3600.0 * hours,
+        compare_with=tuple(compare_with or ()),
+    )
 
 
 @command(
@@ -153,6 +187,30 @@ def study_run(
             "of earlier calls, only weights that also came under predictions go for better ones."
         ),
     ] = "predictions",
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive", help="Choose among these trials until --target is known; not all of them."
+        ),
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --adaptive: '±1.5 at 100 %', 'gain at 3x ±3' (half of the interval, points) "
+            "or 'rank' (the order of this model and those of --compare-with)."
+        ),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of the answer of --adaptive; default 0.9.")
+    ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Of --adaptive: training time that all trials may take together."),
+    ] = None,
+    compare_with: Annotated[
+        list[Path] | None,
+        typer.Option(help="Of --target rank: another model's study; repeat for more."),
+    ] = None,
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast.study import StudySpec, run_study
@@ -179,6 +237,7 @@ def study_run(
         gpus_per_trial=gpus_per_trial,
         trust_times=trust_times,
         keep=keep,
+        adaptive=_adaptive(adaptive, target, confidence, hours, compare_with),
     )
     _print_study(run_study(spec))
 

@@ -25,6 +25,8 @@ __all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves"]
 
 # Columns that tell the curves of a study apart.
 _LABELS = ("model", "sampling", "budget", "ema")
+# Columns that tell a draw from all others.
+_DRAW = ("instances", "repetition", "seed", "videos")
 # What names the tables of a study, of trainings and of points: p and mAP in 0..1.
 _TRAININGS = ("p", "average_map", "repetition")
 _POINTS = ("p", "mean", "sd")
@@ -59,16 +61,24 @@ def _of_trainings(path: Path, rows: Sequence[Row]) -> list[CurvePoint]:
     points = []
     for share, group in sorted(levels.items()):
         draws: dict[str, list[float]] = {}
+        names: dict[str, str] = {}
         for row in group:
+            cells = row[1]
             value = percent(_part(path, row, "average_map"))
-            draws.setdefault(row[1]["repetition"], []).append(value)
+            draws.setdefault(cells["repetition"], []).append(value)
+            if set(_DRAW) <= set(cells):
+                # A draw follows from the study's seed, the repetition and p: trainings of equal
+                # seeds whose samples are as large and hold as much were drawn alike.
+                words = (cells.get("sampling") or "video", *(cells[key] for key in _DRAW))
+                names.setdefault(cells["repetition"], " ".join(words))
         known = {
             name: mean_of_known(
                 [optional_number(path, line, column, cells.get(column)) for line, cells in group]
             )
             for name, column in (("videos", "videos"), ("seconds", "total_seconds"))
         }
-        points.append(CurvePoint.of_draws(share, list(draws.values()), None, **known))
+        point = CurvePoint.of_draws(share, list(draws.values()), None, **known)
+        points.append(replace(point, names=tuple(names.values())))
     return points
 
 

@@ -104,6 +104,8 @@ class CurvePoint:
         deviation: its sample standard deviation (n - 1); None where there is none.
         n: number of draws.
         draws: average mAP of each draw; empty where only mean and deviation are known.
+        names: what tells each draw from all others; curves of the same data that share a name were
+            trained on the same sample. Empty where that is not known.
         trainings: average mAP of each training, draw by draw; empty as above.
         seed_deviation: standard deviation of trainings on the same draw, pooled; None where no
             draw has two.
@@ -124,6 +126,7 @@ class CurvePoint:
     deviation: float | None
     n: int
     draws: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
     trainings: tuple[float, ...] = ()
     seed_deviation: float | None = None
     draw_deviation: float | None = None
@@ -160,6 +163,7 @@ class CurvePoint:
             deviation=deviation,
             n=len(draws),
             draws=tuple(means),
+            names=(),
             trainings=tuple(value for draw in draws for value in draw),
             seed_deviation=seed_deviation,
             draw_deviation=draw_deviation,

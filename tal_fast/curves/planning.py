@@ -9,25 +9,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.stats import norm
 
 from tal_fast.curves.ensemble import Ensemble
-from tal_fast.curves.extrapolation import LIMIT, check_confidence
+from tal_fast.curves.extrapolation import LIMIT
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR, LearningCurve, part
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError
 from tal_fast.typing import Floats
 
 __all__ = [
     "Budget",
     "Candidate",
-    "RankLevel",
-    "Ranking",
     "TargetPlan",
     "TrialCost",
     "plan_budget",
     "plan_target",
     "rank_candidates",
-    "rank_models",
     "trial_cost",
 ]
 
@@ -314,92 +310,3 @@ def plan_budget(
         counts[index] += 1
     trials = {float(p): int(count) for p, count in zip(share, counts, strict=True) if count}
     return Budget(seconds, spent, trials, before, after)
-
-
-@dataclass(frozen=True)
-class RankLevel:
-    """How two models compare at one p.
-
-    Attributes:
-        share: p in percent.
-        difference: mean of the first minus mean of the second, points.
-        error: standard error of the difference.
-        agreement: chance that one more study with as many repetitions ranks them here as they truly
-            rank at the largest p.
-    """
-
-    share: float
-    difference: float
-    error: float
-    agreement: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """How much data tells which of two models is better.
-
-    Attributes:
-        first: name.
-        second: name.
-        levels: the common levels, rising.
-        certainty: chance that the order at the largest p is what it seems.
-        enough: smallest p in percent from which on every level agrees with the confidence asked
-            for; None if there is none, or if the order at the largest p is not certain enough.
-        confidence: what was asked for.
-    """
-
-    first: str
-    second: str
-    levels: tuple[RankLevel, ...]
-    certainty: float
-    enough: float | None
-    confidence: float
-
-
-def rank_models(first: LearningCurve, second: LearningCurve, *, confidence: float = 0.9) -> Ranking:
-    """Finds the smallest p at which two models rank as at the largest common p.
-
-    Args:
-        first: one model's curve.
-        second: the other's; levels that only one has are left out.
-        confidence: what a level has to reach.
-
-    Raises:
-        DataError: they have fewer than two levels in common, or one has no repetitions.
-        ConfigError: the confidence is not between 0.5 and 1.
-    """
-    check_confidence(confidence, above=0.5)
-    for curve in (first, second):
-        if math.isnan(curve.pooled_deviation):
-            raise DataError(
-                f"{curve.name}: expected repetitions at some level, got none: a difference cannot "
-                "be told from chance"
-            )
-    shares = np.intersect1d(np.round(first.share, 6), np.round(second.share, 6))
-    if len(shares) < 2:
-        raise DataError(
-            f"{first.name}, {second.name}: expected at least two common levels of p, "
-            f"got {len(shares)}"
-        )
-    at_first = np.searchsorted(np.round(first.share, 6), shares)
-    at_second = np.searchsorted(np.round(second.share, 6), shares)
-    difference = first.mean[at_first] - second.mean[at_second]
-    variance = first.standard_error[at_first] ** 2 + second.standard_error[at_second] ** 2
-    error = np.sqrt(variance)
-    winner = 1.0 if difference[-1] >= 0.0 else -1.0
-    certainty = float(norm.cdf(winner * difference[-1] / error[-1]))
-    # A new study errs as much as this one, whose own error comes on top.
-    same = norm.cdf(winner * difference / np.sqrt(2.0 * variance))
-    agreement = same * certainty + (1.0 - same) * (1.0 - certainty)
-    # The last level is the reference: it agrees as far as its order is certain.
-    agreement[-1] = certainty
-    good = agreement >= confidence
-    enough = None
-    if good[-1]:
-        wrong = np.flatnonzero(~good)
-        enough = float(shares[wrong[-1] + 1 if len(wrong) else 0])
-    levels = tuple(
-        RankLevel(float(p), float(d), float(e), float(a))
-        for p, d, e, a in zip(shares, difference, error, agreement, strict=True)
-    )
-    return Ranking(first.name, second.name, levels, certainty, enough, confidence)

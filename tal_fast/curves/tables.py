@@ -14,7 +14,7 @@ from tal_fast.curves.learning_curve import LAST, LearningCurve, percent
 if TYPE_CHECKING:  # scipy comes with them, and a study needs none for its own tables
     from tal_fast.curves.extrapolation import Extrapolation
     from tal_fast.curves.fit import CurveFit
-    from tal_fast.curves.planning import Budget, Candidate, Ranking, TargetPlan, TrialCost
+    from tal_fast.curves.planning import Budget, Candidate, TargetPlan, TrialCost
 
 __all__ = [
     "backtest_table",
@@ -32,8 +32,6 @@ __all__ = [
     "number",
     "plain",
     "plan_dict",
-    "ranking_line",
-    "ranking_table",
     "share_cell",
     "table_of",
     "target_table",
@@ -340,45 +338,11 @@ def budget_line(budget: Budget, goal: float, cost: TrialCost) -> str:
     )
 
 
-def ranking_table(found: Ranking) -> Table:
-    """Returns how two models compare at every common p."""
-    table = table_of(
-        f"{found.first} minus {found.second}, mAP in points",
-        [],
-        ["p", "difference", "s.e.", "ranks as at the largest p"],
-    )
-    for level in found.levels:
-        table.add_row(
-            f"{level.share:g} %", f"{level.difference:+.2f}", f"{level.error:.2f}",
-            share_cell(level.agreement),
-        )  # fmt: skip
-    return table
-
-
-def ranking_line(found: Ranking) -> str:
-    """Returns the answer in words."""
-    last = found.levels[-1]
-    better = found.first if last.difference >= 0 else found.second
-    if found.certainty < found.confidence:
-        return (
-            f"at {last.share:g} % the two cannot be told apart: {better} leads by "
-            f"{abs(last.difference):.2f} ± {last.error:.2f} (s.e.), the right order with "
-            f"{found.certainty:.0%}"
-        )
-    if found.enough is None or found.enough == last.share:
-        return f"{better} leads at {last.share:g} %, and no smaller p ranks them so for certain"
-    return (
-        f"{better} leads at {last.share:g} %, and from p = {found.enough:g} % on every level ranks "
-        f"them so with at least {found.confidence:.0%}"
-    )
-
-
 def plan_dict(
     *,
     target: TargetPlan | None,
     candidates: Sequence[Candidate],
     budget: Budget | None,
-    ranking: Ranking | None,
     goal: float,
     cost: TrialCost,
 ) -> dict[str, Any]:
@@ -408,10 +372,5 @@ def plan_dict(
         content["budget"] = {
             **vars(budget),
             "trials": {f"{share:g}": count for share, count in budget.trials.items()},
-        }
-    if ranking is not None:
-        content["ranking"] = {
-            **vars(ranking),
-            "levels": [vars(level) for level in ranking.levels],
         }
     return plain(content)

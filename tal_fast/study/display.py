@@ -27,7 +27,7 @@ class StudyDisplay:
     On a terminal this is a live block below one line per finished trial, elsewhere the lines alone.
 
     Args:
-        tasks: the trials that this call runs.
+        tasks: the trials that this call runs, as far as they are known; see :meth:`expect`.
         already: trials that were finished before.
         console: where to print.
     """
@@ -54,6 +54,12 @@ class StudyDisplay:
             refresh_per_second=2,
         )
         self._total = self._progress.add_task("trials", total=self._all, completed=already, note="")
+
+    def expect(self, task: TrialTask) -> None:
+        """Takes in a trial that was chosen on the way."""
+        self._all += 1
+        self._cost[task.trial.name] = task.trial.cost
+        self._progress.update(self._total, total=self._all)
 
     def __enter__(self) -> StudyDisplay:
         self._progress.start()

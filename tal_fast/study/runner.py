@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -28,6 +28,9 @@ from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
 from tal_fast.study.trial import TrialRecord, TrialTask
 
+if TYPE_CHECKING:
+    from tal_fast.study.adaptive.steering import Steering
+
 __all__ = ["StudyResult", "report_study", "run_study"]
 
 
@@ -41,6 +44,7 @@ class StudyResult:
         reused: trials that were there already.
         files: the files written: curve.csv, trials.csv, and the pictures and page if possible.
         notes: what could not be made, and how to get it.
+        answer: of an adaptive study: what it found out, what that cost, what would come next.
     """
 
     curves: list[LearningCurve]
@@ -48,6 +52,7 @@ class StudyResult:
     reused: int
     files: dict[str, Path]
     notes: list[str] = field(default_factory=list)
+    answer: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def _failure_log(out: Path, outcome: Outcome) -> Path:
 def _run_trials(
     out: Path,
     place: _Place,
-    tasks: Sequence[TrialTask],
+    tasks: Sequence[TrialTask] | Steering,
     already: int,
     console: Console,
     best: BestCheckpoints | None,
@@ -118,13 +123,23 @@ def _run_trials(
     """Runs the trials; returns the failed ones."""
     failed: list[Outcome] = []
     succeeded = 0
+    steering = tasks if callable(tasks) else None
+    known = () if callable(tasks) else tasks
+    display = StudyDisplay(known, already=already, console=console)
+
+    def chosen() -> TrialTask | None:
+        task = None if steering is None else steering()
+        if task is not None:
+            display.expect(task)
+        return task
+
+    supply = known if steering is None else chosen
     # Closing the generator is what stops the pool, whatever ends the loop.
-    with (
-        StudyDisplay(tasks, already=already, console=console) as display,
-        contextlib.closing(place.executor.run(tasks, display.progress)) as outcomes,
-    ):
+    with display, contextlib.closing(place.executor.run(supply, display.progress)) as outcomes:
         for outcome in outcomes:
             display.finished(outcome)
+            if steering is not None:
+                steering.take(outcome)
             if outcome.error is None:
                 succeeded += 1
                 if best is not None and outcome.record is not None:
@@ -189,6 +204,7 @@ class _Study:
             _check_same(plan, study, facts, console)
         self.records = store.scan_trials(self._out / store.TRIALS, plan.hash)
         self._runs = [] if study is None else list(study["runs"])
+        self.answer: list[str] = []
         for note in plan.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         # Before study.yaml: without it a study is of an older version.
@@ -208,19 +224,26 @@ class _Study:
         # Also where nothing is to run: a killed run may have left weights of two trials of a level.
         keeps_best = plan.spec.keep == "predictions"
         best = BestCheckpoints(root, self.records.values()) if keeps_best else None
-        tasks = [plan.task(trial) for trial in plan.trials if trial.name not in self.records]
-        if not tasks:
+        steering = self._steering()
+        tasks: list[TrialTask] = []
+        if steering is None:
+            tasks = [plan.task(trial) for trial in plan.trials if trial.name not in self.records]
+            count, already = f"{len(tasks)} of {asked} trials to run", asked - len(tasks)
+        else:
+            count, already = f"target {steering.target}: up to {asked} trials", len(self.records)
+        if not tasks and (steering is None or steering.look().ends):
+            self._finish(steering)
             return 0, []
         with _place(plan, self._console) as place:
             self._console.print(
-                f"{len(tasks)} of {asked} trials to run, {place.words}, {plan.threads} "
+                f"{count}, {place.words}, {plan.threads} "
                 f"{'thread' if plan.threads == 1 else 'threads'} each",
                 highlight=False,
             )
             root.mkdir(exist_ok=True)
             with self._noted(place):
-                already = asked - len(tasks)
-                failed = _run_trials(self._out, place, tasks, already, self._console, best)
+                source = tasks if steering is None else steering
+                failed = _run_trials(self._out, place, source, already, self._console, best)
         if best is not None and best.replaced:
             self._console.print(
                 f"note: weights of earlier trials of --keep predictions went, since a better trial "
@@ -229,7 +252,21 @@ class _Study:
                 highlight=False,
                 soft_wrap=True,
             )
-        return len(tasks), failed
+        if not failed:
+            self._finish(steering)
+        return len(tasks) if steering is None else steering.started, failed
+
+    def _steering(self) -> Steering | None:
+        if self._plan.spec.adaptive is None:
+            return None
+        from tal_fast.study.adaptive.steering import Steering
+
+        return Steering(self._plan, self.records)
+
+    def _finish(self, steering: Steering | None) -> None:
+        self.answer = [] if steering is None else steering.finish()
+        if steering is not None and not self.records:
+            raise ConfigError(f"--adaptive: no trial was run: {self.answer[0]}")
 
     @contextlib.contextmanager
     def _noted(self, place: _Place) -> Iterator[None]:
@@ -297,7 +334,8 @@ def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult
                 _sum_up(out, study.records)
             _raise_failures(out, failed)
         result = _sum_up(out, study.records, again=bool(ran))
-        return dataclasses.replace(result, ran=ran, reused=len(plan.trials) - ran)
+        reused = (len(plan.trials) if spec.adaptive is None else len(study.records)) - ran
+        return dataclasses.replace(result, ran=ran, reused=reused, answer=study.answer)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import yaml
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.study import trial as trials
+from tal_fast.study.adaptive.targets import AdaptiveRequest
 from tal_fast.study.execution.local import threads_per_job
 from tal_fast.study.execution.store import TRIALS, hash_settings
 from tal_fast.study.sampling import (
@@ -80,6 +81,7 @@ class StudySpec:
             than then, since they hold the same.
         keep: what stays on disk of the trials that this request runs
             (:mod:`tal_fast.study.execution.run_trial`).
+        adaptive: what to find out with as few of the trials as do; None runs all of them.
     """
 
     data: Path
@@ -101,6 +103,7 @@ class StudySpec:
     gpus_per_trial: float | None = None
     trust_times: bool = False
     keep: str = "predictions"
+    adaptive: AdaptiveRequest | None = None
 
     def command(self) -> str:
         """Returns the command line that asks for this study."""
@@ -122,12 +125,13 @@ class StudySpec:
             ("jobs", self.jobs),
             ("threads", self.threads),
             ("keep", None if self.keep == "predictions" else self.keep),
+            *(() if self.adaptive is None else self.adaptive.options()),
             ("out", self.out),
         ]
         words = ["tal-fast", "study", "run"]
         for name, value in options:
             if value is not None:
-                words += [f"--{name}", str(value)]
+                words += [f"--{name}", *([str(value)] if value != "" else [])]
         return shlex.join(words)
 
     def check(self) -> None:
@@ -153,6 +157,14 @@ class StudySpec:
             )
         if self.ray is None and self.gpus_per_trial is not None:
             raise ConfigError("gpus per trial: is for a study on a Ray cluster (--ray)")
+        if self.adaptive is not None:
+            self.adaptive.check()
+            for name, several in (("sampling", self.samplings), ("budget", self.budgets or ())):
+                if len(several) > 1:
+                    raise ConfigError(
+                        f"--adaptive: expected one {name}, got {', '.join(several)}: what is asked "
+                        "is asked of one curve"
+                    )
         if "training.seed" in self.overrides:
             raise ConfigError(
                 "training.seed: a study gives every trial its own seed; use --seed for the study's"
@@ -266,7 +278,9 @@ class StudyPlan:
             "seeds": spec.seeds,
             "samplings": list(spec.samplings),
             "budgets": list(self.budgets),
-            "trials": len(self.trials),
+            # An adaptive study asks for no certain number: whatever is there is all of it.
+            "trials": 0 if spec.adaptive is not None else len(self.trials),
+            **({} if spec.adaptive is None else {"target": spec.adaptive.target}),
         }
 
 

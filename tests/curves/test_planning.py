@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 from made_curves import HAPT, LEVELS, curve
-from scipy.stats import norm
 
 from tal_fast import cli
 from tal_fast.curves.ensemble import build_ensemble
@@ -18,10 +17,9 @@ from tal_fast.curves.planning import (
     plan_budget,
     plan_target,
     rank_candidates,
-    rank_models,
     trial_cost,
 )
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError
 
 
 def saturating(x):
@@ -156,53 +154,6 @@ class TestBudget:
             plan_budget(pilot, [100.0], 100.0, self.COST, 0.0)
 
 
-class TestRanking:
-    def test_by_hand(self):
-        first = curve([10, 30, 50], [10, 50, 100], deviation=math.sqrt(5), name="A")
-        second = curve([20, 28, 40], [10, 50, 100], deviation=math.sqrt(5), name="B")
-        found = rank_models(first, second)
-        assert [level.difference for level in found.levels] == [-10, 2, 10]
-        assert all(level.error == pytest.approx(math.sqrt(2)) for level in found.levels)
-        assert found.certainty == pytest.approx(norm.cdf(10 / math.sqrt(2)))
-        assert found.levels[1].agreement == pytest.approx(norm.cdf(2 / 2), abs=1e-6)
-        assert found.levels[0].agreement == pytest.approx(0, abs=1e-6)
-        assert found.enough == 100  # 84 % at p = 50 %
-        assert rank_models(first, second, confidence=0.8).enough == 50
-
-    def test_agreement_is_how_often_a_new_study_agrees(self):
-        first = curve([10, 30, 50], [10, 50, 100], deviation=2.0)
-        second = curve([9, 29, 40], [10, 50, 100], deviation=2.0)
-        level = rank_models(first, second).levels[1]
-        # Given the difference of 1 that was seen, the true one lies around it, and a new one
-        # around that.
-        rng = np.random.default_rng(0)
-        true = 1.0 + level.error * rng.standard_normal(200_000)
-        again = true + level.error * rng.standard_normal(200_000)
-        assert level.agreement == pytest.approx((again > 0).mean(), abs=0.005)
-
-    def test_undecided_at_the_end(self):
-        first = curve([10, 30, 50], [10, 50, 100], name="A")
-        second = curve([20, 40, 50.1], [10, 50, 100], name="B")
-        found = rank_models(first, second)
-        assert found.certainty < 0.9
-        assert found.enough is None
-
-    def test_only_common_levels(self):
-        first = curve([10, 30, 50], [10, 50, 100])
-        second = curve([9, 29], [50, 100])
-        assert [level.share for level in rank_models(first, second).levels] == [50, 100]
-        with pytest.raises(DataError, match="at least two common levels of p, got 1"):
-            rank_models(first, curve([9, 29], [20, 100]))
-
-    def test_refused(self):
-        known = curve([10, 30, 50], [10, 50, 100])
-        once = curve([10, 30, 50], [10, 50, 100], deviation=math.nan, name="once")
-        with pytest.raises(DataError, match="once: expected repetitions"):
-            rank_models(known, once)
-        with pytest.raises(ConfigError, match=r"between 0.5 and 1, got 0.4"):
-            rank_models(known, known, confidence=0.4)
-
-
 def run(capsys, *arguments) -> tuple[int, str, str]:
     status = cli.main(["study", "plan", *(str(a) for a in arguments)])
     captured = capsys.readouterr()
@@ -213,7 +164,7 @@ class TestCommand:
     def test_everything(self, capsys, tmp_path):
         status, out, _ = run(
             capsys, "--study", HAPT, "--until", 0.5, "--target", 83, "--hours", 0.2,
-            "--against", HAPT, "--draws", 100,
+            "--compare", HAPT, "--draws", 100,
             "--json", tmp_path / "p.json", "--picture", tmp_path / "p.png",
         )  # fmt: skip
         assert status == 0

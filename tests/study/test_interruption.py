@@ -137,7 +137,7 @@ def test_ctrl_c_of_trials_that_do_not_listen(spec, monkeypatch):
     "begin",
     [
         lambda logs: DriverProcess({}, logs),
-        lambda logs: next(LocalPool(1, threads=1, logs=logs).run([None], print)),
+        lambda logs: next(LocalPool(1, threads=1, logs=logs).run(["a task"], print)),
     ],
     ids=["Ray's driver", "worker"],
 )

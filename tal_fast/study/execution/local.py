@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.errors import ConfigError, TalFastError
-from tal_fast.study.execution.messages import ChildProcess, Outcome, Progress
+from tal_fast.study.execution.messages import (
+    ChildProcess,
+    Outcome,
+    Progress,
+    Supply,
+    supply_of,
+)
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.trial import TrialTask
 
@@ -64,9 +70,12 @@ class InProcess:
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
 
-    def run(self, tasks: Sequence[TrialTask], progress: Progress) -> Generator[Outcome, None, None]:
+    def run(
+        self, tasks: Sequence[TrialTask] | Supply, progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """Yields the outcome of each task in order."""
-        for task in tasks:
+        take = supply_of(tasks)
+        while (task := take()) is not None:
             try:
                 record = execute_trial(task, dataset=self._dataset, progress=progress)
             except Exception as error:
@@ -127,26 +136,32 @@ class LocalPool:
         self._threads = threads
         self._logs = logs
 
-    def run(self, tasks: Sequence[TrialTask], progress: Progress) -> Generator[Outcome, None, None]:
+    def run(
+        self, tasks: Sequence[TrialTask] | Supply, progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """Yields outcomes as trials end; a worker that dies fails its trial and is replaced."""
-        waiting = deque(tasks)
+        take = supply_of(tasks)
         messages: queue.Queue[Any] = queue.Queue()
-        workers: list[_Worker] = []
+        workers: dict[int, _Worker] = {}
+        idle = deque(range(self._jobs))
         gpus = visible_gpus(os.environ)
         self._logs.mkdir(parents=True, exist_ok=True)
 
-        def start(index: int) -> _Worker:
-            log = self._logs / f"worker{index}.log"
-            worker = _Worker(index, self._threads, log, messages, gpus)
-            worker.give(waiting.popleft())
-            return worker
+        def fill() -> None:
+            while idle and (task := take()) is not None:
+                index = idle.popleft()
+                worker = workers.get(index)
+                if worker is None or worker.process.poll() is not None:
+                    if worker is not None:
+                        worker.end(0.0)
+                    log = self._logs / f"worker{index}.log"
+                    worker = workers[index] = _Worker(index, self._threads, log, messages, gpus)
+                worker.give(task)
 
         finished = False
         try:
-            for index in range(min(self._jobs, len(waiting))):
-                workers.append(start(index))
-            running = len(workers)
-            while running:
+            fill()
+            while len(idle) < self._jobs:
                 worker, message = messages.get()
                 if message is None:
                     outcome = self._died(worker)
@@ -158,18 +173,13 @@ class LocalPool:
                 else:
                     worker.task = None
                     outcome = Outcome.of_message(message)
-                # The next trial starts before the outcome is looked at: no core waits for it.
-                if not waiting:
-                    running -= 1
-                elif worker.process.poll() is None and message is not None:
-                    worker.give(waiting.popleft())
-                else:
-                    worker.end(0.0)
-                    workers[worker.index] = start(worker.index)
+                idle.append(worker.index)
+                # Before the next trial starts: the outcome may decide which one that is.
                 yield outcome
+                fill()
             finished = True
         finally:
-            self._stop(workers, finished)
+            self._stop(list(workers.values()), finished)
 
     def _died(self, worker: _Worker) -> Outcome | None:
         status = worker.process.wait()

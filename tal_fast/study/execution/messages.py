@@ -26,15 +26,29 @@ __all__ = [
     "Executor",
     "Outcome",
     "Progress",
+    "Supply",
     "Throttle",
     "failure",
     "describe_error",
     "is_environment_error",
     "rebuild_error",
+    "supply_of",
 ]
 
 Progress = Callable[[str, dict[str, Any]], None]
 """Receives (trial name, the fields of a progress event)."""
+
+Supply = Callable[[], TrialTask | None]
+"""Chooses the next task, None where there is none now. Asked at the beginning, and again once the
+outcome of a trial was taken; a run is over when nothing runs and there is none."""
+
+
+def supply_of(tasks: Sequence[TrialTask] | Supply) -> Supply:
+    """Returns a supply of tasks that may have been chosen before."""
+    if callable(tasks):
+        return tasks
+    waiting = iter(tasks)
+    return lambda: next(waiting, None)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,9 @@ class Outcome:
 class Executor(Protocol):
     """Runs tasks somewhere."""
 
-    def run(self, tasks: Sequence[TrialTask], progress: Progress) -> Generator[Outcome, None, None]:
+    def run(
+        self, tasks: Sequence[TrialTask] | Supply, progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """Yields an outcome per task as trials end, in any order.
 
         Closing the generator, or an exception in it (Ctrl-C), stops the running trials and leaves

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import queue
 import socket
@@ -28,7 +29,7 @@ import tal_fast
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study.execution.local import GRACE_SECONDS
-from tal_fast.study.execution.messages import Outcome, Progress
+from tal_fast.study.execution.messages import Outcome, Progress, Supply, supply_of
 from tal_fast.study.execution.ray.process import DriverProcess, short_directory_if_needed
 from tal_fast.study.trial import TrialTask
 
@@ -173,6 +174,7 @@ class RayCluster:
             raise MissingExtraError("ray", "ray", "a study over several machines")
         self._logs = logs
         self._notify = notify
+        self._at_most = at_most
         self._connect_seconds = connect_seconds
         self._token = f"{_TOKEN}{uuid.uuid4().hex}"
         self._options = {
@@ -234,7 +236,9 @@ class RayCluster:
         if driver is not None:
             driver.end(seconds)
 
-    def run(self, tasks: Sequence[TrialTask], progress: Progress) -> Generator[Outcome, None, None]:
+    def run(
+        self, tasks: Sequence[TrialTask] | Supply, progress: Progress
+    ) -> Generator[Outcome, None, None]:
         """Yields outcomes as trials end; a trial whose machine is lost goes on elsewhere.
 
         Raises:
@@ -244,16 +248,35 @@ class RayCluster:
         """
         if not tasks:
             return
-        roots = sorted({Path(os.path.abspath(task.root)) for task in tasks})
+        take = supply_of(tasks)
+        roots: set[Path] = set()
         finished: list[Path] = []
-        try:
-            self.connect()
+        by_name: dict[str, Path] = {}
+        missing: set[str] = set()
+
+        def feed(slots: float) -> None:
+            new = []
+            while len(missing) < slots and (task := take()) is not None:
+                new.append(_absolute(task))
+                by_name[task.trial.name] = Path(task.root)
+                missing.add(task.trial.name)
+            if not new:
+                return
             assert self._driver is not None
-            self._show_tokens(roots)
-            self._driver.feed([_absolute(task) for task in tasks])
-            by_name = {task.trial.name: Path(task.root) for task in tasks}
-            missing = set(by_name)
+            unseen = {Path(task.root) for task in new} - roots
+            self._show_tokens(sorted(unseen))
+            roots.update(unseen)
+            self._driver.feed(new)
+
+        try:
+            facts = self.connect()
+            # What was chosen before goes at once, so that the cluster has the next trial ready.
+            slots = math.inf
+            if callable(tasks):
+                slots = facts.slots if self._at_most is None else min(facts.slots, self._at_most)
+            feed(slots)
             while missing:
+                assert self._driver is not None
                 message = self._driver.receive(_SECONDS_OF_SILENCE)
                 if "progress" in message:
                     progress(message["trial"], message["progress"])
@@ -266,6 +289,7 @@ class RayCluster:
                     if "done" in message:
                         finished.append(by_name[name] / name)
                     yield Outcome.of_message(message)
+                    feed(slots)
             _wait_for(finished)
         except queue.Empty:
             self.close(seconds=0.0)
