@@ -237,6 +237,14 @@ def _insights(python: str, folder: Path) -> list[Step]:
             [*pytest, "--collect-only", "-m", "not slow and not compile", "tests/ops"],
         ),
         Step(
+            "steps",
+            "training steps as CUDA graphs give the weights of eager ones; how long they take",
+            [*pytest, "-m", "gpu", "tests/training/test_cuda_graph.py"],
+            60,
+            [*pytest, "tests/training/test_cuda_graph.py"],
+            needs="pydantic",  # of all that training imports, the one that is often not there
+        ),
+        Step(
             "compiled",
             "beside the peers that torch.compile makes, and under torch.compile",
             _bench(python, folder, "compiled", "--peers", "compiled", "--seconds", "100"),

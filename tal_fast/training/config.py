@@ -50,6 +50,11 @@ def _modes(given: Any) -> Any:
     return tuple(modes)
 
 
+def _off(given: Any) -> Any:
+    """Reads ``off``, which YAML calls false."""
+    return "off" if given is False else given
+
+
 EmaMode = Literal["off", "plain", "warmup", "corrected"]
 EmaModes = Annotated[tuple[EmaMode, ...], BeforeValidator(_modes)]
 
@@ -97,6 +102,8 @@ class TrainingConfig:
         check_every: steps between two ratings of the held-out videos; None rates after each epoch,
             or every 50 steps where no number of epochs is set.
         device: ``auto`` takes CUDA where there is one.
+        cuda_graph: ``auto`` records whole steps as CUDA graphs and replays them, where device and
+            model allow it, and says why not elsewhere (:mod:`tal_fast.training.cuda_graph`).
         tensorboard: ``auto`` writes events where TensorBoard is installed.
     """
 
@@ -124,6 +131,7 @@ class TrainingConfig:
     holdout: Share = 0.0
     check_every: Positive | None = None
     device: str = "auto"
+    cuda_graph: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "off"
     tensorboard: Literal["auto", "never"] = "auto"
 
 
