@@ -238,11 +238,20 @@ def _insights(python: str, folder: Path) -> list[Step]:
         ),
         Step(
             "steps",
-            "training steps as CUDA graphs give the weights of eager ones; how long they take",
+            "training steps as CUDA graphs give the weights of those that run as they are",
             [*pytest, "-m", "gpu", "tests/training/test_cuda_graph.py"],
             60,
             [*pytest, "tests/training/test_cuda_graph.py"],
             needs="pydantic",  # of all that training imports, the one that is often not there
+        ),
+        Step(
+            "training",
+            "how long steps of the models take with and without a CUDA graph",
+            _bench(python, folder, "training", "--parts", "training", "--seconds", "45"),
+            60,
+            _bench(python, folder, "training", "--parts", "training", "--rehearse"),
+            needs="pydantic",
+            bench="training",
         ),
         Step(
             "compiled",

@@ -48,8 +48,8 @@ def test_every_step_is_listed_in_the_order_of_its_worth():
     names = [re.findall(r"^\d+\. ([a-z. ]+):", text, re.MULTILINE) for text in (first, second)]
     assert names[0] == ["build", "link", "bits", "kernels", "peers"]
     assert names[1] == [
-        "build", "link", "profile", "memcheck", "racecheck", "parity", "steps", "compiled",
-        "torch.compile",
+        "build", "link", "profile", "memcheck", "racecheck", "parity", "steps", "training",
+        "compiled", "torch.compile",
     ]  # fmt: skip
 
 

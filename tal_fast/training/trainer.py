@@ -9,9 +9,8 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -37,78 +36,13 @@ from tal_fast.training.late import LateNumbers, Read
 from tal_fast.training.resume import read_state
 from tal_fast.training.start import fresh_model, instances_of, training_loader
 from tal_fast.training.step import Stepper, diverged
+from tal_fast.training.told import MadeStep, ProgressEvent, TrainingSummary
 
-__all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
+__all__ = ["Trainer"]
 
 # After an epoch the state is saved, unless the epochs are so short that saving would take more than
 # about this share of the time.
 _SAVING_SHARE = 0.02
-
-
-@dataclass(frozen=True)
-class ProgressEvent:
-    """What a running experiment tells.
-
-    Attributes:
-        stage: ``train``, ``predict`` or ``evaluate``.
-        step: steps (clips in ``predict``) done.
-        total_steps: of how many.
-        epoch: current epoch, from 1.
-        epochs: of how many, as far as can be told.
-        losses: of that step.
-        clips_per_second: of this run so far.
-        seconds_left: of this stage.
-    """
-
-    stage: str
-    step: int
-    total_steps: int
-    epoch: int = 0
-    epochs: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
-    clips_per_second: float = 0.0
-    seconds_left: float = math.nan
-
-
-class _Step(NamedTuple):
-    """Whose numbers are read, perhaps some steps later.
-
-    Attributes:
-        step: its number, from 1.
-        epoch: from 0.
-        when: names it in messages.
-        videos: of its clips.
-    """
-
-    step: int
-    epoch: int
-    when: str
-    videos: list[str]
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a training took.
-
-    Attributes:
-        checkpoint: file of the final (or best) weights, of the first mode of averaging.
-        checkpoints: the files of all modes.
-        epochs: passes over the clips, the last perhaps in part.
-        steps: optimiser steps.
-        windows: training clips (windows, crops or videos, as the model takes them).
-        seconds: wall-clock time of the training, earlier interrupted parts included.
-        best_epoch: epoch whose weights were kept, from 1; the last one without a hold-out.
-        held_out: mode -> average mAP of its weights in the held-out videos; empty without.
-    """
-
-    checkpoint: Path
-    checkpoints: dict[str, Path]
-    epochs: int
-    steps: int
-    windows: int
-    seconds: float
-    best_epoch: int
-    held_out: dict[str, float]
 
 
 class Trainer:
@@ -263,7 +197,7 @@ class Trainer:
         self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}  # of the losses of the epoch so far
-        self.numbers: LateNumbers[_Step] = LateNumbers(self.device)
+        self.numbers: LateNumbers[MadeStep] = LateNumbers(self.device)
         self._clips_seen = 0
         self._ratings: dict[str, float] = {}  # of the held-out videos, the epoch's last
         self._checked = 0  # step of the last rating of the held-out videos
@@ -445,19 +379,19 @@ class Trainer:
 
     def _step(
         self, batch: Batch, epoch: int, interrupted: Callable[[], bool]
-    ) -> tuple[list[Read[_Step]], bool]:
+    ) -> tuple[list[Read[MadeStep]], bool]:
         """Makes a step; returns what is known by now, and whether any process wants to stop."""
         self.step += 1
         when = self._when()
         values = self.stepper.run(batch, when)
-        self.numbers.put(values, _Step(self.step, epoch, when, batch.videos))
+        self.numbers.put(values, MadeStep(self.step, epoch, when, batch.videos))
         found = self.numbers.ready()
         self._check_finite(found)
         seconds = time.perf_counter() - self._began if distributed.is_first() else 0.0
         found, self.seconds, stop = self._added_up(found, seconds, interrupted())
         return found, stop
 
-    def _check_finite(self, found: Sequence[Read[_Step]]) -> None:
+    def _check_finite(self, found: Sequence[Read[MadeStep]]) -> None:
         for numbers, made in found:
             for key, value in numbers.items():
                 # Under a gradient scaler that is how a too large scale shows; it leaves out the
@@ -468,8 +402,8 @@ class Trainer:
                     raise diverged(what, made.when, key, made.videos)
 
     def _added_up(
-        self, found: list[Read[_Step]], seconds: float, stop: bool
-    ) -> tuple[list[Read[_Step]], float, bool]:
+        self, found: list[Read[MadeStep]], seconds: float, stop: bool
+    ) -> tuple[list[Read[MadeStep]], float, bool]:
         """Adds up what the processes know, and the losses over the epoch.
 
         Args:
@@ -496,7 +430,7 @@ class Trainer:
                 self.sums[key] = self.sums.get(key, 0.0) + value
         return whole, seconds, stopping > 0
 
-    def _report(self, read: Read[_Step]) -> None:
+    def _report(self, read: Read[MadeStep]) -> None:
         self._clips_seen += min(self.config.training.batch_size, len(self.clips))
         if self.progress is None:
             return
