@@ -296,7 +296,7 @@ class Call:
         return entry
 
     def _run(self, step: Step, command: list[str]) -> dict[str, Any]:
-        limit = 4 * step.limit if self.rehearse else min(step.limit, self._left())
+        limit = 10 * step.limit if self.rehearse else min(step.limit, self._left())
         return run(step, command, limit)
 
     def _sources(self) -> str:
