@@ -27,6 +27,7 @@ __all__ = [
     "TrainingConfig",
     "config_from_dict",
     "config_to_dict",
+    "deciding",
     "load_config",
     "parse_overrides",
     "preset",
@@ -247,6 +248,18 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the settings as nested dicts of plain values (tuples become lists)."""
     sections = plain(asdict(config.detector))
     return {"name": config.name, **sections, "training": plain(asdict(config.training))}
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what :func:`config_to_dict` gave without what changes nothing.
+
+    ``training.cuda_graph=off`` is training as it was before there was a choice, so that studies and
+    interrupted trainings from then go on.
+    """
+    training = dict(settings["training"])
+    if training.get("cuda_graph") == "off":
+        del training["cuda_graph"]
+    return {**settings, "training": training}
 
 
 def save_config(config: ExperimentConfig, path: str | Path) -> None:

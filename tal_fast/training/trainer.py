@@ -26,7 +26,7 @@ from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import save_model, write_checkpoint
-from tal_fast.training.config import EmaMode, ExperimentConfig, config_to_dict
+from tal_fast.training.config import EmaMode, ExperimentConfig, config_to_dict, deciding
 from tal_fast.training.device import resolve_device
 from tal_fast.training.events import EventWriter
 from tal_fast.training.finite import not_finite_weights
@@ -205,7 +205,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "config": config_to_dict(self.config),
+            "config": deciding(config_to_dict(self.config)),
             "videos": self.videos,
             "positions": self.positions,
             **({} if self._code is None else {"code": self._code}),

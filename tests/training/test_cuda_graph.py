@@ -316,6 +316,16 @@ def test_the_setting():
         settings("tadtr-small", "training.cuda_graph=on")
 
 
+def test_trainings_without_a_graph_are_those_of_before():
+    from tal_fast.training.config import config_to_dict, deciding
+
+    off = deciding(config_to_dict(settings("tadtr-small")))
+    auto = deciding(config_to_dict(settings("tadtr-small", "training.cuda_graph=auto")))
+    assert "cuda_graph" not in off["training"]
+    assert auto["training"].pop("cuda_graph") == "auto"
+    assert auto == off
+
+
 def test_a_saved_state_holds_numbers_and_goes_on(as_on_a_gpu):
     config, (batch, after) = settings("tadtr-small"), batches("tadtr-small", 2)
     first = Stepper(new_model(config), config, CallRecorder())
