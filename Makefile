@@ -111,8 +111,9 @@ cuda-link: $(LINK_BIN)/python  ## Link the CUDA kernels against a CUDA build of 
 	  --no-deps --target $(LINK)/site .
 	cd $(LINK) && PYTHONPATH=site venv/bin/python $(CURDIR)/tests/cuda/link_check.py
 
-# Everything that only a GPU can show, offline; GPU_CHECK=--dry-run lists the steps.
-gpu-check:  ## On a GPU: build, parity, determinism, graphs, sanitizer, benchmarks, profile
+# Everything that only a GPU can show, offline, in two calls of 300 and 400 s; GPU_CHECK=--dry-run
+# lists the steps, GPU_CHECK='--call 1' runs the first.
+gpu-check:  ## On a GPU: build, bits, benchmarks beside predictions; profile, sanitizer, parity, peers
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 lint: $(STAMP)  ## ruff, mypy, clang-format (changes nothing)

@@ -10,15 +10,18 @@
 
 Contenders take turns, medians count, and each peer's result is compared with ours first: a failed
 comparison leaves the peer's error in the row instead of a time. Shapes whose data fit the L2 cache
-are timed with it warm, as they are in training; the others with a flushed one in between.
+are timed with it warm, as they are in training; the others with a flushed one in between. The file
+is written anew after every row: whatever ends this, it holds all that was measured.
+``--parts training`` times steps of the models with and without a CUDA graph; it is no default.
 ``--rehearse`` runs everything on the CPU with tiny shapes and host clocks: a check of this file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -30,173 +33,15 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gpu_harness import Bench, Call, close
-from peers import PeerMissingError, gpu_attention, stand_ins
+from gpu_bench_attention import attention
+from gpu_bench_training import training
+from gpu_harness import PEERS, Bench, Call, close
+from gpu_report import write_json
+from peers import stand_ins
 
 from tal_fast import ops
 
 __all__ = ["PARTS", "main"]
-
-# ---- the cases ---------------------------------------------------------------------------------
-
-# (B, Q, heads, channels, points, level lengths), as in bench_deform_attn.py, and a padded window.
-ATTENTION = {
-    "A": (16, 128, 8, 32, 4, (128,)),
-    "B": (16, 40, 8, 32, 4, (128,)),
-    "W": (8, 256, 8, 32, 4, (256,)),
-    "P": (8, 2304, 8, 32, 4, (2304,)),
-    "C": (2, 4536, 8, 32, 4, (2304, 1152, 576, 288, 144, 72)),
-}
-TINY = dict.fromkeys(ATTENTION, (1, 6, 2, 8, 2, (8,)))
-
-
-#: Peers without 16-bit kernels.
-_FLOAT32_ALONE = ("DiGIT", "Deformable-DETR, H = 1")
-_COMPILED_CORE = {("A", "float32"), ("W", "float32")}
-_COMPILED_GATHER = {(name, "float32") for name in "ABWP"} | {("A", "bfloat16"), ("P", "bfloat16")}
-
-
-def attention(bench: Bench) -> None:
-    """deform_attn and its fused form, fp32 and bf16, forward and forward + backward."""
-
-    def compiled(function: Any) -> Any:
-        return torch.compile(function, dynamic=False) if bench.real else function
-
-    core = compiled(stand_ins.deform_attn_grid_sample)
-    gather = compiled(stand_ins.deform_attn_gather)
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, shape in (ATTENTION if bench.real else TINY).items():
-            case = AttentionCase(name, shape, dtype, bench.device)
-            _plain_attention(bench, case, core, gather)
-            _fused_attention(bench, case)
-
-
-class AttentionCase:
-    """Random inputs of one shape and dtype, and the bytes that its op must move."""
-
-    def __init__(self, name: str, shape: Any, dtype: torch.dtype, device: torch.device) -> None:
-        batch, queries, heads, channels, self.points, self.lengths = shape
-        self.name, self.dtype, self.label = name, dtype, str(dtype).removeprefix("torch.")
-        levels = len(self.lengths)
-        self.samples = (batch, queries, heads, levels, self.points)
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=generator)
-
-        # A tenth of a row from integer positions, where the gradient jumps.
-        sizes = torch.tensor(self.lengths).view(1, 1, 1, -1, 1)
-        cell = torch.floor(torch.rand(self.samples, generator=generator) * (sizes + 2)) - 1
-        inside = 0.1 + 0.8 * torch.rand(self.samples, generator=generator)
-        self.locations = ((cell + inside + 0.5) / sizes).to(device)
-        weights = normal(*self.samples).flatten(3).softmax(-1).view(self.samples)
-        self.weights = weights.to(device, dtype)
-        self.value = normal(batch, sum(self.lengths), heads, channels).to(device, dtype)
-        self.grad = normal(batch, queries, heads * channels).to(device, dtype)
-        self.centre = torch.rand(batch, queries, levels, 2, generator=generator).to(device)
-        self.half = heads * levels * self.points
-        self.projected = normal(batch, queries, 2 * self.half).to(device, dtype)
-        item = self.value.element_size()
-        by_sample = self.locations.numel() * (4 + item)
-        self.forward_bytes = (self.value.numel() + self.grad.numel()) * item + by_sample
-        self.backward_bytes = (2 * self.value.numel() + self.grad.numel()) * item + 2 * by_sample
-        self.fused_bytes = item * (
-            3 * self.value.numel() + 2 * self.grad.numel() + 4 * self.projected.numel()
-        )
-        self.large = self.forward_bytes > 20e6
-        # What any float32 implementation can reach; 16 bits round results once.
-        exact = dtype == torch.float32
-        self.bound = max(1e-5, 16 * sum(self.lengths) * 2.0**-24) if exact else 5e-2
-
-    def differentiated(self, function: Any, *inputs: Tensor) -> Call:
-        """Returns a call that gives the output of the function and all gradients."""
-        leaves = [x.detach().clone().requires_grad_() for x in inputs]
-
-        def call() -> tuple[Tensor, ...]:
-            out = function(*leaves)
-            grads = torch.autograd.grad(out, leaves, self.grad.to(out.dtype))
-            # Peers with two coordinates have a gradient for the second: not compared.
-            return (out.detach(), *(g[..., 0] if g.dim() == 6 else g for g in grads))
-
-        return call
-
-
-def _plain_attention(bench: Bench, case: AttentionCase, core: Any, gather: Any) -> None:
-    # The eager form samples with locations of value's dtype.
-    own_dtype = case.locations.to(case.dtype)
-    contenders: dict[str, tuple[Any, Tensor]] = {
-        "grid_sample core": (_with(stand_ins.deform_attn_grid_sample, case), own_dtype)
-    }
-    # Compiling takes seconds each: the shapes and types that the targets speak of.
-    if (case.name, case.label) in _COMPILED_CORE:
-        contenders["compiled grid_sample core"] = (_with(core, case), own_dtype)
-    if (case.name, case.label) in _COMPILED_GATHER:
-        contenders["compiled gather"] = (_with(gather, case), case.locations)
-    for peer, (adapter, shape_locations) in gpu_attention.PEERS.items():
-        if case.dtype != torch.float32 and peer in _FLOAT32_ALONE:
-            continue
-        try:
-            prepared = adapter(case.lengths, bench.device)
-        except PeerMissingError:
-            continue
-        contenders[peer] = (prepared, shape_locations(case.locations).contiguous())
-
-    def forward(function: Any, locations: Tensor) -> Call:
-        def call() -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return (function(case.value, locations, case.weights),)
-
-        return call
-
-    def both(function: Any, locations: Tensor) -> Call:
-        return case.differentiated(function, case.value, locations, case.weights)
-
-    for what, make, num_bytes in (
-        ("fwd", forward, case.forward_bytes),
-        ("fwd+bwd", both, case.forward_bytes + case.backward_bytes),
-    ):
-        bench.compare(
-            "deform_attn",
-            f"{case.name} {what} {case.label}",
-            make(_with(ops.deform_attn, case), case.locations),
-            {peer: make(function, at) for peer, (function, at) in contenders.items()},
-            num_bytes=num_bytes,
-            check=close(case.bound),
-            # 16-bit locations misplace samples by up to several rows.
-            unchecked=[p for p, (_, at) in contenders.items() if at.dtype != torch.float32],
-            large=case.large,
-        )
-
-
-def _with(function: Any, case: AttentionCase) -> Any:
-    return lambda value, locations, weights: function(value, case.lengths, locations, weights)
-
-
-def _fused_attention(bench: Bench, case: AttentionCase) -> None:
-    def fused(value: Tensor, projected: Tensor) -> Tensor:
-        offsets, raw = projected.split(case.half, -1)
-        shape = case.samples
-        return ops.deform_attn_fused(
-            value, case.lengths, case.centre, offsets.view(shape), raw.view(shape)
-        )
-
-    def composed(value: Tensor, projected: Tensor) -> Tensor:
-        offsets, raw = projected.split(case.half, -1)
-        share = raw.float().reshape(*case.samples[:3], -1).softmax(-1).view(case.samples)
-        middle, width = case.centre[:, :, None, :, None].unbind(-1)
-        at = middle + offsets.reshape(case.samples).float() * width * 0.5 / case.points
-        return ops.deform_attn(value, case.lengths, at, share.to(value.dtype))
-
-    exact = case.dtype == torch.float32
-    bench.compare(
-        "deform_attn_fused",
-        f"{case.name} fwd+bwd {case.label}",
-        case.differentiated(fused, case.value, case.projected),
-        {"deform_attn + eager softmax": case.differentiated(composed, case.value, case.projected)},
-        num_bytes=case.fused_bytes,
-        check=close(1e-3) if exact else None,  # offsets of 16 bits lie on integer positions
-        large=case.large,
-    )
 
 
 def _random_segments(n: int, scale: float, device: torch.device, seed: int = 0) -> Tensor:
@@ -212,16 +57,17 @@ def overlaps(bench: Bench) -> None:
     tools = stand_ins.iou_tools()
     for kind in ("iou", "giou"):
         eager = getattr(tools, f"compute_{kind}_torch")
-        peers: dict[str, Call] = {"eager": lambda f=eager: (f(b, a),)}
-        if bench.real:
-            compiled = torch.compile(eager, dynamic=False)
-            peers["compiled"] = lambda f=compiled: (f(b, a),)
+
+        def peer(function: Any, a: Tensor = a, b: Tensor = b) -> Call:
+            return lambda: (function(b, a),)
+
         eps = 1e-6 if kind == "giou" else 0.0
         bench.compare(
             "segment_iou",
             f"{kind} {n} x {n} float32",
             lambda kind=kind, eps=eps: (ops.segment_iou(a, b, kind, eps=eps),),
-            peers,
+            {"eager": peer(eager)},
+            compiled={"compiled": lambda f=eager, peer=peer: peer(bench.compile(f))},
             num_bytes=n * n * 4,
             check=close(1e-5),
             large=True,
@@ -290,6 +136,12 @@ def suppression(bench: Bench) -> None:
             check=same,
             graph=False,
         )
+        bench.compare(
+            "nms_padded",
+            f"hard, {n} segments",
+            lambda x=segments, s=scores, n=n: (ops.nms_padded(x, s, 0.5, n)[0],),
+            {},
+        )
     videos, each = (213, 2000) if bench.real else (3, 60)
     total = videos * each
     segments = _random_segments(total, 200.0, bench.device)
@@ -312,6 +164,24 @@ def suppression(bench: Bench) -> None:
         check=same,
         graph=False,
     )
+    # As in a graph of a whole prediction, whose results have a fixed size.
+    for method in ("hard", "gaussian"):
+        bench.compare(
+            "batched_nms_padded",
+            f"{method}, {case}",
+            lambda method=method: (
+                ops.batched_nms_padded(
+                    segments,
+                    scores,
+                    labels,
+                    video,
+                    method=method,
+                    max_segments=200,
+                    num_videos=videos,
+                )[0],
+            ),
+            {},
+        )
     host = [x.cpu() for x in (segments, scores, labels, video)]
     for method, voting in (("gaussian", None), ("gaussian", 0.7)):
         settings: Any = {"method": method, "voting_threshold": voting, "min_score": 0.001}
@@ -386,7 +256,8 @@ def pooling(bench: Bench) -> None:
         "segment_roi_align",
         "fwd+bwd 800 x 256 x 16 float32",
         run(lambda x: ops.segment_roi_align(x, rois, 16)),
-        {"compiled gather": run(_roi_gather(bench, rois))} if bench.real else {},
+        {},
+        compiled={"compiled gather": lambda: run(_roi_gather(bench, rois))},
         num_bytes=2 * features.numel() * 4 + 2 * grad.numel() * 4,
         check=close(1e-3),
     )
@@ -415,8 +286,9 @@ def pooling(bench: Bench) -> None:
 
 
 def _roi_gather(bench: Bench, rois: Tensor) -> Callable[[Tensor], Tensor]:
-    function = torch.compile(stand_ins.segment_roi_align_gather, dynamic=False)
-    return lambda x: function(x, rois, 16)
+    function = bench.compile(stand_ins.segment_roi_align_gather)
+    longest = float((rois[:, 2] - rois[:, 1]).max())
+    return lambda x: function(x, rois, 16, math.ceil(longest / 16))
 
 
 def gather(bench: Bench) -> None:
@@ -452,37 +324,54 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "suppression": suppression,
     "local_attn": local_attention,
     "pooling": pooling,
+    "training": training,
 }
 
 
 def main() -> int:
     """Runs the parts; one that fails is recorded and the others go on."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, kept true at any time")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS)[:-1])
+    parser.add_argument("--peers", choices=PEERS, default="eager", help="whom to measure beside it")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no case after that")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, tiny, host clocks")
     arguments = parser.parse_args()
     if not arguments.rehearse and not torch.cuda.is_available():
         print("torch finds no GPU; --rehearse runs this on the CPU", file=sys.stderr)
         return 2
-    device = torch.device("cpu" if arguments.rehearse else "cuda")
-    bench = Bench(device, rounds=2 if arguments.rehearse else arguments.rounds)
+    began = time.monotonic()
+    bench = Bench(
+        torch.device("cpu" if arguments.rehearse else "cuda"),
+        rounds=2 if arguments.rehearse else arguments.rounds,
+        peers=arguments.peers,
+        on_row=lambda row: write(),
+        seconds_left=lambda: arguments.seconds - (time.monotonic() - began),
+    )
+    failures: dict[str, str] = {}
+
+    def write() -> None:
+        content = {
+            "copy_gbs": bench.copy_gbs,
+            "rehearsed": arguments.rehearse,
+            "failures": failures,
+            "left_out": bench.left_out,
+            "rows": [{**asdict(r), "share_of_floor": r.share_of_floor()} for r in bench.rows],
+        }
+        write_json(arguments.out, content)
+
     print(f"copy: {bench.copy_gbs:.0f} GB/s", flush=True)
-    failures = {}
+    write()
     for part in arguments.parts:
         try:
             PARTS[part](bench)
         except Exception:
             failures[part] = traceback.format_exc()
             print(failures[part], file=sys.stderr, flush=True)
-        content = {
-            "copy_gbs": bench.copy_gbs,
-            "rehearsed": arguments.rehearse,
-            "failures": failures,
-            "rows": [{**asdict(r), "share_of_floor": r.share_of_floor()} for r in bench.rows],
-        }
-        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write()
+    for case in bench.left_out:
+        print(f"no time left for {case}", flush=True)
     errors = [row for row in bench.rows if row.error and row.name == "tal_fast"]
     return 1 if failures or errors else 0
 

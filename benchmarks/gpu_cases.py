@@ -3,7 +3,9 @@
 
 ``python benchmarks/gpu_cases.py --device cuda`` runs every op forward and backward on small shapes
 that reach all of its kernels, and prints a line per case; it is what ``make gpu-check`` runs under
-compute-sanitizer. ``--device cpu --emulated`` does the same with the emulated kernels.
+compute-sanitizer. ``--large`` runs the shapes of the benchmark's goals instead, each once warm and
+once more between marks that a profiler begins and ends at. ``--device cpu --emulated`` does the
+same with the emulated kernels, on small shapes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from tal_fast import ops
 
-__all__ = ["CASES", "Case", "run"]
+__all__ = ["CASES", "LARGE", "Case", "run"]
 
 #: Takes the device and a seed, returns the call; the call returns all results and gradients.
 Case = Callable[[torch.device, int], Callable[[], tuple[Tensor, ...]]]
@@ -49,8 +51,9 @@ def _differentiated(
     function: Callable[..., Tensor], inputs: list[Tensor], grad_seed: int = 7
 ) -> Callable[[], tuple[Tensor, ...]]:
     leaves = [x.requires_grad_() for x in inputs]
-    shape = function(*leaves)
-    grad = torch.randn(shape.shape, generator=_generator(grad_seed)).to(shape)
+    with torch.no_grad():
+        like = function(*leaves)
+    grad = torch.randn(like.shape, generator=_generator(grad_seed)).to(like)
 
     def call() -> tuple[Tensor, ...]:
         out = function(*leaves)
@@ -102,6 +105,8 @@ for _dtype in (torch.float32, torch.float16, torch.bfloat16):
             "three levels": (1, 33, 2, 64, (40, 20, 9), 3),
             "odd": (1, 5, 3, 7, (11,), 2),
             "long": (1, 64, 2, 16, (9000,), 4),
+            # Rows enough to fill the shared memory, and queries enough for 1024 threads.
+            "staged": (1, 600, 1, 32, (2304,), 4),
             "wide": (1, 20, 1, 256, (70,), 2),
         }.items():
             CASES[f"{_op} {_label} {_name}"] = _attention(*_shape, _dtype, _fused)
@@ -292,6 +297,84 @@ def _dropout(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]
     return lambda: (*plain(), *residual())
 
 
+# ---- the shapes that goals speak of ------------------------------------------------------------
+
+
+def _large_attention(size: tuple[Any, ...], dtype: torch.dtype, fused: bool) -> Case:
+    def case(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+        if device.type == "cuda":
+            return _attention(*size, dtype, fused)(device, seed)
+        batch, _, heads, channels, lengths, points = size
+        small = tuple(length // 36 for length in lengths)
+        return _attention(1, 8 * batch, heads, channels, small, points, dtype, fused)(device, seed)
+
+    return case
+
+
+def _large_iou(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    n = 4096 if device.type == "cuda" else 64
+    a, b = (_segments(n, number, n / 4).to(device) for number in (seed, seed + 1))
+    return lambda: (ops.segment_iou(a, b), ops.segment_iou(a, b, "giou", eps=1e-6))
+
+
+def _large_nms(n: int) -> Case:
+    def case(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+        count = n if device.type == "cuda" else n // 20
+        segments = _segments(count, seed, count / 4).to(device)
+        scores = torch.rand(count, generator=_generator(seed)).to(device)
+        return lambda: tuple(ops.nms_padded(segments, scores, 0.5, count))
+
+    return case
+
+
+def _large_batches(method: str) -> Case:
+    def case(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
+        videos, each = (213, 2000) if device.type == "cuda" else (3, 40)
+        generator = _generator(seed)
+        total = videos * each
+        scores = torch.rand(total, generator=generator).to(device)
+        labels = torch.randint(20, (total,), generator=generator).to(device)
+        video = torch.arange(videos).repeat_interleave(each).to(device)
+        segments = _segments(total, seed, 200.0).to(device)
+        return lambda: tuple(
+            ops.batched_nms_padded(
+                segments, scores, labels, video, method=method, max_segments=200, num_videos=videos
+            )
+        )
+
+    return case
+
+
+_P = (8, 2304, 8, 32, (2304,), 4)
+_C = (2, 4536, 8, 32, (2304, 1152, 576, 288, 144, 72), 4)
+LARGE: dict[str, Case] = {
+    "attention P float32": _large_attention(_P, torch.float32, False),
+    "attention C float32": _large_attention(_C, torch.float32, False),
+    "IoU, GIoU 4096 x 4096": _large_iou,
+    "nms of 2000": _large_nms(2000),
+    "nms of 10000": _large_nms(10000),
+    "hard nms, 213 videos x 2000 x 20 classes": _large_batches("hard"),
+    "soft nms, 213 videos x 2000 x 20 classes": _large_batches("gaussian"),
+    "attention P bfloat16": _large_attention(_P, torch.bfloat16, False),
+    "fused attention P float32": _large_attention(_P, torch.float32, True),
+    "fused attention C float32": _large_attention(_C, torch.float32, True),
+}
+
+
+def run_large(device: torch.device, only: str = "") -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+    """Runs every large case warm, between the marks of a profiler."""
+    for name, case in LARGE.items():
+        if only not in name:
+            continue
+        call = case(device, 0)
+        call()
+        with torch.cuda.profiler.profile() if device.type == "cuda" else contextlib.nullcontext():
+            results = call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        yield name, results
+
+
 def run(device: torch.device, only: str = "") -> Iterator[tuple[str, tuple[Tensor, ...]]]:
     """Runs every case whose name contains ``only`` once."""
     for name, case in CASES.items():
@@ -304,6 +387,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--emulated", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--large", action="store_true")
     arguments = parser.parse_args()
     context: Any = contextlib.nullcontext()
     if arguments.emulated:
@@ -312,7 +396,8 @@ def main() -> None:
 
         context = emulated()
     with context:
-        for name, results in run(torch.device(arguments.device), arguments.only):
+        chosen = run_large if arguments.large else run
+        for name, results in chosen(torch.device(arguments.device), arguments.only):
             size = sum(x.numel() for x in results)
             print(f"{name}: {len(results)} results, {size} numbers", flush=True)
         if arguments.device == "cuda":

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times an op and its peers on a GPU: event time, graph-replay time, share of a copy's bandwidth.
 
-Contenders take turns and medians count; each peer's result is compared with ours first.
+Contenders take turns and medians count; each peer's result is compared with ours first. A row is
+handed over as soon as it is measured, so that a run which is cut off has lost one case, not all.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bench", "Call", "GpuRow", "close"]
+__all__ = ["PEERS", "Bench", "Call", "GpuRow", "close"]
 
 Call = Callable[[], Any]
+PEERS = ("none", "eager", "compiled")
 
 
 @dataclass
@@ -35,6 +37,7 @@ class GpuRow:
     error: str | None = None
     ratio_event: float | None = None  # peer over ours
     ratio_graph: float | None = None
+    peers: str = "none"  # which peers were measured beside it
 
     def share_of_floor(self) -> float | None:
         """Floor over graph time: 1 is as fast as a copy of the same bytes."""
@@ -45,13 +48,26 @@ class GpuRow:
 
 @dataclass
 class Bench:
-    """Times calls on one device and keeps the rows."""
+    """Times calls on one device and keeps the rows.
+
+    Attributes:
+        device: where the calls run.
+        rounds: samples of each contender.
+        peers: whom ours is measured against: nobody; peers that run as they are; or those that
+            ``torch.compile`` makes, which costs seconds each, and only in cases that have one.
+        on_row: called with every row as it is measured.
+        seconds_left: of the time that is allowed; a case that would begin without any is named in
+            ``left_out`` instead.
+    """
 
     device: torch.device
     rounds: int = 20
+    peers: Literal["none", "eager", "compiled"] = "eager"
+    on_row: Callable[[GpuRow], None] = lambda row: None
+    seconds_left: Callable[[], float] = lambda: 1e9
     copy_gbs: float = 0.0
     rows: list[GpuRow] = field(default_factory=list)
-    seconds_left: Callable[[], float] = lambda: 1e9
+    left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.real = self.device.type == "cuda"
@@ -61,6 +77,10 @@ class Bench:
         target = torch.empty_like(source)
         copy_us = self._median(lambda: target.copy_(source), 5)
         self.copy_gbs = 2 * size / copy_us / 1e3
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles for the shapes at hand; a rehearsal traces, and leaves the rest to eager."""
+        return torch.compile(function, dynamic=False, backend="inductor" if self.real else "eager")
 
     # ---- clocks --------------------------------------------------------------------------------
     def _time(self, call: Call, number: int) -> float:
@@ -103,8 +123,9 @@ class Bench:
         op: str,
         case: str,
         ours: Call,
-        peers: dict[str, Call],
+        peers: Mapping[str, Call],
         *,
+        compiled: Mapping[str, Callable[[], Call]] | None = None,
         num_bytes: int | None = None,
         check: Callable[[Any, Any], None] | None = None,
         unchecked: Collection[str] = (),
@@ -118,15 +139,28 @@ class Bench:
             case: what it is given.
             ours: the call that is measured.
             peers: calls that do the same work, by name.
+            compiled: what makes such calls with ``torch.compile``, by name.
             num_bytes: what the call must read and write at least, each byte once.
             check: raises if a peer's result differs from ours; such a peer gets no time.
             unchecked: peers that compute something else by design (16-bit locations).
             graph: whether the calls can be captured in a CUDA graph.
             large: flush the L2 cache before every sample.
         """
-        calls: dict[str, Call] = {"tal_fast": ours, **peers}
+        calls: dict[str, Call] = {"tal_fast": ours}
+        if self.peers == "eager":
+            calls.update(peers)
+        if self.peers == "compiled":
+            if not compiled:
+                return
+            # Else the ninth case of a function meets the limit on recompiling, and runs eagerly
+            # under the name of a compiled one.
+            torch._dynamo.reset()
+            calls.update((name, make()) for name, make in compiled.items())
+        if self.seconds_left() <= 0:
+            self.left_out.append(f"{op}, {case}")
+            return
         cache = "flushed" if large else "warm"
-        rows = {name: GpuRow(op, case, name, cache=cache) for name in calls}
+        rows = {name: GpuRow(op, case, name, cache=cache, peers=self.peers) for name in calls}
         expected: Any = None
         for name, call in list(calls.items()):
             try:
@@ -165,6 +199,7 @@ class Bench:
                 row.ratio_graph = _ratio(row.graph_us, base.graph_us)
             self.rows.append(row)
             print(_line(row), flush=True)
+            self.on_row(row)
 
     def _interleaved(self, calls: dict[str, Call], large: bool) -> dict[str, list[float]]:
         number = {}

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from processes import HANG
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -216,82 +213,3 @@ def test_stand_ins_follow_the_rules_of_their_peers():
     )
     assert torch.equal(theirs[2], labels[ours.indices])
     torch.testing.assert_close(theirs[1], ours.scores, rtol=1e-6, atol=0)
-
-
-# ---- the check on a GPU ------------------------------------------------------------------------
-
-
-def gpu_check(*arguments):
-    return subprocess.run(
-        [sys.executable, BENCHMARKS / "gpu_check.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_gpu_check_lists_every_step():
-    done = gpu_check("--dry-run")
-    assert done.returncode == 0, done.stderr
-    steps = re.findall(r"^\d+\. ([a-z ]+):", done.stdout, re.MULTILINE)
-    assert steps == [
-        "build", "link", "parity", "gpu tests", "benchmarks", "memcheck", "racecheck", "initcheck",
-        "profile", "install",
-    ]  # fmt: skip
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_check_says_that_there_is_no_gpu():
-    done = gpu_check()
-    assert done.returncode == 2
-    assert "torch finds no GPU" in done.stderr
-
-
-def test_gpu_check_refuses_an_unknown_step():
-    done = gpu_check("--only", "bench")
-    assert done.returncode == 2
-    assert "no step bench; expected some of build, link" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("output", "problem"),
-    [
-        ("========= ERROR SUMMARY: 0 errors", None),
-        ("========= ERROR SUMMARY: 3 errors", "ERROR SUMMARY: 3 errors"),
-        ("========= RACECHECK SUMMARY: 1 hazards displayed", "RACECHECK SUMMARY: 1 hazard"),
-        ("killed", "no summary"),
-    ],
-)
-def test_gpu_check_reads_the_sanitizer(output, problem):
-    import gpu_check
-
-    found = gpu_check._sanitizer_found(output)
-    assert found is None if problem is None else problem in found
-
-
-def test_a_failing_step_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
-    import gpu_check
-
-    def step(name, code, limit=HANG):
-        command = [sys.executable, "-c", code]
-        return gpu_check.Step(name, name, command, limit, command)
-
-    monkeypatch.setattr(gpu_check, "FOLDER", tmp_path)
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    monkeypatch.setattr(
-        gpu_check,
-        "steps",
-        lambda python, jobs: [
-            step("bad", "raise SystemExit(3)"),
-            step("slow", "import time; time.sleep(60)", 0.25),
-            step("good", "print('fine')"),
-        ],
-    )
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--rehearse", "--out", str(tmp_path / "o")])
-    assert gpu_check.main() == 1
-    (path,) = (tmp_path / "o").glob("*.json")
-    steps = json.loads(path.read_text("utf-8"))["steps"]
-    assert [entry["status"] for entry in steps] == ["failed", "timeout", "passed"]
-    assert steps[0]["problem"] == "exit 3"
-    assert steps[2]["output"] == "fine\n"
-    assert "bad" in capsys.readouterr().out

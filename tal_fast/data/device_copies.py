@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tal_fast.data.batches import Batch
+from tal_fast.data.batches import Batch, to_device
 
 __all__ = ["Copies", "CudaCopies", "copied_ahead"]
 
@@ -55,7 +55,7 @@ class CudaCopies:
         while self._held and self._held[0][0].query():
             self._held.popleft()
         with torch.cuda.stream(self._stream):
-            moved = batch.moved(lambda tensor: tensor.to(self._device, non_blocking=True))
+            moved = batch.moved(lambda tensor: to_device(tensor, self._device))
             event = self._stream.record_event()
         self._held.append((event, batch))
         return event, moved

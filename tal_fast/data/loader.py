@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tal_fast.data.batches import Batch
+from tal_fast.data.batches import Batch, to_device
 from tal_fast.data.clips import Clip, ClipSet
 from tal_fast.data.device_copies import CudaCopies, copied_ahead
 from tal_fast.data.order import batches_of_like_length, epoch_order, item_numbers, shard
@@ -317,7 +317,9 @@ class FeatureLoader:
             features, mask = self._resident.batch(
                 request.rows, request.length, channels_first=channels_first
             )
-            yield self._batch(plan, features, mask).moved(lambda tensor: tensor.to(self.device))
+            yield self._batch(plan, features, mask).moved(
+                lambda tensor: to_device(tensor, self.device)
+            )
 
     def _batch(self, plan: _Plan, features: torch.Tensor, mask: torch.Tensor) -> Batch:
         clips = plan.clips

@@ -31,6 +31,7 @@ __all__ = [
     "PostprocessConfig",
     "Targets",
     "Whole",
+    "next_power",
     "plain_defaults",
 ]
 
@@ -54,12 +55,15 @@ class Targets(NamedTuple):
         counts: instances of each of the B clips; they sum up to N. On the host, so that nothing
             waits for a device.
         length: rows L of the batch, padding included.
+        real: ``BoolTensor[N]``, False for an instance that only fills the room of its clip: it lies
+            before the clip, has length zero and class 0, and teaches nothing. None: all are real.
     """
 
     labels: Tensor
     edges: Tensor
     counts: Sequence[int]
     length: int
+    real: Tensor | None = None
 
 
 class Whole:
@@ -70,12 +74,14 @@ class Whole:
 
     Attributes:
         clips: number of clips in the whole batch.
-        instances: number of their instances.
+        instances: number of their instances; a scalar tensor where some only fill room.
     """
 
     def __init__(self, targets: Targets) -> None:
         self.clips = len(targets.counts)
-        self.instances = sum(targets.counts)
+        self.instances: int | Tensor = (
+            sum(targets.counts) if targets.real is None else targets.real.sum()
+        )
         self._targets = targets
 
     def sum(self, values: Tensor) -> Tensor:
@@ -85,6 +91,11 @@ class Whole:
     def targets(self) -> Targets:
         """Returns the targets of all parts, one after the other."""
         return self._targets
+
+
+def next_power(number: int, least: int = 8) -> int:
+    """Returns the least power of two that is no smaller than both numbers."""
+    return 1 << (max(number, least) - 1).bit_length()
 
 
 class Candidates(NamedTuple):
@@ -280,6 +291,22 @@ class Detector(nn.Module, ABC):
     def overlap(cls, config: Any) -> float:
         """Returns the share of a clip that the next one repeats in prediction; 0 for videos."""
         return 0.0
+
+    def static_sizes(self, rows: int, instances: int) -> tuple[int, int] | str:
+        """Returns what the clips of a training batch may be padded to, their losses unchanged.
+
+        Steps of equal sizes can be recorded as a CUDA graph, so there should be few of them. A
+        model that says some has a :meth:`loss` that minds :attr:`Targets.real`, and in training
+        runs the same ops for all batches of a shape.
+
+        Args:
+            rows: of the batch, padding included.
+            instances: of the clip that has most of them.
+
+        Returns:
+            rows and instances of each clip; or the reason why there are none.
+        """
+        return f"{type(self).__name__} says no sizes that all its batches could have"
 
     def start(self, instances: Sequence[int]) -> None:
         """Adapts fresh weights to the training data.

@@ -120,7 +120,7 @@ class Rig:
         self.device = resolve_device(config.training.device)
         self.model.to(self.device)
         clips = type(self.model).clips(config.detector, data, videos, training=True)
-        self.loader = training_loader(config, clips)
+        self.loader = training_loader(config, clips, self.device)
         self._steppers: dict[str, Stepper] = {}
         self._endless: Iterator[Batch] | None = None
         first = itertools.islice(self.batches(), _CACHED)

@@ -28,7 +28,7 @@ from tal_fast.profiling.recording import (
 from tal_fast.profiling.rig import Rig
 from tal_fast.training import train
 from tal_fast.training.config import ExperimentConfig
-from tal_fast.training.trainer import ProgressEvent
+from tal_fast.training.told import ProgressEvent
 
 __all__ = ["profile_training"]
 

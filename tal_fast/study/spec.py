@@ -344,8 +344,9 @@ def _settings(
         test: number of test videos.
     """
     from tal_fast.models import code_of
+    from tal_fast.training.config import deciding
 
-    resolved = json.loads(json.dumps(config))
+    resolved = json.loads(json.dumps(deciding(config)))
     for section, key in _NOT_THE_STUDYS:
         if isinstance(resolved.get(section), dict):
             resolved[section].pop(key, None)

@@ -13,7 +13,7 @@ from tal_fast.training.config import (
 from tal_fast.training.experiment import ExperimentResult, run_experiment, train
 from tal_fast.training.imported import import_checkpoint
 from tal_fast.training.inference import detect, predict
-from tal_fast.training.trainer import ProgressEvent, TrainingSummary
+from tal_fast.training.told import ProgressEvent, TrainingSummary
 
 __all__ = [
     "ExperimentConfig",

@@ -27,6 +27,7 @@ __all__ = [
     "TrainingConfig",
     "config_from_dict",
     "config_to_dict",
+    "deciding",
     "load_config",
     "parse_overrides",
     "preset",
@@ -48,6 +49,11 @@ def _modes(given: Any) -> Any:
     if not modes or len(set(map(str, modes))) != len(modes):
         raise ValueError("expected one or more modes, each once")
     return tuple(modes)
+
+
+def _off(given: Any) -> Any:
+    """Reads ``off``, which YAML calls false."""
+    return "off" if given is False else given
 
 
 EmaMode = Literal["off", "plain", "warmup", "corrected"]
@@ -97,6 +103,8 @@ class TrainingConfig:
         check_every: steps between two ratings of the held-out videos; None rates after each epoch,
             or every 50 steps where no number of epochs is set.
         device: ``auto`` takes CUDA where there is one.
+        cuda_graph: ``auto`` records whole steps as CUDA graphs and replays them, where device and
+            model allow it, and says why not elsewhere (:mod:`tal_fast.training.cuda_graph`).
         tensorboard: ``auto`` writes events where TensorBoard is installed.
     """
 
@@ -124,6 +132,7 @@ class TrainingConfig:
     holdout: Share = 0.0
     check_every: Positive | None = None
     device: str = "auto"
+    cuda_graph: Annotated[Literal["auto", "off"], BeforeValidator(_off)] = "off"
     tensorboard: Literal["auto", "never"] = "auto"
 
 
@@ -239,6 +248,18 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the settings as nested dicts of plain values (tuples become lists)."""
     sections = plain(asdict(config.detector))
     return {"name": config.name, **sections, "training": plain(asdict(config.training))}
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what :func:`config_to_dict` gave without what changes nothing.
+
+    ``training.cuda_graph=off`` is training as it was before there was a choice, so that studies and
+    interrupted trainings from then go on.
+    """
+    training = dict(settings["training"])
+    if training.get("cuda_graph") == "off":
+        del training["cuda_graph"]
+    return {**settings, "training": training}
 
 
 def save_config(config: ExperimentConfig, path: str | Path) -> None:

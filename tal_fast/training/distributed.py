@@ -278,7 +278,7 @@ class WholeBatch(Whole):
 
     def __init__(self, targets: Targets) -> None:
         super().__init__(targets)
-        self._sizes = total_later([self.clips, self.instances])
+        self._sizes = total_later([self.clips, sum(targets.counts)])
 
     def wait(self) -> None:
         """Waits for the numbers of the other processes."""

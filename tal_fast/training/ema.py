@@ -44,22 +44,43 @@ class WeightAverage:
         self.mode = mode
         self.steps = 0
         self.weights = _copies(model.state_dict())
+        self._share: float | Tensor = 0.0  # of the new weights, in this step
         self._times = _names(model) if repeats else dict.fromkeys(self.weights, 1)
 
-    @torch.no_grad()
+    def keep_share_on(self, device: torch.device) -> None:
+        """Keeps what changes from step to step in a tensor, which a recorded step reads."""
+        self._share = torch.zeros((), dtype=torch.float32, device=device)
+
     def update(self, model: nn.Module) -> None:
         """Takes in the weights after an optimiser step."""
+        self.begin_step()
+        self.take_in(model)
+
+    def begin_step(self) -> None:
+        """Counts a step: the host's part of :meth:`update`, in no step's record."""
         self.steps += 1
         new = 1.0 - self.decay
         if self.mode == "corrected":
             new /= 1.0 - self.decay**self.steps
         elif self.mode == "warmup":
             new = 1.0 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        if isinstance(self._share, Tensor):
+            self._share.fill_(new)
+        else:
+            self._share = new
+
+    @torch.no_grad()
+    def take_in(self, model: nn.Module) -> None:
+        """Averages: the device's part of :meth:`update`."""
+        share = self._share
         for key, value in model.state_dict().items():
             average = self.weights[key]
             if average.is_floating_point():
                 for _ in range(self._times[key]):
-                    average.lerp_(value.to(average), new)
+                    if isinstance(share, Tensor):
+                        average.lerp_(value.to(average), share.to(average.dtype))
+                    else:
+                        average.lerp_(value.to(average), share)
             else:
                 average.copy_(value)
 

@@ -22,7 +22,8 @@ from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
 from tal_fast.training.environment import describe_environment, peak_memory_mib
 from tal_fast.training.inference import detect, predict
-from tal_fast.training.trainer import ProgressEvent, Trainer, TrainingSummary
+from tal_fast.training.told import ProgressEvent, TrainingSummary
+from tal_fast.training.trainer import Trainer
 
 __all__ = ["ExperimentResult", "Scores", "run_experiment", "train"]
 

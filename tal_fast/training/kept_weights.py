@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tal_fast.training.ema import WeightAverage
@@ -77,8 +78,23 @@ class KeptWeights:
 
     def update(self) -> None:
         """Takes in the weights after an optimiser step."""
+        self.begin_step()
+        self.take_in()
+
+    def keep_shares_on(self, device: torch.device) -> None:
+        """Keeps what changes from step to step in tensors, which a recorded step reads."""
         for average in self._averages.values():
-            average.update(self._model)
+            average.keep_share_on(device)
+
+    def begin_step(self) -> None:
+        """Counts a step, on the host."""
+        for average in self._averages.values():
+            average.begin_step()
+
+    def take_in(self) -> None:
+        """Averages, on the device."""
+        for average in self._averages.values():
+            average.take_in(self._model)
 
     def _weights(self, mode: str) -> dict[str, Tensor]:
         return self._model.state_dict() if mode == "off" else self._averages[mode].weights

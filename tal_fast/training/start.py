@@ -51,8 +51,16 @@ def fresh_model(config: ExperimentConfig, data: TALDataset, instances: Sequence[
     return model.train()
 
 
-def training_loader(config: ExperimentConfig, clips: ClipSet) -> FeatureLoader:
-    """Returns the loader of a training, of this process's part of every batch."""
+def training_loader(
+    config: ExperimentConfig, clips: ClipSet, device: torch.device
+) -> FeatureLoader:
+    """Returns the loader of a training, of this process's part of every batch.
+
+    Args:
+        config: all settings.
+        clips: to learn from.
+        device: of the model. A GPU gets every batch while it works on the one before.
+    """
     batch = config.training.batch_size
     full = len(clips) >= batch
     several = distributed.world_size() > 1
@@ -65,6 +73,8 @@ def training_loader(config: ExperimentConfig, clips: ClipSet) -> FeatureLoader:
         drop_last=full,
         seed=config.training.seed,
         threads=config.detector.data.threads,
+        # Several processes tell each other their targets, which they do from the host.
+        device="cpu" if several else device,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )

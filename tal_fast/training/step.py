@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tal_fast import ranges
-from tal_fast.data.batches import Batch
+from tal_fast.data.batches import Batch, to_device
 from tal_fast.errors import ConfigError, TrainingError
-from tal_fast.models.base import Detector, Targets
+from tal_fast.models.base import Detector, Targets, Whole
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
+from tal_fast.training.cuda_graph import CudaRecorder, GraphedSteps, Recorder, say_once, why_not
 from tal_fast.training.device import autocast
 from tal_fast.training.finite import clips_of, first_not_finite
+from tal_fast.training.static_batch import StaticBatch
 
 __all__ = ["Stepper", "diverged", "parameter_groups"]
 
@@ -37,32 +39,81 @@ def parameter_groups(model: Detector, config: TrainingConfig) -> list[dict[str, 
     ]
 
 
+class Averages(Protocol):
+    """What follows the weights, step by step (:class:`~tal_fast.training.kept_weights`)."""
+
+    def keep_shares_on(self, device: torch.device) -> None:
+        """Keeps what changes from step to step in tensors."""
+
+    def begin_step(self) -> None:
+        """Counts a step, on the host."""
+
+    def take_in(self) -> None:
+        """Takes in the weights, on the device."""
+
+
 class Stepper:
-    """Makes optimiser steps: forward, loss, backward, update.
+    """Makes optimiser steps: forward, loss, backward, update, averages.
+
+    A step has a part of the host (the batch, the rates, counts of steps) and a part of the device,
+    which can be recorded as a CUDA graph: it reads no tensor on the host, and what changes from
+    step to step it finds in tensors.
 
     Args:
         model: on its device.
         config: all settings.
+        recorder: of whole steps; None takes that of CUDA if ``training.cuda_graph=auto`` and
+            nothing speaks against it.
     """
 
-    def __init__(self, model: Detector, config: ExperimentConfig) -> None:
+    def __init__(
+        self, model: Detector, config: ExperimentConfig, recorder: Recorder | None = None
+    ) -> None:
         self.model = model
         self.config = config
         distributed.same_weights(model)
         self.device = next(model.parameters()).device
+        if recorder is None and config.training.cuda_graph == "auto":
+            reason = why_not(model, config.training, self.device)
+            if reason is None:
+                recorder = CudaRecorder(self.device)
+            else:
+                say_once(reason)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.training),
             lr=config.training.learning_rate,
             fused=True,
+            capturable=recorder is not None,
         )
+        #: Learning rate of the first group, for messages.
+        self.rate = config.training.learning_rate
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=config.training.amp == "float16"
         )
+        self._averages: Averages | None = None
+        self._rates: list[Tensor] = []  # of the groups, where a recorded step reads them
+        self._graphs: GraphedSteps | None = None
+        if recorder is not None:
+            self._rates = [
+                torch.zeros((), dtype=torch.float32, device=self.device)
+                for _ in self.optimizer.param_groups
+            ]
+            self._graphs = GraphedSteps(model, self._learn, recorder)
+            self.set_learning_rate(config.training.learning_rate)
+
+    def follow(self, averages: Averages) -> None:
+        """Has averages take in the weights after every step."""
+        self._averages = averages
+        if self._graphs is not None:
+            averages.keep_shares_on(self.device)
 
     def set_learning_rate(self, rate: float) -> None:
         """Sets the rate of the next steps."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+        groups = self.optimizer.param_groups
+        self.rate = rate * groups[0]["scale"]
+        for number, group in enumerate(groups):
+            own = rate * group["scale"]
+            group["lr"] = self._rates[number].fill_(own) if self._rates else own
 
     def run(self, batch: Batch, when: str) -> dict[str, Tensor]:
         """Makes a step, without waiting for it to end on a GPU.
@@ -73,22 +124,25 @@ class Stepper:
 
         Returns:
             This process's parts of the losses, which add up to those of the whole batch, and
-            ``gradient_norm``, that of the whole batch.
+            ``gradient_norm``, that of the whole batch; to be read before the next step.
 
         Raises:
             TrainingError: the outputs are not finite.
         """
+        if self._averages is not None:
+            self._averages.begin_step()
+        if self._graphs is not None:
+            with ranges.range("tal_fast.graph"):
+                found = self._graphs.run(batch)
+            if found is not None:
+                return found
         with ranges.range("tal_fast.transfer"):
-            features = batch.features.to(self.device, non_blocking=True)
-            mask = batch.mask.to(self.device, non_blocking=True)
+            features = to_device(batch.features, self.device)
+            mask = to_device(batch.mask, self.device)
         targets = Targets(batch.labels, batch.edges, batch.counts, batch.padded)
         whole = distributed.WholeBatch(targets)
         try:
-            with ranges.range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
-                output = self.model(features, mask)
-            whole.wait()
-            with ranges.range("tal_fast.loss"):
-                losses = self._checked(self.model.loss(output, targets, whole))
+            losses = self._losses(features, mask, targets, whole)
         except (RuntimeError, ValueError) as error:
             # Ops and matching refuse values that are not finite; the cause is the training.
             with autocast(self.device, self.config.training.amp):
@@ -96,11 +150,32 @@ class Stepper:
             if first is None:
                 raise
             raise diverged("the outputs are", when, first, batch.videos) from error
+        return self._descend(losses)
+
+    # The device's part of a step.
+
+    def _learn(self, batch: StaticBatch) -> dict[str, Tensor]:
+        whole = Whole(batch.targets)
+        return self._descend(self._losses(batch.features, batch.mask, batch.targets, whole))
+
+    def _losses(
+        self, features: Tensor, mask: Tensor, targets: Targets, whole: Whole
+    ) -> dict[str, Tensor]:
+        with ranges.range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
+            output = self.model(features, mask)
+        if isinstance(whole, distributed.WholeBatch):
+            whole.wait()
+        with ranges.range("tal_fast.loss"):
+            return self._checked(self.model.loss(output, targets, whole))
+
+    def _descend(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         with ranges.range("tal_fast.backward"):
             self.scaler.scale(losses["total"]).backward()
             distributed.add_up_gradients(self.model)
         with ranges.range("tal_fast.optimizer"):
             norm = self.update()
+        if self._averages is not None:
+            self._averages.take_in()
         parts = {key: value.detach() for key, value in losses.items()}
         return {"total": parts["total"], **parts, "gradient_norm": norm}
 
@@ -133,9 +208,12 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what :meth:`load_state_dict` needs to go on."""
+        optimizer = self.optimizer.state_dict()
+        # Rates are set before every step; a file holds no tensor that a recorded step reads.
+        groups = [{**group, "lr": float(group["lr"])} for group in optimizer["param_groups"]]
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {**optimizer, "param_groups": groups},
             "scaler": self.scaler.state_dict(),
         }
 

@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,71 +26,23 @@ from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import save_model, write_checkpoint
-from tal_fast.training.config import EmaMode, ExperimentConfig, config_to_dict
+from tal_fast.training.config import EmaMode, ExperimentConfig, config_to_dict, deciding
 from tal_fast.training.device import resolve_device
 from tal_fast.training.events import EventWriter
 from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights, checkpoint_name
+from tal_fast.training.late import LateNumbers, Read
 from tal_fast.training.resume import read_state
 from tal_fast.training.start import fresh_model, instances_of, training_loader
 from tal_fast.training.step import Stepper, diverged
+from tal_fast.training.told import MadeStep, ProgressEvent, TrainingSummary
 
-__all__ = ["ProgressEvent", "Trainer", "TrainingSummary"]
+__all__ = ["Trainer"]
 
 # After an epoch the state is saved, unless the epochs are so short that saving would take more than
 # about this share of the time.
 _SAVING_SHARE = 0.02
-
-
-@dataclass(frozen=True)
-class ProgressEvent:
-    """What a running experiment tells.
-
-    Attributes:
-        stage: ``train``, ``predict`` or ``evaluate``.
-        step: steps (clips in ``predict``) done.
-        total_steps: of how many.
-        epoch: current epoch, from 1.
-        epochs: of how many, as far as can be told.
-        losses: of the last step.
-        clips_per_second: of this run so far.
-        seconds_left: of this stage.
-    """
-
-    stage: str
-    step: int
-    total_steps: int
-    epoch: int = 0
-    epochs: int = 0
-    losses: dict[str, float] = field(default_factory=dict)
-    clips_per_second: float = 0.0
-    seconds_left: float = math.nan
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a training took.
-
-    Attributes:
-        checkpoint: file of the final (or best) weights, of the first mode of averaging.
-        checkpoints: the files of all modes.
-        epochs: passes over the clips, the last perhaps in part.
-        steps: optimiser steps.
-        windows: training clips (windows, crops or videos, as the model takes them).
-        seconds: wall-clock time of the training, earlier interrupted parts included.
-        best_epoch: epoch whose weights were kept, from 1; the last one without a hold-out.
-        held_out: mode -> average mAP of its weights in the held-out videos; empty without.
-    """
-
-    checkpoint: Path
-    checkpoints: dict[str, Path]
-    epochs: int
-    steps: int
-    windows: int
-    seconds: float
-    best_epoch: int
-    held_out: dict[str, float]
 
 
 class Trainer:
@@ -107,7 +58,8 @@ class Trainer:
         out: directory for ``checkpoint.pt``, ``log.csv`` and, while it runs, ``resume.pt``.
         positions: of the windows to train on, among all training windows of these videos; all of
             them when None.
-        progress: called after every step.
+        progress: called for every step, once its numbers are there: on a GPU two steps later, so
+            that no step waits for them.
         validate: scores a model by held-out videos, and so picks the weights to keep; the same
             score in every process.
         held: names of those videos.
@@ -156,7 +108,7 @@ class Trainer:
         config = self.config.training
         several = distributed.world_size() > 1
         with (
-            training_loader(self.config, self.clips) as loader,
+            training_loader(self.config, self.clips, self.device) as loader,
             EventWriter(
                 self.out, config.tensorboard if distributed.is_first() else "never"
             ) as events,
@@ -238,12 +190,14 @@ class Trainer:
             self._write_model,
             self.validate,
         )
+        self.stepper.follow(self.kept)
         self.epoch = 0  # the epoch to go on with, and how many of its batches are done
         self.batches_done = 0
         self.step = 0
         self.seconds = 0.0
         self.log: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}  # of the losses of the epoch so far
+        self.numbers: LateNumbers[MadeStep] = LateNumbers(self.device)
         self._clips_seen = 0
         self._ratings: dict[str, float] = {}  # of the held-out videos, the epoch's last
         self._checked = 0  # step of the last rating of the held-out videos
@@ -251,7 +205,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "config": config_to_dict(self.config),
+            "config": deciding(config_to_dict(self.config)),
             "videos": self.videos,
             "positions": self.positions,
             **({} if self._code is None else {"code": self._code}),
@@ -348,6 +302,7 @@ class Trainer:
                 going = batch is not None
                 if batch is not None:
                     self._take(batch, epoch, interrupted)
+        self._settle()
         elapsed = time.perf_counter() - began
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -376,20 +331,29 @@ class Trainer:
 
     def _take(self, batch: Batch, epoch: int, interrupted: Callable[[], bool]) -> None:
         """Learns from a batch, reports, and rates the weights if that is due."""
-        losses, stop = self._step(batch, interrupted)
-        for key, value in losses.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
+        found, stop = self._step(batch, epoch, interrupted)
         self.batches_done += 1
-        self._report(epoch, losses)
+        for read in found:
+            self._report(read)
         every = self.budget.check_every
         if every is not None and self.step % every == 0:
             self._rate(epoch + 1)
         if stop:
+            self._settle()
             self._save()
             raise KeyboardInterrupt
 
+    def _settle(self) -> None:
+        """Takes in the numbers of all steps made, before something is said or kept of them."""
+        found = self.numbers.drain()
+        if not found:
+            return
+        self._check_finite(found)
+        for read in self._added_up(found, 0.0, False)[0]:
+            self._report(read)
+
     def _when(self) -> str:
-        rate = self.stepper.optimizer.param_groups[0]["lr"]
+        rate = self.stepper.rate
         # The epoch's number rises when it is done, before its weights are rated and kept.
         epoch = max(1, math.ceil(self.step / self._steps_per_epoch))
         return f"step {self.step} (epoch {epoch}, learning rate {rate:g})"
@@ -403,6 +367,7 @@ class Trainer:
         """Rates the weights by the held-out videos, unless that was done after this very step."""
         if self._checked == self.step or not self.kept.rates:
             return
+        self._settle()
         try:
             with ranges.range("tal_fast.rate"):
                 scores, improved = self.kept.rate(epoch, self.step)
@@ -412,42 +377,77 @@ class Trainer:
         self._ratings["holdout_map"] = scores[self.kept.modes[0]]
         self.budget.rated(improved)
 
-    def _step(self, batch: Batch, interrupted: Callable[[], bool]) -> tuple[dict[str, float], bool]:
-        """Returns the losses of the whole batch, and whether any process wants to stop."""
+    def _step(
+        self, batch: Batch, epoch: int, interrupted: Callable[[], bool]
+    ) -> tuple[list[Read[MadeStep]], bool]:
+        """Makes a step; returns what is known by now, and whether any process wants to stop."""
         self.step += 1
-        values = self.stepper.run(batch, self._when())
-        self.kept.update()
-        # One copy for all numbers of the step.
-        mine = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        for key, value in mine.items():
-            # Under a gradient scaler that is how a too large scale shows; it leaves out the step.
-            is_scale = key == "gradient_norm" and self.stepper.scaler.is_enabled()
-            if not math.isfinite(value) and not is_scale:
-                what = "the gradients are" if key == "gradient_norm" else "the loss is"
-                raise diverged(what, self._when(), key, batch.videos)
-        norm, seconds = mine.pop("gradient_norm"), time.perf_counter() - self._began
-        if not distributed.is_first():  # all know the same norm, and go by the first one's clock
-            norm = seconds = 0.0
-        *sums, norm, self.seconds, stop = distributed.total(
-            [*mine.values(), norm, seconds, interrupted()]
-        )
-        return {**dict(zip(mine, sums, strict=True)), "gradient_norm": norm}, stop > 0
+        when = self._when()
+        values = self.stepper.run(batch, when)
+        self.numbers.put(values, MadeStep(self.step, epoch, when, batch.videos))
+        found = self.numbers.ready()
+        self._check_finite(found)
+        seconds = time.perf_counter() - self._began if distributed.is_first() else 0.0
+        found, self.seconds, stop = self._added_up(found, seconds, interrupted())
+        return found, stop
 
-    def _report(self, epoch: int, losses: dict[str, float]) -> None:
+    def _check_finite(self, found: Sequence[Read[MadeStep]]) -> None:
+        for numbers, made in found:
+            for key, value in numbers.items():
+                # Under a gradient scaler that is how a too large scale shows; it leaves out the
+                # step.
+                is_scale = key == "gradient_norm" and self.stepper.scaler.is_enabled()
+                if not math.isfinite(value) and not is_scale:
+                    what = "the gradients are" if key == "gradient_norm" else "the loss is"
+                    raise diverged(what, made.when, key, made.videos)
+
+    def _added_up(
+        self, found: list[Read[MadeStep]], seconds: float, stop: bool
+    ) -> tuple[list[Read[MadeStep]], float, bool]:
+        """Adds up what the processes know, and the losses over the epoch.
+
+        Args:
+            found: this process's parts of the numbers of some steps, the same in all processes.
+            seconds: of the first process's clock.
+            stop: whether this process wants to stop.
+
+        Returns:
+            The same of the whole batches.
+        """
+        mine = [
+            # All know the same norm, and go by the first one's.
+            value if key != "gradient_norm" or distributed.is_first() else 0.0
+            for read in found
+            for key, value in read.numbers.items()
+        ]
+        *sums, seconds, stopping = distributed.total([*mine, seconds, stop])
+        whole = []
+        for read in found:
+            values, sums = sums[: len(read.numbers)], sums[len(read.numbers) :]
+            whole.append(read._replace(numbers=dict(zip(read.numbers, values, strict=True))))
+        for numbers, _ in whole:
+            for key, value in numbers.items():
+                self.sums[key] = self.sums.get(key, 0.0) + value
+        return whole, seconds, stopping > 0
+
+    def _report(self, read: Read[MadeStep]) -> None:
         self._clips_seen += min(self.config.training.batch_size, len(self.clips))
         if self.progress is None:
             return
-        total = self.budget.expected_steps(self.step, self.seconds)
+        step = read.note.step
+        total = self.budget.expected_steps(step, self.seconds)
         self.progress(
             ProgressEvent(
                 stage="train",
-                step=self.step,
+                step=step,
                 total_steps=total,
-                epoch=epoch + 1,
+                epoch=read.note.epoch + 1,
                 epochs=math.ceil(total / self._steps_per_epoch),
-                losses={key: value for key, value in losses.items() if key != "gradient_norm"},
+                losses={
+                    key: value for key, value in read.numbers.items() if key != "gradient_norm"
+                },
                 clips_per_second=self._clips_seen / max(self.seconds, 1e-9),
-                seconds_left=(total - self.step) * self.seconds / self.step,
+                seconds_left=(total - step) * self.seconds / step,
             )
         )
 

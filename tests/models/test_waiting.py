@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from host_copies import DEVICE, from_host
 
 from tal_fast.models import build_model
 from tal_fast.models.base import Targets, Whole
@@ -25,47 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cuda_emulator"))
 
 import emulated as emulator
 
-DEVICE = torch.device("meta")
 SIZES = TadTRSizes(
     d_model=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward=32, num_queries=8
 )
-
-
-class _Copies(TorchDispatchMode):
-    """Names operations that take tensors of the host and of the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
-        if len({tensor.device.type for tensor in tensors}) > 1:
-            self.seen.append(str(function))
-        return result
-
-
-class _Made(TorchFunctionMode):
-    """Names functions that make a tensor of the device from Python's numbers."""
-
-    MAKERS = (torch.tensor, torch.as_tensor, torch.from_numpy, torch.Tensor.new_tensor)
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function in self.MAKERS and result.device == DEVICE:
-            self.seen.append(function.__name__)
-        return result
-
-
-def from_host(step):
-    with _Copies() as copies, _Made() as made:
-        step()
-    return copies.seen + made.seen
 
 
 def host_copy():

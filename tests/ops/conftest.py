@@ -36,6 +36,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("device", devices, indirect=True, scope="function")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what a GPU is needed for, so that ``make gpu-check`` runs that and nothing else.
+
+    Beside the tests of the device ``cuda`` these are tests of the CPU that compare its bits with
+    those of every device.
+    """
+    for item in items:
+        if not isinstance(item, pytest.Function) or Path(__file__).parent not in item.path.parents:
+            continue
+        own = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        compares = {"assert_same_bits", "cuda_results"} & set(item.function.__code__.co_names)
+        about_cuda = item.path.stem.endswith("_cuda") and own == "cpu"  # moves tensors itself
+        if own != "cuda-emulated" and (own == "cuda" or compares or about_cuda):
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(autouse=True)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Whose kernels the ops run; tests keep handing CPU tensors to them."""

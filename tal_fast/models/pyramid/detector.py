@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from tal_fast import ranges
 from tal_fast.data.clips import ClipSet, CropSet, VideoSet
 from tal_fast.data.dataset import TALDataset
-from tal_fast.models.base import Candidates, Detector, ParameterGroup, Targets, Whole
+from tal_fast.models.base import (
+    Candidates,
+    Detector,
+    ParameterGroup,
+    Targets,
+    Whole,
+    next_power,
+)
 from tal_fast.models.losses import focal_loss
 from tal_fast.models.pyramid.config import RECIPE, PyramidConfig
 from tal_fast.models.pyramid.heads import ClassHead, OffsetHead
@@ -192,6 +199,13 @@ class PyramidDetector(Detector):
         return PyramidOutput(self.cls_head(joined), self.reg_head(joined), valid)
 
     # Training.
+
+    def static_sizes(self, rows: int, instances: int) -> tuple[int, int] | str:
+        """Returns rows in eighths of the recipe's longest clip, and a power of two of instances."""
+        longest, coarsest = self.config.data.max_length, 1 << (self.config.model.levels - 1)
+        step = coarsest * -(-longest // (8 * coarsest))
+        padded = -(-rows // step) * step
+        return min(padded, longest) if rows <= longest else padded, next_power(instances)
 
     def class_heads(self) -> list[ClassHead]:
         """Returns the heads whose first class probabilities depend on the training data."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tal_fast.data.batches import to_device
 from tal_fast.models.base import Targets
 from tal_fast.models.pyramid.points import Points
 
@@ -69,8 +70,8 @@ def instances_of_clips(targets: Targets, device: torch.device) -> list[tuple[Ten
         device: where the tensors are to be.
     """
     # Points are known by the centres of rows.
-    segments = (targets.edges - 0.5).float().to(device, non_blocking=True)
-    labels = targets.labels.to(device, non_blocking=True)
+    segments = to_device((targets.edges - 0.5).float(), device)
+    labels = to_device(targets.labels, device)
     counts = list(targets.counts)
     return list(zip(segments.split(counts), labels.split(counts), strict=True))
 

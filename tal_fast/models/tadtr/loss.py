@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tal_fast import ops, ranges
+from tal_fast.data.batches import to_device
 from tal_fast.models.base import Targets, Whole
 from tal_fast.models.losses import focal_loss
 from tal_fast.models.segments import center_width_to_start_end, start_end_to_center_width
@@ -57,38 +58,46 @@ def tadtr_loss(
     """
     logits, predicted = output.logits, output.segments
     counts = list(targets.counts)
-    all_labels = _to_device(targets.labels, logits)
-    all_targets = _to_device(_shares(targets), predicted).to(predicted.dtype)
+    all_labels = to_device(targets.labels, logits.device)
+    all_targets = to_device(_shares(targets), predicted.device).to(predicted.dtype)
     whole = whole or Whole(targets)
-    instances = max(whole.instances, 1)
+    number, real = whole.instances, targets.real
+    instances = number.clamp(min=1) if isinstance(number, Tensor) else max(number, 1)
 
     with ranges.range("tal_fast.matching"):
-        pairs = match(logits, predicted, all_labels, all_targets, counts, config)
+        pairs = match(logits, predicted, all_labels, all_targets, counts, config, real)
 
     is_class = torch.zeros_like(logits)
-    is_class[pairs.layer, pairs.window, pairs.query, all_labels[pairs.target]] = 1.0
+    there = 1.0 if real is None else real[pairs.target].to(logits.dtype)
+    is_class[pairs.layer, pairs.window, pairs.query, all_labels[pairs.target]] = there
     focal = focal_loss(logits, is_class, config.focal_alpha, config.focal_gamma)
     matched = predicted[pairs.layer, pairs.window, pairs.query]
     # Without an assignment there is no loss: NaN, which ends the training.
     matched = matched.masked_fill((pairs.query < 0)[:, None], math.nan)
     wanted = all_targets[pairs.target]
-    missed = ops.iou_loss(
-        center_width_to_start_end(matched), center_width_to_start_end(wanted), "sum", eps=_EPS
-    )
+    edges = center_width_to_start_end(matched), center_width_to_start_end(wanted)
+    if real is None:
+        missed = ops.iou_loss(*edges, "sum", eps=_EPS)
+        distance = F.l1_loss(matched, wanted, reduction="sum")
+    else:
+        none = ~real[pairs.target]
+        missed = ops.iou_loss(*edges, eps=_EPS).masked_fill(none, 0.0).sum()
+        distance = F.l1_loss(matched, wanted, reduction="none").masked_fill(none[:, None], 0.0)
+        distance = distance.sum()
     losses = {
         "classification": focal.sum() / instances,
-        "l1": F.l1_loss(matched, wanted, reduction="sum") / instances,
+        "l1": distance / instances,
         "iou": missed / instances,
     }
     if output.actionness is not None:
         own = predicted[-1].detach()
         if config.actionness_targets == "video":
-            target = _best_iou(own, all_targets, counts)
+            target = _best_iou(own, all_targets, counts, real)
         else:
             everywhere = whole.targets()
             if everywhere is not targets:
-                all_targets = _to_device(_shares(everywhere), own).to(own.dtype)
-            target = _best_iou(own, all_targets)
+                all_targets = to_device(_shares(everywhere), own.device).to(own.dtype)
+            target = _best_iou(own, all_targets, real=real)
         distance = F.l1_loss(output.actionness, target, reduction="sum")
         losses["actionness"] = distance / (whole.clips * output.actionness.shape[1])
     weights = {
@@ -106,17 +115,16 @@ def _shares(targets: Targets) -> Tensor:
     return (start_end_to_center_width(targets.edges) / targets.length).float()
 
 
-def _to_device(tensor: Tensor, like: Tensor) -> Tensor:
-    """Copies to the device of ``like``; from pinned memory to a GPU, so that nothing waits."""
-    if like.is_cuda and not tensor.is_cuda:
-        tensor = tensor.pin_memory()
-    return tensor.to(like.device, non_blocking=True)
-
-
-def _best_iou(segments: Tensor, targets: Tensor, counts: list[int] | None = None) -> Tensor:
+def _best_iou(
+    segments: Tensor,
+    targets: Tensor,
+    counts: list[int] | None = None,
+    real: Tensor | None = None,
+) -> Tensor:
     """Returns ``Tensor[B, Q]``: the IoU of each segment with the instance it covers best.
 
-    Of its own window's instances where ``counts`` says how many each window has, else of all.
+    Of its own window's instances where ``counts`` says how many each window has, else of all; of
+    the ``real`` ones where some are not.
     """
     batch, queries = segments.shape[:2]
     if not len(targets):
@@ -126,6 +134,8 @@ def _best_iou(segments: Tensor, targets: Tensor, counts: list[int] | None = None
         center_width_to_start_end(targets),
         eps=_EPS,
     ).view(batch, queries, -1)
+    if real is not None:
+        overlap = overlap * real
     if counts is not None:
         owner = ops.ragged_index(counts, overlap).group
         own = owner == torch.arange(batch, device=overlap.device)[:, None]

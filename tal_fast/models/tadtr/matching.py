@@ -38,6 +38,7 @@ def match(
     targets: Tensor,
     counts: list[int],
     config: TadTRLoss,
+    real: Tensor | None = None,
 ) -> Matches:
     """Finds, per decoder layer and window, the one-to-one assignment of least cost.
 
@@ -51,6 +52,9 @@ def match(
         targets: ``Tensor[M, 2]``, their (centre, width).
         counts: instances of each window; they sum to M.
         config: weights of the costs.
+        real: ``BoolTensor[M]``, False for instances that only fill room, of which every window then
+            has as many as ``counts`` says, and no more than there are queries. Each takes a query
+            that no real one has: the matches of real ones are those without them.
 
     Returns:
         :class:`Matches` on the device of ``logits``; min(Q, instances) pairs per layer and window.
@@ -74,6 +78,10 @@ def match(
         alpha=config.focal_alpha,
         gamma=config.focal_gamma,
     )
+    if real is not None:
+        # Alike for all queries, so they decide nothing; they come last, and take what is left.
+        blocks = costs.view(layers, windows, queries, counts[0])
+        costs = blocks.masked_fill(~real.view(1, windows, 1, -1), 0.0).flatten()
     problem, query, column = ops.linear_assignment(costs, queries, counts * layers)
     layer = torch.div(problem, windows, rounding_mode="floor")
     window = problem - layer * windows

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from tal_fast import ops
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.windows import WindowSet
-from tal_fast.models.base import Candidates, Detector, ParameterGroup, Targets, Whole
+from tal_fast.models.base import (
+    Candidates,
+    Detector,
+    ParameterGroup,
+    Targets,
+    Whole,
+    next_power,
+)
 from tal_fast.models.layers import MLP, DeformableAttention, sine_position_encoding
 from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
 from tal_fast.models.tadtr.config import GROUPS, PRESETS, TIMING, TadTRConfig, TadTRSizes
@@ -269,6 +276,14 @@ class TadTR(Detector):
         bins = ops.segment_roi_align(memory.transpose(1, 2), rois, sizes.roi_bins)
         rated = self.actionness_pred(bins.reshape(batch, sizes.num_queries, width * bins.shape[2]))
         return rated.float().squeeze(-1)
+
+    def static_sizes(self, rows: int, instances: int) -> tuple[int, int] | str:
+        """Returns the rows as they are, and a power of two of instances, or as many as queries."""
+        queries = self.config.model.num_queries
+        if instances > queries:
+            # Every instance needs a query of its own, one that only fills room, too.
+            return f"a clip has {instances} instances, and TadTR has {queries} queries"
+        return rows, min(next_power(instances), queries)
 
     def loss(self, output: TadTROutput, targets: Targets, whole: Whole) -> dict[str, Tensor]:
         """Returns the set loss (:func:`~tal_fast.models.tadtr.loss.tadtr_loss`)."""
