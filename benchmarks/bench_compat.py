@@ -6,8 +6,8 @@
 Rows: ``evaluation`` (the evaluation stage of ActionFormer, TriDet and TemporalMaxer on made
 detections of THUMOS14's shape, 200 per video), ``script`` (their whole ``eval.py`` on made features
 and random weights; the checkouts need their extension ``nms_1d_cpu``, built in ``libs/utils``),
-``attention`` (a training step of TadTR, a layer of OpenTAD) and ``start`` (what the launcher adds
-to ``import torch``). Needs pandas and joblib.
+``attention`` (a training step of TadTR, a layer of OpenTAD), ``nms`` (one soft-NMS of theirs and
+ours) and ``start`` (what the launcher adds to ``import torch``). Needs pandas and joblib.
 
 Stock is the same process with nothing replaced: the mends and ``--device cpu`` stay, without which
 most do not run here; and as joblib's workers have no mends, stock's ``np.float`` is ``float`` in a
@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ STOCK = f"{EVALUATORS},batched_nms,nms_1d_cpu"
 
 
 def launched(
-    *command: str | Path, options: tuple[str, ...] = (), cwd: Path | None = None
+    *command: str | Path,
+    options: tuple[str, ...] = (),
+    cwd: Path | None = None,
+    native: Path | str = "",
 ) -> tuple[str, float]:
     """Returns the output of a script under the launcher, and its CPU seconds with its children."""
     before = os.times()
@@ -52,7 +56,7 @@ def launched(
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{HERE.parent}:{os.environ.get('PYTHONPATH', '')}",
+            "PYTHONPATH": f"{HERE.parent}:{native}:{os.environ.get('PYTHONPATH', '')}",
         },
     )
     if done.returncode != 0:
@@ -97,7 +101,8 @@ def script(given: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name in given.peers:
         peer = checkout(name)
-        if not list((peer / "libs/utils").glob("nms_1d_cpu*.so")):
+        built = list((peer / "libs/utils").glob("nms_1d_cpu*.so"))
+        if not built:
             print(f"{name}: nms_1d_cpu is not built, eval.py is left out", file=sys.stderr)
             continue
         seconds: dict[str, list[float]] = {"stock": [], "ours": []}
@@ -105,6 +110,9 @@ def script(given: argparse.Namespace) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             made = workload("prepare", peer, Path(folder), given.videos)
             stock = with_float(peer, Path(folder) / name)
+            native = Path(folder) / "native"  # where both find the extension
+            native.mkdir()
+            shutil.copy(built[0], native)
             for _ in range(given.repeats):
                 for which, root, options in (
                     ("stock", stock, ("--skip", STOCK)),
@@ -116,6 +124,7 @@ def script(given: argparse.Namespace) -> list[dict[str, Any]]:
                         made["checkpoint"],
                         options=("--device", "cpu", *options),
                         cwd=root,
+                        native=native,
                     )
                     seconds[which].append(used)
                     shown[which] = re.findall(r"(?:mAP|Recall\S*)\s*[:=]\s*([\d.]+)", text)
@@ -140,6 +149,47 @@ def attention(given: argparse.Namespace) -> list[dict[str, Any]]:
         stock, ours = found["first_losses"]
         agree = f"losses within {abs(stock - ours) / abs(stock):.0e}"
         rows.append(row(f"{name}: {what}", found["seconds"], agree))
+    return rows
+
+
+def nms(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Soft-NMS of one problem: theirs in C++ and ours in the same order, bit for bit."""
+    import torch
+    from peers import nms_1d
+
+    from tal_fast.ops.soft_nms_literal import soft_nms_literal
+
+    torch.set_num_threads(1)
+    native, _ = nms_1d.actionformer()
+    rows = []
+    for count in (100, 2000):
+        generator = torch.Generator().manual_seed(count)
+        begin = torch.rand(count, generator=generator) * 300
+        length = torch.exp(torch.randn(count, generator=generator) * 0.9 + 1.2)
+        segments = torch.stack([begin, begin + length], 1)
+        scores = torch.rand(count, generator=generator)
+        found = torch.empty(count, 3)
+
+        def stock(
+            segments: Any = segments, scores: Any = scores, found: Any = found
+        ) -> tuple[Any, Any]:
+            kept = native.softnms(segments, scores, found, 0.1, 0.5, 0.001, 2)
+            return kept, found[: len(kept)]
+
+        def ours(segments: Any = segments, scores: Any = scores) -> tuple[Any, Any]:
+            return soft_nms_literal(segments, scores)
+
+        same = all(torch.equal(a, b) for a, b in zip(stock(), ours(), strict=True))
+        calls = 20_000 // count
+        seconds: dict[str, list[float]] = {"stock": [], "ours": []}
+        for _ in range(9):
+            for which, call in (("stock", stock), ("ours", ours)):
+                begin_at = time.process_time()
+                for _ in range(calls):
+                    call()
+                seconds[which].append((time.process_time() - begin_at) / calls * 1e3)
+        agree = "the same bits" if same else "OTHER BITS"
+        rows.append(row(f"soft-NMS of {count} segments, in ms", seconds, agree))
     return rows
 
 
@@ -169,7 +219,13 @@ def row(name: str, seconds: dict[str, list[float]], agree: str) -> dict[str, Any
     return {**found, "seconds": seconds}
 
 
-ROWS = {"evaluation": evaluation, "script": script, "attention": attention, "start": start}
+ROWS = {
+    "evaluation": evaluation,
+    "script": script,
+    "attention": attention,
+    "nms": nms,
+    "start": start,
+}
 
 
 def main() -> None:

@@ -156,10 +156,10 @@ def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
         official = OfficialTadTR(2048, 256, 4, 4, 1024)
         module = sys.modules["models.ops.temporal_deform_attn.temporal_deform_attn"]
         name = "deform_attn_core_pytorch"
-        features = torch.randn(8, 2048, 128)
-        mask = torch.zeros(8, 128, dtype=torch.bool)
-        labels = [torch.tensor([1, 2])] * 8
-        segments = [torch.tensor([[0.2, 0.1], [0.6, 0.2]])] * 8
+        features = torch.randn(16, 2048, 128)
+        mask = torch.zeros(16, 128, dtype=torch.bool)
+        labels = [torch.tensor([1, 2])] * 16
+        segments = [torch.tensor([[0.2, 0.1], [0.6, 0.2]])] * 16
 
         def step() -> float:
             loss = official.loss(official.forward(features, mask), labels, segments)
@@ -205,6 +205,7 @@ def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
             setattr(module, name, core)
             if number == 0:  # both begin at the same weights
                 parameters.load_state_dict(start)
+            torch.manual_seed(number)  # of dropout
             begin = time.process_time()
             losses[which].append(step())
             if number:

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.dry_run:
         imports_of(command[0], command[1:])
         report.quiet = True
-        print(report.text())
+        print(report.text().replace("__dry_run__.", "__main__."))
         print("  Modules that are imported later are not among them.")
         return 0
     if given.device is None:

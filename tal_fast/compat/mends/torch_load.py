@@ -19,7 +19,6 @@ from typing import Any
 
 from tal_fast.compat.reporting import Report
 from tal_fast.compat.user_code import caller, place
-from tal_fast.data.unpickling import array_globals
 
 __all__ = ["mend"]
 
@@ -90,7 +89,10 @@ def mend(torch: ModuleType, report: Report) -> Callable[[], None]:
 
 def _restricted(torch: ModuleType, used: set[str]) -> ModuleType:
     """Returns a module that torch can use as ``pickle``; what it found goes into ``used``."""
+    # Here: it brings NumPy and more, which a script may not need.
     from torch._weights_only_unpickler import _get_allowed_globals, _get_user_allowed_globals
+
+    from tal_fast.data.unpickling import array_globals
 
     allowed = {**_get_allowed_globals(), **_get_user_allowed_globals()}
     storages = {f"torch.{name}" for name in vars(torch) if name.endswith("Storage")}
