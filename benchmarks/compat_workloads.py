@@ -131,7 +131,7 @@ def prepare(peer: Path, folder: Path, videos: int) -> dict[str, Any]:
     if "sgp_mlp_dim" in config["model"]:
         config["model"]["sgp_mlp_dim"] = 96
     config["test_cfg"]["max_seg_num"] = DETECTIONS
-    config["loader"]["num_workers"] = 0
+    config["loader"]["num_workers"] = 1  # they keep their workers, so 0 is none
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     torch.manual_seed(0)
     whole = core.load_config(str(folder / "config.yaml"))
