@@ -110,9 +110,8 @@ def prepare(peer: Path, folder: Path, videos: int) -> dict[str, Any]:
     sys.path.insert(0, str(peer))
     core = importlib.import_module("libs.core")
     modeling = importlib.import_module("libs.modeling")
-    (config_file,) = [
-        f for f in (peer / "configs").glob("*.yaml") if f.name.endswith("thumos_i3d.yaml")
-    ]
+    files = [f for f in (peer / "configs").glob("*.yaml") if f.name.endswith("_thumos_i3d.yaml")]
+    config_file = min(files or [peer / "configs/thumos_i3d.yaml"], key=lambda file: len(file.name))
     config = yaml.safe_load(config_file.read_text())
     truth = database(videos)
     (folder / "features").mkdir(exist_ok=True)

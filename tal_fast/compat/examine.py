@@ -44,15 +44,15 @@ class Examiner:
 
         Nothing that goes wrong here is an error of the module: it is left as it is.
         """
+        for name, known in RECOGNISED.items():
+            function = vars(module).get(name)
+            if (
+                inspect.isfunction(function)
+                and function.__module__ == module.__name__
+                and id(function) not in self._ours
+            ):
+                self._take(module, name, function, known)
         with self._lock:
-            for name, known in RECOGNISED.items():
-                function = vars(module).get(name)
-                if (
-                    inspect.isfunction(function)
-                    and function.__module__ == module.__name__
-                    and id(function) not in self._ours
-                ):
-                    self._take(module, name, function, known)
             self._turn_pools_to_loops(module)
             if self.options.mends("opentad"):
                 undo = opentad_dtypes.mend(module, self.report)
@@ -88,9 +88,12 @@ class Examiner:
         except Exception as error:
             self.report.add("left", full, f"the proof failed: {type(error).__name__}: {error}")
             return
-        ours = with_fallback(self.report, full, original, proof)
-        self._ours[id(ours)] = ours
-        self._swap(original, ours, module)
+        # No lock is held while a proof runs: it may import what another thread is importing.
+        with self._lock:
+            if vars(module).get(name) is original:
+                ours = with_fallback(self.report, full, original, proof)
+                self._ours[id(ours)] = ours
+                self._swap(original, ours, module)
 
     def _swap(self, original: Any, ours: Any, home: ModuleType) -> None:
         """Puts ours where the user's modules have the original, under whatever name."""

@@ -72,17 +72,25 @@ class _QuietForOneThread(io.TextIOBase):
         return getattr(self._target, name)
 
 
+# Filters of warnings and standard output belong to all threads.
+_one_at_a_time = threading.RLock()
+_PATIENCE = 5.0
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Shows neither warnings nor output of what a proof runs, and counts no calls."""
-    with uncounted(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = sys.stdout
-        sys.stdout = _QuietForOneThread(before)
-        try:
-            yield
-        finally:
-            sys.stdout = before
+    """Shows neither warnings nor output of what a proof runs, and counts no calls.
+
+    Of two proofs at once the second waits a while, then goes on without being quiet: it may hold an
+    import that the first one waits for.
+    """
+    with uncounted(), contextlib.ExitStack() as stack:
+        if _one_at_a_time.acquire(timeout=_PATIENCE):
+            stack.callback(_one_at_a_time.release)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(contextlib.redirect_stdout(_QuietForOneThread(sys.stdout)))
+        yield
 
 
 def first_that_agrees(

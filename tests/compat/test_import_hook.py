@@ -11,8 +11,10 @@ import zipfile
 
 import made_originals
 import pytest
+from processes import HANG
 
 from tal_fast import compat
+from tal_fast.compat import proof
 from tal_fast.errors import ConfigError
 
 CORE = made_originals.core()
@@ -170,6 +172,28 @@ def test_threads(folder):
     for thread in threads:
         thread.join()
     assert all(is_ours(sys.modules[name].deform_attn_core_pytorch) for name in names)
+
+
+def test_a_proof_that_imports_what_another_thread_is_importing(folder, monkeypatch):
+    monkeypatch.setattr(proof, "_PATIENCE", 0.1)
+    nms = made_originals.TEMPORAL_NMS.format(comparison="<=")
+    # The second waits for the import of the first, which waits for the second's proof.
+    folder.write("first_made.py", f"import time\ntime.sleep(0.5)\n{nms}")
+    folder.write(
+        "second_made.py", nms.replace("    kept = []", "    import first_made\n    kept = []")
+    )
+    compat.install(quiet=True)
+    threads = [
+        threading.Thread(target=folder.load, args=(name,), daemon=True)
+        for name in ("first_made", "second_made")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+        assert not thread.is_alive()
+    assert is_ours(sys.modules["first_made"].temporal_nms)
+    assert is_ours(sys.modules["second_made"].temporal_nms)
 
 
 def test_a_module_that_puts_another_object_in_its_place(folder):

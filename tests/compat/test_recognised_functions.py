@@ -57,6 +57,11 @@ def test_attention_cores(folder, name, form, factor, detail):
     torch.testing.assert_close(function(*inputs), function.__wrapped__(*inputs))
     assert entry.calls == 1
     assert entry.seconds > 0
+    value, shapes, locations, weights = inputs
+    named = {"attention_weights": weights, "sampling_locations": locations}
+    assert torch.equal(function(value, value_spatial_shapes=shapes, **named), function(*inputs))
+    with pytest.raises(TypeError, match="missing"):  # in the words of the original
+        function(value)
 
 
 def test_gradients_reach_height_and_place(folder):

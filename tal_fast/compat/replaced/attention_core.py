@@ -16,11 +16,9 @@ from torch import Tensor
 from tal_fast import ops
 from tal_fast.compat.attention import row_weight, widths_of_rows
 from tal_fast.compat.options import Options
-from tal_fast.compat.proof import Proof, UnprovedError, UnsuitableError
+from tal_fast.compat.proof import Proof, UnprovedError, UnsuitableError, arguments_of
 
 __all__ = ["prove"]
-
-Core = Callable[[Tensor, Any, Tensor, Tensor], Tensor]
 
 #: How levels and locations are given: lengths with x or (…, 1), (height, width) with (…, 2).
 _FORMS = ("x", "x1", "xy")
@@ -38,7 +36,7 @@ def prove(original: Callable[..., Any], options: Options) -> Proof:
             tried.append(f"{form}: {type(error).__name__}")
             continue
         for factor in (1.0, 0.5):
-            ours = _make(form, factor)
+            ours = _make(original, form, factor)
             found, grads = _run(ours, form, inputs)
             if found.shape != expected.shape:
                 tried.append(f"{form}: another shape")
@@ -87,11 +85,14 @@ def _run(
         return out.detach(), torch.autograd.grad(out, leaves, grad)
 
 
-def _make(form: str, factor: float) -> Core:
-    # Positional only in name: every codebase calls its core so.
-    def core(value: Tensor, shapes: Any, sampling_locations: Tensor, weights: Tensor) -> Tensor:
+def _make(original: Callable[..., Any], form: str, factor: float) -> Callable[..., Tensor]:
+    bind = arguments_of(original)
+
+    def core(*args: Any, **kwargs: Any) -> Tensor:
         if torch.compiler.is_compiling():
             raise UnsuitableError("torch.compile is at work")
+        # Names differ from one codebase to the next, the order does not.
+        value, shapes, sampling_locations, weights = bind(*args, **kwargs).values()
         levels = shapes.tolist() if isinstance(shapes, Tensor) else list(shapes)
         x = sampling_locations
         if form != "x":

@@ -116,7 +116,9 @@ def _make(original: Callable[..., Any], votes: str) -> Callable[..., Any]:
         else:  # the original drops what equals min_score
             least = _next_float(least) if least > 0 else -math.inf
         voting = given["voting_thresh"]
-        numbers = labels if not labels.is_floating_point() else labels.round().long()
+        numbers = labels.long()
+        if labels.is_floating_point() and not torch.equal(numbers.to(labels.dtype), labels):
+            raise UnsuitableError("labels that are no whole numbers")
         found = ops.batched_nms(
             segments.detach(),
             scores.detach(),
