@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "profiling": BELOW_STUDY,
     "curves": {"data"},
     "study": BELOW_STUDY,
+    "compat": BELOW_MODELS | {"data", "evaluation"},
     "cli": BELOW_STUDY | {"study", "profiling"},
     "__main__": {"cli"},
 }

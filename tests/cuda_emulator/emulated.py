@@ -30,8 +30,9 @@ _OPS = "tal_fast::"
 _EMULATED = "tal_fast_emulated::"
 
 
-# Parts of a computation that goes another way on a GPU (tal_fast/ops/conv_tiles.py).
-CPU_ONLY = frozenset({"rows_to_tiles", "tiles_to_rows"})
+# Parts of a computation that goes another way on a GPU (tal_fast/ops/conv_tiles.py), and what has
+# the bits of the C library (tal_fast/ops/soft_nms_literal.py).
+CPU_ONLY = frozenset({"rows_to_tiles", "soft_nms_literal", "tiles_to_rows"})
 
 
 def op_names() -> list[str]:

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bench_compat.py runs, stock and ours, in a process of its own under ``tal_fast.compat``.
+
+Each prints one line of JSON. Files of a peer come unchanged from ``TAL_FAST_PEERS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 20
+INSTANCES = 15  # of a video, as THUMOS14 has them
+DETECTIONS = 200
+CHANNELS = 32  # of the made features; theirs have 2048
+STRIDE, FRAMES, FPS = 4, 16, 25.0
+
+
+def database(videos: int, seed: int = 0) -> dict[str, Any]:
+    """Annotations in the form that the three read."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for i in range(videos):
+        duration = float(rng.uniform(60, 300))
+        label = rng.choice(CLASSES, 2)
+        start = np.sort(rng.uniform(0, duration - 12, INSTANCES))
+        length = np.minimum(np.exp(rng.normal(1.2, 0.7, INSTANCES)), 11.0)
+        found[f"video_test_{i:07d}"] = {
+            "subset": "Test",
+            "duration": duration,
+            "fps": FPS,
+            "annotations": [
+                {
+                    "segment": [float(s), float(s + n)],
+                    "label": f"class{c}",
+                    "label_id": int(c),
+                }
+                for s, n, c in zip(start, length, rng.choice(label, INSTANCES), strict=True)
+            ],
+        }
+    # Every class has an instance, and its number.
+    for c in range(CLASSES):
+        first = found[f"video_test_{c % videos:07d}"]["annotations"]
+        first.append({"segment": [1.0, 4.0 + c / 10], "label": f"class{c}", "label_id": c})
+    return found
+
+
+def detections(truth: dict[str, Any], seed: int = 1) -> dict[str, Any]:
+    """Detections around the instances and elsewhere, as ``evaluate`` is given them."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list[Any]] = {"t-start": [], "t-end": [], "label": [], "score": []}
+    names = []
+    for name, video in truth.items():
+        owner = rng.integers(0, len(video["annotations"]), DETECTIONS)
+        for i in owner.tolist():
+            annotation = video["annotations"][i]
+            start, end = annotation["segment"]
+            off = rng.normal(0, 0.25 * (end - start), 2)
+            right = rng.random() < 0.7
+            columns["t-start"].append(start + off[0])
+            columns["t-end"].append(max(end + off[1], start + off[0] + 0.1))
+            columns["label"].append(annotation["label_id"] if right else rng.integers(CLASSES))
+            columns["score"].append(rng.random() * (1.0 if right else 0.6))
+        names += [name] * DETECTIONS
+    arrays = {key: np.array(values, dtype=np.float64) for key, values in columns.items()}
+    arrays["label"] = arrays["label"].astype(np.int64)
+    arrays["score"] = arrays["score"].astype(np.float32)
+    return {"video-id": names, **arrays}
+
+
+def cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def evaluation(peer: Path, folder: Path, videos: int) -> dict[str, Any]:
+    """The evaluation stage of ActionFormer, TriDet or TemporalMaxer on made detections."""
+    sys.path.insert(0, str(peer))
+    metrics = importlib.import_module("libs.utils.metrics")
+    truth = database(videos)
+    file = folder / "evaluation.json"
+    file.write_text(json.dumps({"database": truth}))
+    found = detections(truth)
+    evaluator = metrics.ANETdetection(
+        str(file), "test", tiou_thresholds=np.linspace(0.3, 0.7, 5), num_workers=1
+    )
+    begin = cpu_seconds()
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = evaluator.evaluate(found, verbose=False)
+    seconds = cpu_seconds() - begin
+    figures = np.concatenate([np.ravel(np.asarray(part)) for part in result])
+    return {"seconds": seconds, "figures": figures.tolist(), "classes": evaluator.ap.tolist()}
+
+
+def prepare(peer: Path, folder: Path, videos: int) -> dict[str, Any]:
+    """Features, annotations, a configuration and a checkpoint of random weights for ``eval.py``."""
+    import torch
+    import yaml
+
+    sys.path.insert(0, str(peer))
+    core = importlib.import_module("libs.core")
+    modeling = importlib.import_module("libs.modeling")
+    files = [f for f in (peer / "configs").glob("*.yaml") if f.name.endswith("_thumos_i3d.yaml")]
+    config_file = min(files or [peer / "configs/thumos_i3d.yaml"], key=lambda file: len(file.name))
+    config = yaml.safe_load(config_file.read_text())
+    truth = database(videos)
+    (folder / "features").mkdir(exist_ok=True)
+    rng = np.random.default_rng(2)
+    for name, video in truth.items():
+        rows = int(video["duration"] * FPS - FRAMES) // STRIDE + 1
+        features = rng.normal(size=(rows, CHANNELS)).astype(np.float32)
+        np.save(folder / "features" / f"{name}.npy", features)
+    (folder / "annotations.json").write_text(json.dumps({"database": truth}))
+    config["dataset"].update(
+        json_file=str(folder / "annotations.json"),
+        feat_folder=str(folder / "features"),
+        input_dim=CHANNELS,
+    )
+    config["model"].update(embd_dim=64, fpn_dim=64, head_dim=64)
+    if "sgp_mlp_dim" in config["model"]:
+        config["model"]["sgp_mlp_dim"] = 96
+    config["test_cfg"]["max_seg_num"] = DETECTIONS
+    config["loader"]["num_workers"] = 1  # they keep their workers, so 0 is none
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(0)
+    whole = core.load_config(str(folder / "config.yaml"))
+    model = modeling.make_meta_arch(whole["model_name"], **whole["model"])
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    (folder / "checkpoint").mkdir(exist_ok=True)
+    torch.save({"state_dict_ema": state, "epoch": 1}, folder / "checkpoint/epoch_001.pth.tar")
+    return {"config": str(folder / "config.yaml"), "checkpoint": str(folder / "checkpoint")}
+
+
+def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """Training steps with the peer's core and with ours in its place, in turn."""
+    import torch
+
+    from tal_fast import compat
+
+    torch.manual_seed(0)
+    if peer.name == "TadTR":
+        sys.path.insert(0, str(Path(__file__).parent))
+        from peers.tadtr_training import OfficialTadTR
+
+        official = OfficialTadTR(2048, 256, 4, 4, 1024)
+        module = sys.modules["models.ops.temporal_deform_attn.temporal_deform_attn"]
+        name = "deform_attn_core_pytorch"
+        features = torch.randn(16, 2048, 128)
+        mask = torch.zeros(16, 128, dtype=torch.bool)
+        labels = [torch.tensor([1, 2])] * 16
+        segments = [torch.tensor([[0.2, 0.1], [0.6, 0.2]])] * 16
+
+        def step() -> float:
+            loss = official.loss(official.forward(features, mask), labels, segments)
+            loss.backward()
+            official.update()
+            return float(loss.detach())
+
+        parameters = official.model
+    else:
+        path = peer / "opentad/models/transformer/layers/deformable.py"
+        spec = importlib.util.spec_from_file_location("deformable", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["deformable"] = module
+        spec.loader.exec_module(module)
+        compat.installation.current().examiner.examine(module)
+        name = "multi_scale_deformable_attn_pytorch"
+        layer = module.MultiScaleDeformableAttention(256, 8, 4, 4, 0.0, batch_first=True)
+        lengths = torch.tensor([192, 96, 48, 24])
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)[:-1]])
+        x = torch.randn(4, 360, 256)
+        reference = torch.rand(4, 360, 4)
+
+        def step() -> float:
+            out = layer(
+                x, value=x, reference_points=reference, spatial_shapes=lengths,
+                level_start_index=starts,
+            )  # fmt: skip
+            loss = out.square().mean()
+            loss.backward()
+            layer.zero_grad()
+            return float(loss.detach())
+
+        parameters = layer
+    ours = getattr(module, name)
+    cores = {"ours": ours, "stock": ours.__wrapped__}
+    seconds: dict[str, list[float]] = {"stock": [], "ours": []}
+    start = {key: value.clone() for key, value in parameters.state_dict().items()}
+    losses: dict[str, list[float]] = {"stock": [], "ours": []}
+    for number in range(steps + 1):
+        for which, core in cores.items():
+            setattr(module, name, core)
+            if number == 0:  # both begin at the same weights
+                parameters.load_state_dict(start)
+            torch.manual_seed(number)  # of dropout
+            begin = time.process_time()
+            losses[which].append(step())
+            if number:
+                seconds[which].append(time.process_time() - begin)
+    return {"seconds": seconds, "first_losses": [losses[which][0] for which in ("stock", "ours")]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workload", choices=["evaluation", "prepare", "attention"])
+    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--number", type=int, required=True)
+    given = parser.parse_args()
+    run = {"evaluation": evaluation, "prepare": prepare, "attention": attention}[given.workload]
+    print(json.dumps(run(given.peer, given.folder, given.number)))
+
+
+if __name__ == "__main__":
+    main()

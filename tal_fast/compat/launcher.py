@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m tal_fast.compat``: runs a script, or a module, with everything installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+from tal_fast.compat.installation import install
+from tal_fast.compat.options import NMS
+from tal_fast.compat.script import check_script, imports_of, run_module, run_script
+from tal_fast.compat.user_code import is_user_file
+from tal_fast.errors import ConfigError
+
+__all__ = ["main"]
+
+#: What torch says where it finds no GPU.
+_NO_GPU = ("NVIDIA driver", "not compiled with CUDA", "CUDA is not available", "No CUDA GPUs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; what the script raises goes on.
+
+    Returns:
+        The exit status: 2 if the command line is wrong.
+    """
+    given = _parser().parse_args(arguments)
+    command = [*given.command]
+    try:
+        if not command:
+            raise ConfigError("tal_fast.compat: expected a script, got none")
+        if not given.m:
+            check_script(command[0])
+        elif given.dry_run:
+            raise ConfigError("tal_fast.compat: expected a script with --dry-run, got -m")
+        report = install(
+            skip=_split(given.skip),
+            only=_split(given.only),
+            mend=not given.no_mend,
+            nms=given.nms,
+            device=given.device,
+            report=given.report,
+            quiet=given.quiet,
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if given.dry_run:
+        imports_of(command[0], command[1:])
+        report.quiet = True
+        print(report.text().replace("__dry_run__.", "__main__."))
+        print("  Modules that are imported later are not among them.")
+        return 0
+    if given.device is None:
+        _explain_missing_gpu()
+    (run_module if given.m else run_script)(command[0], command[1:])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tal_fast.compat",
+        description="Runs a script of another codebase with the native ops of tal_fast.",
+        epilog="docs/drop-in.md has the codebases.",
+    )
+    add = parser.add_argument
+    add("-m", action="store_true", help="SCRIPT is the name of a module")
+    add("--dry-run", action="store_true", help="import what the script imports, and show the table")
+    add("--skip", action="append", default=[], metavar="NAME", help="leave it; may be repeated")
+    add("--only", action="append", default=[], metavar="NAME", help="replace nothing else")
+    add("--no-mend", action="store_true", help="make no mends for old code")
+    add("--nms", default="literal", metavar="|".join(NMS), help="order of ties; default literal")
+    add("--device", metavar="cpu", help="cpu: what the script sends to CUDA stays on the CPU")
+    add("--report", metavar="FILE", help="write the report as JSON, too")
+    add("--quiet", action="store_true", help="print no report")
+    add("command", nargs=argparse.REMAINDER, metavar="SCRIPT ARGS…")
+    return parser
+
+
+def _split(names: Sequence[str]) -> list[str]:
+    return [part for name in names for part in name.split(",")]
+
+
+def _explain_missing_gpu() -> None:
+    """Adds a hint to the traceback of a script that asks for a GPU where there is none."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown(kind, error, trace)
+        if any(words in str(error) for words in _NO_GPU):
+            for frame in reversed(traceback.extract_tb(trace)):
+                if is_user_file(frame.filename):
+                    print(
+                        f"tal_fast.compat: {frame.filename}:{frame.lineno}: `{frame.line}` needs a "
+                        "GPU; python -m tal_fast.compat --device cpu runs it on the CPU",
+                        file=sys.stderr,
+                    )
+                    return
+
+    sys.excepthook = show
