@@ -17,6 +17,8 @@ CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
 # Presets of CMakePresets.json for test-native. `debug` has all that `asan` has, but for its speed.
 # With `debug-wide` the kernels of every instruction set: test-all takes that time.
 SANITIZED := debug tsan
+# Architectures of cuda-kernels: --quick is sm_90 alone, which has the limits; with `make test-all` sm_80 too.
+CUDA_KERNELS := --quick
 RESULTS ?= results/demo
 # For cuda-link: the CUDA build of torch to link against, and where.
 CUDA_TORCH ?= 2.14.1
@@ -67,6 +69,7 @@ test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native t
 	tail -n 1 build/beside.log; exit $$status
 
 test-all: SANITIZED := debug-wide asan tsan
+test-all: CUDA_KERNELS :=
 test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
 	build/asan/fuzz_reader 120
 	$(BIN)/python -m pytest -q
@@ -93,8 +96,8 @@ test-native: $(STAMP)  ## Reader, evaluator and _C in Python under sanitizers; o
 	  ctest --preset $$preset --parallel $(JOBS); \
 	done
 
-cuda-kernels: $(STAMP)  ## Compile the CUDA kernels if nvcc is there: registers, spills, occupancy
-	@$(BIN)/python tests/cuda/kernel_table.py
+cuda-kernels: $(STAMP)  ## Compile the CUDA kernels if nvcc is there: registers, spills, occupancy, machine code
+	@$(BIN)/python tests/cuda/kernel_table.py $(CUDA_KERNELS)
 
 $(LINK_BIN)/python:
 	$(PYTHON) -m venv $(LINK)/venv

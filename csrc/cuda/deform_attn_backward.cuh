@@ -9,19 +9,17 @@
 //                   all channels of all rows are in shared memory; general: they are read from
 //                   global memory, where they do not fit beside other blocks or samples are few.
 // row gradients     A block owns a range of rows of one level, for a head of a batch element and a
-//                   slice of its channels. It looks at the level's samples, a window of them at a
-//                   time, sorts those that touch its rows by tap (a stable counting sort, so that
-//                   the order does not depend on timing), and lets every group of lanes walk the
-//                   samples of its own rows: sums grow in registers, then in shared memory, and
-//                   each row is written once.
+//                   slice of its channels. Every group of lanes walks the samples of its own rows,
+//                   which a kernel before has brought into the order of rows
+//                   (deform_attn_sort.cuh): sums grow in registers, and each row is written once.
 //
 // Bytes, for D = 32, P = 4 in float32: gradient, value and samples are read once by the sample
-// blocks, samples once more per range of rows, the gradient once per sample and range boundary (its
-// rows lie close by in time, so mostly from the first-level cache), and all gradients are written
-// once. At B = 16, S = Q = 128, H = 8: 7.3 MB, 1.7 us at 4.3 TB/s, so the launch is the floor and
-// the aim 6 to 10 us; at B = 8, S = Q = 2304: 66 MB, 15 us, the aim 30; at B = 2, S = Q = 4536 on
-// six levels: 56 MB, 13 us, but 2 * 223 MB of rows through the first-level caches, some 15 us more,
-// and every range looks at its level's samples, the aim 80. All of this is computed, not measured.
+// blocks, samples once more by the sort, which writes 12 bytes for each; those and the gradient are
+// read once per sample by the row blocks (mostly from the caches: rows close by come close in
+// time), and all gradients are written once. At B = 16, S = Q = 128, H = 8: 7.3 MB, 1.7 us at 4.3
+// TB/s, so the launches are the floor and the aim 6 to 10 us; at B = 8, S = Q = 2304: 66 MB, 15 us,
+// the aim 30; at B = 2, S = Q = 4536 on six levels: 56 MB, 13 us, but 2 * 223 MB of rows through
+// the first-level caches, some 15 us more, the aim 80. All of this is computed, not measured.
 #pragma once
 
 #include "cuda/deform_attn_lanes.cuh"
@@ -86,7 +84,7 @@ struct SampleGradients {
     const int count = first + queries_per_block < sizes.queries
                           ? queries_per_block
                           : static_cast<int>(sizes.queries - first);
-    for (int base = 0; base < count; base += lanes.groups) {
+    for (int base = 0; base < count; base += lanes.groups) {  // hot: query
       // Lanes without a query repeat the last one and write nothing: shuffles need the whole warp.
       const bool writes = base + lanes.group < count && lanes.side == 0;
       const int64_t q = first + (base + lanes.group < count ? base + lanes.group : count - 1);

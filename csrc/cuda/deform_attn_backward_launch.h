@@ -48,11 +48,8 @@ RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int 
   const int slices = static_cast<int>(ceil_div(packs, kMostLanes));
   const int lanes_log2 = log2_at_least(ceil_div(packs, slices));
   constexpr int64_t kMostRows = 256;
-  constexpr int64_t kFewRows = 16;  // from here on blocks would mostly look for their samples
+  constexpr int64_t kFewRows = 16;  // from here on blocks would mostly walk what others walk too
   constexpr int kMostParts = 8;
-  constexpr size_t kReserved = 1024;  // of a multiprocessor's shared memory, per block
-  const size_t comfortable =
-      std::min(limits.shared_per_block, limits.shared_per_multiprocessor / 3 - kReserved);
   const auto plan = [&](int64_t rows) {
     RowPlan result{lanes_log2, slices, static_cast<int>(rows), 0, 1, 0};
     for (int64_t l = 0; l < shape.levels; ++l) {
@@ -60,9 +57,8 @@ RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int 
     }
     const int groups = threads >> lanes_log2;
     result.parts = std::clamp(groups / result.rows, 1, kMostParts);
-    result.bytes =
-        RowGradients<T, Source>::shared_bytes(result.rows, result.parts, kPackSize<T> << lanes_log2,
-                                              threads, static_cast<int>(shape.points));
+    result.bytes = RowGradients<T, Source>::shared_bytes(result.rows, result.parts,
+                                                         kPackSize<T> << lanes_log2);
     return result;
   };
   int64_t longest = 1;
@@ -70,18 +66,84 @@ RowPlan plan_rows(const DeviceLimits& limits, const DeformAttnShape& shape, int 
     longest = std::max(longest, shape.level_lengths[l]);
   }
   RowPlan best = plan(std::min(kMostRows, longest));
-  while (best.rows > 1 &&
-         (best.bytes > comfortable ||
-          (best.rows > kFewRows && 4 * shape.batch * shape.heads * slices * best.ranges <
-                                       int64_t{3} * limits.multiprocessors))) {
+  while (best.rows > kFewRows && 4 * shape.batch * shape.heads * slices * best.ranges <
+                                     int64_t{3} * limits.multiprocessors) {
     best = plan(ceil_div(best.rows, 2));
   }
   return best;
 }
 
+// ---- the samples by row -------------------------------------------------------------------------
+
+template <bool kShared, typename C, typename Source>
+void launch_sort(const DeviceScope& scope, const DeformAttnShape& shape,
+                 const DeformAttnSizes& sizes, const Levels& levels, const Source& source,
+                 const C* softmax, const SortedSamples<C>& sorted, int32_t* counts, int warps,
+                 int bins) {
+  using Kernel = DeformAttnSort<C, Source, kShared>;
+  const int64_t blocks = shape.batch * shape.heads * shape.levels;
+  launch(scope, dim3(grid_size(Kernel::kName, blocks)), warps * kWarp,
+         Kernel::shared_bytes(warps, bins),
+         Kernel{sizes, source, softmax, sorted, counts, bins, levels});
+}
+
+// There is at least one sample. What the result points to is in `memory`.
+template <typename C, template <typename> typename Source>
+SortedSamples<C> sort_samples(const DeviceScope& scope, const char* op,
+                              const DeformAttnShape& shape, const DeformAttnSizes& sizes,
+                              const Levels& levels, const Source<C>& source, const Tensor& like,
+                              std::vector<Tensor>* memory) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 4096;  // rounded up to warps it still fits
+  const int64_t samples = shape.queries * shape.points;
+  TAL_FAST_CHECK(samples < kMost, op,
+                 ": expected fewer than 2^31 - 4096 samples per head and level, got ", samples);
+  const auto take = [&](int64_t count, ScalarType type) {
+    memory->push_back(allocate(like, {count}, type));
+    return memory->back();
+  };
+  const ScalarType type = compute_type(like.scalar_type());
+  const int64_t pairs = shape.batch * shape.heads;
+  SortedSamples<C> sorted{};
+  sorted.begins =
+      mutable_data<int32_t>(take(pairs * (shape.rows + 2 * shape.levels), ScalarType::Int));
+  sorted.query = mutable_data<int32_t>(take(pairs * shape.levels * samples, ScalarType::Int));
+  sorted.shares = mutable_data<C>(take(2 * pairs * shape.levels * samples, type));
+  C* softmax = nullptr;
+  if constexpr (Source<C>::kFused) {
+    using Kernel = DeformAttnSoftmaxTable<C>;
+    const int64_t units = pairs * shape.queries;
+    softmax = mutable_data<C>(take(2 * units, type));
+    launch(scope, dim3(grid_size(Kernel::kName, ceil_div(units, int64_t{Kernel::kThreads}))),
+           Kernel::kThreads, 0, Kernel{sizes, source, softmax});
+  }
+  // A warp per 128 samples, if their counts fit into shared memory: at least four of them, or what
+  // there is to do.
+  constexpr int64_t kOfWarp = 128;
+  constexpr int64_t kMostWarps = 32;
+  constexpr int64_t kFewWarps = 4;
+  const int64_t longest =
+      *std::max_element(shape.level_lengths, shape.level_lengths + shape.levels);
+  const int bins = static_cast<int>(longest) + 1;
+  const int64_t wanted = std::clamp<int64_t>(ceil_div(samples, kOfWarp), 1, kMostWarps);
+  const auto limit = static_cast<int64_t>(scope.limits().shared_per_block);
+  const int64_t fitting =
+      std::max<int64_t>(0, limit - 1024) / (int64_t{bins} * static_cast<int64_t>(sizeof(int32_t)));
+  if (fitting >= std::min(wanted, kFewWarps)) {
+    launch_sort<true>(scope, shape, sizes, levels, source, softmax, sorted, nullptr,
+                      static_cast<int>(std::min(wanted, fitting)), bins);
+  } else {
+    const int64_t warps = std::min<int64_t>(wanted, 8);
+    const Tensor counts = take(pairs * shape.levels * warps * bins, ScalarType::Int);
+    launch_sort<false>(scope, shape, sizes, levels, source, softmax, sorted,
+                       mutable_data<int32_t>(counts), static_cast<int>(warps), bins);
+  }
+  return sorted;
+}
+
 template <typename T, bool kStaged, typename Source>
 void launch_backward(const DeviceScope& scope, const DeformAttnProblem<T, Source>& problem,
                      const DeformAttnShape& shape, const T* value, T* by_value, const RowPlan& plan,
+                     const SortedSamples<ComputeType<T>>& sorted,
                      const SampleOutputs<ComputeType<T>>& outputs, int threads, int lanes_log2,
                      int packs_per_lane, size_t staged_bytes) {
   using Kernel = DeformAttnBackward<T, Source, kStaged>;
@@ -93,14 +155,9 @@ void launch_backward(const DeviceScope& scope, const DeformAttnProblem<T, Source
 
   int64_t row_blocks = 0;
   if (by_value != nullptr) {
-    const int groups = std::max(1, (threads >> plan.lanes_log2) / plan.parts);
     row_blocks = heads * plan.slices * plan.ranges;
-    kernel.rows = {by_value,
-                   plan.lanes_log2,
-                   plan.slices,
-                   plan.rows,
-                   static_cast<int>(plan.ranges),
-                   static_cast<int>(ceil_div(plan.rows, groups)),
+    kernel.rows = {by_value,    sorted,    plan.lanes_log2,
+                   plan.slices, plan.rows, static_cast<int>(plan.ranges),
                    plan.parts};
     shared_bytes = plan.bytes;
   }
@@ -173,22 +230,20 @@ void run_deform_attn_backward(const DeviceScope& scope, const char* op,
   const int lanes_log2 = sample_lanes_log2<T>(shape);
   const int64_t packs = std::max<int64_t>(1, ceil_div(shape.channels, kPack));
   const int64_t packs_per_lane = ceil_div(packs, int64_t{1} << lanes_log2);
-  // Small problems need few threads: two lanes' worth per query, and every sample of a level
-  // sorted.
-  const int64_t work = std::max({shape.queries * (int64_t{2} << lanes_log2),
-                                 ceil_div(shape.queries * shape.points, kSamplesPerThread),
-                                 std::min<int64_t>(shape.rows, 64) << lanes_log2});
-  int threads =
+  // Small problems need few threads: two lanes' worth per query, and lanes for the rows.
+  const int64_t work = std::max(shape.queries * (int64_t{2} << lanes_log2),
+                                std::min<int64_t>(shape.rows, 64) << lanes_log2);
+  const int threads =
       static_cast<int>(std::clamp<int64_t>(ceil_div(work, kWarp) * kWarp, kWarp, Kernel::kThreads));
 
   const DeviceLimits limits = scope.limits();
   RowPlan plan{};
+  std::vector<Tensor> memory;
+  SortedSamples<ComputeType<T>> sorted{};
   if (by_value != nullptr) {
     plan = plan_rows<T, Source>(limits, shape, threads);
-    // 256 threads take up to 28 KB: only devices smaller than any that there is get fewer.
-    while (plan.bytes > limits.shared_per_block && threads > kWarp) {
-      threads = std::max(kWarp, threads / 2 / kWarp * kWarp);
-      plan = plan_rows<T, Source>(limits, shape, threads);
+    if (shape.queries * shape.points > 0) {
+      sorted = sort_samples(scope, op, shape, problem.sizes, levels, source, grad, &memory);
     }
   }
   const size_t staged_bytes =
@@ -197,13 +252,14 @@ void run_deform_attn_backward(const DeviceScope& scope, const char* op,
       std::min(limits.shared_per_block, limits.shared_per_multiprocessor / Kernel::kBlocks - 1024);
   if constexpr (!std::is_same_v<T, double>) {
     if (is_dense(shape) && staged_bytes <= limit) {
-      launch_backward<T, true>(scope, problem, shape, const_data<T>(value), by_value, plan, outputs,
-                               threads, lanes_log2, static_cast<int>(packs_per_lane), staged_bytes);
+      launch_backward<T, true>(scope, problem, shape, const_data<T>(value), by_value, plan, sorted,
+                               outputs, threads, lanes_log2, static_cast<int>(packs_per_lane),
+                               staged_bytes);
       return;
     }
   }
-  launch_backward<T, false>(scope, problem, shape, const_data<T>(value), by_value, plan, outputs,
-                            threads, lanes_log2, static_cast<int>(packs_per_lane), 0);
+  launch_backward<T, false>(scope, problem, shape, const_data<T>(value), by_value, plan, sorted,
+                            outputs, threads, lanes_log2, static_cast<int>(packs_per_lane), 0);
 }
 
 }  // namespace tal_fast

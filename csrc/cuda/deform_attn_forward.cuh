@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward of deform_attn and deform_attn_fused.
+// Forward of deform_attn and deform_attn_fused; known layouts have deform_attn_packs.cuh.
 //
 // A block owns a head of a batch element, a slice of its channels and some of its queries. Softmax,
 // locations, mask, gather and sum happen in one kernel; nothing but the output is written.
@@ -9,10 +9,10 @@
 //          at B = 16, S = Q = 128, H = 8 that is 4.7 MB, 1.1 us at 4.3 TB/s. Shared memory delivers
 //          two rows per sample, 16.8 MB, 0.6 us at 29.6 TB/s: the floor is the launch, some 4 us.
 //          At B = 8, S = Q = 2304: 42.5 MB, 9.9 us, the aim being 15; at B = 2, S = Q = 4536 on six
-//          levels 446 MB of shared memory, 15 us (twice that where rows of a slice are 32 bytes and
-//          meet in banks), the aim being 30.
-// general  Rows come from global memory, which caches may serve: for slices of less than 32 bytes
-//          per row (S above some 7000), and where the samples are fewer than the rows, so that
+//          levels rows do not fit: 446 MB through the first-level caches, some 15 us as they would
+//          be in shared memory, the aim being 30.
+// general  Rows come from global memory, which caches may serve: for slices of less than 64 bytes
+//          per row (S above some 3600), and where the samples are fewer than the rows, so that
 //          staging would move more. Two rows per sample from L2 at worst.
 //
 // All of this is computed, not measured.
@@ -103,7 +103,7 @@ struct DeformAttnForward {
       wait_for_copies();
       __syncthreads();
     }
-    for (int base = 0; base < count; base += lanes.groups) {
+    for (int base = 0; base < count; base += lanes.groups) {  // hot: query
       Softmax<C> next_softmax = softmax;
       auto next_sample = sample;
       if (base + lanes.groups < count) {

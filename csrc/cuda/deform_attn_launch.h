@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/deform_attn_forward.cuh"
+#include "cuda/deform_attn_packs.cuh"
 #include "cuda/launch.h"
 #include "ops/deform_attn.h"
 
@@ -97,9 +98,9 @@ inline unsigned grid_size(const char* name, int64_t blocks) {
 }
 
 constexpr int64_t kMostLanes = 8;  // per side of a query: 128 bytes of a row
-// Rows of a slice are not made narrower to fit: below a sector of 32 bytes half of what is moved is
-// not wanted, and every slice prepares all samples anew.
-constexpr int64_t kLeastRowBytes = 32;
+// Rows of a slice are not made narrower to fit. Every slice prepares all samples anew: four slices
+// of 32 bytes cost more instructions than a slice of 128 bytes in global memory, two of 64 fewer.
+constexpr int64_t kLeastRowBytes = 64;
 
 // How one head's channels are cut, and whether the rows of a slice are staged.
 struct Slicing {
@@ -146,27 +147,41 @@ inline int64_t query_blocks(const DeformAttnShape& shape, int64_t blocks, int64_
   return std::clamp<int64_t>(wanted / std::max<int64_t>(1, blocks), 1, most);
 }
 
-template <typename T, bool kStaged, typename Source>
-void launch_forward(const DeviceScope& scope, const char* op, const DeformAttnShape& shape,
-                    const Levels& levels, const Source& source, const Tensor& value,
-                    const bool* padding, const Slicing& slicing, const Tensor& out) {
-  using Kernel = DeformAttnForward<T, Source, kStaged>;
-  const DeviceLimits limits = scope.limits();
+// The blocks of a forward kernel.
+struct ForwardGrid {
+  int64_t blocks;  // of all heads and slices
+  int64_t per_head;
+  int64_t queries;  // of a block
+  int threads;
+};
+
+inline ForwardGrid forward_grid(const DeviceLimits& limits, const DeformAttnShape& shape,
+                                const Slicing& slicing, bool staged, int64_t most_threads) {
   const int64_t lanes = 2 * slicing.lanes();  // per query
   const int64_t blocks = shape.batch * shape.heads * slicing.slices;
   // Blocks of 512 threads, two on a multiprocessor, unless shared memory lets in only one.
-  const bool alone =
-      kStaged && 2 * (slicing.staged_bytes + 1024) > limits.shared_per_multiprocessor;
-  const int64_t most_threads = kStaged && !alone ? 512 : Kernel::kThreads;
-  int64_t per_head = query_blocks(shape, blocks, (alone ? 1 : 2) * limits.multiprocessors, kStaged,
-                                  kStaged ? kWarp / lanes : 4 * most_threads / lanes);
-  if constexpr (!kStaged) {
+  const bool alone = staged && 2 * (slicing.staged_bytes + 1024) > limits.shared_per_multiprocessor;
+  if (staged && !alone) {
+    most_threads = 512;
+  }
+  int64_t per_head =
+      query_blocks(shape, blocks, (alone ? 1 : 2) * limits.multiprocessors, staged, kWarp / lanes);
+  if (!staged) {
     // Nothing to stage, so blocks may be short: four rounds of their queries.
     per_head = std::max(per_head, ceil_div(shape.queries * lanes, 4 * most_threads));
   }
   const int64_t queries = ceil_div(shape.queries, per_head);
   per_head = ceil_div(shape.queries, queries);
   const int64_t threads = std::min(most_threads, ceil_div(queries * lanes, int64_t{kWarp}) * kWarp);
+  return {blocks * per_head, per_head, queries, static_cast<int>(threads)};
+}
+
+template <typename T, bool kStaged, typename Source>
+void launch_forward(const DeviceScope& scope, const char* op, const DeformAttnShape& shape,
+                    const Levels& levels, const Source& source, const Tensor& value,
+                    const bool* padding, const Slicing& slicing, const Tensor& out) {
+  using Kernel = DeformAttnForward<T, Source, kStaged>;
+  const ForwardGrid grid = forward_grid(scope.limits(), shape, slicing, kStaged, Kernel::kThreads);
   const int64_t pack = kPackSize<T>;
   Kernel kernel{};
   kernel.sizes = device_sizes(op, shape);
@@ -177,11 +192,123 @@ void launch_forward(const DeviceScope& scope, const char* op, const DeformAttnSh
   kernel.aligned = shape.channels % pack == 0 && is_aligned(value) && is_aligned(out);
   kernel.lanes_log2 = slicing.lanes_log2;
   kernel.slices = slicing.slices;
-  kernel.queries_per_block = static_cast<int>(queries);
-  kernel.query_blocks = static_cast<int>(per_head);
+  kernel.queries_per_block = static_cast<int>(grid.queries);
+  kernel.query_blocks = static_cast<int>(grid.per_head);
   kernel.levels = levels;
-  launch(scope, dim3(grid_size(Kernel::kName, blocks * per_head)), static_cast<int>(threads),
-         slicing.staged_bytes, kernel);
+  launch(scope, dim3(grid_size(Kernel::kName, grid.blocks)), grid.threads, slicing.staged_bytes,
+         kernel);
+}
+
+// ---- samples of known dtypes --------------------------------------------------------------------
+// Those that come up: locations (reference points) in float32, weights (offsets and logits) in the
+// dtype of value.
+
+template <typename T>
+constexpr Dtype kDtypeOf = std::is_same_v<T, Half>       ? Dtype::kFloat16
+                           : std::is_same_v<T, BFloat16> ? Dtype::kBFloat16
+                                                         : Dtype::kFloat32;
+
+template <typename Weight>
+TypedGivenSamples<Weight> typed(const GivenSamples<float>& source) {
+  return {static_cast<const float*>(source.locations.data),
+          static_cast<const Weight*>(source.weights.data)};
+}
+
+template <typename Projected>
+TypedProjectedSamples<Projected> typed(const ProjectedSamples<float>& source) {
+  return {static_cast<const Projected*>(source.offsets.data),
+          source.offsets_batch_stride,
+          source.offsets_query_stride,
+          static_cast<const Projected*>(source.logits.data),
+          source.logits_batch_stride,
+          source.logits_query_stride,
+          static_cast<const float*>(source.reference.data),
+          source.reference_batch_stride,
+          source.reference_query_stride,
+          source.components,
+          source.part};
+}
+
+inline bool has_dtypes(const GivenSamples<float>& source, Dtype weights) {
+  return source.locations.dtype == Dtype::kFloat32 && source.weights.dtype == weights;
+}
+inline bool has_dtypes(const ProjectedSamples<float>& source, Dtype projected) {
+  return source.reference.dtype == Dtype::kFloat32 && source.offsets.dtype == projected &&
+         source.logits.dtype == projected;
+}
+inline int64_t longest_stride(const GivenSamples<float>&) {
+  return 0;
+}
+inline int64_t longest_stride(const ProjectedSamples<float>& source) {
+  return std::max(
+      {source.offsets_query_stride, source.logits_query_stride, source.reference_query_stride});
+}
+
+// Whether a kernel of deform_attn_packs.cuh can do it: 64 bytes of a row, or 128 in float32; whole
+// packs, levels within the parameters, 32 bits for all that they count in them.
+template <typename T, typename Source>
+bool fits_packs(const DeformAttnShape& shape, const Source& source, const Tensor& value,
+                const Tensor& out, const Slicing& slicing) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  constexpr int64_t kMostLanesOfBlock = 1024;
+  const int64_t samples = shape.levels * shape.points;
+  const int64_t row = shape.heads * shape.channels;
+  const bool staged = slicing.staged_bytes > 0;
+  const int log2 = slicing.lanes_log2;
+  return (sizeof(T) == 2 ? log2 == 2 : log2 == 3 || (log2 == 2 && staged)) &&
+         shape.channels % (slicing.lanes() * kPackSize<T>) == 0 && is_aligned(value) &&
+         is_aligned(out) && shape.levels <= static_cast<int64_t>(kLevelsInside) && samples > 0 &&
+         samples * shape.points < 65536 && shape.batch * shape.heads < kMost &&
+         row * kMostLanesOfBlock < kMost && row * samples * kMostLanesOfBlock < kMost &&
+         longest_stride(source) * kMostLanesOfBlock < kMost && shape.rows * row < kMost;
+}
+
+template <typename T, int kLog2, PackPath kPath, typename Source>
+void launch_packs(const DeviceScope& scope, const char* op, const DeformAttnShape& shape,
+                  const Levels& levels, const Source& source, const Tensor& value,
+                  const bool* padding, const Slicing& slicing, const Tensor& out) {
+  using Kernel = DeformAttnForwardPacks<T, Source, kLog2, kPath>;
+  const ForwardGrid grid =
+      forward_grid(scope.limits(), shape, slicing, Kernel::kStaged, Kernel::kThreads);
+  Kernel kernel{};
+  kernel.sizes = device_sizes(op, shape);
+  kernel.source = source;
+  kernel.value = const_data<T>(value);
+  kernel.padding = padding;
+  kernel.out = mutable_data<T>(out);
+  kernel.slices = slicing.slices;
+  kernel.queries_per_block = static_cast<int>(grid.queries);
+  kernel.query_blocks = static_cast<int>(grid.per_head);
+  kernel.per_point = static_cast<int>(65536 / shape.points + 1);
+  kernel.levels = levels;
+  launch(scope, dim3(grid_size(Kernel::kName, grid.blocks)), grid.threads, slicing.staged_bytes,
+         kernel);
+}
+
+// Fills `out` and returns true where one of the kernels of deform_attn_packs.cuh can.
+template <typename T, typename Source>
+bool run_packs(const DeviceScope& scope, const char* op, const DeformAttnShape& shape,
+               const Levels& levels, const Source& source, const Tensor& value, const bool* padding,
+               const Slicing& slicing, const Tensor& out) {
+  if (!fits_packs<T>(shape, source, value, out, slicing) || !has_dtypes(source, kDtypeOf<T>)) {
+    return false;
+  }
+  const auto run = [&]<int kLog2, PackPath kPath>() {
+    launch_packs<T, kLog2, kPath>(scope, op, shape, levels, typed<T>(source), value, padding,
+                                  slicing, out);
+  };
+  constexpr int kWidest = sizeof(T) == 2 ? 2 : 3;
+  const bool once = shape.levels * shape.points <= slicing.lanes();
+  if (slicing.staged_bytes == 0) {
+    run.template operator()<kWidest, PackPath::kGlobal>();
+  } else if (slicing.lanes_log2 == kWidest) {
+    once ? run.template operator()<kWidest, PackPath::kOnce>()
+         : run.template operator()<kWidest, PackPath::kRounds>();
+  } else if constexpr (kWidest == 3) {
+    once ? run.template operator()<2, PackPath::kOnce>()
+         : run.template operator()<2, PackPath::kRounds>();
+  }
+  return true;
 }
 
 // Fills `out`, which has elements. float64 is for checking gradients and always takes the general
@@ -193,6 +320,9 @@ void run_deform_attn_forward(const DeviceScope& scope, const char* op, const Def
   const DeviceLevels levels(scope, value, shape);
   const Slicing slicing = slice_forward(shape, kPackSize<T>, scope.limits().shared_per_block);
   if constexpr (!std::is_same_v<T, double>) {
+    if (run_packs<T>(scope, op, shape, levels.levels, source, value, padding, slicing, out)) {
+      return;
+    }
     if (slicing.staged_bytes > 0) {
       launch_forward<T, true>(scope, op, shape, levels.levels, source, value, padding, slicing,
                               out);

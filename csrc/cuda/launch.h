@@ -17,6 +17,8 @@
 #if defined(__CUDACC__)
 #include <torch/csrc/stable/accelerator.h>
 
+#include <atomic>
+
 #include <nvtx3/nvToolsExt.h>
 #else
 #include <cstdlib>
@@ -54,6 +56,7 @@ class DeviceScope {
     stream_ = static_cast<cudaStream_t>(stream);
   }
   cudaStream_t stream() const { return stream_; }
+  int32_t device() const { return device_; }
 
   // Asked once per device and thread: ops ask in every call.
   const DeviceLimits& limits() const {
@@ -85,11 +88,31 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
   kernel();
 }
 
+// Lets blocks of a kernel have all the shared memory that the device gives; without asking they get
+// at most 48 KiB. Once per kernel and device, and never less: a size that changed from launch to
+// launch could be another thread's, or that of another launch in the same graph.
+template <typename Kernel>
+cudaError_t allow_shared_memory(const DeviceScope& scope) {
+  constexpr int32_t kKnown = 64;
+  static std::atomic<uint64_t> asked{0};  // a bit per device
+  const int32_t device = scope.device();
+  const uint64_t bit = device < kKnown ? uint64_t{1} << device : 0;
+  if ((asked.load(std::memory_order_acquire) & bit) != 0) {
+    return cudaSuccess;
+  }
+  const cudaError_t status =
+      cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(scope.limits().shared_per_block));
+  if (status == cudaSuccess) {
+    asked.fetch_or(bit, std::memory_order_release);
+  }
+  return status;
+}
+
 // Runs `kernel` on the scope's stream. Blocks are one-dimensional; the grid has no empty dimension.
 template <typename Kernel>
 void launch(const DeviceScope& scope, dim3 grid, int threads, size_t shared_bytes,
             const Kernel& kernel) {
-  // Without the call a block gets at most 48 KiB.
   constexpr size_t kWithoutAsking = 48 * 1024;
   const auto check = [&](cudaError_t status) {
     TAL_FAST_CHECK(status == cudaSuccess, Kernel::kName, ": launch of ", grid.x, " x ", grid.y,
@@ -97,8 +120,7 @@ void launch(const DeviceScope& scope, dim3 grid, int threads, size_t shared_byte
                    " bytes of shared memory: ", cudaGetErrorString(status));
   };
   if (shared_bytes > kWithoutAsking) {
-    check(cudaFuncSetAttribute(kernel_entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)));
+    check(allow_shared_memory<Kernel>(scope));
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;

@@ -29,13 +29,13 @@ TAL_FAST_DEVICE bool suppresses(const NmsOptions<T>& options, const TimedSegment
 }
 
 // The shared memory of a block and what its threads do with it together.
-template <typename T>
+template <typename T, int kItsThreads = 256>
 struct HardTile {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kItsThreads;
   static constexpr int kSize = 1024;  // candidates
   static constexpr int kWords = kSize / kWarp;
   static constexpr int kWarps = kThreads / kWarp;
-  static constexpr int kPart = kThreads;  // kept segments that are staged at once
+  static constexpr int kPart = 256;  // kept segments that are staged at once
 
   struct Segments {
     Shared<T> start, end, length;
@@ -54,6 +54,7 @@ struct HardTile {
   Segments candidates;      // [kSize]
   Segments part;            // [kPart]
   Shared<uint32_t> dead;    // [kWords]: a bit per candidate that is out
+  Shared<uint32_t> kept;    // [kWords]: a bit per candidate that stays
   Shared<uint32_t> matrix;  // [32]: whom a candidate of the current word suppresses in it
 
   static size_t shared_bytes() {
@@ -61,7 +62,10 @@ struct HardTile {
     for (const int64_t count : {kSize, kPart}) {
       size.take<T>(count).template take<T>(count).template take<T>(count);
     }
-    return size.take<uint32_t>(kWords).template take<uint32_t>(kWarp).bytes();
+    return size.take<uint32_t>(kWords)
+        .template take<uint32_t>(kWords)
+        .template take<uint32_t>(kWarp)
+        .bytes();
   }
 
   TAL_FAST_DEVICE explicit HardTile(const NmsOptions<T>& its_options) : options(its_options) {
@@ -73,6 +77,7 @@ struct HardTile {
       segments->length = memory.take<T>(count);
     }
     dead = memory.take<uint32_t>(kWords);
+    kept = memory.take<uint32_t>(kWords);
     matrix = memory.take<uint32_t>(kWarp);
   }
 
@@ -97,13 +102,13 @@ struct HardTile {
   }
 
   // Suppresses candidates by `count` kept segments. Barriers before and after are the caller's.
-  TAL_FAST_DEVICE void suppress_by(const T* kept,  // [count, 2]
+  TAL_FAST_DEVICE void suppress_by(const T* segments,  // [count, 2]
                                    int64_t count) const {
     const int thread = static_cast<int>(threadIdx.x);
     for (int64_t first = 0; first < count; first += kPart) {
       const int size = count - first < kPart ? static_cast<int>(count - first) : kPart;
       if (thread < size) {
-        part.store(thread, kept[2 * (first + thread)], kept[2 * (first + thread) + 1],
+        part.store(thread, segments[2 * (first + thread)], segments[2 * (first + thread) + 1],
                    options.length_eps);
       }
       __syncthreads();
@@ -144,9 +149,14 @@ struct HardTile {
                                  const T* scores,       // [count]
                                  int64_t count) const {
     const int lane = lane_index();
+    const int thread = static_cast<int>(threadIdx.x);
     const int words = static_cast<int>((count + kWarp - 1) / kWarp);
+    const int64_t kept_before = num_kept;
+    if (thread < kWords) {
+      kept.store(thread, 0);
+    }
     __syncthreads();
-    for (int word = 0; word < words && num_kept < options.max_segments; ++word) {
+    for (int word = 0; word < words && num_kept < options.max_segments; ++word) {  // hot: word
       unsigned alive = ~dead.load(word);
       if (alive == 0) {  // for all threads alike
         continue;
@@ -171,12 +181,8 @@ struct HardTile {
       while (num_kept + __popc(alive) > options.max_segments) {
         alive &= ~(0x80000000u >> __clz(static_cast<int>(alive)));  // the last one is too many
       }
-      if (warp_index() == 0 && ((alive >> lane) & 1u) != 0) {
-        const int64_t to = list_begin + num_kept + __popc(alive & ((1u << lane) - 1u));
-        list.rows[to] = order[first + lane];
-        list.scores[to] = scores[first + lane];
-        list.segments[2 * to] = candidates.start.load(first + lane);
-        list.segments[2 * to + 1] = candidates.end.load(first + lane);
+      if (thread == 0) {
+        kept.store(word, alive);
       }
       num_kept += __popc(alive);
       const Segments by = {candidates.start + first, candidates.end + first,
@@ -186,17 +192,35 @@ struct HardTile {
       }
       __syncthreads();
     }
+    // Written at the end: within the loop every word would wait for global memory.
+    for (int i = thread; i < count; i += kThreads) {
+      const int word = i / kWarp;
+      const unsigned bits = kept.load(word);
+      if (((bits >> lane) & 1u) != 0) {
+        int64_t to = list_begin + kept_before + __popc(bits & ((1u << lane) - 1u));
+        for (int w = 0; w < word; ++w) {
+          to += __popc(kept.load(w));
+        }
+        list.rows[to] = order[i];
+        list.scores[to] = scores[i];
+        list.segments[2 * to] = candidates.start.load(i);
+        list.segments[2 * to + 1] = candidates.end.load(i);
+      }
+    }
     __syncthreads();
     return num_kept;
   }
 };
 
-// One block per problem, one problem after the other.
-template <typename T>
+// One block per problem, one problem after the other. A problem that has the device for itself gets
+// a block of 1024 threads: a warp for every word of a tile.
+template <typename T, int kItsThreads = 256>
 struct NmsHard {
-  static constexpr const char* kName = "nms hard, a block per problem";
-  static constexpr int kThreads = HardTile<T>::kThreads;
-  static constexpr int kBlocks = 4;
+  using Tile = HardTile<T, kItsThreads>;
+  static constexpr const char* kName =
+      kItsThreads > 256 ? "nms hard, one large block" : "nms hard, a block per problem";
+  static constexpr int kThreads = kItsThreads;
+  static constexpr int kBlocks = 1024 / kThreads;
 
   NmsOptions<T> options;
   const int64_t* starts;  // [problems + 1]
@@ -207,15 +231,14 @@ struct NmsHard {
   NmsFacts* facts;
 
   TAL_FAST_DEVICE void operator()() const {
-    const HardTile<T> tile(options);
+    const Tile tile(options);
     const int32_t problems = facts->problems;
     for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
       const int64_t begin = starts[p];
       const int64_t end = starts[p + 1];
       int64_t num_kept = 0;
-      for (int64_t at = begin; at < end && num_kept < options.max_segments;
-           at += HardTile<T>::kSize) {
-        const int64_t count = end - at < HardTile<T>::kSize ? end - at : HardTile<T>::kSize;
+      for (int64_t at = begin; at < end && num_kept < options.max_segments; at += Tile::kSize) {
+        const int64_t count = end - at < Tile::kSize ? end - at : Tile::kSize;
         if (tile.load(segments + 2 * at, scores + at, count) == 0) {
           break;
         }

@@ -20,6 +20,8 @@ namespace tal_fast {
 
 // One problem of more segments than this is solved by many blocks; about 4 tiles.
 constexpr int64_t kManyBlocksFrom = 4096;
+// One of more than this gets a large block.
+constexpr int64_t kOneBlockFrom = 256;
 
 inline dim3 blocks_for(int64_t count, int threads) {
   return dim3(static_cast<unsigned>(ceil_div(std::max<int64_t>(count, 1), threads)));
@@ -184,15 +186,21 @@ class CudaNms {
     return dim3(static_cast<unsigned>(grouped() ? std::min(n_, most) : 1));
   }
 
+  template <typename Kernel>
+  void launch_hard() {
+    launch(scope_, blocks_of_problems(Kernel::kBlocks), Kernel::kThreads,
+           Kernel::Tile::shared_bytes(),
+           Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
+                  const_data<T>(ranked_segments_), const_data<T>(ranked_scores_), kept(), facts()});
+  }
+
   void solve_hard() {
     using Tile = HardTile<T>;
-    if (grouped() || n_ <= kManyBlocksFrom) {
-      using Kernel = NmsHard<T>;
-      launch(
-          scope_, blocks_of_problems(Kernel::kBlocks), Kernel::kThreads, Tile::shared_bytes(),
-          Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
-                 const_data<T>(ranked_segments_), const_data<T>(ranked_scores_), kept(), facts()});
-      return;
+    if (grouped() || n_ <= kOneBlockFrom) {
+      return launch_hard<NmsHard<T>>();
+    }
+    if (n_ <= kManyBlocksFrom) {
+      return launch_hard<NmsHard<T, 1024>>();
     }
     const int64_t tiles = ceil_div(n_, Tile::kSize);
     const Tensor dead = allocate(in_.segments, {tiles * Tile::kWords}, ScalarType::Int);

@@ -25,6 +25,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "math/half.h"
 
@@ -87,6 +88,10 @@ class Shared {
     __pipeline_memcpy_async(pointer_ + i, source, 16);
   }
   TAL_FAST_DEVICE Shared operator+(int i) const { return Shared(pointer_ + i); }
+  // Within the shared memory of the block.
+  TAL_FAST_DEVICE unsigned address() const {
+    return static_cast<unsigned>(__cvta_generic_to_shared(pointer_));
+  }
 
  private:
   T* pointer_;
@@ -131,6 +136,24 @@ class SharedSize {
   size_t bytes_ = 0;
 };
 
+#if defined(__CUDACC__)
+template <typename Bits, typename T, int N>
+TAL_FAST_DEVICE Bits pack_to_bits(const Pack<T, N>& pack) {
+  static_assert(sizeof(Bits) == sizeof(pack));
+  Bits bits;
+  memcpy(&bits, &pack, sizeof(bits));
+  return bits;
+}
+
+template <typename T, int N, typename Bits>
+TAL_FAST_DEVICE Pack<T, N> bits_to_pack(const Bits& bits) {
+  static_assert(sizeof(Bits) == sizeof(Pack<T, N>));
+  Pack<T, N> pack;
+  memcpy(&pack, &bits, sizeof(pack));
+  return pack;
+}
+#endif
+
 // N elements of global memory from `source` on, which must be aligned to their size.
 template <int N, typename T>
 TAL_FAST_DEVICE Pack<T, N> load_pack(const T* source) {
@@ -140,13 +163,136 @@ TAL_FAST_DEVICE Pack<T, N> load_pack(const T* source) {
   return *reinterpret_cast<const Pack<T, N>*>(source);
 }
 
+// The same for what nobody writes while the kernel runs: such loads may pass stores.
+template <int N, typename T>
+TAL_FAST_DEVICE Pack<T, N> read_pack(const T* source) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(T) * N == 16) {
+    return bits_to_pack<T, N>(__ldg(reinterpret_cast<const uint4*>(source)));
+  } else if constexpr (sizeof(T) * N == 8) {
+    return bits_to_pack<T, N>(__ldg(reinterpret_cast<const uint2*>(source)));
+  } else if constexpr (sizeof(T) * N == 4) {
+    return bits_to_pack<T, N>(__ldg(reinterpret_cast<const unsigned*>(source)));
+  } else if constexpr (sizeof(T) * N == 2) {
+    return bits_to_pack<T, N>(__ldg(reinterpret_cast<const unsigned short*>(source)));
+  } else {
+    static_assert(sizeof(T) * N == 1);
+    return bits_to_pack<T, N>(__ldg(reinterpret_cast<const unsigned char*>(source)));
+  }
+#else
+  return load_pack<N>(source);
+#endif
+}
+
+template <typename T>
+TAL_FAST_DEVICE T read(const T* source) {
+  return read_pack<1>(source)[0];
+}
+
+// In PTX, since nvcc splits the assignment of a struct into scalar stores as soon as its elements
+// come from different places.
 template <int N, typename T>
 TAL_FAST_DEVICE void store_pack(T* target, const Pack<T, N>& pack) {
 #if !defined(__CUDACC__)
   emulator::check_alignment(target, sizeof(T) * N);
-#endif
   *reinterpret_cast<Pack<T, N>*>(target) = pack;
+#else
+  if constexpr (sizeof(T) * N == 16) {
+    const auto bits = pack_to_bits<uint4>(pack);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(bits.x), "r"(bits.y),
+                 "r"(bits.z), "r"(bits.w)
+                 : "memory");
+  } else if constexpr (sizeof(T) * N == 8) {
+    const auto bits = pack_to_bits<uint2>(pack);
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(target), "r"(bits.x), "r"(bits.y)
+                 : "memory");
+  } else if constexpr (sizeof(T) * N == 4) {
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(target), "r"(pack_to_bits<unsigned>(pack))
+                 : "memory");
+  } else {
+    *reinterpret_cast<Pack<T, N>*>(target) = pack;
+  }
+#endif
 }
+
+// All of a pack at once: of two 16-bit values in a register each takes one instruction.
+template <typename T, int N>
+TAL_FAST_DEVICE void widen_pack(const Pack<T, N>& pack, ComputeType<T>* wide) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+    struct Words {
+      unsigned words[N / 2];
+    };
+    const Words bits = pack_to_bits<Words>(pack);
+    for (int i = 0; i < N / 2; ++i) {
+      const unsigned word = bits.words[i];
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        wide[2 * i] = __uint_as_float(word << 16);
+        wide[2 * i + 1] = __uint_as_float(word & 0xffff0000u);
+      } else {
+        __half2 two;
+        memcpy(&two, &word, sizeof(two));
+        const float2 both = __half22float2(two);
+        wide[2 * i] = both.x;
+        wide[2 * i + 1] = both.y;
+      }
+    }
+  } else
+#endif
+  {
+    for (int i = 0; i < N; ++i) {
+      wide[i] = widen(pack[i]);
+    }
+  }
+}
+
+// A number that stays in a register: without, nvcc computes it again in every turn of a loop.
+TAL_FAST_DEVICE int pinned(int value) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
+template <typename T>
+TAL_FAST_DEVICE const T* pinned(const T* pointer) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
+// The same for a place in shared memory that packs of 16 bytes are loaded from.
+template <typename T>
+class PinnedShared {
+ public:
+  static constexpr int kWidth = kPackSize<T>;
+#if defined(__CUDACC__)
+  TAL_FAST_DEVICE explicit PinnedShared(Shared<T> place) : address_(place.address()) {
+    asm volatile("" : "+r"(address_));
+  }
+  // The pack that begins `bytes` behind the place.
+  TAL_FAST_DEVICE Pack<T, kWidth> load(int bytes) const {
+    uint4 bits;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "r"(address_ + static_cast<unsigned>(bytes))
+                 : "memory");
+    return bits_to_pack<T, kWidth>(bits);
+  }
+
+ private:
+  unsigned address_;
+#else
+  explicit PinnedShared(Shared<T> place) : place_(place) {}
+  Pack<T, kWidth> load(int bytes) const {
+    return place_.template load_pack<kWidth>(bytes / static_cast<int>(sizeof(T)));
+  }
+
+ private:
+  Shared<T> place_;
+#endif
+};
 
 TAL_FAST_DEVICE int lane_index() {
   return static_cast<int>(threadIdx.x) % kWarp;

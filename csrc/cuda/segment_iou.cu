@@ -34,11 +34,18 @@ void launch_pairwise(const DeviceScope& scope, const Tensor& a, const Tensor& b,
   using Kernel = SegmentIouPairwise<kind, T, kWidth>;
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
-  const dim3 grid(static_cast<unsigned>(ceil_div(m, int64_t{Kernel::kThreads} * kWidth)),
-                  static_cast<unsigned>(std::min(ceil_div(n, Kernel::kRows), kMostRowsOfBlocks)));
+  // Columns are read once for the rows of a block: as many as leave every multiprocessor its
+  // blocks.
+  constexpr int64_t kLeastRows = 8;
+  constexpr int64_t kMostRows = 64;
+  const int64_t columns = ceil_div(m, int64_t{Kernel::kThreads} * kWidth);
+  const int64_t wanted = int64_t{Kernel::kBlocks} * scope.limits().multiprocessors;
+  const int64_t rows = std::clamp(n * columns / wanted, kLeastRows, kMostRows);
+  const dim3 grid(static_cast<unsigned>(columns),
+                  static_cast<unsigned>(std::min(ceil_div(n, rows), kMostRowsOfBlocks)));
   launch(scope, grid, Kernel::kThreads, 0,
-         Kernel{const_data<T>(a), const_data<T>(b), n, m, static_cast<ComputeType<T>>(eps),
-                mutable_data<T>(out)});
+         Kernel{const_data<T>(a), const_data<T>(b), n, m, static_cast<int>(rows),
+                static_cast<ComputeType<T>>(eps), mutable_data<T>(out)});
 }
 
 Tensor segment_iou_cuda(const Tensor& a_in,  // [N, 2]
@@ -65,7 +72,8 @@ Tensor segment_iou_cuda(const Tensor& a_in,  // [N, 2]
                0,
                Kernel{const_data<T>(a), const_data<T>(b), n, static_cast<ComputeType<T>>(eps),
                       mutable_data<T>(out)});
-      } else if (m % kPackSize<T> == 0) {
+      } else if (m % kPackSize<T> == 0 &&
+                 reinterpret_cast<uintptr_t>(b.const_data_ptr()) % 16 == 0) {
         launch_pairwise<k, T, kPackSize<T>>(scope, a, b, eps, out);
       } else {
         launch_pairwise<k, T, 1>(scope, a, b, eps, out);

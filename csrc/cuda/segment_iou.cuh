@@ -15,13 +15,13 @@ struct SegmentIouPairwise {
   static constexpr const char* kName = "segment_iou pairwise";
   static constexpr int kThreads = 256;
   static constexpr int kBlocks = sizeof(ComputeType<T>) == 8 ? 2 : 4;
-  static constexpr int kRows = 8;  // per block and turn
 
   using C = ComputeType<T>;
 
   const T* a;  // [N, 2]
-  const T* b;  // [M, 2]
+  const T* b;  // [M, 2], packs of 2 * kWidth aligned as load_pack has them
   int64_t n, m;
+  int rows;  // per block and turn
   C eps;
   T* out;  // [N, M]
 
@@ -33,22 +33,33 @@ struct SegmentIouPairwise {
     }
     C starts[kWidth];
     C ends[kWidth];
-    for (int i = 0; i < kWidth; ++i) {
-      starts[i] = widen(b[2 * (column + i)]);
-      ends[i] = widen(b[2 * (column + i) + 1]);
+    constexpr int kPart = kWidth > 1 ? kWidth : 2;  // of the ends of the columns
+    Pack<T, kPart> ends_of[2 * kWidth / kPart];
+    for (int i = 0; i < 2 * kWidth / kPart; ++i) {
+      if constexpr (kWidth > 1) {
+        ends_of[i] = read_pack<kPart>(b + 2 * column + i * kPart);
+      } else {
+        ends_of[i] = {read(b + 2 * column), read(b + 2 * column + 1)};
+      }
     }
-    for (int64_t first = static_cast<int64_t>(blockIdx.y) * kRows; first < n;
-         first += static_cast<int64_t>(gridDim.y) * kRows) {
-      const int64_t last = first + kRows < n ? first + kRows : n;
-      for (int64_t row = first; row < last; ++row) {
+    for (int i = 0; i < kWidth; ++i) {
+      starts[i] = widen(ends_of[2 * i / kPart][2 * i % kPart]);
+      ends[i] = widen(ends_of[2 * i / kPart][2 * i % kPart + 1]);
+    }
+    for (int64_t first = static_cast<int64_t>(blockIdx.y) * rows; first < n;
+         first += static_cast<int64_t>(gridDim.y) * rows) {
+      const int64_t last = first + rows < n ? first + rows : n;
+      T* target = out + first * m + column;
+      for (int64_t row = first; row < last; ++row, target += m) {  // hot: row
         // The same for the whole warp: one broadcast from the cache.
-        const C start = widen(a[2 * row]);
-        const C end = widen(a[2 * row + 1]);
+        const C start = widen(read(a + 2 * row));
+        const C end = widen(read(a + 2 * row + 1));
         Pack<T, kWidth> values;
         for (int i = 0; i < kWidth; ++i) {
-          values[i] = narrow<T>(overlap<kind>(start, end, starts[i], ends[i], eps));
+          values[i] =
+              narrow<T>(overlap<kind, RatioOfManyZeros>(start, end, starts[i], ends[i], eps));
         }
-        store_pack<kWidth>(out + row * m + column, values);
+        store_pack<kWidth>(target, values);
       }
     }
   }

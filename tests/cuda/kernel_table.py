@@ -4,23 +4,33 @@
 ``python tests/cuda/kernel_table.py`` prints, per kernel and architecture, registers, shared memory,
 stack and spills as ptxas reports them, and next to them the launch bound and the blocks per
 multiprocessor that the design assumes (``kThreads`` and ``kBlocks`` of the kernel). It fails if a
-kernel spills, or needs more registers than that many blocks can have. Only what changed is compiled
-again. Without nvcc it says so and succeeds.
+kernel spills, or needs more registers than that many blocks can have. Where nvdisasm is (extra
+``cuda-dev``) the machine code for sm_90 is read too (sass.py), and compared with the limits of each
+kernel (limits.py): worse fails, ``--write`` writes down what is. Only what changed is compiled and
+read again. Without nvcc it says so and succeeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import limits
+import sass
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = "80-real;90-real;90-virtual"
+LIMITED = "sm_90"  # the architecture whose machine code is read
 
 # CUDA C++ Programming Guide, technical specifications of compute capability 8.0 and 9.0.
 _REGISTERS = 65536  # of a multiprocessor
@@ -88,6 +98,10 @@ def record(command: list[str]) -> int:
         check=False,
     )
     ptx = "".join(path.read_text() for path in sorted(folder.glob("*.ptx")))
+    cubins = list(folder.glob("*.cubin"))  # named after architectures where there are several
+    for cubin in cubins:
+        if len(cubins) == 1 or f"_{LIMITED.removeprefix('sm_')}." in cubin.name:
+            cubin.replace(target.with_suffix(".cubin"))
     shutil.rmtree(folder)
     target.with_suffix(".ptxas").write_text(done.stderr)
     target.with_suffix(".entries").write_text(
@@ -99,14 +113,14 @@ def record(command: list[str]) -> int:
     return done.returncode
 
 
-def build(folder: Path, jobs: int) -> bool:
+def build(folder: Path, jobs: int, architectures: str = ARCHITECTURES) -> bool:
     """Compiles all kernels into ``folder``; False if there is no nvcc."""
     cmake = [sys.executable, "-m", "cmake"]
     ninja = shutil.which("ninja", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     configure = [
         *(*cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
         *(f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython3_EXECUTABLE={sys.executable}"),
-        *("-DTAL_FAST_CUDA=objects", f"-DCMAKE_CUDA_ARCHITECTURES={ARCHITECTURES}"),
+        *("-DTAL_FAST_CUDA=objects", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"),
         "-DTAL_FAST_WERROR=ON",
         f"-DCMAKE_CUDA_COMPILER_LAUNCHER={sys.executable};{Path(__file__).resolve()};--record",
     ]
@@ -171,6 +185,96 @@ def collect(folder: Path) -> list[Kernel]:
     return sorted(kernels, key=lambda kernel: (kernel.name, kernel.arch))
 
 
+def read_code(tool: str, cubin: Path) -> list[sass.Code]:
+    """What the machine code of a cubin says, kept beside it until cubin or reader changes."""
+    digest = hashlib.sha256(cubin.read_bytes() + Path(sass.__file__).read_bytes()).hexdigest()
+    kept = cubin.with_suffix(".sass.json")
+    if kept.exists():
+        data = json.loads(kept.read_text())
+        if data["digest"] == digest:
+            return [sass.Code.from_json(one) for one in data["kernels"]]
+    found = sass.read(sass.disassemble(tool, cubin))
+    kept.write_text(json.dumps({"digest": digest, "kernels": [one.to_json() for one in found]}))
+    return found
+
+
+def collect_code(folder: Path, kernels: list[Kernel], jobs: int) -> dict[str, sass.Code] | None:
+    """By the kernels' names, what their machine code says; None if there is no nvdisasm."""
+    tool = sass.find_nvdisasm()
+    if tool is None:
+        return None
+    with ThreadPoolExecutor(jobs) as pool:  # the work is that of nvdisasm, in processes
+        parts = pool.map(lambda path: read_code(tool, path), sorted(folder.rglob("*.cubin")))
+        found = [code for part in parts for code in part]
+    shown = demangle(sorted({code.name for code in found}))
+    known = {kernel.name for kernel in kernels}
+    return {shown[code.name]: code for code in found if shown[code.name] in known}
+
+
+def nvcc_version(folder: Path) -> str:
+    """The version that CMake found."""
+    for path in folder.glob("CMakeFiles/*/CMakeCUDACompiler.cmake"):
+        if match := re.search(r'CMAKE_CUDA_COMPILER_VERSION "([^"]+)"', path.read_text()):
+            return match.group(1)
+    return "unknown"
+
+
+def code_table(codes: dict[str, sass.Code]) -> str:
+    """Accesses by their bytes, and the marked loops, of every kernel."""
+
+    def widths(counts: dict[int, int]) -> str:
+        return " ".join(f"{n}x{width}" for width, n in sorted(counts.items(), reverse=True)) or "-"
+
+    lines = []
+    for name, code in sorted(codes.items()):
+        lines.append(
+            f"{name}: {code.instructions} instructions; loads {widths(code.loads)}, stores "
+            f"{widths(code.stores)}, shared {widths(code.shared_loads)} and "
+            f"{widths(code.shared_stores)}, local {code.local}"
+        )
+        lines += [
+            f"    loop '{loop.name}': {loop.all} instructions, {loop.least} at least, "
+            f"{loop.waits} waits on global loads, {loop.early} of them before the gather"
+            for loop in code.loops
+        ]
+    return "\n".join(lines)
+
+
+def check_code(folder: Path, kernels: list[Kernel], jobs: int, write: bool) -> bool:
+    """Prints what the machine code says; False if a kernel is worse than its limits."""
+    codes = collect_code(folder, kernels, jobs)
+    if codes is None:
+        print("machine code: not read, nvdisasm was not found (pip install 'tal_fast[cuda-dev]')")
+        return True
+    print(code_table(codes))
+    by_name = {kernel.name: kernel for kernel in kernels if kernel.arch == LIMITED}
+    now: dict[str, dict[str, Any]] = {
+        name: limits.facts(code, by_name[name].registers, by_name[name].blocks_by_registers())
+        for name, code in codes.items()
+    }
+    nvcc = nvcc_version(folder)
+    known = limits.read()
+    worse, better = limits.compare(known, now)
+    if write:
+        limits.write(nvcc, LIMITED, now)
+        print("\n".join([*worse, *better]))
+        print(f"{limits.PATH.name}: {len(now)} kernels written")
+        return True
+    if known["nvcc"] != nvcc:
+        print(
+            f"machine code: not compared, {limits.PATH.name} is of nvcc {known['nvcc']}, not {nvcc}"
+        )
+        return True
+    for text in worse:
+        print(f"worse than its limit: {text}")
+    for text in better:
+        print(f"better than its limit: {text}")
+    print(f"machine code of {len(now)} kernels read, {len(worse)} limits exceeded")
+    if better:
+        print("kernel_table.py --write writes down what is better")
+    return not worse
+
+
 def table(kernels: list[Kernel]) -> str:
     """One line per kernel and architecture."""
     lines = [("kernel", "arch", "regs", "smem", "stack", "spills", "threads", "blocks", "possible")]
@@ -194,8 +298,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=ROOT / "build/cuda-objects")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", "2")))
+    parser.add_argument(
+        "--quick", action="store_true", help=f"for {LIMITED} alone, in a folder of its own"
+    )
+    parser.add_argument("--write", action="store_true", help="write kernel_limits.json anew")
     arguments = parser.parse_args()
-    if not build(arguments.build, arguments.jobs):
+    architectures = ARCHITECTURES
+    if arguments.quick:
+        architectures = f"{LIMITED.removeprefix('sm_')}-real"
+        arguments.build = arguments.build.with_name(f"{arguments.build.name}-{LIMITED}")
+    if not build(arguments.build, arguments.jobs, architectures):
         print("CUDA kernels: not compiled, nvcc was not found")
         return 0
     kernels = collect(arguments.build)
@@ -205,7 +317,8 @@ def main() -> int:
         print(f"{kernel.name} ({kernel.arch}): {'; '.join(faults)}")
     sources = len(list(arguments.build.rglob("*.ptxas")))
     print(f"{len(kernels)} kernels of {sources} files compiled, {len(faulty)} with faults")
-    return 1 if faulty or not kernels else 0
+    fits = check_code(arguments.build, kernels, arguments.jobs, arguments.write)
+    return 1 if faulty or not kernels or not fits else 0
 
 
 if __name__ == "__main__":

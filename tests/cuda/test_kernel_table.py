@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import kernel_table
+import limits
+import sass
 
 NAME = "_ZN8tal_fast12kernel_entryINS_5ScaleIfEEEEvT_"
 PTXAS = """\
@@ -69,7 +71,21 @@ def test_a_kernel_without_launch_bound_is_an_error(tmp_path: Path) -> None:
         kernel_table.collect(tmp_path)
 
 
-def test_recording_keeps_reports_and_passes_errors_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cubins", "kept"),
+    [
+        (
+            ("scale.compute_80.cubin", "scale.compute_90.sm_90.cubin"),
+            "scale.compute_90.sm_90.cubin",
+        ),
+        (("scale.compute_80.cubin", "scale.compute_90.cubin"), "scale.compute_90.cubin"),
+        (("scale.cubin",), "scale.cubin"),
+        ((), None),
+    ],
+)
+def test_recording_keeps_reports_and_passes_errors_on(
+    cubins: tuple[str, ...], kept: str | None, tmp_path: Path
+) -> None:
     report = PTXAS.format(name=NAME, stack=0, stores=0, loads=0, registers=9, shared=0)
     # A stand-in for nvcc that reports, writes PTX where it is told to, and fails.
     compiler = tmp_path / "compiler.py"
@@ -77,6 +93,8 @@ def test_recording_keeps_reports_and_passes_errors_on(tmp_path: Path) -> None:
         "import pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[sys.argv.index('--keep-dir') + 1])\n"
         f"(folder / 'scale.ptx').write_text({PTX.format(name=NAME)!r})\n"
+        f"for name in {cubins!r}:\n"
+        "    (folder / name).write_text(name)\n"
         f"sys.stderr.write({report!r})\n"
         "sys.stderr.write('scale.cu(3): error: no\\n')\n"
         "sys.exit(2)\n"
@@ -92,3 +110,55 @@ def test_recording_keeps_reports_and_passes_errors_on(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "scale.cu(3): error: no\n"
     assert [kernel.registers for kernel in kernel_table.collect(tmp_path)] == [9]
+    found = tmp_path / "scale.cu.cubin"
+    assert (found.read_text() if found.exists() else None) == kept
+
+
+def test_machine_code_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cubin = tmp_path / "scale.cu.cubin"
+    cubin.write_bytes(b"1")
+    asked: list[Path] = []
+
+    def disassemble(tool: str, path: Path) -> str:
+        asked.append(path)
+        return f"\t.section\t.text.{NAME},\n        /*0000*/   EXIT ;  /* 0x000000000000794d */\n"
+
+    monkeypatch.setattr(sass, "disassemble", disassemble)
+    monkeypatch.setattr(sass, "find_nvdisasm", lambda: "nvdisasm")
+    kernels = kernel_table.collect(write(tmp_path))
+    for content, times in ((b"1", 1), (b"1", 1), (b"2", 2)):
+        cubin.write_bytes(content)
+        codes = kernel_table.collect_code(tmp_path, kernels, 1)
+        assert codes is not None
+        assert codes[kernels[0].name].instructions == 1
+        assert len(asked) == times
+    assert "1 instructions" in kernel_table.code_table(codes)
+
+
+def test_worse_than_the_limits_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = kernel_table.collect(write(tmp_path))
+    code = sass.Code(NAME, instructions=10)
+    monkeypatch.setattr(limits, "PATH", tmp_path / "limits.json")
+    monkeypatch.setattr(
+        kernel_table, "collect_code", lambda *_: {kernels[0].name: code}, raising=True
+    )
+    monkeypatch.setattr(kernel_table, "nvcc_version", lambda _: "13.0")
+    assert kernel_table.check_code(tmp_path, kernels, 1, write=True)
+    assert kernel_table.check_code(tmp_path, kernels, 1, write=False)
+    code.local = 2
+    assert not kernel_table.check_code(tmp_path, kernels, 1, write=False)
+    assert "local 0 -> 2" in capsys.readouterr().out
+    # Another compiler makes other code.
+    monkeypatch.setattr(kernel_table, "nvcc_version", lambda _: "13.1")
+    assert kernel_table.check_code(tmp_path, kernels, 1, write=False)
+    assert "not compared" in capsys.readouterr().out
+
+
+def test_without_nvdisasm_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sass, "find_nvdisasm", lambda: None)
+    assert kernel_table.check_code(tmp_path, kernel_table.collect(write(tmp_path)), 1, write=False)
+    assert "nvdisasm was not found" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the CUDA kernels of deform_attn and deform_attn_fused choose between, and sizes around the
-edges of their warps, blocks, slices, windows and ranges. Values, errors and dtypes in general are
+edges of their warps, blocks, slices and ranges. Values, errors and dtypes in general are
 tested with the ops."""
 
 from __future__ import annotations
@@ -77,18 +77,21 @@ def assert_launched(device: str, expected: list[str]) -> None:
 
 # (shape, bytes of shared memory or None: all, path forward, path backward)
 PATHS: list[tuple[Shape, int | None, str, str]] = [
-    ((2, (24,), 24, 2, 32, 4), None, "staged", "staged"),
-    # Slices of 4 and of 2 packs in float32: 64 and 32 bytes of a row.
-    ((1, (70, 30), 30, 2, 32, 2), 8 * KIB, "staged", "general"),
-    ((1, (70, 30), 30, 2, 32, 2), 4 * KIB, "staged", "general"),
-    # Not even 32 bytes of a row fit.
-    ((1, (70, 30), 30, 2, 32, 2), 2 * KIB, "general", "general"),
+    ((2, (24,), 24, 2, 32, 4), None, "packs once", "staged"),
+    # More samples of a query than lanes.
+    ((2, (24,), 24, 2, 32, 9), None, "packs in rounds", "staged"),
+    # Slices of 4 packs: 64 bytes of a row.
+    ((1, (70, 30), 30, 2, 32, 2), 8 * KIB, "packs once", "general"),
+    ((1, (70, 30), 30, 2, 32, 3), 8 * KIB, "packs in rounds", "general"),
+    # 64 bytes of a row do not fit.
+    ((1, (70, 30), 30, 2, 32, 2), 4 * KIB, "global packs", "general"),
+    ((1, (70, 30), 30, 2, 32, 5), 4 * KIB, "global packs", "general"),
     # Fewer samples than rows.
-    ((2, (64, 9), 3, 2, 32, 4), None, "general", "general"),
+    ((2, (64, 9), 3, 2, 32, 4), None, "global packs", "general"),
     # The forward cuts the channels, the backward keeps them together.
-    ((1, (20,), 30, 1, 256, 2), 8 * KIB, "staged", "general"),
-    ((1, (9,), 20, 2, 256, 2), None, "staged", "staged"),
-    # Rows that are no multiple of 16 bytes.
+    ((1, (20,), 30, 1, 256, 2), 8 * KIB, "packs once", "general"),
+    ((1, (9,), 20, 2, 256, 2), None, "packs once", "staged"),
+    # Rows that are no multiple of 16 bytes, or of the lanes.
     ((1, (9, 8), 20, 3, 33, 2), None, "staged", "staged"),
     ((1, (9, 8), 20, 3, 33, 2), KIB // 2, "general", "general"),
     ((1, (9, 8), 20, 3, 40, 2), None, "staged", "staged"),
@@ -103,11 +106,12 @@ def test_paths(shape: Shape, limit: int | None, forward: str, backward: str, dev
     with emulator.shared_memory(limit) if limit is not None else nullcontext():
         launched(device)
         check_given(shape, torch.float32)
-        names = [f"deform_attn forward, {forward}"] * 2 + [f"deform_attn backward, {backward}"]
-        assert_launched(device, names)
+        names = [f"deform_attn forward, {forward}"] * 2
+        sort = "sort" if limit is None or limit > KIB else "sort in global memory"
+        assert_launched(device, [*names, *(f"deform_attn backward, {x}" for x in (sort, backward))])
         check_fused(shape, torch.float32)
         names = [f"deform_attn_fused forward, {forward}"] * 2
-        names += [f"deform_attn_fused backward, {backward}"]
+        names += [f"deform_attn_fused backward, {x}" for x in ("softmax", sort, backward)]
         assert_launched(device, [*names, "deform_attn_fused backward, reference points"])
 
 
@@ -122,8 +126,16 @@ def test_paths_of_other_dtypes(shape: Shape, path: str, dtype: torch.dtype, devi
         check_given(shape, dtype)
         # float64 has no staged kernels: it is there to check gradients.
         taken = "general" if dtype == torch.float64 else path
+        packs = "packs in rounds" if path == "staged" else "global packs"
+        forward = packs if shape[4] == 32 and dtype != torch.float64 else taken
+        sort = "sort in global memory" if path == "general" else "sort"
         assert_launched(
-            device, [f"deform_attn forward, {taken}"] * 2 + [f"deform_attn backward, {taken}"]
+            device,
+            [
+                *[f"deform_attn forward, {forward}"] * 2,
+                f"deform_attn backward, {sort}",
+                f"deform_attn backward, {taken}",
+            ],
         )
         check_fused(shape, dtype)
 
@@ -145,11 +157,11 @@ def test_paths_of_other_dtypes(shape: Shape, path: str, dtype: torch.dtype, devi
         (1, (9,), 7, 1, 32, 8),
         (1, (9,), 7, 1, 32, 9),
         (1, (5, 4, 3), 6, 1, 16, 7),
-        # A window of samples of one level (4 per thread, here of 256 threads), and a few more.
+        # Samples of one level: a warp of the sort has 128 of them; eight warps, and a few more.
         (1, (40,), 256, 1, 8, 4),
         (1, (40,), 260, 1, 8, 4),
         (1, (3,), 360, 1, 4, 3),
-        # More points than a window, which then begins within a query.
+        # More points than a warp of the sort has samples: it begins within a query.
         (1, (30,), 2, 1, 4, 1100),
         # Ranges of 256 rows: one whole, one of a single row, one level on its own.
         (1, (257, 5), 66, 1, 4, 2),
@@ -167,7 +179,8 @@ def test_more_levels_than_parameters_hold(device: str) -> None:
     check_given(shape, torch.float32)
     names = ["deform_attn level table"] * 2
     forward, backward = "deform_attn forward, staged", "deform_attn backward, staged"
-    assert_launched(device, [*names, forward, *names, forward, *names, backward])
+    sort = "deform_attn backward, sort"
+    assert_launched(device, [*names, forward, *names, forward, *names, sort, backward])
     check_fused(shape, torch.float32)
 
 
@@ -218,6 +231,45 @@ def test_every_path_gives_the_same_bits_forward(device: str) -> None:
     for limit in (4 * KIB, 2 * KIB, 1 * KIB):
         with emulator.shared_memory(limit):
             assert torch.equal(deform_attn(*plain), expected)
+
+
+# Samples in one round of 8 lanes or of 4, in several rounds, and rows in global memory.
+@pytest.mark.parametrize("limit", [None, 4 * KIB, 1 * KIB])
+@pytest.mark.parametrize("points", [1, 4, 5])
+@pytest.mark.parametrize("value", [torch.float32, torch.bfloat16, torch.float16])
+def test_packs_give_the_bits_of_the_general_kernels(
+    value: torch.dtype, points: int, limit: int | None, device: str
+) -> None:
+    """Samples in a dtype that has no kernel of its own go to a general one."""
+    if device != "cuda-emulated":
+        pytest.skip("another size of shared memory")
+    shape: Shape = (2, (30, 21), 11, 2, 32, points)
+    other = torch.float64 if value == torch.float32 else torch.float32  # holds the same values
+    plain = given.make(shape, value)
+    # Outside the level, at its ends, and infinite.
+    plain[2].view(-1)[:6] = torch.tensor([-1.0, 0.0, 1.0, 2.0, float("inf"), float("nan")])
+    inputs = fused.make(shape, value, components=2)
+    with emulator.shared_memory(limit) if limit is not None else nullcontext():
+        launched(device)
+        ours = deform_attn(*plain)
+        theirs = deform_attn(*plain[:3], plain[3].to(other))
+        packs, general = launched(device)
+        assert "packs" in packs
+        assert "packs" not in general
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+        assert torch.equal(
+            deform_attn_fused(*inputs),
+            deform_attn_fused(
+                *inputs._replace(
+                    sampling_offsets=inputs.sampling_offsets.to(other),
+                    attention_logits=inputs.attention_logits.to(other),
+                )
+            ),
+        )
+        packs, general = launched(device)
+        assert "packs" in packs
+        assert "packs" not in general
 
 
 @pytest.mark.parametrize("op", ["given", "fused"])

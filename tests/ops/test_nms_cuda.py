@@ -122,7 +122,7 @@ def test_large_problems_go_tile_by_tile(same_bits, launches, n, dtype):
     if used:  # a GPU does not say
         tiles = math.ceil(n / 1024) if n > 4096 else 0
         assert used.count("nms hard, tile by tile") == tiles
-        assert used.count("nms hard, a block per problem") == (0 if tiles else 1)
+        assert used.count("nms hard, one large block") == (0 if tiles else 1)
     for limit in (1, len(kept) - 1, len(kept) + 1):
         first = same_bits(lambda: ops.nms(segments, scores, 0.3, max_segments=limit))  # noqa: B023
         assert len(first) == min(limit, len(ops.nms(segments, scores, 0.3)))

@@ -164,6 +164,26 @@ def test_same_bits_on_every_device(kind: str, dtype: torch.dtype) -> None:
             )
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_quotients_of_zeros_have_the_same_bits_on_every_device(
+    kind: str, dtype: torch.dtype
+) -> None:
+    """Zeros of both signs over what is positive, zero, negative, infinite or NaN; from the second
+    segment on the columns are not aligned to packs."""
+    ends = torch.tensor([-torch.inf, -1.0, -0.0, 0.0, 1.0, 3.0, torch.inf], dtype=dtype)
+    segments = torch.cartesian_prod(ends, ends)
+
+    def pairs(columns: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        out = torch.ops.tal_fast.segment_iou(segments, columns, KINDS.index(kind), False, eps)
+        return out, out.signbit() & ~out.isnan()
+
+    for columns in (segments[:48], segments[1:], segments):
+        for eps in (0.0, 1e-3):
+            emulator.assert_same_bits(lambda columns=columns, eps=eps: pairs(columns, eps))
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 def test_gradient_of_any_strides(aligned: bool) -> None:
     a, b = make(19), make(19, seed=1)
