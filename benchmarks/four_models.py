@@ -84,7 +84,9 @@ class Shape:
 
     @property
     def word(self) -> str:
-        """Returns ``S``, ``concave`` or ``either``."""
+        """Returns ``S``, ``concave`` or ``either``; of a single draw nothing is said."""
+        if self.excess.count < 2:
+            return "one draw"
         if not self.excess.is_clear:
             return "either"
         return "S" if self.excess.value > 0 else "concave"

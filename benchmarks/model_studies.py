@@ -31,6 +31,8 @@ MODELS = {
     "temporalmaxer": "TemporalMaxer",
 }
 DATA = {"hapt": "HAPT", "spswhar": "sp-sw-har", "demohard": "synthetic"}
+# Studies of TadTR that were there before the others, beside the folder.
+EARLIER = {("hapt", "tadtr"): "hapt-budgets", ("demohard", "tadtr"): "synthetic-budgets"}
 AVERAGES = ("off", "plain", "warmup", "corrected")
 CONFIDENCE = 0.9
 
@@ -114,7 +116,7 @@ def read_studies(folder: Path) -> list[Study]:
     """Reads the studies of a folder, in the order of data sets and models.
 
     Args:
-        folder: with a folder per study, ``<data>-<model>``.
+        folder: with a folder per study, ``<data>-<model>``; the earlier ones may lie beside it.
 
     Raises:
         FileNotFoundError: there are none.
@@ -122,9 +124,12 @@ def read_studies(folder: Path) -> list[Study]:
     found = []
     for data in DATA:
         for model in MODELS:
-            path = folder / f"{data}-{model}" / "trials.csv"
-            if path.exists():
-                found.append(_read(path, data, model))
+            paths = [folder / f"{data}-{model}"]
+            if (data, model) in EARLIER:
+                paths.append(folder.parent / EARLIER[data, model])
+            path = next((own for own in paths if (own / "trials.csv").exists()), None)
+            if path is not None:
+                found.append(_read(path / "trials.csv", data, model))
     if not found:
         raise FileNotFoundError(f"{folder}: no <data>-<model>/trials.csv")
     return found

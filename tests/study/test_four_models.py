@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables that compare models are those of the studies' trials."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import four_models  # noqa: E402
+import model_choice  # noqa: E402
+import model_studies  # noqa: E402
+
+SHARES = (0.1, 0.3, 1.0)
+PAGE = ROOT / "docs/data-efficiency.md"
+RESULTS = ROOT / "docs/results/four-models"
+
+
+def write_study(folder: Path, curve: dict[tuple[str, str], tuple[float, ...]], shift: float = 0.0):
+    """Writes trials: a curve per budget and average, three draws 1 point apart."""
+    folder.mkdir(parents=True)
+    lines = ["sampling,budget,ema,p,repetition,training,average_map,steps,videos"]
+    for (budget, ema), values in curve.items():
+        for p, value in zip(SHARES, values, strict=True):
+            for repetition in range(3):
+                points = (value + shift + repetition) / 100
+                lines.append(f"video,{budget},{ema},{p},{repetition},0,{points},80,{round(40 * p)}")
+    lines.append("window,epochs,off,0.1,0,0,0.99,80,40")  # not what is compared
+    (folder / "trials.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def studies(tmp_path):
+    concave, bent = (40.0, 60.0, 80.0), (2.0, 50.0, 79.0)
+    for model, shift in (("tadtr", 0.0), ("tridet", 5.0)):
+        write_study(
+            tmp_path / f"hapt-{model}",
+            {("epochs", "off"): concave, ("epochs", "plain"): bent, ("steps", "off"): concave},
+            shift,
+        )
+    return model_studies.read_studies(tmp_path)
+
+
+def test_intervals_are_those_of_student():
+    values = [1.0, 2.0, 4.0]
+    found = model_studies.mean_of(values)
+    assert found.value == pytest.approx(7 / 3)
+    assert found.half == pytest.approx(2.919986 * statistics.stdev(values) / math.sqrt(3), rel=1e-5)
+    assert found.is_clear == (found.value > found.half)
+    assert not model_studies.mean_of([5.0]).is_clear
+
+
+def test_only_drawn_videos_and_first_trainings_are_read(studies):
+    tadtr, tridet = studies
+    assert (tadtr.model, tridet.model) == ("tadtr", "tridet")
+    assert tadtr.draws("epochs", "off", 0.1) == pytest.approx({0: 40.0, 1: 41.0, 2: 42.0})
+    assert tridet.shares("steps") == [0.1, 0.3, 1.0]
+
+
+def test_shapes(studies):
+    found = four_models.shape_of(studies[0], "epochs", "off")
+    assert found.word == "concave"
+    assert (found.first, found.steepest) == pytest.approx((41.0, 10.0))
+    assert found.where == (0.1, 0.3)
+    found = four_models.shape_of(studies[0], "epochs", "plain")
+    assert found.word == "S"
+    assert found.excess.value == pytest.approx(24.0 - 3.0)
+    assert four_models.shape_of(studies[0], "steps", "plain") is None
+
+
+def test_tables_pair_draws(studies):
+    made = dict(four_models.blocks(studies))
+    assert set(made) == {"curves-hapt", "shapes-hapt", "effects-hapt", "order-hapt"}
+    assert "| TadTR | epochs | plain | 3.0 ± 1.0 | 51.0 ± 1.0 | 80.0 ± 1.0 |" in made["curves-hapt"]
+    effect = "| TadTR | plain average, epochs | -38.0 ± 0.0 | -10.0 ± 0.0 | -1.0 ± 0.0 |"
+    assert effect in made["effects-hapt"]
+    assert "| steps | off | TriDet | **46.0** | **66.0** | **86.0** |" in made["order-hapt"]
+    behind = "| steps | off | TadTR | -5.0 ± 0.0 | -5.0 ± 0.0 | -5.0 ± 0.0 |"
+    assert behind in made["order-hapt"]
+
+
+def test_a_page_is_filled_and_names_what_it_cannot_fill(studies):
+    page = "a\n<!-- four models: shapes-hapt -->\nold\n<!-- end -->\nb\n"
+    new = four_models.update_page(page, studies)
+    assert "old" not in new
+    assert "| TriDet | epochs | plain |" in new
+    assert new.startswith("a\n")
+    assert new.endswith("<!-- end -->\nb\n")
+    assert four_models.update_page(new, studies) == new
+    with pytest.raises(ValueError, match="block 'shapes-moon'"):
+        four_models.update_page(page.replace("shapes-hapt", "shapes-moon"), studies)
+
+
+def test_which_model_for_how_many_seconds(studies):
+    step_ms = {"tadtr": 100.0, "tridet": 200.0}  # 80 steps: 8 and 16 seconds
+    options = model_choice.choices(studies, step_ms, 0.3)
+    assert {(one.study.model, one.budget, one.seconds) for one in options} == {
+        (model, budget, seconds)
+        for model, seconds in (("tadtr", 8.0), ("tridet", 16.0))
+        for budget in ("epochs", "steps")
+    }
+    assert model_choice.best_within(options, 5.0) is None
+    best, margin = model_choice.best_within(options, 10.0)
+    assert (best.study.model, margin) == ("tadtr", None)
+    best, margin = model_choice.best_within(options, 20.0)
+    assert best.study.model == "tridet"
+    assert margin.value == pytest.approx(5.0)
+    text = model_choice.which(studies, step_ms)
+    assert "| a training of | 4 videos | 12 videos | 40 videos |" in text
+    assert "| 10 s | TadTR 41.0 | TadTR 61.0 | TadTR 81.0 |" in text
+    assert "| 20 s | TriDet 46.0, +5.0 ± 0.0 |" in text
+
+
+def test_no_study_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no <data>-<model>/trials\.csv"):
+        model_studies.read_studies(tmp_path)
+
+
+def test_the_page_shows_the_committed_studies():
+    text = PAGE.read_text("utf-8")
+    studies = model_studies.read_studies(RESULTS)
+    times = four_models.read_step_times(RESULTS)
+    assert four_models.update_page(text, studies, times) == text, (
+        "run: python benchmarks/four_models.py --page docs/data-efficiency.md"
+    )
