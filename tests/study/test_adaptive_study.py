@@ -159,6 +159,7 @@ class TestOrder:
         spec = replace(asked, adaptive=AdaptiveRequest("rank", compare_with=(asked.out / "no",)))
         with pytest.raises(DataError, match="no such file or study"):
             run_study(spec, experiment=fake.learn, console=quiet)
+        assert not asked.out.exists()  # what is mended may be other settings
 
     def test_a_study_is_compared_with_others_each_once(self, asked, quiet):
         first = replace(asked, out=asked.out.parent / "a")
@@ -184,6 +185,7 @@ class TestOrder:
         other = replace(asked, data=data, adaptive=request)
         with pytest.raises(ConfigError, match=r"on the same data, got another: data.fingerprint"):
             run_study(other, experiment=fake.learn, console=quiet)
+        assert not asked.out.exists()
         split = replace(asked, split="random", adaptive=request, out=asked.out.parent / "split")
         with pytest.raises(ConfigError, match="split is 'data' there and 'random' here"):
             run_study(split, experiment=fake.learn, console=quiet)
