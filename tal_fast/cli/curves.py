@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tal_fast.cli.app import JsonOut, command, study_app
+from tal_fast.cli.several import check_compared, check_outputs, told_apart
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.planning import TargetPlan, TrialCost
 
+_PICTURES = (".png", ".svg")
 _WIDTH = 150  # of tables in a pipe or a log
 
 Measured = Annotated[
@@ -103,6 +105,11 @@ def _check_picture(path: Path | None) -> None:
         raise ConfigError("--picture: expected the name of a file, got none")
 
 
+def _files_of_picture(path: Path | None) -> list[Path]:
+    """Returns what :func:`_write_picture` writes."""
+    return [] if path is None else [path.with_name(f"{_stem(path)}{end}") for end in _PICTURES]
+
+
 def _write_picture(path: Path, figure: Any) -> None:
     """Writes ``path`` as PNG and SVG, whatever its suffix."""
     from tal_fast.curves.figures import save_pictures
@@ -132,8 +139,8 @@ def _measured(
 
     if deviation is not None and not 0.0 < deviation < math.inf:
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
-    if until is not None and not 0.0 < until < math.inf:
-        raise ConfigError(f"--until: expected a fraction above 0, got {until:g}")
+    if until is not None and not 0.0 < until <= 1.0:
+        raise ConfigError(f"--until: expected a fraction above 0 and at most 1, got {until:g}")
     found = read_curve(study, curve, repetitions=repetitions, form=table_form(table))
     if deviation is not None:
         found = found.with_deviation(deviation)
@@ -170,6 +177,7 @@ def study_fit(
     from tal_fast.errors import DataError
 
     _check_picture(picture)
+    check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
     chosen = _families(families)
     form = table_form(table)
     if curve is None:
@@ -225,6 +233,7 @@ def study_extrapolate(
     from tal_fast.curves.extrapolation import check_times, extrapolate
 
     _check_picture(picture)
+    check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
     measured = _measured(study, curve, repetitions, table, deviation, until)
     measured.require_rising()
     check_times(measured, times)
@@ -330,13 +339,18 @@ def study_plan(
     if picture is not None and target is None:
         raise ConfigError("--picture: expected --target, whose chance it shows")
     _check_picture(picture)
+    check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
     percents = [percent(p) for p in parse_shares("--candidates", candidates)]
     check_confidence(confidence, above=0.5)
     pilot = _measured(study, curve, repetitions, table, deviation, until)
+    compared = [(study, curve), *map(_named_curve, compare or ())]
     others = [
-        _measured(path, name, repetitions, table, deviation, until)
-        for path, name in map(_named_curve, compare or ())
+        _measured(path, name, repetitions, table, deviation, until) for path, name in compared[1:]
     ]
+    check_compared(compared, [pilot, *others])
+    if others:
+        pairs = zip(compared, [pilot, *others], strict=True)
+        pilot, *others = told_apart([(path, [one]) for (path, _), one in pairs])
     if goal is None:
         goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
     check_times(pilot, goal, "--goal")

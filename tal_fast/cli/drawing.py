@@ -19,6 +19,7 @@ from tal_fast.cli.curves import (
     table_form,
     write_json,
 )
+from tal_fast.cli.several import check_outputs, told_apart
 
 if TYPE_CHECKING:
     from tal_fast.curves import LearningCurve
@@ -38,18 +39,6 @@ def _chosen(curves: list[LearningCurve], names: list[str] | None) -> list[Learni
                 f"{nearest(name, known)}"
             )
     return [known[name] for name in names]
-
-
-def _told_apart(studies: list[tuple[Path, list[LearningCurve]]]) -> list[LearningCurve]:
-    """Returns the curves of several studies, those of one name with that of their study."""
-    from dataclasses import replace
-
-    names = [curve.name for _, curves in studies for curve in curves]
-    return [
-        replace(curve, name=f"{study.stem}: {curve.name}") if names.count(curve.name) > 1 else curve
-        for study, curves in studies
-        for curve in curves
-    ]
 
 
 @command(
@@ -91,9 +80,10 @@ def study_draw(
 
     for file in picture:
         check_file(file)
+    check_outputs({"--picture": picture, "--json": [json_out]}, study)
     form = table_form(table)
     read = [(path, read_curves(path, repetitions=repetitions, form=form)) for path in study]
-    curves = _chosen(_told_apart(read), curve)
+    curves = _chosen(told_apart(read), curve)
     drawn = drawn_curves(curves, times=times, confidence=confidence, draws=draws, seed=seed)
     figure = draw_lines(
         drawn, bars=bars, confidence=confidence, width=width, height=height, font_size=font_size,

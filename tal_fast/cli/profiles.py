@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,10 @@ from tal_fast.cli.app import (
     videos_of,
 )
 from tal_fast.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
@@ -64,8 +68,16 @@ def print_profile(folder: Path) -> None:
     console = Console()
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
+        if "phases" not in profile:
+            _widen(console, table)
         console.print(table)
     _draw(folder)
+
+
+def _widen(console: Console, table: Table) -> None:
+    """Makes room for whole numbers, even where a narrow terminal breaks the lines."""
+    measured = console.measure(table, options=console.options.update(width=1000))
+    console.width = max(console.width, measured.maximum)
 
 
 def _draw(folder: Path) -> None:
@@ -348,8 +360,7 @@ def profile_compare(
     found = compare(folders, force=force)
     console = Console()
     for table in comparison_tables(found):
-        # Whole numbers, even where a narrow terminal breaks the lines.
-        console.width = max(console.width, Console(width=1000).measure(table).maximum)
+        _widen(console, table)
         console.print(table)
     if out is not None:
         for path in write_comparison(found, out):

@@ -42,7 +42,7 @@ def number(path: Path, line: int, column: str, text: str) -> float:
         DataError: it is none, or not finite.
     """
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python takes 5_4 for 54
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -85,10 +85,16 @@ def read_rows(source: Path) -> Rows:
     rows: list[Row] = []
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            first = next((line for line in file if line.strip()), "")
             file.seek(0)
             reader = csv.reader(file, delimiter=_delimiter(source, first.rstrip("\r\n")))
-            header = tuple(cell.strip() for cell in next(reader, []))
+            named = (cells for cells in reader if any(map(str.strip, cells)))
+            header = tuple(cell.strip() for cell in next(named, []))
+            if first and sum(map(bool, header)) < 2:
+                raise DataError(
+                    f"{source}, line {reader.line_num}: expected the names of at least two columns "
+                    f"separated by commas, semicolons or tabs, got {first.strip()[:60]!r}"
+                )
             for name in header:
                 if name and header.count(name) > 1:
                     raise DataError(
@@ -111,5 +117,5 @@ def read_rows(source: Path) -> Rows:
     except FileNotFoundError:
         raise DataError(f"{source}: no such file or study") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: expected a table (CSV), got {error}") from error
+        raise DataError(f"{source}: expected a table (CSV) in UTF-8, got {error}") from error
     return Rows(source, header, tuple(rows), tuple(notes))

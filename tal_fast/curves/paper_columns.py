@@ -50,7 +50,8 @@ _ZERO_TO_ONE = re.compile(r"(?<![\d.])0\s*(?:\.\.|-|to)\s*1(?![\d.])")
 _THRESHOLDS = re.compile(r"\[\s*0?\.\d+\s*[:-][\d.:\s-]+\]")  # [0.3:0.1:0.7], of an average
 
 _EXPECTED = (
-    "a column of p (percent, 'p (%)', fraction) or of videos, and one of mAP (map_mean, 'mAP (%)')"
+    "a column of p (percent, 'p (%)', fraction) or of videos, and one of mAP (map_mean, 'mAP (%)'; "
+    "several models: a row per model and p, named in a column model)"
 )
 
 

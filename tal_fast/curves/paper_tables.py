@@ -8,6 +8,7 @@ number above 1 proves percent, or the caller says it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tal_fast.curves.csv_rows import Row, Rows, number
 from tal_fast.curves.learning_curve import CEILING, CurvePoint, percent
-from tal_fast.curves.paper_columns import PLUS_MINUS, columns_of
+from tal_fast.curves.paper_columns import PLUS_MINUS, Column, columns_of
 from tal_fast.errors import ConfigError, DataError, nearest
 
 __all__ = ["TableForm", "count_of", "paper_points"]
@@ -75,6 +76,10 @@ class TableForm:
 _CHOICES = {"units": ("percent", "fraction"), "spread": ("sd", "se"), "decimal": ("point", "comma")}
 
 
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(\.\d{3})+")  # where decimals follow a comma
+_Read = tuple[int, float | None, float | None, bool]  # line, number, spread, whether with a %
+
+
 class _Cells:
     """Cells of one table as numbers, in the units of curves."""
 
@@ -92,7 +97,7 @@ class _Cells:
         line, cells = row
         name = self.columns[role].name
         text = cells[name].replace("$", "").strip()
-        marked = text.endswith("%")
+        marked = "%" in text
         pieces = [piece.strip(" %") for piece in PLUS_MINUS.split(text)]
         if len(pieces) > 2 or (len(pieces) == 2 and role != "mean"):
             number(self.rows.source, line, name, cells[name])  # refuses
@@ -100,6 +105,11 @@ class _Cells:
         return values[0], values[1] if len(values) > 1 else None, marked
 
     def _number(self, line: int, name: str, text: str) -> float:
+        if self.form.decimal == "comma" and _THOUSANDS.fullmatch(text):
+            raise DataError(
+                f"{self.rows.source}, line {line}: expected a number with a decimal comma "
+                f"(--table decimal=comma) in column {name}, got {text!r}, which may be a thousand"
+            )
         if "," in text and self.form.decimal == "comma" and "." not in text:
             text = text.replace(",", ".")
         elif re.fullmatch(r"[-+]?\d+,\d+", text):
@@ -115,6 +125,7 @@ class _Cells:
         values = [(line, value) for line, value, _, _ in read if value is not None]
         if not values:  # told where the first is missing
             return "percent"
+        self._check_signs(column, read)
         line, largest = max(values, key=lambda one: one[1])
         told = column.unit or ("percent" if any(marked for *_, marked in read) else None)
         if told == "fraction" and largest > 1.0:
@@ -141,6 +152,23 @@ class _Cells:
                 "say so (--table units=fraction or units=percent)"
             )
         return told or str(self.form.units)
+
+    def _check_signs(self, column: Column, read: Sequence[_Read]) -> None:
+        """Checks that the % of some cells leave no other cell in doubt."""
+        marked = [line for line, _, _, sign in read if sign]
+        if not marked or column.unit == "percent":
+            return
+        if column.unit == "fraction":
+            raise DataError(
+                f"{self.rows.source}, line {marked[0]}: expected no % in column {column.name}, a "
+                "fraction by its name"
+            )
+        for line, value, _, sign in read:
+            if value is not None and not sign and value <= 1.0:
+                raise DataError(
+                    f"{self.rows.source}, line {line}: expected a % after {value:g} in column "
+                    f"{column.name} as in line {marked[0]}, or after no number there"
+                )
 
     def _check_spread_unit(self) -> None:
         for role in ("sd", "se", "spread"):
@@ -201,7 +229,14 @@ class _Cells:
         """Returns what tells the spread, in points, and whether it is ``sd`` or ``se``."""
         for role in ("sd", "se", "spread"):
             if role in self.columns:
-                value, kind = self.parts(role, row)[0], role
+                value, _, marked = self.parts(role, row)
+                kind = role
+                if marked and self._units["mean"] != "percent":
+                    raise DataError(
+                        f"{self.rows.source}, line {row[0]}: expected the unit of "
+                        f"{self.columns['mean'].name} (fraction) in column "
+                        f"{self.columns[role].name}, got a %"
+                    )
                 break
         else:
             value, kind = self.parts("mean", row)[1], "spread"
@@ -236,6 +271,12 @@ def count_of(path: Path, line: int, told: float | None, given: int | None) -> in
     return int(count)
 
 
+def _most_deviation(mean: float, count: int) -> float:
+    """Returns the largest sample deviation of ``count`` values from 0 to 100 of a rounded mean."""
+    near = min(mean + 0.5, 50.0) if mean < 50.0 else max(mean - 0.5, 50.0)
+    return math.sqrt(near * (CEILING - near) * count / (count - 1))
+
+
 def _summaries(cells: _Cells, rows: Sequence[Row], repetitions: int | None) -> list[CurvePoint]:
     points: dict[float, CurvePoint] = {}
     for row in rows:
@@ -256,10 +297,14 @@ def _summaries(cells: _Cells, rows: Sequence[Row], repetitions: int | None) -> l
             )
         if spread is not None and kind == "se":
             spread *= count**0.5
-        deviation = spread if count > 1 else None
-        points[share] = CurvePoint(
-            share, cells.mean(row), deviation, count, videos=cells.videos(row)
-        )
+        mean, deviation = cells.mean(row), spread if count > 1 else None
+        if deviation is not None and deviation > (most := _most_deviation(mean, count)):
+            raise DataError(
+                f"{cells.rows.source}, line {row[0]}: expected a spread in the unit of mAP: "
+                f"{count} values of 0 to 100 points with a mean of {mean:g} have a standard "
+                f"deviation of at most {most:.3g} points, got {deviation:.4g}"
+            )
+        points[share] = CurvePoint(share, mean, deviation, count, videos=cells.videos(row))
     return list(points.values())
 
 
@@ -307,7 +352,12 @@ def paper_points(
     groups: dict[str, list[Row]] = {}
     for row in rows.rows:
         column = cells.columns.get("model")
-        groups.setdefault("" if column is None else row[1][column.name], []).append(row)
+        name = "" if column is None else row[1][column.name]
+        if column is not None and not name:  # as merged cells are saved
+            raise DataError(
+                f"{rows.source}, line {row[0]}: expected a name in column {column.name}, got none"
+            )
+        groups.setdefault(name, []).append(row)
     spread = any(cells.spread(row)[0] is not None for row in rows.rows)
     single = not spread and "n" not in cells.columns and repetitions is None
     found: Mapping[str, list[CurvePoint]] = {

@@ -27,6 +27,7 @@ MOST_TRAININGS = 10
 """Draws per model and level up to which a smaller study is tried."""
 
 _ALL = 100.0
+_SAME_SIZE = 1.1  # of training sets whose number of videos follows from a rounded sample
 _RESAMPLED = 4000
 
 
@@ -190,7 +191,7 @@ def rank_models(
         cheapest=min(good, key=_price, default=None),
         confidence=confidence,
         paired=paired,
-        notes=tuple(_notes(forecast, studies, paired)),
+        notes=(*_notes(forecast, studies, paired), *_sizes(curves)),
     )
 
 
@@ -360,6 +361,20 @@ def _standing(curve: LearningCurve, final: Floats, value: float, confidence: flo
         trainings=0 if point is None else len(point.trainings) or point.n,
         reach=float(curve.share[-1]),
     )
+
+
+def _sizes(curves: Sequence[LearningCurve]) -> list[str]:
+    """Returns a note if curves cannot be of the same training set."""
+    known = [(curve.videos, curve.name) for curve in curves if curve.videos is not None]
+    if not known:
+        return []
+    (least, few), (most, many) = min(known), max(known)
+    if most <= _SAME_SIZE * least:
+        return []
+    return [
+        f"the full training sets have {least:.0f} ({few}) and {most:.0f} ({many}) videos: of "
+        "different data no order follows"
+    ]
 
 
 def _notes(

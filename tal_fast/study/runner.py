@@ -305,6 +305,15 @@ class _Study:
                     self._note_runs()
 
 
+def _check_compared(plan: StudyPlan) -> None:
+    """Checks the studies to compare with before ``out`` holds anything of this one."""
+    if plan.spec.adaptive is not None and plan.spec.adaptive.compare_with:
+        from tal_fast.study.adaptive.steering import other_curve
+
+        for path in plan.spec.adaptive.compare_with:
+            other_curve(path, plan)
+
+
 def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult:
     """Runs the trials that are missing, then writes tables, pictures and page.
 
@@ -322,6 +331,7 @@ def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult
         KeyboardInterrupt: Ctrl-C; finished trials are kept, running ones continue next time.
     """
     plan = plan_study(spec)
+    _check_compared(plan)
     out = spec.out
     check_writable(out)
     busy = f"{out}: another process runs this study"

@@ -159,6 +159,17 @@ class StudySpec:
             raise ConfigError("gpus per trial: is for a study on a Ray cluster (--ray)")
         if self.adaptive is not None:
             self.adaptive.check()
+            known = {self.out.resolve()}
+            for path in self.adaptive.compare_with:
+                # Its table is the study as well.
+                table = path.is_file() and (path.parent / TRIALS).is_dir()
+                study = (path.parent if table else path).resolve()
+                if study in known:
+                    raise ConfigError(
+                        f"--compare-with: expected studies of other models, each once, got {path} "
+                        f"{'again' if study != self.out.resolve() else 'which is --out'}"
+                    )
+                known.add(study)
             for name, several in (("sampling", self.samplings), ("budget", self.budgets or ())):
                 if len(several) > 1:
                     raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib as mpl
@@ -188,6 +189,25 @@ class TestFiles:
 
 
 class TestCommand:
+    @pytest.mark.parametrize(
+        ("command", "outputs", "message"),
+        [
+            ("draw", ["--picture", "c.svg", "--json", "./c.svg"], "--json: .* of --picture, got"),
+            ("draw", ["--picture", "c.svg", "--picture", "c.svg"], "--picture: .* of --picture"),
+            ("draw", ["--picture", "c.svg", "--json", "t.csv"], "--json: .* of --study, got"),
+            ("fit", ["--picture", "c.png", "--json", "c.svg"], "--json: .* of --picture, got"),
+            ("fit", ["--json", "t.csv"], "--json: .* of --study, got t.csv"),
+        ],
+    )
+    def test_no_file_goes_over_another(
+        self, tmp_path, capsys, monkeypatch, command, outputs, message
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "t.csv").write_text("p (%),mAP (%)\n10,5\n50,20\n100,30\n")
+        assert cli.main(["study", command, "--study", "t.csv", *outputs]) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
     def test_draws_several_studies(self, tmp_path, capsys):
         table = tmp_path / "other.csv"
         rows = [

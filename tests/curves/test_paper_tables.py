@@ -57,6 +57,10 @@ class TestNames:
         assert curve.repetitions.tolist() == [5, 5]
         assert curve.name == "paper"
 
+    def test_empty_rows_before_the_header(self, table):
+        curve = read_curve(table("", " ", ";;", "p (%);mAP (%)", "10;5", "100;50"))
+        assert curve.mean.tolist() == [5, 50]
+
     def test_byte_order_mark(self, table):
         path = table("p (%),mAP (%),std,n", "10,5,2,5", "100,50,1,5", encoding="utf-8-sig")
         assert read_curve(path).share.tolist() == [10, 100]
@@ -131,6 +135,11 @@ class TestSpread:
         assert "what follows ± is read as the standard deviation" in " ".join(curve.remarks())
         assert read_curve(path, form=TableForm(spread="se")).deviation.tolist() == [2, 4]
 
+    def test_as_large_as_it_can_be(self, table):
+        # Of 0 and 100; of a mean that was rounded to 0.
+        rows = ["p (%),mAP (%),std,n", "10,0,0.07,2", "100,50,70.71,2"]
+        assert read_curve(table(*rows)).deviation.tolist() == [0.07, 70.71]
+
     def test_rows_of_repetitions(self, table):
         rows = ["10,1,4", "10,2,6", "100,1,50", "100,2,52"]
         curve = read_curve(table("p (%),seed,mAP (%)", *rows))
@@ -171,6 +180,17 @@ class TestSpread:
         (["p (%),mAP (%),std,n", "10,5,1,5", "10,6,1,5"], "line 3: expected each p once, got 10 %"),
         (["p (%),seed,mAP (%)", "10,1,5", "10,1,6"], "line 3: expected each seed once at p = 10 %"),
         (["p (%);mAP (%),n", "10;5,5"], "line 1: expected columns separated by .* as many commas"),
+        (["p (%),A,B", "1,2,3"], "several models: a row per model and p.*; got p .%., A, B"),
+        (["p (%),mAP (%)", "10,5_4"], r"line 2: expected a number in column mAP \(%\), got '5_4'"),
+        (["# from page 7", "p (%),mAP (%)", "1,2"], "line 1: .* two columns .* got '# from page 7"),
+        (["", "sep=;", "p (%);mAP (%)", "1;2"], "line 2: expected the names .* got 'sep=;'"),
+        (["p,mAP (%)", "10 %,5", "0.2,9"], "line 3: expected a % after 0.2 .* as in line 2"),
+        (["p (%),mAP", "5,0.2", "10,20 % ± 1"], "line 2: expected a % after 0.2 in column mAP"),
+        (["fraction,mAP (%)", "0.2 %,5"], "line 2: expected no % in column fraction"),
+        (["p (%),mAP (fraction),sd,n", "9,.5,1 %,5"], r"line 2: .*\(fraction\) in column sd"),
+        (["p (%),mAP (fraction),sd,n", "9,.5,1.2,5"], "at most 55.9 points, got 120"),
+        (["p (%),mAP (%),se,n", "9,20,40,4"], "mean of 20 .* at most 46.6 points, got 80"),
+        (["model,p (%),mAP (%)", "A,9,5", ",20,8"], "line 3: expected a name in column model"),
         (["p,mean,sd,n", "10,45,1,5"], r"line 2: expected p of at most 1 .*percent, map_mean"),
     ],
 )
@@ -187,9 +207,10 @@ class TestForm:
         assert curve.deviation.tolist() == [1.5, 1]
 
     def test_a_thousand_is_not_a_decimal_comma(self, table):
-        path = table("p (%);mAP (%)", "10;1.005,5")
-        with pytest.raises(DataError, match="expected a number"):
-            read_curve(path, form=TableForm(decimal="comma"))
+        for cell in ("1.005,5", "1.005"):
+            path = table("p (%);mAP (%)", f"10;{cell}")
+            with pytest.raises(DataError, match=r"expected a number .*'1\.005"):
+                read_curve(path, form=TableForm(decimal="comma"))
 
     def test_words(self):
         words = ["units=fraction", "spread=se", "videos=200", "decimal=comma"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -162,15 +163,18 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 class TestCommand:
     def test_everything(self, capsys, tmp_path):
+        again = tmp_path / "again"
+        again.mkdir()
+        shutil.copy(HAPT / "trials.csv", again)
         status, out, _ = run(
             capsys, "--study", HAPT, "--until", 0.5, "--target", 83, "--hours", 0.2,
-            "--compare", HAPT, "--draws", 100,
+            "--compare", again, "--draws", 100,
             "--json", tmp_path / "p.json", "--picture", tmp_path / "p.png",
         )  # fmt: skip
         assert status == 0
         assert "for mAP 83" in out
         assert "12 min 00 s buys" in out
-        assert "cannot be told apart" in out  # a study against itself
+        assert "hapt: tadtr-small and again: tadtr-small cannot be told apart" in out
         content = json.loads((tmp_path / "p.json").read_text())
         assert content["goal"] == 100
         assert content["cost_unit"] == "seconds"
@@ -193,7 +197,8 @@ class TestCommand:
             (["--candidates", "0.5,1.5"], 2, "--candidates"),
             (["--picture", "x.png"], 2, "--picture: expected --target"),
             (["--hours", 0], 2, "--hours: expected a positive time"),
-            (["--until", "nan"], 2, "--until: expected a fraction above 0, got nan"),
+            (["--until", "nan"], 2, "--until: expected a fraction above 0 and at most 1, got nan"),
+            (["--until", 30], 2, "--until: expected a fraction above 0 and at most 1, got 30"),
             (["--confidence", 2], 2, "--confidence: expected a number between 0.5 and 1, got 2"),
         ],
     )

@@ -175,6 +175,17 @@ class TestRefused:
             rank_models([known])
 
 
+def test_other_amounts_of_data_are_told():
+    rising = np.linspace(20.0, 60.0, 10)
+    few, many = (curve(rising, name=name, videos=n) for name, n in (("a", 40.0), ("b", 200.0)))
+    note = (
+        "the full training sets have 40 (a) and 200 (b) videos: of different data no order follows"
+    )
+    assert any(note in one for one in rank_models([few, many]).notes)
+    near = replace(many, videos=41.0)  # as rounded samples say it
+    assert not any("videos" in one for one in rank_models([few, near]).notes)
+
+
 class TestCommand:
     def run(self, capsys, *arguments):
         status = cli.main(["study", "plan", "--draws", "50", *map(str, arguments)])
@@ -208,6 +219,8 @@ class TestCommand:
             ("nowhere", 1, "nowhere: no such file or study"),
             (f"{HAPT.parent / 'hapt-budgets'}", 2, "choose one with --curve"),
             (f"{HAPT}:other", 2, "expected one of 'tadtr-small', got 'other'"),
+            (f"{HAPT}:tadtr-small", 2, "--compare: expected each curve once, got "),
+            (f"{HAPT.parent}/../results/hapt/trials.csv", 2, "tadtr-small, again"),
         ],
     )
     def test_errors(self, capsys, compare, status, message):

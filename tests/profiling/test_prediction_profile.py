@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tal_fast import cli
+from tal_fast.cli import profiles
 from tal_fast.data import open_dataset
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.profiling import prediction_profile
@@ -121,7 +122,7 @@ def test_a_training_step_on_a_clip(name):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_steps_stand_beside_predictions_where_they_are_asked_for(tmp_path):
+def test_steps_stand_beside_predictions_where_they_are_asked_for(tmp_path, capsys, monkeypatch):
     model, config = ready_model("tadtr-small", None, (8, 3), SMALL["tadtr-small"])
     clips = made_clips(model, [20, 40])
     found = profile_prediction(
@@ -135,6 +136,11 @@ def test_steps_stand_beside_predictions_where_they_are_asked_for(tmp_path):
         took = entry["step" if found["prediction"]["rates_by"] == "clock" else "step_cpu"]["value"]
         rate = entry["step_macs"]["value"] / took / 1e6
         assert entry["step_rate"]["value"] == pytest.approx(rate)
+    monkeypatch.setattr(profiles, "_draw", lambda folder: None)
+    profiles.print_profile(tmp_path)
+    shown = capsys.readouterr().out
+    assert "step MB" in shown
+    assert "…" not in shown  # no number is cut
     without = profile_prediction(
         model, config, clips[:1], tmp_path, weights="fresh", quick=True, threads=1
     )

@@ -17,6 +17,7 @@ from fake_experiment import run_study
 from processes import started, wait_for
 
 from tal_fast import cli
+from tal_fast.data.synthetic import make_synthetic
 from tal_fast.errors import ConfigError, DataError, TalFastError
 from tal_fast.study.adaptive.steering import DECISIONS, append_line
 from tal_fast.study.adaptive.targets import AdaptiveRequest
@@ -158,6 +159,39 @@ class TestOrder:
         spec = replace(asked, adaptive=AdaptiveRequest("rank", compare_with=(asked.out / "no",)))
         with pytest.raises(DataError, match="no such file or study"):
             run_study(spec, experiment=fake.learn, console=quiet)
+        assert not asked.out.exists()  # what is mended may be other settings
+
+    def test_a_study_is_compared_with_others_each_once(self, asked, quiet):
+        first = replace(asked, out=asked.out.parent / "a")
+        run_study(first, experiment=fake.learn, console=quiet)
+        table = first.out / "trials.csv"
+        for others, message in (
+            ((asked.out,), "which is --out"),
+            ((first.out, first.out.parent / "b/../a"), "again"),
+            ((first.out, table), "trials.csv again"),
+        ):
+            request = AdaptiveRequest("rank", compare_with=others)
+            with pytest.raises(ConfigError, match=message):
+                run_study(replace(asked, adaptive=request), experiment=fake.learn, console=quiet)
+        assert not asked.out.exists()
+
+    def test_of_other_data(self, asked, quiet):
+        first = replace(asked, out=asked.out.parent / "a")
+        run_study(first, experiment=fake.learn, console=quiet)
+        data = make_synthetic(
+            asked.out.parent / "other", train_videos=20, test_videos=6, channels=8, seed=5
+        )
+        request = AdaptiveRequest("rank", compare_with=(first.out,))
+        other = replace(asked, data=data, adaptive=request)
+        with pytest.raises(ConfigError, match=r"on the same data, got another: data.fingerprint"):
+            run_study(other, experiment=fake.learn, console=quiet)
+        assert not asked.out.exists()
+        split = replace(asked, split="random", adaptive=request, out=asked.out.parent / "split")
+        with pytest.raises(ConfigError, match="split is 'data' there and 'random' here"):
+            run_study(split, experiment=fake.learn, console=quiet)
+        # Who knows better says so.
+        table = AdaptiveRequest("rank", compare_with=(first.out / "trials.csv",))
+        assert run_study(replace(other, adaptive=table), experiment=fake.learn, console=quiet).ran
 
 
 class TestKilled:

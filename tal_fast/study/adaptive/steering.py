@@ -19,7 +19,7 @@ from typing import Any
 
 from tal_fast.curves import LearningCurve, read_curve
 from tal_fast.curves.tables import duration, plain
-from tal_fast.errors import DataError
+from tal_fast.errors import ConfigError, DataError, differences
 from tal_fast.study.adaptive.beliefs import Prices
 from tal_fast.study.adaptive.policy import decide
 from tal_fast.study.adaptive.situation import Choice, Choices, Decision, Situation
@@ -85,10 +85,22 @@ def other_curve(path: Path, plan: StudyPlan) -> LearningCurve:
     Raises:
         DataError: there is none, or none of its trials is complete under the same sampling and
             budget.
+        ConfigError: it is of other data or another split. Of a table alone that is not known.
     """
     study = read_study(path) if (path / TRIALS).is_dir() else None
     if study is None:
         return dataclasses.replace(read_curve(path), name=str(path))
+    # What a random split holds follows from the study's seed.
+    keys = ("data", "split", "seed") if plan.spec.split == "random" else ("data", "split")
+    there, here = (
+        {key: one.get(key) for key in keys} for one in (study["settings"], plan.settings)
+    )
+    if there != here:
+        raise ConfigError(
+            f"--compare-with {path}: expected a study on the same data, got another: "
+            f"{differences(there, here)}; if its test videos are the same all the same (other "
+            f"features), give its table: --compare-with {path / 'trials.csv'}"
+        )
     found = scan_trials(path / TRIALS, study["hash"])
     curve = _curve(
         {name: record for name, record in found.items() if _same_curve(record, plan)}, str(path)
@@ -115,6 +127,7 @@ class Steering:
 
     Raises:
         DataError: a study to compare with cannot be read.
+        ConfigError: it is of other data.
     """
 
     def __init__(self, plan: StudyPlan, records: Mapping[str, TrialRecord]) -> None:
