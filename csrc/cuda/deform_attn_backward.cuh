@@ -209,7 +209,7 @@ struct DeformAttnBackward {
           ? (kStaged ? "deform_attn_fused backward, staged" : "deform_attn_fused backward, general")
           : (kStaged ? "deform_attn backward, staged" : "deform_attn backward, general");
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = kStaged && sizeof(T) == 4 ? 3 : 2;
+  static constexpr int kBlocks = kStaged && sizeof(T) == 4 && !Source::kFused ? 3 : 2;
 
   DeformAttnProblem<T, Source> problem;
   RowGradients<T, Source> rows;

@@ -204,7 +204,7 @@ def collect_code(folder: Path, kernels: list[Kernel], jobs: int) -> dict[str, sa
     if tool is None:
         return None
     with ThreadPoolExecutor(jobs) as pool:  # the work is that of nvdisasm, in processes
-        parts = pool.map(lambda path: read_code(tool, path), sorted(folder.rglob("*.cubin")))
+        parts = pool.map(lambda path: read_code(tool, path), sorted(folder.rglob("*.cu.cubin")))
         found = [code for part in parts for code in part]
     shown = demangle(sorted({code.name for code in found}))
     known = {kernel.name for kernel in kernels}
