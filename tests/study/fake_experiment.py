@@ -241,15 +241,15 @@ def learn_in_earnest(config, data, *, out, progress, **rest):
 
     from tal_fast.training import run_experiment
 
-    most, process = 0, psutil.Process()
+    most, process, tries = 0, psutil.Process(), 100
 
     def watched(event):
-        nonlocal most
+        nonlocal most, tries
         count = process.num_threads()
-        for _ in range(100):
-            if count <= THREADS:
-                break
-            time.sleep(0.02)  # a joined thread is listed until the kernel has let it go
+        # A joined thread is listed until the kernel has let it go; those of other work stay.
+        while count > THREADS and tries:
+            time.sleep(0.02)
+            tries -= 1
             count = process.num_threads()
         most = max(most, count)
         progress(event)
