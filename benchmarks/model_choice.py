@@ -58,13 +58,18 @@ def best_within(options: Sequence[Choice], seconds: float) -> tuple[Choice, Mean
     fast = [one for one in options if one.seconds <= seconds]
     if not fast:
         return None
-    fast.sort(key=lambda one: statistics.mean(one.draws.values()), reverse=True)
+    # Means of the same draws: others may be easier or harder.
+    common = sorted(set.intersection(*(set(one.draws) for one in fast))) or None
+
+    def points(one: Choice) -> float:
+        return statistics.mean(one.draws[r] for r in common or one.draws)
+
+    fast.sort(key=points, reverse=True)
     best = fast[0]
-    for other in fast[1:]:
-        both = sorted(best.draws.keys() & other.draws.keys())
-        if other.study.model != best.study.model and both:
-            return best, mean_of([best.draws[r] - other.draws[r] for r in both])
-    return best, None
+    other = next((one for one in fast if one.study.model != best.study.model), None)
+    if other is None or common is None:
+        return best, None
+    return best, mean_of([best.draws[r] - other.draws[r] for r in common])
 
 
 def which(studies: Sequence[Study], step_ms: Mapping[str, float]) -> str:
