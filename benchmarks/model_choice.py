@@ -44,7 +44,9 @@ def choices(studies: Sequence[Study], step_ms: Mapping[str, float], p: float) ->
     return found
 
 
-def best_within(options: Sequence[Choice], seconds: float) -> tuple[Choice, Mean | None] | None:
+def best_within(
+    options: Sequence[Choice], seconds: float
+) -> tuple[Choice, float, Mean | None] | None:
     """Returns the best of what can be trained in a time, and its margin over the next model.
 
     Args:
@@ -52,8 +54,9 @@ def best_within(options: Sequence[Choice], seconds: float) -> tuple[Choice, Mean
         seconds: limit of a training.
 
     Returns:
-        The choice, and its paired margin over the best choice of another model, None where there is
-        no other or no draw in common; None where nothing is so fast.
+        The choice, its mean over the draws that all have, its paired margin over the best choice
+        of another model, None where there is no other or no draw in common; None where nothing is
+        so fast.
     """
     fast = [one for one in options if one.seconds <= seconds]
     if not fast:
@@ -68,8 +71,8 @@ def best_within(options: Sequence[Choice], seconds: float) -> tuple[Choice, Mean
     best = fast[0]
     other = next((one for one in fast if one.study.model != best.study.model), None)
     if other is None or common is None:
-        return best, None
-    return best, mean_of([best.draws[r] - other.draws[r] for r in common])
+        return best, points(best), None
+    return best, points(best), mean_of([best.draws[r] - other.draws[r] for r in common])
 
 
 def which(studies: Sequence[Study], step_ms: Mapping[str, float]) -> str:
@@ -90,9 +93,9 @@ def which(studies: Sequence[Study], step_ms: Mapping[str, float]) -> str:
             if found is None:
                 cells.append("")
                 continue
-            best, margin = found
+            best, points, margin = found
             name = MODELS[best.study.model]
-            value = f"{statistics.mean(best.draws.values()):.1f}"
+            value = f"{points:.1f}"
             if margin is None:
                 cells.append(f"{name} {value}")
             else:

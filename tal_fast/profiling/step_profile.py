@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def step_of_clip(
     }
 
 
-def _peak(step: Any, stepper: Stepper) -> float | None:
+def _peak(step: Callable[[], None], stepper: Stepper) -> float | None:
     if stepper.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(stepper.device)
         before = torch.cuda.memory_allocated(stepper.device)
