@@ -54,15 +54,30 @@ def told_apart(studies: Sequence[tuple[Path, Sequence[LearningCurve]]]) -> list[
     ]
 
 
+def _listed(thresholds: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in thresholds)
+
+
 def check_compared(
     named: Sequence[tuple[Path, str | None]], curves: Sequence[LearningCurve]
 ) -> None:
-    """Checks that no curve is compared with itself.
+    """Checks that no curve is compared with itself, or with one of other tIoU thresholds.
 
     Raises:
         ConfigError: one is.
     """
+    from tal_fast.curves.curve_files import study_thresholds
     from tal_fast.errors import ConfigError
+
+    several = named if len(named) > 1 else ()
+    told = [(path, own) for path, _ in several if (own := study_thresholds(path))]
+    for path, own in told[1:]:
+        first, wanted = told[0]
+        if own != wanted:
+            raise ConfigError(
+                f"--compare: expected the tIoU thresholds of {first} ({_listed(wanted)}), got "
+                f"{_listed(own)} of {path}: their averages are not of one kind"
+            )
 
     known = set()
     for (path, _), curve in zip(named, curves, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from tal_fast.curves.learning_curve import (
 from tal_fast.curves.paper_tables import TableForm, count_of, paper_points
 from tal_fast.errors import ConfigError, DataError, nearest
 
-__all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves"]
+__all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves", "study_thresholds"]
 
 # Columns that tell the curves of a study apart.
 _LABELS = ("model", "sampling", "budget", "ema")
@@ -118,6 +119,25 @@ def _source(path: Path) -> Path:
     raise DataError(
         f"{path}: expected a study with trials.csv, found none (tal-fast study report writes it)"
     )
+
+
+def study_thresholds(path: str | Path) -> tuple[float, ...]:
+    """Returns the tIoU thresholds that a study's mAP is averaged over; none where nothing tells.
+
+    Args:
+        path: as for :func:`read_curves`; the table of a paper tells none.
+
+    Raises:
+        DataError: there is no table, or it cannot be read.
+    """
+    source = _source(Path(path))
+    try:
+        with open(source, encoding="utf-8-sig") as file:
+            columns = file.readline().strip().split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source}: cannot be read: {error}") from error
+    found = (re.fullmatch(r"(?:map|mean)_(\d+(?:\.\d+)?)", column) for column in columns)
+    return tuple(float(match[1]) for match in found if match)
 
 
 def _of_study(rows: Rows, repetitions: int | None) -> list[LearningCurve]:

@@ -227,3 +227,13 @@ class TestCommand:
         found, _, err = self.run(capsys, "--study", HAPT, "--compare", compare)
         assert found == status
         assert message in err
+
+    def test_averages_over_other_thresholds_are_refused(self, tmp_path, capsys):
+        other = tmp_path / "curve.csv"
+        table = (HAPT / "curve.csv").read_text("utf-8")
+        other.write_text(table.replace("mean_0.3,", "mean_0.1,"), encoding="utf-8")
+        arguments = ["study", "plan", "--study", str(HAPT), "--compare", str(other)]
+        assert cli.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert "expected the tIoU thresholds of" in said
+        assert "(0.3, 0.4, 0.5, 0.6, 0.7), got 0.1, 0.4, 0.5, 0.6, 0.7 of" in said
