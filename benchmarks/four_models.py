@@ -34,8 +34,9 @@ from model_studies import (
     read_studies,
     table,
 )
+from poster_claims import claims_table
 
-__all__ = ["Shape", "blocks", "draw", "read_step_times", "shape_of", "update_page"]
+__all__ = ["Shape", "blocks", "draw", "read_step_times", "shape_of", "update_page", "word_of"]
 
 _MARK = re.compile(r"(<!-- four models: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -185,6 +186,17 @@ def order(studies: Sequence[Study]) -> str:
     return table(["trained for", "tested", "model", *map(_percent, shares)], rows)
 
 
+def word_of(study: Study, budget: str, average: str) -> str | None:
+    """Returns a curve's :attr:`Shape.word`; None with fewer than three levels."""
+    found = shape_of(study, budget, average)
+    return None if found is None else found.word
+
+
+def claims_of(studies: Sequence[Study]) -> str:
+    """Returns the claims of the poster and what the studies answer."""
+    return claims_table(studies, word_of)
+
+
 def blocks(
     studies: Sequence[Study], step_ms: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 ) -> Iterator[tuple[str, str]]:
@@ -201,6 +213,7 @@ def blocks(
             ("shapes", shapes),
             ("effects", effects),
             ("order", order),
+            ("claims", claims_of),
         ):
             yield f"{name}-{data}", made(own)
         if data in step_ms:

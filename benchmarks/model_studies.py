@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy.stats import t as student
@@ -50,6 +51,8 @@ class Study:
         points: average mAP in points.
         steps: optimiser steps.
         videos: training videos.
+        gains: (budget, average) -> gain at three times the data, in points, with its 90 %
+            interval; of the study's ``fits.json``, where it has one.
     """
 
     data: str
@@ -57,6 +60,7 @@ class Study:
     points: dict[Key, float]
     steps: dict[Key, int]
     videos: dict[Key, int]
+    gains: dict[tuple[str, str], tuple[float, float, float]] = field(default_factory=dict)
 
     def shares(self, budget: str) -> list[float]:
         """Returns the shares of a budget, rising."""
@@ -136,7 +140,7 @@ def read_studies(folder: Path) -> list[Study]:
 
 
 def _read(path: Path, data: str, model: str) -> Study:
-    study = Study(data, model, {}, {}, {})
+    study = Study(data, model, {}, {}, {}, _read_gains(path.with_name("fits.json")))
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["sampling"] != "video" or row["training"] != "0":
@@ -146,6 +150,19 @@ def _read(path: Path, data: str, model: str) -> Study:
             study.steps[key] = int(row["steps"])
             study.videos[key] = int(row["videos"])
     return study
+
+
+def _read_gains(path: Path) -> dict[tuple[str, str], tuple[float, float, float]]:
+    if not path.exists():
+        return {}
+    gains = {}
+    for curve in json.loads(path.read_text(encoding="utf-8"))["curves"]:
+        *sampling, budget, average = curve["name"].split(", ")
+        found = curve["extrapolation"]
+        if sampling in ([], ["video"]) and found and found["times_largest_p"] == 3.0:
+            key = budget, average.removeprefix("EMA ")
+            gains[key] = (found["gain"], *found["gain_interval"])
+    return gains
 
 
 def paired_text(first: dict[int, float], second: dict[int, float]) -> str:

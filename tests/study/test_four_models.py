@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import sys
@@ -17,6 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import four_models  # noqa: E402
 import model_choice  # noqa: E402
 import model_studies  # noqa: E402
+import poster_claims  # noqa: E402
 
 SHARES = (0.1, 0.3, 1.0)
 PAGE = ROOT / "docs/data-efficiency.md"
@@ -77,13 +79,52 @@ def test_shapes(studies):
 
 def test_tables_pair_draws(studies):
     made = dict(four_models.blocks(studies))
-    assert set(made) == {"curves-hapt", "shapes-hapt", "effects-hapt", "order-hapt"}
+    assert set(made) == {
+        f"{name}-hapt" for name in ("curves", "shapes", "effects", "order", "claims")
+    }
     assert "| TadTR | epochs | plain | 3.0 ± 1.0 | 51.0 ± 1.0 | 80.0 ± 1.0 |" in made["curves-hapt"]
     effect = "| TadTR | plain average, epochs | -38.0 ± 0.0 | -10.0 ± 0.0 | -1.0 ± 0.0 |"
     assert effect in made["effects-hapt"]
     assert "| steps | off | TriDet | **46.0** | **66.0** | **86.0** |" in made["order-hapt"]
     behind = "| steps | off | TadTR | -5.0 ± 0.0 | -5.0 ± 0.0 | -5.0 ± 0.0 |"
     assert behind in made["order-hapt"]
+
+
+def test_claims(tmp_path):
+    concave, bent = (40.0, 60.0, 80.0), (2.0, 50.0, 79.0)
+    for model, shift in (("tadtr", 0.0), ("temporalmaxer", 5.0)):
+        curve = {(budget, ema): concave for budget in ("epochs", "steps") for ema in ("off",)}
+        write_study(tmp_path / f"hapt-{model}", curve | {("epochs", "plain"): bent}, shift)
+    gain = {"times_largest_p": 3.0, "gain": 2.0, "gain_interval": [1.0, 4.0]}
+    curves = [{"name": "video, steps, EMA off", "extrapolation": gain},
+              {"name": "window, steps, EMA off", "extrapolation": {**gain, "gain": 50.0}},
+              {"name": "epochs, EMA off", "extrapolation": None}]  # fmt: skip
+    (tmp_path / "hapt-tadtr/fits.json").write_text(json.dumps({"curves": curves}))
+    studies = model_studies.read_studies(tmp_path)
+    assert studies[0].gains == {("steps", "off"): (2.0, 1.0, 4.0)}
+
+    def answers(studies):
+        found = poster_claims.claims(studies, four_models.word_of)
+        return [(one.verdict, one.numbers) for one in found]
+
+    shape, data, same, more, nine, little, little_equal = answers(studies)
+    # As published TadTR has no average: concave; TemporalMaxer's plain average makes the S.
+    assert shape[0] == "holds in part"
+    assert "TadTR concave, TemporalMaxer S" in shape[1]
+    assert (data[0], same[0]) == ("does not hold", "does not hold")
+    assert more == ("holds", "from 30 to 100 %, equal steps: TadTR +20.0 ± 0.0, "
+                             "TemporalMaxer +20.0 ± 0.0")  # fmt: skip
+    assert nine[0] == "does not hold"
+    assert "TadTR +2.0 (+1.0 to +4.0)" in nine[1]
+    assert little[0] == "does not hold"
+    assert "10 % TadTR -33.0 ± 0.0" in little[1]
+    assert little_equal[0] == "holds"
+    # A single draw says nothing.
+    few = [
+        replace(one, points={key: value for key, value in one.points.items() if key[3] == 0})
+        for one in studies
+    ]
+    assert {verdict for verdict, _ in answers(few)} == {"open", "does not hold"}  # the fit's stays
 
 
 def test_a_page_is_filled_and_names_what_it_cannot_fill(studies):
