@@ -133,11 +133,11 @@ format: $(STAMP)  ## Let ruff and clang-format rewrite the files
 demo: build  ## Run the study on the embedded data; prints the curve and where picture and page are
 	$(BIN)/tal-fast study demo --out $(RESULTS)
 
-bench: build  ## Run the benchmarks, print their table, write it into the README
+bench: build  ## Run the benchmarks, print their table, write it into docs/benchmarks.md
 	$(BIN)/python -m pytest -q benchmarks/ -o python_files='bench_*.py' \
 	  -o filterwarnings=default --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/bench_study.py
-	$(BIN)/python benchmarks/results_table.py --readme README.md
+	$(BIN)/python benchmarks/results_table.py --page docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_training_step.py
 
 # Only the evaluator's rows: with TAL_FAST_PEERS set, and pandas on PYTHONPATH for most of them.
