@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import numpy as np
 import pages
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 ROOT = pages.ROOT
-sys.path.insert(0, str(ROOT / "benchmarks"))
 # Pages whose Python runs in a test of their own, which knows what it needs.
 ELSEWHERE = {"docs/curves-from-anywhere.md", "docs/own-data.md", "docs/python.md"}
 RUN_HERE = [p for p in pages.PAGES if pages.blocks(p, "python") and p not in ELSEWHERE]
