@@ -10,6 +10,9 @@ import numpy as np
 import pages
 import pytest
 import torch
+import yaml
+
+import tal_fast
 
 ROOT = pages.ROOT
 # Pages whose Python runs in a test of their own, which knows what it needs.
@@ -113,3 +116,17 @@ def test_ratios_of_the_readme_are_those_of_the_newest_results():
         said = re.search(rf"^\| {row}.*?\| ([\d.]+) times", text, re.MULTILINE)
         assert said is not None, row
         assert float(said[1]) == pytest.approx(ratios[key], rel=0.01), row
+
+
+def test_files_for_contributors_are_whole():
+    citation = yaml.safe_load(pages.text_of("CITATION.cff"))
+    assert citation["version"] == tal_fast.__version__
+    assert {"cff-version", "title", "message", "authors"} <= citation.keys()
+    workflow = yaml.safe_load(pages.text_of(".github/workflows/test.yml"))
+    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    project = pages.text_of("pyproject.toml")
+    assert pythons == re.findall(r"Python :: (3\.\d+)", project)
+    for template in sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.md")):
+        _, head, body = template.read_text("utf-8").split("---\n", 2)
+        assert {"name", "about"} <= yaml.safe_load(head).keys()
+        assert body.strip()
