@@ -32,7 +32,11 @@ export MAX_JOBS := $(JOBS)
 # Covers pip's isolated build environments too: without it they would take the newest torch.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help dev build test test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check lint \
+# For docs: an environment of its own, since no other target needs what a site does.
+DOCS := build/docs
+DOCS_BIN := $(DOCS)/venv/bin
+
+.PHONY: help dev build docs test test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check lint \
 	format demo bench bench-eval bench-loader clean
 
 help:  ## Show the targets
@@ -133,11 +137,22 @@ format: $(STAMP)  ## Let ruff and clang-format rewrite the files
 demo: build  ## Run the study on the embedded data; prints the curve and where picture and page are
 	$(BIN)/tal-fast study demo --out $(RESULTS)
 
-bench: build  ## Run the benchmarks, print their table, write it into the README
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)/venv
+	$(DOCS_BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', \
+	  'rb'))['project']['optional-dependencies']['docs'], sep='\n')" >$(DOCS)/requirements.txt
+	$(DOCS_BIN)/python -m pip --disable-pip-version-check install --quiet -r $(DOCS)/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.installed  ## Build the site of the pages into build/site; broken links fail (Python 3.11 or newer)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --quiet --strict -f docs/site/mkdocs.yml
+	@echo "open build/site/index.html"
+
+bench: build  ## Run the benchmarks, print their table, write it into docs/benchmarks.md
 	$(BIN)/python -m pytest -q benchmarks/ -o python_files='bench_*.py' \
 	  -o filterwarnings=default --benchmark-only --benchmark-columns=median,iqr,rounds
 	$(BIN)/python benchmarks/bench_study.py
-	$(BIN)/python benchmarks/results_table.py --readme README.md
+	$(BIN)/python benchmarks/results_table.py --page docs/benchmarks.md
 	$(BIN)/python benchmarks/bench_training_step.py
 
 # Only the evaluator's rows: with TAL_FAST_PEERS set, and pandas on PYTHONPATH for most of them.

@@ -45,7 +45,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Prints the rows of this run once more, as the README shows them."""
+    """Prints the rows of this run once more, as the page of benchmarks shows them."""
     if not _ROWS:
         return
     terminalreporter.section("ops against their peers: times theirs over ours")

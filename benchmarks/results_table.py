@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark table: from stored rows to text, and into the README.
+"""The benchmark table: from stored rows to text, and into the page of benchmarks.
 
-``python benchmarks/results_table.py --readme README.md`` puts the newest results between the
-README's two markers; ``make bench`` does so at its end.
+``python benchmarks/results_table.py --page docs/benchmarks.md`` puts the newest results between the
+page's two markers; ``make bench`` does so at its end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["markdown_table", "newest", "text_table", "update_readme"]
+__all__ = ["markdown_table", "newest", "text_table", "update_page"]
 
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -135,20 +136,24 @@ def _rows(path: Path | None) -> list[dict[str, Any]]:
     return [] if path is None else json.loads(path.read_text(encoding="utf-8"))["rows"]
 
 
-def update_readme(readme: Path, results: Path) -> None:
+def update_page(page: Path, results: Path) -> None:
     """Replaces what stands between the markers.
+
+    Args:
+        page: with the markers; links in it lead from its folder to the rows.
+        results: rows, as :func:`newest` finds them.
 
     Raises:
         ValueError: the markers are missing.
     """
     content = json.loads(results.read_text(encoding="utf-8"))
     facts = content["machine"]
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
+        raise ValueError(f"{page}: expected the markers {BEGIN} and {END}")
     head, rest = text.split(BEGIN, 1)
     tail = rest.split(END, 1)[1]
-    where = results.relative_to(readme.resolve().parent)
+    where = Path(os.path.relpath(results, page.resolve().parent))
     rounds = [row["repetitions"] for row in content["rows"]]
     narrow, told = with_avx2(results), ""
     if narrow is not None:
@@ -163,18 +168,18 @@ def update_readme(readme: Path, results: Path) -> None:
         f"rounds, in turn, each peer's result verified first ([rows]({where})).{told}\n\n"
         f"{markdown_table(content['rows'], _rows(narrow))}\n"
     )
-    readme.write_text(head + block + END + tail, encoding="utf-8")
+    page.write_text(head + block + END + tail, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--readme", type=Path, help="write the table into this file")
+    parser.add_argument("--page", type=Path, help="write the table into this page")
     parser.add_argument("results", nargs="?", type=Path, help="rows; the newest when omitted")
     arguments = parser.parse_args()
     results = (arguments.results or newest()).resolve()
     print(text_table(_rows(results), _rows(with_avx2(results))))
-    if arguments.readme is not None:
-        update_readme(arguments.readme, results)
+    if arguments.page is not None:
+        update_page(arguments.page, results)
 
 
 if __name__ == "__main__":

@@ -161,19 +161,20 @@ def test_rows_of_a_study_say_how_much_longer_or_faster():
     assert (faster.ratio, faster.reached()) == (1.55, "missed")
 
 
-def test_readme_shows_the_newest_results(tmp_path):
+def test_the_page_shows_the_newest_results(tmp_path):
     import results_table
 
-    readme = (ROOT / "README.md").read_text("utf-8")
-    copy = tmp_path / "README.md"
-    copy.write_text(readme, encoding="utf-8")
+    page = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+    copy = tmp_path / "docs/benchmarks.md"
+    copy.parent.mkdir()
+    copy.write_text(page, encoding="utf-8")
     results = tmp_path / "benchmarks/results" / results_table.newest().name
     results.parent.mkdir(parents=True)
     own = results_table.newest()
     for path in filter(None, (own, results_table.with_avx2(own))):
         results.with_name(path.name).write_text(path.read_text("utf-8"), encoding="utf-8")
-    results_table.update_readme(copy, results)
-    assert copy.read_text("utf-8") == readme, "run: make bench, or benchmarks/results_table.py"
+    results_table.update_page(copy, results)
+    assert copy.read_text("utf-8") == page, "run: make bench, or benchmarks/results_table.py"
 
 
 def test_peers_are_never_fetched(monkeypatch, tmp_path):

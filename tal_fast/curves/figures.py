@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tal_fast.curves.slim_svg import slim
 from tal_fast.data.files import write_bytes_atomically
 from tal_fast.errors import MissingExtraError
 
@@ -202,26 +203,19 @@ def draw_svg(figure: Any, name: str) -> str:
     return _render(figure, "svg", name).decode()
 
 
-def _for_page(svg: str, name: str) -> ElementTree.Element:
-    """Returns a drawing as an element: colours as variables, ids of its own, no size, no notes."""
+def _for_page(svg: str) -> ElementTree.Element:
+    """Returns a drawing as an element: colours as variables, no idle ids, no size, no notes."""
     text = svg[svg.index("<svg") :]
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', system-ui, sans-serif")
     used = {word for match in _REFERENCE.findall(text) for word in match if word}
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
-    text = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
     root = ElementTree.fromstring(text)
     for element in root.iter():
         own = element.get("id")
-        if own is not None and not own.startswith("panel"):
-            # Ids of several drawings share one page; most are never referred to.
-            if own in used:
-                element.set("id", f"{name}-{own}")
-            else:
-                del element.attrib["id"]
+        if own is not None and not own.startswith("panel") and own not in used:
+            del element.attrib["id"]
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
     for key in ("width", "height"):
@@ -230,33 +224,36 @@ def _for_page(svg: str, name: str) -> ElementTree.Element:
     return root
 
 
-def page_svg(svg: str, name: str) -> str:
+def page_svg(svg: str, name: str, *, ids: str | None = None) -> str:
     """Returns a drawing as an ``<svg>`` element for a page, its colours as CSS variables.
 
     The page sets the size; the view box keeps the proportions.
 
     Args:
         svg: from :func:`draw_svg`.
-        name: id of its caption; keeps the ids of several figures in one page apart.
+        name: id of its caption.
+        ids: begins the drawing's ids, so that those of several in one page differ; the name by
+            default.
     """
-    root = _for_page(svg, name)
+    root = _for_page(svg)
     root.set("aria-labelledby", name)
     for element in root.iter():
         if element.get("id", "").startswith("panel"):
             del element.attrib["id"]
+    slim([root], name if ids is None else ids)
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def page_svgs(svg: str, name: str, titles: Sequence[str], *, columns: int = 2) -> list[str]:
+def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) -> list[str]:
     """Returns each panel of a drawing as an ``<svg>`` element, so that a page can rearrange them.
 
     Args:
         svg: from :func:`draw_svg` of a :func:`panel_figure`.
-        name: keeps the ids of several figures in one page apart.
+        ids: begins the drawing's ids, so that those of several in one page differ.
         titles: what each panel shows, for those who hear the page.
         columns: as given to :func:`panel_figure`.
     """
-    root = _for_page(svg, name)
+    root = _for_page(svg)
     panels: dict[str, ElementTree.Element] = {}
     for parent in list(root.iter()):
         for element in list(parent):
@@ -280,8 +277,9 @@ def page_svgs(svg: str, name: str, titles: Sequence[str], *, columns: int = 2) -
         if index == 0:
             part.extend(shared)
         part.append(panels[f"panel{index}"])
-        found.append(ElementTree.tostring(part, encoding="unicode"))
-    return found
+        found.append(part)
+    slim(found, ids)
+    return [ElementTree.tostring(part, encoding="unicode") for part in found]
 
 
 def save_pictures(

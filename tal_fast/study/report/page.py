@@ -196,11 +196,11 @@ class _Pictures:
     def add(self, name: str, figure: Any, panels: Sequence[str] = ()) -> None:
         """Draws a figure, or one of panels, to files and for the page."""
         svg = draw_svg(figure, name)
-        caption = f"figure-{name}"
+        ids = f"f{len(self.elements)}"
         if panels:
-            self.elements[name] = page_svgs(svg, caption, panels)
+            self.elements[name] = page_svgs(svg, ids, panels)
         else:
-            self.elements[name] = [page_svg(svg, caption)]
+            self.elements[name] = [page_svg(svg, f"figure-{name}", ids=ids)]
         png = name in _PAPER
         for path in save_pictures(figure, self._out, name, svg=svg, png=png):
             self.files[path.name] = path
