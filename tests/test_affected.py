@@ -180,6 +180,12 @@ class TestChangedFiles:
             self.changed(tmp_path, "nothing")
 
 
+def test_make_check_asks_it() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    recipe = makefile[makefile.index("\ncheck:") :].split("\n\n")[0]
+    assert "tests/affected.py" in recipe
+
+
 def test_the_program_prints_paths_and_says_how_many() -> None:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no git checkout")
