@@ -36,8 +36,8 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 DOCS := build/docs
 DOCS_BIN := $(DOCS)/venv/bin
 
-.PHONY: help dev build docs test test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check lint \
-	format demo bench bench-eval bench-loader clean
+.PHONY: help dev build docs test check test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check \
+	lint format demo bench bench-eval bench-loader clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,36 +60,35 @@ build: $(STAMP)
 
 dev: build  ## Set up .venv with everything and build the native library in place
 
-# Beside the others, in the background: none of these tests is about Ctrl-C, which a shell keeps from
-# what it runs there.
-BESIDE := tests/ops tests/evaluation
+# In processes of pytest-xdist; those tests that share an expensive fixture, in one (xdist_group).
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+# Of large grids of cases all but test-all run a sample (tests/case_samples.py), with this seed.
+test check: export TAL_FAST_TEST_SAMPLE ?= 1
+# For check: the commit to compare with; where the branch left origin/main or main by default.
+BASE ?=
 
 test: lint build test-native cuda-kernels test-ops-isa  ## Lint, build, native tests, all tests but the slow ones
-	@mkdir -p build; echo "$(BESIDE) run beside the other tests: build/beside.log"; \
-	$(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" $(BESIDE) \
-	  >build/beside.log 2>&1 & beside=$$!; status=0; \
-	$(BIN)/python -m pytest -q -m "not slow" $(addprefix --ignore=,$(BESIDE)) || status=$$?; \
-	wait $$beside || { tail -n 60 build/beside.log; status=1; }; \
-	tail -n 1 build/beside.log; exit $$status
+	$(PYTEST) -m "not slow"
+
+check: lint build  ## Lint, build, the tests of what changed and of its neighbours: before every commit
+	@tests="$$($(BIN)/python tests/affected.py $(if $(BASE),--base $(BASE)))"; \
+	if [ -n "$$tests" ]; then $(PYTEST) -m "not slow" $$tests; else echo "no tests to run"; fi
 
 test-all: SANITIZED := debug-wide asan tsan
 test-all: CUDA_KERNELS :=
-test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones
+test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the slow ones and every case
 	build/asan/fuzz_reader 120
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
-# The op tests once per instruction set of this machine, side by side; `test` itself runs the best
-# one, and the CUDA kernels, which have none.
+# The op tests once more for each instruction set of this machine but the best, which `test` itself
+# runs; without those of the CUDA kernels, which have none, and those that compare instruction sets.
 test-ops-isa: build
-	@mkdir -p build; status=0; runs=(); \
+	@status=0; \
 	for isa in $$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])"); do \
-	  TAL_FAST_ISA=$$isa $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not compile" \
-	    -k "not emulated and not opcheck and not errors" tests/ops >build/isa-$$isa.log 2>&1 & \
-	  runs+=("$$isa $$!"); \
-	done; \
-	for run in "$${runs[@]}"; do \
-	  set -- $$run; wait $$2 || { tail -n 60 build/isa-$$1.log; status=1; }; \
-	  echo "op tests with TAL_FAST_ISA=$$1: $$(tail -n 1 build/isa-$$1.log)"; \
+	  echo "op tests with TAL_FAST_ISA=$$isa"; \
+	  TAL_FAST_ISA=$$isa $(PYTEST) -p no:cacheprovider -m "not slow and not compile" \
+	    -k "not emulated and not opcheck and not errors" \
+	    --ignore=tests/ops/test_instruction_sets.py tests/ops || status=1; \
 	done; exit $$status
 
 test-native: $(STAMP)  ## Reader, evaluator and _C in Python under sanitizers; one definition per name

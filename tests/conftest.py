@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import case_samples
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -32,7 +33,26 @@ def pytest_report_header() -> list[str]:
     from tal_fast import info
 
     facts = info.collect()
-    return [f"tal_fast: torch {facts['torch']}, isa {facts['isa']['used']}"]
+    return [
+        f"tal_fast: torch {facts['torch']}, isa {facts['isa']['used']}",
+        case_samples.header(),
+    ]
+
+
+class _Samples:
+    """A plugin of its own, for its turn after the selection by ``-k`` and ``-m``."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        seed = case_samples.seed()
+        if seed is not None and (left_out := case_samples.thin_out(items, seed)):
+            config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Samples(), "samples of cases")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -107,10 +107,13 @@ def test_nothing_in_nothing_out(size: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("window", [1, 2, 5, 99])
 @pytest.mark.parametrize("padded", [False, True])
-def test_gradcheck(window: int, padded: bool) -> None:
+def test_gradcheck(window: int, padded: bool, device: str) -> None:
     inputs = make((2, 7, 2, 3, window), torch.float64, padded)
     assert torch.autograd.gradcheck(
-        lambda *leaves: local_attn(*leaves, window, inputs.mask), inputs.leaves(), eps=1e-6
+        lambda *leaves: local_attn(*leaves, window, inputs.mask),
+        inputs.leaves(),
+        eps=1e-6,
+        fast_mode=device == "cuda-emulated",  # along random directions: each call takes long there
     )
 
 
