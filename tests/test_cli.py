@@ -349,7 +349,7 @@ class TestCommands:
             assert option in spec.command()
         status, _, err = run(capsys, *arguments, "--fractions", "0.5")
         assert status == 2
-        assert "expected either --fractions or --videos, got both" in err
+        assert "videos: expected either fractions or videos, got both" in err
 
     def test_study_demo(self, capsys, monkeypatch, tmp_path):
         asked, made = [], []
@@ -572,14 +572,19 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
     unheld = (
         "note: 1 of 4 instances are never learned, no window of 128 rows holds them: walk 1 of 2\n"
     )
+    checkpoint, results = tmp_path / "run/checkpoint.pt", tmp_path / "results.json"
+    after_training = (
+        f"next: tal-fast predict --checkpoint {checkpoint} --data {few} --out "
+        f"{tmp_path / 'run/results.json'}\n"
+    )
     train = ["train", "--data", few, "--out", tmp_path / "run", *settings]
     status, _, err = run(capsys, *train)
-    assert (status, err) == (0, left_out + unheld)
-    saved = (tmp_path / "run/checkpoint.pt").read_bytes()
+    assert (status, err) == (0, left_out + unheld + after_training)
+    saved = checkpoint.read_bytes()
     status, _, err = run(capsys, *train)
     assert status == 2
-    assert f"--out: {tmp_path / 'run'} holds a training that has ended" in err
-    assert (tmp_path / "run/checkpoint.pt").read_bytes() == saved
+    assert f"out: {tmp_path / 'run'} holds a training that has ended" in err
+    assert checkpoint.read_bytes() == saved
     train.append("--no-resume")
     for name in ("study.yaml", "trial.json"):
         (tmp_path / "run" / name).touch()
@@ -587,9 +592,10 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
         assert status == 2
         assert f"run is a folder of a study ({name})" in err
         (tmp_path / "run" / name).unlink()
-    predict = ["--checkpoint", tmp_path / "run/checkpoint.pt", "--data", few, "--threads", 1]
-    status, _, err = run(capsys, "predict", *predict, "--out", tmp_path / "results.json")
-    assert (status, err) == (0, left_out)
+    predict = ["--checkpoint", checkpoint, "--data", few, "--threads", 1]
+    status, _, err = run(capsys, "predict", *predict, "--out", results)
+    after = f"next: tal-fast evaluate --annotations {few} --split test --predictions {results}\n"
+    assert (status, err) == (0, left_out + after)
     status, out, err = run(capsys, "validate", "--data", few, "--accept", "timing")
     assert "left out of training and prediction (exclude); scoring counts them" in out
     assert "'walk': 1 of 2" in out
