@@ -16,6 +16,7 @@ from tal_fast.cli.feature_options import (
     OutOfRange,
     SomeFeatures,
     TimingOptions,
+    named_subsets,
 )
 from tal_fast.cli.options import OUTPUT, JsonOut
 from tal_fast.errors import ConfigError
@@ -116,20 +117,6 @@ class FileOptions:
         list[str] | None, typer.Option(help="Label that is left out.", rich_help_panel=WITHOUT)
     ] = None
 
-    def splits(self) -> dict[str, list[str]]:
-        """Returns split -> its subsets.
-
-        Raises:
-            ConfigError: one is not NAME=SUBSET.
-        """
-        splits: dict[str, list[str]] = {}
-        for given in self.split or ():
-            name, equal, subset = given.partition("=")
-            if not (name and equal and subset):
-                raise ConfigError(f"--split: expected NAME=SUBSET, got {given!r}")
-            splits.setdefault(name, []).append(subset)
-        return splits
-
 
 @dataclass(frozen=True)
 class WindowOptions:
@@ -188,7 +175,7 @@ def validate(
         raise ConfigError("validate: --data says where the features are; expected no --features")
     if files.features and timing.stride is None:
         raise ConfigError("--stride: expected the frames between two feature rows, got none")
-    splits = files.splits()
+    splits = named_subsets(files.split)
     rule = WindowRule(windows.window, windows.overlap, windows.min_inside)
     with bar("reading features") as update:
         options: dict[str, Any] = {
@@ -217,7 +204,7 @@ def validate(
                 files.annotations,
                 question,
                 subsets=files.subsets,
-                splits=splits or None,
+                splits=splits,
                 ignore_labels=files.ignore_label or (),
                 out_of_range=out_of_range,
                 **options,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tal_fast.errors import ConfigError
+
 if TYPE_CHECKING:
     from tal_fast.data.prepare import FeatureChoice, Repairs
 
@@ -26,6 +28,7 @@ __all__ = [
     "SomeFeatures",
     "TimingOptions",
     "feature_choice",
+    "named_subsets",
 ]
 
 FORM, TIMING, FAULTS = "Form of the features", "Rows and seconds", "Faults of the files"
@@ -155,3 +158,18 @@ def feature_choice(
         pack=packing.pack,
         allow_pickle=packing.allow_pickle,
     )
+
+
+def named_subsets(given: list[str] | None) -> dict[str, list[str]] | None:
+    """Returns split -> its subsets, from NAME=SUBSET; None where none is given.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    splits: dict[str, list[str]] = {}
+    for text in given or ():
+        name, equal, subset = text.partition("=")
+        if not (name and equal and subset):
+            raise ConfigError(f"--split: expected NAME=SUBSET, got {text!r}")
+        splits.setdefault(name, []).append(subset)
+    return splits or None
