@@ -102,7 +102,10 @@ class TimingOptions:
         float | None, typer.Option(help="Frames between two rows.", rich_help_panel=TIMING)
     ] = None
     frames: Annotated[
-        float | None, typer.Option(help="Frames that a row sees.", rich_help_panel=TIMING)
+        float | None,
+        typer.Option(
+            help="Frames that a row sees; as the stride, if not given.", rich_help_panel=TIMING
+        ),
     ] = None
     fps: Fps = None
 

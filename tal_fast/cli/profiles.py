@@ -241,20 +241,27 @@ def profile_predict(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Or a file written by train.")] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Take clips of this data directory.")
+        Path | None,
+        typer.Option("--data", help="Take clips of this data directory.", rich_help_panel=CLIPS),
     ] = None,
-    split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
-        "test"
-    ),
+    split: Annotated[
+        str,
+        typer.Option(help="Videos: a split of the data (test, ...) or all.", rich_help_panel=CLIPS),
+    ] = ("test"),
     lengths: Annotated[
         str | None,
-        typer.Option(help="Or clips of noise of so many rows: 128,2304 or first:last:step."),
+        typer.Option(
+            help="Or clips of noise of so many rows: 128,2304 or first:last:step.",
+            rich_help_panel=CLIPS,
+        ),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels of noise; default 2048.")
+        int | None,
+        typer.Option(min=1, help="Channels of noise; default 2048.", rich_help_panel=CLIPS),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of fresh models; default 20.")
+        int | None,
+        typer.Option(min=1, help="Classes of fresh models; default 20.", rich_help_panel=CLIPS),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Also time a training step on each clip.")
