@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,10 @@ from tal_fast.study import StudyResult
 
 COMMANDS = [
     ["info"],
+    ["import-checkpoint"],
     ["prepare"],
+    ["prepare", "csv"],
+    ["prepare", "json"],
     ["prepare", "hapt"],
     ["prepare", "sp-sw-har"],
     ["prepare", "thumos14"],
@@ -96,6 +100,40 @@ class TestHelp:
         commands = {"info", "prepare", "pack", "validate", "train", "predict", "evaluate"}
         commands |= {"study", "profile"}
         assert commands <= set(out.split())
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    def test_every_option_is_in_one_group(self, capsys, command):
+        _, out, _ = run(capsys, *command, "-h")
+        titles = re.findall(r"^([A-Z][a-z ]+):\n", out, re.MULTILINE)
+        assert len(set(titles)) == len(titles) > 0
+        listed = out.partition("  Example: ")[0]
+        options = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", listed, re.MULTILINE)
+        assert len(set(options)) == len(options) > 0
+        assert options.count("--help") == 1
+
+    def test_common_options_come_first(self, capsys):
+        _, out, _ = run(capsys, "study", "run", "-h")
+        first = out.partition("Options:")[2].partition("What is drawn and trained:")[0]
+        for option in ("--data", "--out", "--model", "--fractions", "--repetitions", "--jobs"):
+            assert f"  {option} " in first
+        assert "--gpus-per-trial" not in first
+        _, out, _ = run(capsys, "-h")
+        order = [out.index(f"{title}:\n") for title in ("Data", "Models", "Studies and costs")]
+        assert order == sorted(order)
+
+    def test_completion(self):
+        done = subprocess.run(
+            [sys.executable, "-c", "import tal_fast.cli; tal_fast.cli.main()"],
+            env={
+                **os.environ,
+                "_TAL_FAST_COMPLETE": "complete_bash",
+                "COMP_WORDS": "tal-fast study ext",
+                "COMP_CWORD": "2",
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == ["extrapolate"]
 
     def test_help_imports_nothing_heavy(self):
         code = (
@@ -247,10 +285,16 @@ class TestStatus:
 
 class TestCommands:
     def test_info(self, capsys):
-        status, out, _ = run(capsys, "info")
+        status, out, err = run(capsys, "info", "--json", "/dev/null")
         assert status == 0
         assert "torch:" in out
         assert "isa:" in out
+        assert err == "numbers: /dev/null\nnext: tal-fast study demo --out results/demo\n"
+
+    def test_info_for_scripts(self, capsys, tmp_path):
+        assert run(capsys, "info", "--json", tmp_path / "info.json")[0] == 0
+        facts = json.loads((tmp_path / "info.json").read_text())
+        assert {"tal_fast", "torch", "isa", "cuda", "packages"} <= set(facts)
 
     def test_prepare_synthetic(self, capsys, tmp_path, monkeypatch):
         from tal_fast.data import synthetic
@@ -293,6 +337,24 @@ class TestCommands:
         assert "found a directory" in err
         assert run(capsys, "evaluate", *arguments, tmp_path / "new/scores.json")[0] == 0
         assert (tmp_path / "new/scores.json").exists()
+
+    def test_evaluate_a_split(self, capsys, data, tmp_path):
+        video = open_dataset(data).splits["test"][0]
+        label = open_dataset(data).classes[0]
+        results = {video: [{"segment": [1.0, 2.0], "label": label, "score": 0.9}]}
+        (tmp_path / "results.json").write_text(json.dumps({"results": results}))
+        arguments = ["--annotations", data, "--predictions", tmp_path / "results.json"]
+        counts = {}
+        for which in (["--split", "test"], ["--subset", "validation"], ["--split", "all"], []):
+            content = tmp_path / "scores.json"
+            status, _, err = run(capsys, "evaluate", *arguments, *which, "--json", content)
+            assert status == 0, err
+            assert f"next: tal-fast study run --data {data}" in err
+            counts[" ".join(which)] = json.loads(content.read_text())["num_videos"]
+        assert counts == {"--split test": 3, "--subset validation": 3, "--split all": 9, "": 9}
+        status, _, err = run(capsys, "evaluate", *arguments, "--split", "tset")
+        assert status == 2
+        assert "split: expected one of train, test, all, got 'tset'; did you mean 'test'" in err
 
     def test_evaluate_unknown_label(self, capsys, truth, tmp_path):
         arguments = ["--annotations", truth, "--predictions", predictions(tmp_path, "hop")]
@@ -349,7 +411,7 @@ class TestCommands:
             assert option in spec.command()
         status, _, err = run(capsys, *arguments, "--fractions", "0.5")
         assert status == 2
-        assert "expected either --fractions or --videos, got both" in err
+        assert "videos: expected either fractions or videos, got both" in err
 
     def test_study_demo(self, capsys, monkeypatch, tmp_path):
         asked, made = [], []
@@ -503,6 +565,7 @@ class TestPackAndValidate:
         status, text, err = run(capsys, "prepare", name, *arguments)
         assert status == 0, err
         assert text == "done\n"
+        assert err == "next: tal-fast validate --data o\n"
         (((annotations, choice, out), options),) = asked
         assert (annotations, out) == (Path("a.json"), Path("o"))
         assert choice == FeatureChoice(
@@ -572,14 +635,19 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
     unheld = (
         "note: 1 of 4 instances are never learned, no window of 128 rows holds them: walk 1 of 2\n"
     )
+    checkpoint, results = tmp_path / "run/checkpoint.pt", tmp_path / "results.json"
+    after_training = (
+        f"next: tal-fast predict --checkpoint {checkpoint} --data {few} --out "
+        f"{tmp_path / 'run/results.json'}\n"
+    )
     train = ["train", "--data", few, "--out", tmp_path / "run", *settings]
     status, _, err = run(capsys, *train)
-    assert (status, err) == (0, left_out + unheld)
-    saved = (tmp_path / "run/checkpoint.pt").read_bytes()
+    assert (status, err) == (0, left_out + unheld + after_training)
+    saved = checkpoint.read_bytes()
     status, _, err = run(capsys, *train)
     assert status == 2
-    assert f"--out: {tmp_path / 'run'} holds a training that has ended" in err
-    assert (tmp_path / "run/checkpoint.pt").read_bytes() == saved
+    assert f"out: {tmp_path / 'run'} holds a training that has ended" in err
+    assert checkpoint.read_bytes() == saved
     train.append("--no-resume")
     for name in ("study.yaml", "trial.json"):
         (tmp_path / "run" / name).touch()
@@ -587,9 +655,10 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
         assert status == 2
         assert f"run is a folder of a study ({name})" in err
         (tmp_path / "run" / name).unlink()
-    predict = ["--checkpoint", tmp_path / "run/checkpoint.pt", "--data", few, "--threads", 1]
-    status, _, err = run(capsys, "predict", *predict, "--out", tmp_path / "results.json")
-    assert (status, err) == (0, left_out)
+    predict = ["--checkpoint", checkpoint, "--data", few, "--threads", 1]
+    status, _, err = run(capsys, "predict", *predict, "--out", results)
+    after = f"next: tal-fast evaluate --annotations {few} --split test --predictions {results}\n"
+    assert (status, err) == (0, left_out + after)
     status, out, err = run(capsys, "validate", "--data", few, "--accept", "timing")
     assert "left out of training and prediction (exclude); scoring counts them" in out
     assert "'walk': 1 of 2" in out

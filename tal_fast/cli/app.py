@@ -4,135 +4,98 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import gc
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Any
 
 import typer
 
+from tal_fast.cli.grouped_help import GroupedCommand, GroupedGroup
+from tal_fast.cli.options import JsonOut, flattened
 from tal_fast.errors import ConfigError, TalFastError
 from tal_fast.waiting import wait_briefly
 
 __all__ = [
-    "Config",
-    "Data",
-    "Jobs",
-    "JsonOut",
-    "Model",
-    "Out",
-    "Overwrite",
-    "Settings",
-    "Threads",
-    "TrainVideos",
-    "TrustTimes",
+    "DATA",
+    "HERE",
+    "MODELS",
+    "STUDIES",
     "app",
-    "bar",
     "command",
     "main",
     "prepare_app",
     "profile_app",
     "say",
+    "say_next",
     "study_app",
-    "videos_of",
+    "write_json",
 ]
 
-if TYPE_CHECKING:
-    from tal_fast.data import TALDataset
-
-_Command = TypeVar("_Command", bound=Callable[..., None])
-_OPTIONS = {
+_Command = Callable[..., None]
+_OPTIONS: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
     "rich_markup_mode": None,  # plain help needs no rich, whose import is half of what -h may take
-    "add_completion": False,
     "no_args_is_help": True,
 }
+_PROFILED_STEPS = "50"
+
+# Titles of the groups of commands.
+DATA, MODELS, STUDIES, HERE = "Data", "Models", "Studies and costs", "This installation"
+# As one needs them, and as the help has them.
+_ORDER = (
+    *("prepare", "validate", "pack"),
+    *("train", "predict", "evaluate", "import-checkpoint"),
+    *("study", "profile", "info"),
+)
+
+
+class _Program(GroupedGroup):
+    """The program, whose help has its commands in the order of use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Returns the names of the commands."""
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
 
 app = typer.Typer(
     name="tal-fast",
     help="Fast temporal action localization, and how much data it needs.",
     epilog="Example: tal-fast study demo --out results/demo",
-    **_OPTIONS,  # type: ignore[arg-type]
+    cls=_Program,
+    **_OPTIONS,
 )
 prepare_app = typer.Typer(
     help="Make a data directory.",
-    epilog="Example: tal-fast prepare synthetic --out data/demo",
-    **_OPTIONS,  # type: ignore[arg-type]
+    epilog="Example: tal-fast prepare csv --segments segments.csv --features features --rate 5 "
+    "--out data/mine",
+    cls=GroupedGroup,
+    add_completion=False,
+    **_OPTIONS,
 )
 study_app = typer.Typer(
     help="Train on growing shares of the data and draw the curve.",
     epilog="Example: tal-fast study run --data data/hapt --out results/hapt",
-    **_OPTIONS,  # type: ignore[arg-type]
+    cls=GroupedGroup,
+    add_completion=False,
+    **_OPTIONS,
 )
 profile_app = typer.Typer(
     help="Say what a model costs, and what a training spends its time on.",
     epilog="Example: tal-fast profile model --model tadtr --channels 2048 --classes 20",
-    **_OPTIONS,  # type: ignore[arg-type]
+    cls=GroupedGroup,
+    add_completion=False,
+    **_OPTIONS,
 )
-app.add_typer(prepare_app, name="prepare")
-app.add_typer(study_app, name="study")
-app.add_typer(profile_app, name="profile")
-
-Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", help="Preset, such as tadtr-small; or your own, module:Class or file.py:Class."
-    ),
-]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings over the preset.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="One setting; may be repeated."),
-]
-# More than any machine's cores: a slip of the keyboard should not ask the system for so many.
-MOST_THREADS = 4096
-_PROFILED_STEPS = "50"
-Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=MOST_THREADS, help="Torch threads.")
-]
 
 
-def _can_be_written(path: Path | None) -> Path | None:
-    """Finds out before the work whether its result can be written after it."""
-    if path is not None:
-        from tal_fast.data.files import check_writable
-        from tal_fast.errors import DataError
-
-        try:
-            check_writable(path.absolute().parent)
-        except DataError as error:
-            raise typer.BadParameter(str(error)) from None
-        if path.is_dir():
-            raise typer.BadParameter(f"{path}: expected a file, found a directory")
-    return path
-
-
-JsonOut = Annotated[
-    Path | None,
-    typer.Option("--json", help="Also write this file.", callback=_can_be_written),
-]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-
-TrainVideos = Annotated[
-    str,
-    typer.Option("--videos", help="Videos to train on: a split of the data (train, ...) or all."),
-]
-TrustTimes = Annotated[
-    bool,
-    typer.Option(
-        "--trust-times",
-        help="Go on although feature files have another size or time: they hold what they held.",
-    ),
-]
+app.add_typer(prepare_app, name="prepare", rich_help_panel=DATA)
+app.add_typer(study_app, name="study", rich_help_panel=STUDIES)
+app.add_typer(profile_app, name="profile", rich_help_panel=STUDIES)
 
 
 def say(message: str) -> None:
@@ -140,24 +103,20 @@ def say(message: str) -> None:
     typer.echo(message, err=True)
 
 
-def videos_of(data: TALDataset, which: str, option: str) -> list[str]:
-    """Returns the videos of a split, or all.
+def say_next(*words: object) -> None:
+    """Ends a command with the command that usually follows; beside the results, as notes are."""
+    say(f"next: {shlex.join(map(str, words))}")
 
-    Args:
-        data: the data set.
-        which: a split, or ``all``.
-        option: that gave it.
-    """
-    from tal_fast.errors import nearest
 
-    if which == "all":
-        return sorted(data.annotations.videos)
-    if which not in data.splits:
-        known = [*data.splits, "all"]
-        raise ConfigError(
-            f"{option}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
-        )
-    return list(data.splits[which])
+def write_json(path: Path | None, content: Any, indent: int = 2) -> None:
+    """Writes what ``--json`` asked for, and says where."""
+    if path is not None:
+        import json
+
+        from tal_fast.data.files import write_text_atomically
+
+        write_text_atomically(path, json.dumps(content, indent=indent) + "\n")
+        say(f"numbers: {path}")
 
 
 def _of_several() -> tuple[int, int] | None:
@@ -207,57 +166,46 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
             say(f"{who}error: {text}")
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 def command(
-    group: typer.Typer, name: str, example: str, *, several: bool = False
+    group: typer.Typer, name: str, example: str, *, panel: str | None = None, several: bool = False
 ) -> Callable[[_Command], _Command]:
     """Adds a function to a group as a command whose help ends in an example.
 
-    Only a command that knows of ``several`` processes may be started by torchrun.
+    Its parameters may be dataclasses of options (:func:`tal_fast.cli.options.flattened`). Only a
+    command that knows of ``several`` processes may be started by torchrun.
+
+    Args:
+        group: takes the command.
+        name: of the command.
+        example: of its use, a whole command line.
+        panel: title under which the help of the group has it.
+        several: whether it knows of several processes.
     """
 
     def register(function: _Command) -> _Command:
-        guarded = _guarded(function, name, several)
-        group.command(name, epilog=f"Example: {example}")(guarded)
+        guarded = _guarded(flattened(function), name, several)
+        group.command(
+            name, epilog=f"Example: {example}", cls=GroupedCommand, rich_help_panel=panel
+        )(guarded)
         return guarded
 
     return register
 
 
-@contextlib.contextmanager
-def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """Shows progress on a terminal, nothing elsewhere; yields update(done, total, note)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:g}/{task.total:g}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not (shown and console.is_terminal),
-    ) as progress:
-        task = progress.add_task(description, total=1, note="")
-
-        def update(done: int, total: int, note: str = "") -> None:
-            progress.update(task, completed=done, total=max(1, total), note=note)
-
-        yield update
-
-
-@command(app, "info", "tal-fast info")
-def info() -> None:
+@command(app, "info", "tal-fast info", panel=HERE)
+def info(json_out: JsonOut = None) -> None:
     """Show versions, instruction sets, threads, and why CUDA is off if it is."""
     import yaml
 
     from tal_fast.info import collect
 
-    typer.echo(yaml.safe_dump(collect(), sort_keys=False).rstrip())
+    facts = collect()
+    typer.echo(yaml.safe_dump(facts, sort_keys=False).rstrip())
+    write_json(json_out, facts)
+    say_next("tal-fast", "study", "demo", "--out", "results/demo")
 
 
 def _with_steps(arguments: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -13,56 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import JsonOut, command, study_app
+from tal_fast.cli.app import command, say_next, study_app, write_json
+from tal_fast.cli.curve_options import (
+    Confidence,
+    Curve,
+    FitOptions,
+    Measured,
+    PartOptions,
+    Picture,
+    TableOptions,
+)
+from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_compared, check_outputs, told_apart
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tal_fast.curves import LearningCurve, TableForm
+    from tal_fast.curves import LearningCurve
     from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.planning import TargetPlan, TrialCost
 
 _PICTURES = (".png", ".svg")
 _WIDTH = 150  # of tables in a pipe or a log
-
-Measured = Annotated[
-    Path, typer.Option("--study", help="Directory of a study, its tables, or a table of a paper.")
-]
-Curve = Annotated[str | None, typer.Option("--curve", help="Which, if there are several.")]
-Families = Annotated[
-    str | None, typer.Option("--families", help="Names with commas: wbl4,mmf4; all by default.")
-]
-Draws = Annotated[int, typer.Option("--draws", min=1, help="Bootstrap draws per family.")]
-FitSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap draws.")]
-Repeated = Annotated[
-    int | None,
-    typer.Option("--repetitions", min=1, help="Draws per share, where no column n tells."),
-]
-Form = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--table",
-        metavar="KEY=VALUE",
-        help="What the table of a paper leaves open: units=percent|fraction, spread=sd|se, "
-        "videos=N, decimal=comma; may be repeated.",
-    ),
-]
-Picture = Annotated[Path | None, typer.Option("--picture", help="Also write this PNG and SVG.")]
-Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
-Until = Annotated[
-    float | None, typer.Option("--until", help="Largest fraction to use, as if it were the last.")
-]
-Deviation = Annotated[
-    float | None,
-    typer.Option("--deviation", help="Standard deviation, in points, where p was run once."),
-]
-
-
-def _families(names: str | None) -> Any:
-    from tal_fast.curves.families import choose_families
-
-    return choose_families(None if names is None else [name.strip() for name in names.split(",")])
 
 
 def _show(*tables: Table) -> None:
@@ -78,15 +49,6 @@ def show_notes(notes: Iterable[str]) -> None:
     """Prints notes beside the results, each once."""
     for note in dict.fromkeys(notes):
         print(f"note: {note}", file=sys.stderr)
-
-
-def write_json(path: Path | None, content: Any) -> None:
-    """Writes what ``--json`` asked for."""
-    from tal_fast.data.files import write_text_atomically
-
-    if path is not None:
-        write_text_atomically(path, json.dumps(content, indent=1) + "\n")
-        print(f"numbers: {path}")
 
 
 def _stem(path: Path) -> str:
@@ -118,33 +80,27 @@ def _write_picture(path: Path, figure: Any) -> None:
         print(f"picture: {file}")
 
 
-def table_form(words: list[str] | None) -> TableForm:
-    """Returns what ``--table`` says."""
-    from tal_fast.curves import TableForm
-
-    return TableForm.parse(words or ())
-
-
 def _measured(
-    study: Path,
-    curve: str | None,
-    repetitions: int | None,
-    table: list[str] | None,
-    deviation: float | None,
-    until: float | None = None,
+    study: Path, curve: str | None, table: TableOptions, part: PartOptions
 ) -> LearningCurve:
     from tal_fast.curves import read_curve
     from tal_fast.curves.learning_curve import percent
     from tal_fast.errors import ConfigError
 
+    deviation, until = part.deviation, part.until
     if deviation is not None and not 0.0 < deviation < math.inf:
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
     if until is not None and not 0.0 < until <= 1.0:
         raise ConfigError(f"--until: expected a fraction above 0 and at most 1, got {until:g}")
-    found = read_curve(study, curve, repetitions=repetitions, form=table_form(table))
+    found = read_curve(study, curve, repetitions=table.repetitions, form=table.form())
     if deviation is not None:
         found = found.with_deviation(deviation)
     return found if until is None else found.until(percent(until))
+
+
+def _of(curve: str | None) -> tuple[str, ...]:
+    """Returns the option that names a curve again."""
+    return () if curve is None else ("--curve", curve)
 
 
 def _named_curve(text: str) -> tuple[Path, str | None]:
@@ -158,12 +114,9 @@ def _named_curve(text: str) -> tuple[Path, str | None]:
 @command(study_app, "fit", "tal-fast study fit --study results/hapt --picture fits.png")
 def study_fit(
     study: Measured,
+    table: TableOptions,
+    fit: FitOptions,
     curve: Curve = None,
-    families: Families = None,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    table: Form = None,
     errors: Annotated[
         bool, typer.Option("--errors", help="Also the backtest's errors, q by q.")
     ] = False,
@@ -178,52 +131,49 @@ def study_fit(
 
     _check_picture(picture)
     check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
-    chosen = _families(families)
-    form = table_form(table)
+    chosen = fit.chosen()
+    form = table.form()
     if curve is None:
-        curves = read_curves(study, repetitions=repetitions, form=form)
+        curves = read_curves(study, repetitions=table.repetitions, form=form)
     else:
-        curves = [read_curve(study, curve, repetitions=repetitions, form=form)]
+        curves = [read_curve(study, curve, repetitions=table.repetitions, form=form)]
     fits, failures = [], {}
     for one in curves:
         try:
-            fits.append(fit_curve(one, chosen, replicates=draws, seed=seed))
+            fits.append(fit_curve(one, chosen, replicates=fit.draws, seed=fit.seed))
         except DataError as error:
             failures[one.name] = str(error)
-    for fit in fits:
-        _show(fit_table(fit), *([backtest_table(fit)] if errors else []))
-        show_notes(f"{fit.curve.name}: {note}" for note in fit.notes)
+    for fitted in fits:
+        _show(fit_table(fitted), *([backtest_table(fitted)] if errors else []))
+        show_notes(f"{fitted.curve.name}: {note}" for note in fitted.notes)
     if fits:
-        content = {"fits": [fit_dict(fit) for fit in fits], "failures": failures}
-        write_json(json_out, {"draws": draws, "seed": seed, **content})
+        content = {"fits": [fit_dict(fitted) for fitted in fits], "failures": failures}
+        write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import fit_picture
 
-        for fit in fits:
+        for fitted in fits:
             # With several curves their names are appended, which are free text.
-            words = [_stem(picture), *re.findall(r"[\w.]+", fit.curve.name)]
+            words = [_stem(picture), *re.findall(r"[\w.]+", fitted.curve.name)]
             named = picture if len(curves) == 1 else picture.with_name("-".join(words))
-            _write_picture(named, fit_picture(fit))
+            _write_picture(named, fit_picture(fitted))
     if failures:
         told = "; ".join(failures.values())
         if len(curves) > 1:
             told = f"{len(failures)} of {len(curves)} curves could not be fitted: {told}"
         raise DataError(told)
+    say_next("tal-fast", "study", "extrapolate", "--study", study, *_of(curve), "--times", 3)
 
 
 @command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
 def study_extrapolate(
     study: Measured,
     times: Annotated[float, typer.Option(help="Amount of data over the full training set.")],
+    table: TableOptions,
+    part: PartOptions,
+    fit: FitOptions,
     curve: Curve = None,
-    until: Until = None,
-    families: Families = None,
     confidence: Confidence = 0.9,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    table: Form = None,
-    deviation: Deviation = None,
     json_out: JsonOut = None,
     picture: Picture = None,
 ) -> None:
@@ -234,20 +184,21 @@ def study_extrapolate(
 
     _check_picture(picture)
     check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
-    measured = _measured(study, curve, repetitions, table, deviation, until)
+    measured = _measured(study, curve, table, part)
     measured.require_rising()
     check_times(measured, times)
-    ensemble = build_ensemble(measured, _families(families), replicates=draws, seed=seed)
+    ensemble = build_ensemble(measured, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     found = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
     _show(tables.extrapolation_table(found))
     print(tables.extrapolation_line(found))
     show_notes(found.notes)
     content = tables.extrapolation_dict(found)
-    write_json(json_out, {"draws": draws, "seed": seed, **content})
+    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import extrapolation_picture
 
         _write_picture(picture, extrapolation_picture(ensemble, content))
+    say_next("tal-fast", "study", "plan", "--study", study, *_of(curve), "--goal", f"{times:g}")
 
 
 def _cost(pilot: LearningCurve, hours: float | None, seconds: float | None) -> TrialCost:
@@ -296,8 +247,10 @@ def _picture_of_target(picture: Path | None, plan: TargetPlan | None, name: str)
 @command(study_app, "plan", "tal-fast study plan --study results/pilot --target 60 --hours 2")
 def study_plan(
     study: Measured,
+    table: TableOptions,
+    part: PartOptions,
+    fit: FitOptions,
     curve: Curve = None,
-    until: Until = None,
     target: Annotated[float | None, typer.Option(help="mAP in points to reach.")] = None,
     hours: Annotated[float | None, typer.Option(help="Time for further trials.")] = None,
     seconds: Annotated[
@@ -317,13 +270,7 @@ def study_plan(
             "and finds the smallest study that would."
         ),
     ] = None,
-    families: Families = None,
     confidence: Confidence = 0.9,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    table: Form = None,
-    deviation: Deviation = None,
     json_out: JsonOut = None,
     picture: Picture = None,
 ) -> None:
@@ -342,11 +289,9 @@ def study_plan(
     check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
     percents = [percent(p) for p in parse_shares("--candidates", candidates)]
     check_confidence(confidence, above=0.5)
-    pilot = _measured(study, curve, repetitions, table, deviation, until)
+    pilot = _measured(study, curve, table, part)
     compared = [(study, curve), *map(_named_curve, compare or ())]
-    others = [
-        _measured(path, name, repetitions, table, deviation, until) for path, name in compared[1:]
-    ]
+    others = [_measured(path, name, table, part) for path, name in compared[1:]]
     check_compared(compared, [pilot, *others])
     if others:
         pairs = zip(compared, [pilot, *others], strict=True)
@@ -355,7 +300,7 @@ def study_plan(
         goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
     check_times(pilot, goal, "--goal")
     cost = _cost(pilot, hours, seconds)
-    ensemble = build_ensemble(pilot, _families(families), replicates=draws, seed=seed)
+    ensemble = build_ensemble(pilot, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     plan = None if target is None else planning.plan_target(ensemble, target)
     if plan is not None:
         _show(tables.target_table(plan))
@@ -364,7 +309,11 @@ def study_plan(
     if others:
         known = {0: ensemble} if pilot.share[-1] < 100.0 else {}
         ranking = rank_models(
-            [pilot, *others], confidence=confidence, forecasts=known, replicates=draws, seed=seed
+            [pilot, *others],
+            confidence=confidence,
+            forecasts=known,
+            replicates=fit.draws,
+            seed=fit.seed,
         )
         _show(*ranking_tables.ranking_tables(ranking))
         print("\n".join(ranking_tables.ranking_lines(ranking)))
@@ -373,5 +322,6 @@ def study_plan(
     content = tables.plan_dict(target=plan, **trials)
     if ranking is not None:
         content["ranking"] = ranking_tables.ranking_dict(ranking)
-    write_json(json_out, {"draws": draws, "seed": seed, **content})
+    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
     _picture_of_target(picture, plan, pilot.name)
+    say_next("tal-fast", "study", "draw", "--study", study, *_of(curve), "--picture", "curve.pdf")

@@ -3,26 +3,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import JsonOut, command, study_app
-from tal_fast.cli.curves import (
-    Confidence,
-    Draws,
-    FitSeed,
-    Form,
-    Repeated,
-    show_notes,
-    table_form,
-    write_json,
-)
+from tal_fast.cli.app import command, say_next, study_app, write_json
+from tal_fast.cli.curve_options import Confidence, DrawOptions, TableOptions
+from tal_fast.cli.curves import show_notes
+from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_outputs, told_apart
 
 if TYPE_CHECKING:
     from tal_fast.curves import LearningCurve
+
+LOOK = "Look"
 
 
 def _chosen(curves: list[LearningCurve], names: list[str] | None) -> list[LearningCurve]:
@@ -41,6 +37,28 @@ def _chosen(curves: list[LearningCurve], names: list[str] | None) -> list[Learni
     return [known[name] for name in names]
 
 
+@dataclass(frozen=True)
+class LookOptions:
+    """How a picture looks."""
+
+    bars: Annotated[
+        str, typer.Option(help="sd, se (standard error) or none.", rich_help_panel=LOOK)
+    ] = "sd"
+    width: Annotated[float, typer.Option(help="Inches.", rich_help_panel=LOOK)] = 3.5
+    height: Annotated[
+        float | None, typer.Option(help="Inches; what suits, by default.", rich_help_panel=LOOK)
+    ] = None
+    font_size: Annotated[float, typer.Option(help="Points.", rich_help_panel=LOOK)] = 8.0
+    font: Annotated[
+        str | None,
+        typer.Option(help="Such as serif; matplotlib's own else.", rich_help_panel=LOOK),
+    ] = None
+    log: Annotated[bool, typer.Option("--log", help="Logarithmic p.", rich_help_panel=LOOK)] = False
+    map_label: Annotated[str, typer.Option(help="What was measured.", rich_help_panel=LOOK)] = (
+        "average mAP"
+    )
+
+
 @command(
     study_app, "draw", "tal-fast study draw --study results/hapt --times 2 --picture curves.pdf"
 )
@@ -52,6 +70,9 @@ def study_draw(
     picture: Annotated[
         list[Path], typer.Option("--picture", help="File to write: .svg, .pdf or .png; repeatable.")
     ],
+    look: LookOptions,
+    table: TableOptions,
+    bootstrap: DrawOptions,
     curve: Annotated[
         list[str] | None, typer.Option("--curve", help="Which, in this order; all by default.")
     ] = None,
@@ -59,18 +80,7 @@ def study_draw(
         float | None,
         typer.Option(help="Where lines end, over the full set; by default with the data."),
     ] = None,
-    bars: Annotated[str, typer.Option(help="sd, se (standard error) or none.")] = "sd",
-    width: Annotated[float, typer.Option(help="Inches.")] = 3.5,
-    height: Annotated[float | None, typer.Option(help="Inches; what suits, by default.")] = None,
-    font_size: Annotated[float, typer.Option(help="Points.")] = 8.0,
-    font: Annotated[str | None, typer.Option(help="Such as serif; matplotlib's own else.")] = None,
-    log: Annotated[bool, typer.Option("--log", help="Logarithmic p.")] = False,
-    map_label: Annotated[str, typer.Option(help="What was measured.")] = "average mAP",
     confidence: Confidence = 0.9,
-    draws: Draws = 1000,
-    seed: FitSeed = 0,
-    repetitions: Repeated = None,
-    table: Form = None,
     json_out: JsonOut = None,
 ) -> None:
     """Draw curves in one picture for a paper, with what more data would bring."""
@@ -81,16 +91,15 @@ def study_draw(
     for file in picture:
         check_file(file)
     check_outputs({"--picture": picture, "--json": [json_out]}, study)
-    form = table_form(table)
+    form, repetitions = table.form(), table.repetitions
     read = [(path, read_curves(path, repetitions=repetitions, form=form)) for path in study]
     curves = _chosen(told_apart(read), curve)
+    draws, seed = bootstrap.draws, bootstrap.seed
     drawn = drawn_curves(curves, times=times, confidence=confidence, draws=draws, seed=seed)
-    figure = draw_lines(
-        drawn, bars=bars, confidence=confidence, width=width, height=height, font_size=font_size,
-        font=font, log=log, map_label=map_label,
-    )  # fmt: skip
+    figure = draw_lines(drawn, confidence=confidence, **vars(look))
     for file in picture:
         print(f"picture: {save_figure(figure, file)}")
     show_notes(f"{one.curve.name}: {note}" for one in drawn for note in one.notes)
-    content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": bars}
-    write_json(json_out, {**content, "curves": drawn_dict(drawn)})
+    content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
+    write_json(json_out, {**content, "curves": drawn_dict(drawn)}, indent=1)
+    say_next("tal-fast", "study", "plan", "--study", study[0])

@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import (
-    Config,
+from tal_fast.cli.app import command, profile_app, say, say_next, write_json
+from tal_fast.cli.options import (
+    OUTPUT,
+    SETTINGS,
     Data,
     JsonOut,
     Model,
     Out,
-    Settings,
+    SettingOptions,
     Threads,
     TrainVideos,
-    command,
-    profile_app,
-    say,
-    videos_of,
 )
 from tal_fast.errors import ConfigError, MissingExtraError
 
@@ -32,6 +31,36 @@ if TYPE_CHECKING:
 _WIDTH = 140
 _NARROW = 100
 _MOST_LENGTHS = 100
+CLIPS, SECONDS = "The clips", "Rows and seconds"
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.FIELD=VALUE",
+        help="One setting; may be repeated.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class SecondsOptions:
+    """What a row of features is in time."""
+
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames per second, for numbers per minute of video. Default: the preset's.",
+            rich_help_panel=SECONDS,
+        ),
+    ] = None
+    stride: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames between two rows. Default: the preset's.", rich_help_panel=SECONDS
+        ),
+    ] = None
 
 
 def _lengths(text: str) -> list[int]:
@@ -99,6 +128,7 @@ def _draw(folder: Path) -> None:
 def profile_model(
     channels: Annotated[int, typer.Option(min=1, help="Channels of a feature row.")],
     classes: Annotated[int, typer.Option(min=1, help="Number of classes.")],
+    seconds: SecondsOptions,
     model: Model = "tadtr",
     lengths: Annotated[
         str | None,
@@ -107,14 +137,7 @@ def profile_model(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Clips of a training step. Default: the preset's.")
     ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Frames per second, for costs per minute. Default: the preset's."),
-    ] = None,
-    stride: Annotated[
-        float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
-    ] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     json_out: JsonOut = None,
 ) -> None:
     """Count what a model costs: no data, no weights, no arithmetic.
@@ -123,11 +146,8 @@ def profile_model(
     """
     asked = [] if lengths is None else _lengths(lengths)
 
-    import json
-
     from rich.console import Console
 
-    from tal_fast.data.files import write_text_atomically
     from tal_fast.profiling import model_cost
     from tal_fast.profiling.model_report import cost_dict, cost_tables, headline
 
@@ -138,16 +158,17 @@ def profile_model(
         lengths=asked,
         batch=batch,
         settings=settings or [],
-        fps=fps,
-        stride=stride,
+        fps=seconds.fps,
+        stride=seconds.stride,
     )
     console = Console()
     console.width = max(console.width, _WIDTH)
     typer.echo(headline(cost))
     for table in cost_tables(cost):
         console.print(table)
-    if json_out is not None:
-        write_text_atomically(json_out, json.dumps(cost_dict(cost), indent=2) + "\n")
+    write_json(json_out, cost_dict(cost))
+    say_next("tal-fast", "profile", "predict", "--model", model, "--lengths", "200:3000:200",
+             "--out", "profiles/lengths")  # fmt: skip
 
 
 @command(profile_app, "machine", "tal-fast profile machine")
@@ -158,17 +179,14 @@ def profile_machine(
     json_out: JsonOut = None,
 ) -> None:
     """Measure what this machine can do at most: products, memory, calls, files."""
-    import json
-
     from rich.console import Console
 
-    from tal_fast.data.files import write_text_atomically
     from tal_fast.profiling.ceilings import ceiling_table, machine_ceilings
 
     found = machine_ceilings(fresh=fresh)
     Console().print(ceiling_table(found))
-    if json_out is not None:
-        write_text_atomically(json_out, json.dumps(found, indent=2) + "\n")
+    write_json(json_out, found)
+    say_next("tal-fast", "profile", "train", "--data", "data/demo", "--out", "profiles/first")
 
 
 @command(
@@ -179,9 +197,8 @@ def profile_machine(
 def profile_train(
     data: Data,
     out: Out,
+    settings: SettingOptions,
     model: Model = "tadtr-small",
-    config: Config = None,
-    settings: Settings = None,
     videos: TrainVideos = "train",
     steps: Annotated[int, typer.Option(min=1, help="Steps to record.")] = 50,
     quick: Annotated[
@@ -198,15 +215,17 @@ def profile_train(
     from tal_fast.profiling.training_profile import profile_training
     from tal_fast.training import load_config
 
-    resolved = load_config(config, preset=model, overrides=settings or [])
+    chosen = settings.settings or []
+    resolved = load_config(settings.config, preset=model, overrides=chosen)
     dataset = open_dataset(data)
-    names = videos_of(dataset, videos, "--videos")
+    names = dataset.videos_of(videos, "--videos")
     for note in dataset.notes():
         say(f"note: {note}")
     profile_training(
         resolved, dataset, names, out, steps=steps, quick=quick, threads=threads, said=say
     )
     print_profile(out)
+    say_next("tal-fast", "train", "--data", data, "--model", model, "--out", "runs/first")
 
 
 @command(
@@ -216,37 +235,38 @@ def profile_train(
 )
 def profile_predict(
     out: Out,
+    seconds: SecondsOptions,
     model: Annotated[
         str | None, typer.Option("--model", help="Preset or own model, with fresh weights.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Or a file written by train.")] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Take clips of this data directory.")
+        Path | None,
+        typer.Option("--data", help="Take clips of this data directory.", rich_help_panel=CLIPS),
     ] = None,
-    split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
-        "test"
-    ),
+    split: Annotated[
+        str,
+        typer.Option(help="Videos: a split of the data (test, ...) or all.", rich_help_panel=CLIPS),
+    ] = ("test"),
     lengths: Annotated[
         str | None,
-        typer.Option(help="Or clips of noise of so many rows: 128,2304 or first:last:step."),
+        typer.Option(
+            help="Or clips of noise of so many rows: 128,2304 or first:last:step.",
+            rich_help_panel=CLIPS,
+        ),
     ] = None,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels of noise; default 2048.")
+        int | None,
+        typer.Option(min=1, help="Channels of noise; default 2048.", rich_help_panel=CLIPS),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of fresh models; default 20.")
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Frames per second, for times per minute. Default: the preset's."),
-    ] = None,
-    stride: Annotated[
-        float | None, typer.Option(help="Frames between two rows. Default: the preset's.")
+        int | None,
+        typer.Option(min=1, help="Classes of fresh models; default 20.", rich_help_panel=CLIPS),
     ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="Also time a training step on each clip.")
     ] = False,
-    settings: Settings = None,
+    settings: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="5 repeats instead of 25.")] = False,
     threads: Threads = None,
 ) -> None:
@@ -277,9 +297,9 @@ def profile_predict(
     if dataset is not None:
         sizes = dataset.channels, dataset.num_classes
     network, config = ready_model(model, checkpoint, sizes, settings or [])
-    timing = timing_of(detector_of(config.name), config.name, fps, stride)
+    timing = timing_of(detector_of(config.name), config.name, seconds.fps, seconds.stride)
     if dataset is not None:
-        clips = clips_of_data(network, dataset, videos_of(dataset, split, "--split"))
+        clips = clips_of_data(network, dataset, dataset.videos_of(split, "--split"))
     else:
         clips = made_clips(network, asked or [])
     profile_prediction(
@@ -295,6 +315,7 @@ def profile_predict(
         said=say,
     )
     print_profile(out)
+    say_next("tal-fast", "profile", "compare", out, "profiles/another")
 
 
 Training = Annotated[
@@ -319,6 +340,7 @@ def _external(tool: str, training: list[str], out: Path | None) -> None:
         for row in rows:
             typer.echo("  " + "  ".join(str(cell) for cell in row.values()))
     _draw(folder)
+    say_next("tal-fast", "profile", "machine")
 
 
 @command(profile_app, "nsys", "tal-fast profile nsys -- train --data data/hapt --out runs/first")
@@ -345,7 +367,10 @@ def profile_py_spy(training: Training, out: ProfileOut = None) -> None:
 def profile_compare(
     folders: Annotated[list[Path], typer.Argument(help="Directories of two or more profiles.")],
     out: Annotated[
-        Path | None, typer.Option(help="Also write tables and picture into this directory.")
+        Path | None,
+        typer.Option(
+            help="Also write tables and picture into this directory.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     force: Annotated[
         bool,
@@ -365,3 +390,4 @@ def profile_compare(
     if out is not None:
         for path in write_comparison(found, out):
             typer.echo(path)
+    say_next("tal-fast", "profile", "machine")

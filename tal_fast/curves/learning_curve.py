@@ -138,6 +138,9 @@ class CurvePoint:
     steps: float | None = None
     seconds: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
     @classmethod
     def of_draws(
         cls,
@@ -220,6 +223,10 @@ class LearningCurve:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def __repr__(self) -> str:
+        each = ", ".join(f"{point.share:g} %: {point}" for point in self.points)
+        return f"LearningCurve({self.name!r}, {each})"
 
     @cached_property
     def share(self) -> Floats:

@@ -105,6 +105,12 @@ class Annotations:
     class_ids: ClassIds | None = None
     listed: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"Annotations({self.num_instances} instances of {len(self.classes)} classes in "
+            f"{len(self.videos)} videos)"
+        )
+
     @property
     def num_instances(self) -> int:
         """Number of instances over all videos."""

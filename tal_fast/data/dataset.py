@@ -70,6 +70,41 @@ class TALDataset:
         """Channels of a feature row."""
         return next(iter(self.features.values())).width
 
+    def __repr__(self) -> str:
+        return (
+            f"TALDataset({self.name!r}: {len(self.features)} videos ({self._shown_splits()}), "
+            f"{self.annotations.num_instances} instances of {self.num_classes} classes, "
+            f"{self.channels} channels, {str(self.path)!r})"
+        )
+
+    def _shown_splits(self) -> str:
+        return ", ".join(f"{len(videos)} {name}" for name, videos in self.splits.items())
+
+    def videos_of(self, which: str | Iterable[str], argument: str = "videos") -> list[str]:
+        """Returns the names of some videos.
+
+        Args:
+            which: a split, ``"all"`` for the videos of all splits in the order of their names, or
+                names.
+            argument: what gave it, for messages.
+
+        Raises:
+            ConfigError: there is no such split.
+            DataError: a video is not one of the data set, or is left out of it.
+        """
+        if which == "all":
+            return sorted(self.annotations.videos)
+        if isinstance(which, str):
+            return list(self.splits[known_split(which, self.splits, argument)])
+        names = list(which)
+        for name in names:
+            if name not in self.features:
+                raise DataError(
+                    f"{argument}: no video {name!r} in data set {self.name!r} ({self.path})"
+                    f"{nearest(name, self.features)}"
+                )
+        return names
+
     def notes(self) -> list[str]:
         """Says in a line per reason which videos of the splits were left out; often none."""
         total = len(self.features) + sum(map(len, self.left_out.values()))
@@ -188,7 +223,21 @@ def open_dataset(
     return TALDataset(spec.name, selected, truth, extents, splits, spec, folder, left_out)
 
 
-def dataset_annotations(path: FilePath) -> Annotations:
+def known_split(which: str, splits: Iterable[str], argument: str) -> str:
+    """Returns the name of a split.
+
+    Raises:
+        ConfigError: there is no such split; names ``argument``, which gave it.
+    """
+    known = [*splits, "all"]
+    if which not in known:
+        raise ConfigError(
+            f"{argument}: expected one of {', '.join(known)}, got {which!r}{nearest(which, known)}"
+        )
+    return which
+
+
+def dataset_annotations(source: FilePath | TALDataset, split: str = "all") -> Annotations:
     """Returns what predictions for a data directory are scored against.
 
     Features are not looked at, nor is ``exclude``: a video whose features are lost is annotated all
@@ -196,21 +245,27 @@ def dataset_annotations(path: FilePath) -> Annotations:
     not truth.
 
     Args:
-        path: the directory, or its ``dataset.yaml``.
+        source: the directory, its ``dataset.yaml``, or the opened data set.
+        split: the videos of this split; ``"all"`` for those of all splits.
 
     Returns:
-        The videos of the splits, with the classes of ``dataset.yaml`` and without its
-        ``ignore_labels``.
+        These videos, with the classes of ``dataset.yaml`` and without its ``ignore_labels``.
 
     Raises:
         DataError: if ``dataset.yaml`` or the annotations are missing or faulty.
+        ConfigError: there is no such split.
     """
-    file = spec_file(path)
-    spec = load_spec(file)
+    if isinstance(source, TALDataset):
+        file, spec = source.path / "dataset.yaml", source.spec
+    else:
+        file = spec_file(source)
+        spec = load_spec(file)
+    known_split(split, spec.splits, "split")
     rule = "keep" if spec.out_of_range == "clamp" else spec.out_of_range
     annotations = _annotations(file.parent, spec, rule)
     splits = _splits(file, spec, annotations)
-    return annotations.select(name for names in splits.values() for name in names)
+    chosen = splits.values() if split == "all" else [splits[split]]
+    return annotations.select(name for names in chosen for name in names)
 
 
 def _annotations(folder: Path, spec: DatasetSpec, rule: str) -> Annotations:

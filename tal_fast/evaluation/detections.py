@@ -53,6 +53,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.score)
 
+    def __repr__(self) -> str:
+        return (
+            f"Detections({len(self)} of {len(self.classes)} classes in {len(self.videos)} videos)"
+        )
+
     def describe(self, index: int) -> str:
         """Returns the name of a record for messages: file, video, position within the video."""
         video = self.video[index]

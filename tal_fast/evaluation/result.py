@@ -22,6 +22,8 @@ __all__ = ["EvaluationResult"]
 class EvaluationResult:
     """Average precision per class and tIoU threshold. All values are fractions, 0 to 1.
 
+    As text (``print``) it is the table of all classes.
+
     Attributes:
         average_map: mean over the thresholds of mAP.
         map_per_threshold: float64 [thresholds]; mean over the classes that have ground truth.
@@ -65,6 +67,22 @@ class EvaluationResult:
         if self.source is None:
             raise DataError(f"{function}: expected a result with its arrays, got one without")
         return self.source
+
+    def __repr__(self) -> str:
+        each = ", ".join(f"{at:g}: {value:.4f}" for at, value in self.map_at.items())
+        return (
+            f"EvaluationResult(average mAP {self.average_map:.4f}; mAP by tIoU {{{each}}}; "
+            f"{self.num_predictions} predictions, {self.num_ground_truth} instances, "
+            f"{len(self.classes)} classes, {self.num_videos} videos; rules of {self.dialect})"
+        )
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def map_at(self) -> dict[float, float]:
+        """The mAP at each tIoU threshold, as numbers of Python."""
+        return dict(zip(self.tiou_thresholds, self.map_per_threshold.tolist(), strict=True))
 
     @property
     def num_ground_truth(self) -> int:

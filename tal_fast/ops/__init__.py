@@ -38,6 +38,7 @@ if torch.version.cuda is not None:
             stacklevel=2,
         )
 
+from tal_fast.ops import nn as nn
 from tal_fast.ops.boundary_max_pool import boundary_max_pool
 from tal_fast.ops.deform_attn import deform_attn
 from tal_fast.ops.deform_attn_fused import deform_attn_fused

@@ -54,6 +54,14 @@ class StudyResult:
     notes: list[str] = field(default_factory=list)
     answer: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        lines = [
+            f"{self.ran} trials run, {self.reused} there already",
+            *map(repr, self.curves),
+            *(f"{name}: {path}" for name, path in self.files.items()),
+        ]
+        return "\n  ".join(("StudyResult(", *lines)) + "\n)"
+
 
 @dataclass(frozen=True)
 class _Place:

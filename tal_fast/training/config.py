@@ -176,13 +176,15 @@ def load_config(
     *,
     preset: str | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
+    fallback: str = "tadtr",
 ) -> ExperimentConfig:
     """Resolves settings: the model's, then YAML file, then overrides.
 
     Args:
         path: YAML file; its top-level ``name`` is the model when ``preset`` is not given.
-        preset: the model to start from; ``tadtr`` when neither names one.
+        preset: the model to start from.
         overrides: ``section.field`` -> value, or texts as of :func:`parse_overrides`.
+        fallback: the model when neither file nor ``preset`` names one.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown or a value does not fit.
@@ -190,7 +192,7 @@ def load_config(
     from_file: dict[str, Any] = {}
     if path is not None:
         from_file = _read_yaml(Path(path))
-    name = str(from_file.get("name", "tadtr")) if preset is None else preset
+    name = str(from_file.get("name", fallback)) if preset is None else preset
     settings = _defaults(name)
     merge(settings, {**from_file, "name": name}, model=name)
     chosen = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)

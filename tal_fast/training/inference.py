@@ -31,19 +31,19 @@ def predict(
     checkpoint: str | Path,
     data: TALDataset,
     videos: Sequence[str],
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
     device: str | None = None,
 ) -> Detections:
-    """Runs a checkpoint over videos and writes the detections as ActivityNet results JSON.
+    """Runs a checkpoint over videos; writes the detections as ActivityNet results JSON if told.
 
     Args:
         checkpoint: written by training.
         data: where the videos' features lie.
         videos: names of the videos.
-        out: results file; its folder is made when missing.
+        out: results file; its folder is made when missing. None writes nothing.
         progress: called with (clips done, clips in all).
         threads: torch threads; as they are when None.
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
@@ -57,10 +57,11 @@ def predict(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    try:  # before what takes long
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(Path(out).parent, error) from error
+    if out is not None:
+        try:  # before what takes long
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(Path(out).parent, error) from error
     model, config, classes = load_model(checkpoint)
     if data.channels != model.in_channels:
         raise DataError(
@@ -74,7 +75,8 @@ def predict(
         )
     model.to(resolve_device(device or config.training.device))
     found = detect(model, data, videos, config.training, progress=progress)
-    write_results(out, found)
+    if out is not None:
+        write_results(out, found)
     return found
 
 

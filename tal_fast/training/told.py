@@ -56,6 +56,8 @@ class MadeStep(NamedTuple):
 class TrainingSummary:
     """What a training took.
 
+    As text (``print``), what a reader of the terminal wants to know.
+
     Attributes:
         checkpoint: file of the final (or best) weights, of the first mode of averaging.
         checkpoints: the files of all modes.
@@ -65,6 +67,8 @@ class TrainingSummary:
         seconds: wall-clock time of the training, earlier interrupted parts included.
         best_epoch: epoch whose weights were kept, from 1; the last one without a hold-out.
         held_out: mode -> average mAP of its weights in the held-out videos; empty without.
+        videos: videos trained on, those of the hold-out aside.
+        unit: what a clip is, as in ``window of 128 rows``.
     """
 
     checkpoint: Path
@@ -75,3 +79,12 @@ class TrainingSummary:
     seconds: float
     best_epoch: int
     held_out: dict[str, float]
+    videos: int
+    unit: str
+
+    def __str__(self) -> str:
+        clips = "windows" if self.unit.startswith("window") else "clips"
+        return (
+            f"{self.epochs} epochs, {self.steps} steps over {self.windows} {clips} of "
+            f"{self.videos} videos in {self.seconds:.1f} s\n{self.checkpoint}"
+        )

@@ -143,6 +143,8 @@ class Trainer:
             seconds=self.seconds,
             best_epoch=self.kept.best[first][1] if self.kept.rates else epochs,
             held_out=self.kept.held_out,
+            videos=len(self.videos),
+            unit=self.clips.unit,
         )
 
     def _forget(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tal_fast import ops
 from tal_fast.models import build_model
-from tal_fast.models.layers import DeformableAttention
+from tal_fast.ops.nn import DeformableAttention
 
 LEVELS = (16, 8)
 

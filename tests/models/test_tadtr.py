@@ -10,12 +10,13 @@ import torch
 
 from tal_fast.errors import ConfigError
 from tal_fast.models import available, build_model, detector_config
-from tal_fast.models.layers import DeformableAttention, sine_position_encoding
+from tal_fast.models.layers import sine_position_encoding
 from tal_fast.models.segments import (
     center_width_to_start_end,
     inverse_sigmoid,
     start_end_to_center_width,
 )
+from tal_fast.ops.nn import DeformableAttention
 
 TINY = {
     "d_model": 32, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 48,

@@ -8,12 +8,8 @@ Features: ``v_<id>.npy`` (I3D, TSP), one HDF5 file, or CSV of 100 rows (mmaction
 
 from __future__ import annotations
 
-from tal_fast.data.prepare.video_features import (
-    FeatureChoice,
-    Repairs,
-    VideoReport,
-    prepare_videos,
-)
+from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
+from tal_fast.data.prepare.video_features import prepare_videos
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_activitynet13"]

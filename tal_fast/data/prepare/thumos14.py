@@ -10,12 +10,8 @@ ending, which are packed. What THUMOS calls validation is trained on, by everybo
 from __future__ import annotations
 
 from tal_fast.data.annotation_file import read_annotation_file
-from tal_fast.data.prepare.video_features import (
-    FeatureChoice,
-    Repairs,
-    VideoReport,
-    prepare_videos,
-)
+from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
+from tal_fast.data.prepare.video_features import prepare_videos
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_thumos14"]

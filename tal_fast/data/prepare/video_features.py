@@ -6,10 +6,11 @@ The features stay where they are when they can be read in place; ``pack`` conver
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from tal_fast.data.feature_index import index_streams, without_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
+from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
-__all__ = ["FeatureChoice", "Repairs", "VideoReport", "prepare_videos"]
+__all__ = ["prepare_videos"]
 
 # Why dataset.yaml excludes a video.
 WITHOUT_FEATURES = "without features"
@@ -39,129 +41,18 @@ WITHOUT_FEATURES = "without features"
 _MUST_FIT = 0.5
 
 
-@dataclass(frozen=True)
-class FeatureChoice:
-    """Which features, and what a row of them is.
-
-    Attributes:
-        paths: a folder of files, a folder of shards or a file with an array per video; several are
-            streams whose channels follow each other.
-        template: file or array name with ``%s`` for the video's name; None looks for ``%s`` and
-            ``v_%s`` with the ending that all files have.
-        key: name of the array in each video's own file, when such a file holds several.
-        layout: ``"TC"`` or ``"CT"``.
-        stride: frames between two rows.
-        frames: frames that a row sees.
-        fps: of all videos; None takes each video's own.
-        resized: every video has the same number of rows, whatever its duration; stride, frames and
-            fps then follow from rows and duration.
-        pack: ``"float32"``, ``"float16"`` or ``"bfloat16"``: convert into a store in the data
-            directory; None leaves the features where they are.
-        allow_pickle: read pickles of arrays while packing.
-    """
-
-    paths: Sequence[FilePath]
-    template: str | Sequence[str] | None = None
-    key: str | Sequence[str] | None = None
-    layout: str = "TC"
-    stride: float = 4
-    frames: float = 16
-    fps: float | None = None
-    resized: bool = False
-    pack: str | None = None
-    allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class Repairs:
-    """What may be done about known faults; nothing, unless asked for.
-
-    Attributes:
-        out_of_range: rule for segments beyond their video, written into ``dataset.yaml``:
-            ``"error"``, ``"clamp"`` or ``"keep"``.
-        non_positive: ``"error"``, or ``"drop"`` to leave out segments that end at or before their
-            start.
-        missing: ``"error"``, or ``"skip"`` to leave videos without features out of training and
-            prediction: ``dataset.yaml`` names them under ``exclude``. They stay in the annotations,
-            so scoring counts them.
-        exclude: videos to leave out of the data set altogether.
-    """
-
-    out_of_range: str = "error"
-    non_positive: str = "error"
-    missing: str = "error"
-    exclude: Collection[str] = ()
-
-
-@dataclass(frozen=True)
-class VideoReport:
-    """What a preparation found and wrote.
-
-    Attributes:
-        path: the data directory.
-        splits: split -> number of its videos.
-        instances: over all splits.
-        classes: number of classes.
-        channels: of the features.
-        rows: feature rows of all videos.
-        fitting: share of the videos whose rows fit stride and fps; None for resized features.
-        dropped: segments that were left out (``non_positive="drop"``).
-        out_of_range: segments beyond their video, which the rule in ``dataset.yaml`` governs.
-        missing: videos that are annotated and not used, for want of features.
-        excluded: videos that were left out by name.
-        template: of the file or array names.
-    """
-
-    path: Path
-    splits: dict[str, int]
-    instances: int
-    classes: int
-    channels: int
-    rows: int
-    fitting: float | None
-    dropped: int
-    out_of_range: int
-    missing: tuple[str, ...]
-    excluded: tuple[str, ...]
-    template: str
-
-    def lines(self) -> list[str]:
-        """Says in a few lines what was found, and everything that was left out."""
-        splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
-        lines = [
-            f"{sum(self.splits.values())} videos ({splits}), {self.instances} instances of "
-            f"{self.classes} classes",
-            f"{self.rows} feature rows of {self.channels} channels ({self.template})",
-        ]
-        if self.fitting is not None:
-            lines.append(
-                f"rows agree with stride and fps in {100 * self.fitting:.1f} % of the videos "
-                "(tal-fast validate lists the others)"
-            )
-        for names, why in (
-            (self.excluded, "as asked"),
-            (self.missing, "of training and prediction for want of features (exclude in "
-             "dataset.yaml); scoring counts them"),
-        ):  # fmt: skip
-            if names:
-                lines.append(f"{len(names)} videos left out {why}: {shown_names(names)}")
-        if self.dropped:
-            lines.append(f"{self.dropped} segments left out that end at or before their start")
-        if self.out_of_range:
-            lines.append(f"{self.out_of_range} segments reach beyond their video")
-        return [*lines, f"written to {self.path}"]
-
-
 def prepare_videos(
     name: str,
-    annotations: FilePath,
+    annotations: FilePath | AnnotationFile,
     features: FeatureChoice,
     out: FilePath,
     *,
     splits: dict[str, list[str]],
     subsets: FilePath | None = None,
     ignore_labels: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
     repairs: Repairs | None = None,
+    notes: Sequence[str] = (),
     citation: str = "",
     overwrite: bool = False,
     progress: VideoProgress | None = None,
@@ -171,13 +62,16 @@ def prepare_videos(
     Args:
         name: of the data set.
         annotations: annotation file, of any form of
-            :func:`tal_fast.data.annotation_file.read_annotation_file`.
+            :func:`tal_fast.data.annotation_file.read_annotation_file`, or what was read of one.
+            There, a video without a duration has that of its rows (:func:`_durations_of_rows`).
         features: which features.
         out: directory to make; it appears when it is complete.
         splits: split -> names of its subset, in any case; the first of each that occurs counts.
         subsets: CSV that tells the subsets, for a file that does not.
         ignore_labels: labels that are left out where they occur.
+        classes: class names in order; those of the annotations by default.
         repairs: what may be done about faults.
+        notes: lines for the report.
         citation: how to cite the data.
         overwrite: replace an existing ``out``.
         progress: called while packing with (videos done, videos in all, video).
@@ -190,7 +84,9 @@ def prepare_videos(
     """
     repairs = repairs or Repairs()
     _check_arguments(features, repairs)
-    file = read_annotation_file(annotations, bare="timed", subsets=subsets)
+    file = annotations
+    if not isinstance(file, AnnotationFile):
+        file = read_annotation_file(file, bare="timed", subsets=subsets)
     chosen = _splits(file, splits)
     wanted = [v for v in file.videos if v.subset in set(chosen.values())]
     unknown = sorted(set(repairs.exclude) - {video.name for video in file.videos})
@@ -207,8 +103,8 @@ def prepare_videos(
     if missing and repairs.missing == "error":
         raise DataError(
             f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
-            f"({streams[0].template}): {shown_names(missing)}; missing 'skip' would leave them out "
-            "of training and prediction"
+            f"({streams[0].template}): {shown_names(missing)}{_meant(streams[0], missing[0])}; "
+            "missing 'skip' would leave them out of training and prediction"
         )
     there = [name for name in annotated if name not in set(missing)]
     if not there:
@@ -217,6 +113,8 @@ def prepare_videos(
     ignored = tuple(label for label in ignore_labels if label in labels)
     with directory_in_one_step(out, overwrite=overwrite) as work:
         spec = _spec(name, features, streams, chosen, missing, ignored, repairs, citation)
+        if classes is not None:
+            spec = replace(spec, classes=tuple(classes))
         if features.pack is not None:
             pack_features(
                 streams,
@@ -230,6 +128,8 @@ def prepare_videos(
         wanted, dropped = _without_empty(wanted, repairs.non_positive, file.origin)
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
+        else:
+            wanted = _durations_of_rows(wanted, spec, work, file.origin)
         _write(work, spec, wanted, name)
         try:
             data = open_dataset(work)
@@ -262,6 +162,7 @@ def prepare_videos(
             missing=missing,
             excluded=excluded,
             template=streams[0].template or "",
+            notes=tuple(notes),
         )
     return result
 
@@ -293,6 +194,17 @@ def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str
             )
         chosen[split] = found
     return chosen
+
+
+def _meant(stream: Stream, video: str) -> str:
+    """Returns a hint at the features that a name may mean."""
+    stem = os.path.splitext(video)[0]
+    # A hint must not fail where the search itself did not.
+    with contextlib.suppress(DataError), OpenStream(stream) as opened:
+        if stem != video and opened.holds(stem):
+            return f"; there are features of {stem!r}: does the name have the ending of a file?"
+        return nearest(video, opened.videos([video]))
+    return ""
 
 
 def _with_templates(features: FeatureChoice, names: Sequence[str]) -> tuple[Stream, ...]:
@@ -391,6 +303,48 @@ def _own_rates(
         video._replace(rate=extents[video.name].rows / video.duration if video.duration else None)
         if video.name in extents
         else video
+        for video in videos
+    ]
+
+
+def _durations_of_rows(
+    videos: Sequence[AnnotatedVideo], spec: DatasetSpec, work: Path, origin: str
+) -> list[AnnotatedVideo]:
+    """Gives videos without a duration that of their rows.
+
+    T rows cover ((T - 1) stride + frames) / fps seconds, and what is left over until a next row
+    would begin is less than a stride. A segment that ends in there sets the duration; one that ends
+    later is as much beyond its video as it is anywhere else.
+
+    Raises:
+        DataError: a video has neither a duration nor features, or no fps.
+    """
+    open_ones = [video.name for video in videos if video.duration is None and not video.faults]
+    excluded = spec.excluded
+    lost = [name for name in open_ones if name in excluded]
+    if lost:
+        raise DataError(
+            f"{origin}: {len(lost)} videos have neither features nor a duration, first "
+            f"{lost[0]!r}: give the durations, or leave the videos out (exclude)"
+        )
+    feature = spec.feature
+    extents = index_streams(
+        spec.streams(work / "dataset.yaml"),
+        open_ones,
+        layout=feature.layout,  # type: ignore[arg-type]
+    )
+
+    def duration(video: AnnotatedVideo) -> float:
+        fps = feature.fps or video.rate
+        if fps is None:
+            raise DataError(f"{origin}: video {video.name!r} has no fps, and none is given for all")
+        covered = ((extents[video.name].rows - 1) * feature.stride + feature.frames) / fps
+        ends = [item.span[1] for item in video.instances if item.span is not None]
+        last = max(ends, default=0.0)
+        return last if covered < last < covered + feature.stride / fps else covered
+
+    return [
+        video._replace(duration=duration(video)) if video.name in extents else video
         for video in videos
     ]
 

@@ -31,10 +31,11 @@ from tal_fast.models.base import (
     Whole,
     next_power,
 )
-from tal_fast.models.layers import MLP, DeformableAttention, sine_position_encoding
+from tal_fast.models.layers import MLP, sine_position_encoding
 from tal_fast.models.segments import center_width_to_start_end, inverse_sigmoid
 from tal_fast.models.tadtr.config import GROUPS, PRESETS, TIMING, TadTRConfig, TadTRSizes
 from tal_fast.models.tadtr.loss import TadTROutput, tadtr_loss
+from tal_fast.ops.nn import DeformableAttention
 
 __all__ = ["TadTR", "TadTROutput"]
 

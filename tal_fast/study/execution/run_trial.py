@@ -40,7 +40,7 @@ from tal_fast.study.execution.messages import Progress, is_environment_error
 from tal_fast.study.execution.store import LOCK_FILE, RECORD, load_trial, locked_directory
 from tal_fast.study.trial import TrialRecord, TrialTask
 
-__all__ = ["BestCheckpoints", "execute_trial", "load_experiment", "why_not_kept"]
+__all__ = ["BestCheckpoints", "execute_trial", "load_experiment", "require_kept", "why_not_kept"]
 
 _HEADER = "started.json"
 _LARGE = ("checkpoint*.pt", "predictions*.json")
@@ -272,6 +272,17 @@ class BestCheckpoints:
             path.unlink()
             if record.name in self._earlier:
                 self.replaced.add(record.name)
+
+
+def require_kept(path: Path) -> None:
+    """Checks that a file is not one that its study was told not to keep.
+
+    Raises:
+        DataError: it is; says how to get it.
+    """
+    why = why_not_kept(path)
+    if why is not None:
+        raise DataError(why)
 
 
 def why_not_kept(path: Path) -> str | None:

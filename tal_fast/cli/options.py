@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands have, each declared once; and classes of options that go together.
+
+A parameter of a command whose type is such a dataclass stands for its fields: ``command`` of
+:mod:`tal_fast.cli.app` shows them as options of their own and hands the command the dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+__all__ = [
+    "MACHINE",
+    "MOST_THREADS",
+    "OUTPUT",
+    "SETTINGS",
+    "Data",
+    "Jobs",
+    "JsonOut",
+    "MachineOptions",
+    "Model",
+    "Out",
+    "Overwrite",
+    "SettingOptions",
+    "Threads",
+    "TrainVideos",
+    "TrustTimes",
+    "flattened",
+]
+
+# Titles of groups of options that several commands have.
+SETTINGS = "Settings"
+MACHINE = "Machine"
+OUTPUT = "Files to write"
+
+# More than any machine's cores: a slip of the keyboard should not ask the system for so many.
+MOST_THREADS = 4096
+
+Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Preset, such as tadtr-small; or your own, module:Class or file.py:Class."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=MOST_THREADS, help="Torch threads.", rich_help_panel=MACHINE
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Trials at a time, one process each.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+TrainVideos = Annotated[
+    str,
+    typer.Option("--videos", help="Videos to train on: a split of the data (train, ...) or all."),
+]
+TrustTimes = Annotated[
+    bool,
+    typer.Option(
+        "--trust-times",
+        help="Go on although feature files have another size or time: they hold what they held.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def _can_be_written(path: Path | None) -> Path | None:
+    """Finds out before the work whether its result can be written after it."""
+    if path is not None:
+        from tal_fast.data.files import check_writable
+        from tal_fast.errors import DataError
+
+        try:
+            check_writable(path.absolute().parent)
+        except DataError as error:
+            raise typer.BadParameter(str(error)) from None
+        if path.is_dir():
+            raise typer.BadParameter(f"{path}: expected a file, found a directory")
+    return path
+
+
+JsonOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", help="Also write this file.", callback=_can_be_written, rich_help_panel=OUTPUT
+    ),
+]
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """Settings over those of the model."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="YAML file of settings over the preset.", rich_help_panel=SETTINGS
+        ),
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.FIELD=VALUE",
+            help="One setting; may be repeated.",
+            rich_help_panel=SETTINGS,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """How a training runs, which decides nothing of what it gives."""
+
+    threads: Threads = None
+    trust_times: TrustTimes = False
+
+
+def flattened(function: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command whose parameters are those of the dataclasses of options that it takes.
+
+    Where such a parameter has a default, its fields are the defaults of the options.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    classes: dict[str, tuple[Any, list[str]]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        kind = hints[parameter.name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(_parameter(parameter.name, kind, parameter.default))
+            continue
+        annotations = get_type_hints(kind, include_extras=True)
+        names = [field.name for field in dataclasses.fields(kind)]
+        classes[parameter.name] = kind, names
+        for field in dataclasses.fields(kind):
+            default = field.default
+            if parameter.default is not inspect.Parameter.empty:
+                default = getattr(parameter.default, field.name)
+            parameters.append(_parameter(field.name, annotations[field.name], default))
+
+    def run(**given: Any) -> None:
+        for name, (kind, names) in classes.items():
+            given[name] = kind(**{field: given.pop(field) for field in names})
+        function(**given)
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__module__ = function.__module__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    return run
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    if default is dataclasses.MISSING:
+        default = inspect.Parameter.empty
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

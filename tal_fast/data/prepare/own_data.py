@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data directory from one's own files: labelled segments, and features of the videos.
+
+``docs/own-data.md`` walks through it. Segments come as a CSV file with a line each
+(:mod:`tal_fast.data.prepare.segment_table`) or as annotations of ActivityNet's form. Features stay
+where they are, unless they have to be converted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tal_fast.data.annotation_file import (
+    AnnotatedInstance,
+    AnnotatedVideo,
+    AnnotationFile,
+    read_annotation_file,
+)
+from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
+from tal_fast.data.prepare.segment_table import (
+    SegmentTable,
+    faulty_lines,
+    lookalikes,
+    read_segment_table,
+)
+from tal_fast.data.prepare.video_features import prepare_videos
+from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.typing import FilePath, VideoProgress
+
+__all__ = ["prepare_csv", "prepare_json"]
+
+# What subsets are called, in small letters; the first that is there is the split.
+_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "development"),
+    "test": ("test", "testing"),
+}
+_MOST_DRAWS = 1000
+
+
+def prepare_csv(
+    segments: FilePath,
+    features: FeatureChoice,
+    out: FilePath,
+    *,
+    columns: Mapping[str, str] | None = None,
+    unit: str = "seconds",
+    splits: Mapping[str, Sequence[str]] | None = None,
+    test_share: float | None = None,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    repairs: Repairs | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: VideoProgress | None = None,
+) -> VideoReport:
+    """Makes a data directory from a CSV file of segments and a folder of features.
+
+    Columns are ``video``, ``start``, ``end``, ``label`` and, where there are, ``subset`` (or
+    ``split``), ``duration`` and ``fps``; see
+    :func:`~tal_fast.data.prepare.segment_table.read_segment_table`. A video without a duration has
+    that of its rows.
+
+    Args:
+        segments: the file.
+        features: which features, and what a row of them is in time.
+        out: directory to make; it appears when it is complete.
+        columns: columns that are called otherwise, ``{"label": "class"}``.
+        unit: of start and end: ``"seconds"``, or ``"frames"`` (start / fps is seconds).
+        splits: split -> its subsets, where those are not called train, val or test (or training,
+            validation, testing, ...).
+        test_share: share of the videos that is drawn as split ``test`` where the file has no
+            subsets; 0.2 when None.
+        seed: of that draw.
+        classes: names of the classes in their order; another label is an error then. Those that
+            occur, sorted, by default.
+        repairs: what may be done about faults; default: nothing.
+        name: of the data set; that of ``out`` by default.
+        overwrite: replace an existing ``out``.
+        progress: called while packing with (videos done, videos in all, video).
+
+    Raises:
+        DataError: the file is faulty (the message names lines), videos lack features, segments lie
+            beyond their videos, rows and durations disagree, or no draw leaves every class in
+            training.
+        ConfigError: an argument is unknown, or contradicts the file.
+    """
+    table = read_segment_table(segments, columns)
+    repairs = repairs or Repairs()
+    _check_lines(table, classes, repairs)
+    file = _annotation_file(table, unit, features.fps)
+    notes = []
+    if table.unused:
+        notes.append(f"columns that are not used: {', '.join(table.unused)}")
+    counts = table.labels()
+    notes += [
+        f"label {label!r} ({counts[label]}) looks like {other!r} ({counts[other]}): the same class?"
+        for label, other in ([] if classes is not None else lookalikes(counts))
+    ]
+    if not table.durations:
+        notes.append("durations are those of the rows: (rows - 1) x stride + frames, over fps")
+    return _prepare(
+        file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
+        progress,
+    )  # fmt: skip
+
+
+def prepare_json(
+    annotations: FilePath,
+    features: FeatureChoice,
+    out: FilePath,
+    *,
+    splits: Mapping[str, Sequence[str]] | None = None,
+    test_share: float | None = None,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    repairs: Repairs | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: VideoProgress | None = None,
+) -> VideoReport:
+    """Makes a data directory from annotations of ActivityNet's form and a folder of features.
+
+    Args:
+        annotations: ``{"database": {video: {"subset", "duration", "fps", "annotations":
+            [{"segment": [start, end], "label"}]}}}``, plain or gzipped; every video has a duration.
+        features: as of :func:`prepare_csv`, and so are the other arguments.
+        out: directory to make.
+        splits: as there.
+        test_share: as there.
+        seed: as there.
+        classes: as there.
+        repairs: as there.
+        name: as there.
+        overwrite: as there.
+        progress: as there.
+
+    Raises:
+        DataError: as :func:`prepare_csv`.
+        ConfigError: as :func:`prepare_csv`.
+    """
+    file = read_annotation_file(annotations, bare="timed")
+    file.refuse("duration")
+    return _prepare(
+        file, features, out, [], splits, test_share, seed, classes, repairs or Repairs(), name,
+        overwrite, progress,
+    )  # fmt: skip
+
+
+def _prepare(
+    file: AnnotationFile,
+    features: FeatureChoice,
+    out: FilePath,
+    notes: list[str],
+    splits: Mapping[str, Sequence[str]] | None,
+    test_share: float | None,
+    seed: int,
+    classes: Sequence[str] | None,
+    repairs: Repairs,
+    name: str | None,
+    overwrite: bool,
+    progress: VideoProgress | None,
+) -> VideoReport:
+    if features.fps is None and not features.resized:
+        without = [video.name for video in file.videos if video.rate is None]
+        if without:
+            raise DataError(
+                f"{file.origin}: {len(without)} videos have no fps, first {without[0]!r}: say how "
+                "many rows of features there are per second (--rate), or how many frames (--fps)"
+            )
+    has_subsets = any(video.subset for video in file.videos)
+    if has_subsets:
+        if test_share is not None:
+            raise ConfigError(
+                f"test_share: {file.origin} has subsets; expected none beside them, got "
+                f"{test_share:g}"
+            )
+        file, chosen, told = _named_splits(file, splits)
+    else:
+        if splits:
+            raise ConfigError(f"splits: {file.origin} has no subsets, got {dict(splits)!r}")
+        file, told = _drawn_splits(file, 0.2 if test_share is None else test_share, seed)
+        chosen = {"train": ["train"], "test": ["test"]}
+    return prepare_videos(
+        name or Path(out).name,
+        file,
+        features,
+        out,
+        splits=chosen,
+        classes=classes,
+        repairs=repairs,
+        notes=[*notes, *told],
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _check_lines(table: SegmentTable, classes: Sequence[str] | None, repairs: Repairs) -> None:
+    """Checks what can be told with the line at fault.
+
+    Raises:
+        DataError: a segment has no length, or a label is no class.
+    """
+    rows = [(video, row) for video, found in table.segments.items() for row in found]
+    faults = {}
+    if repairs.non_positive == "error":
+        for video, row in rows:
+            if row.end <= row.start:
+                faults[row.line] = (
+                    f"video {video!r}: expected end > start, got {row.start:g} and {row.end:g}"
+                )
+    for _, row in rows if classes is not None else ():
+        if row.label not in (classes or ()):
+            faults[row.line] = (
+                f"label {row.label!r} is not among the {len(classes or ())} classes"
+                f"{nearest(row.label, classes or ())}"
+            )
+    if faults:
+        words = [f"line {line}: {fault}" for line, fault in sorted(faults.items())]
+        raise faulty_lines(table.origin, words)
+
+
+def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> AnnotationFile:
+    """Returns a table as what is read of annotations, in seconds."""
+    if unit not in ("seconds", "frames"):
+        raise ConfigError(f"unit: expected 'seconds' or 'frames', got {unit!r}")
+    videos = []
+    for name, rows in table.segments.items():
+        rate = table.fps.get(name)
+        per_second = 1.0
+        if unit == "frames":
+            own = rate or fps
+            if own is None:
+                raise ConfigError(
+                    f"unit: frames become seconds by their rate; expected fps for video {name!r} "
+                    "(a column fps, or one for all)"
+                )
+            per_second = own
+        instances = tuple(
+            AnnotatedInstance(
+                at, row.label, None, (row.start / per_second, row.end / per_second), None
+            )
+            for at, row in enumerate(rows)
+        )
+        subset, duration = table.subsets.get(name, ""), table.durations.get(name)
+        videos.append(AnnotatedVideo(name, subset, duration, rate, rate, instances, {}))
+    return AnnotationFile(table.origin, tuple(videos))
+
+
+def _named_splits(
+    file: AnnotationFile, given: Mapping[str, Sequence[str]] | None
+) -> tuple[AnnotationFile, dict[str, list[str]], list[str]]:
+    """Returns the file, split -> its subset in small letters, and what is to be told of them."""
+    subsets = list(dict.fromkeys(video.subset for video in file.videos))
+    without = [video.name for video in file.videos if not video.subset]
+    if without:
+        raise DataError(
+            f"{file.origin}: expected a subset for every video, got none for {len(without)}, first "
+            f"{without[0]!r}"
+        )
+    small = {name.lower(): name for name in subsets}
+    for name in subsets:
+        if small[name.lower()] != name:
+            raise DataError(
+                f"{file.origin}: subsets {name!r} and {small[name.lower()]!r} differ in case alone"
+            )
+    if given:
+        for split, names in given.items():
+            for name in names:
+                if name not in subsets:
+                    raise DataError(
+                        f"{file.origin}: splits: expected a subset among {', '.join(subsets)} for "
+                        f"{split}, got {name!r}{nearest(name, subsets)}"
+                    )
+        chosen = {split: [name.lower() for name in names] for split, names in given.items()}
+        notes: list[str] = []
+    else:
+        chosen, notes = _usual_splits(file, subsets)
+    used = {name for names in chosen.values() for name in names}
+    unused = [name for name in subsets if name.lower() not in used]
+    if unused:
+        notes.append(f"subsets that are in no split: {', '.join(unused)}")
+    for split in ("train", "test"):
+        if split not in chosen:
+            raise DataError(
+                f"{file.origin}: no split {split!r}: expected subsets for train and test, got "
+                f"{', '.join(subsets)} (--split {split}=SUBSET says which it is)"
+            )
+    split_of = {name: split for split, names in chosen.items() if len(names) > 1 for name in names}
+    if split_of:  # a split is one subset: several become one of its name
+        videos = [
+            video._replace(subset=split_of.get(video.subset.lower(), video.subset))
+            for video in file.videos
+        ]
+        file = replace(file, videos=tuple(videos))
+        chosen |= {split: [split] for split in split_of.values()}
+    return file, chosen, notes
+
+
+def _usual_splits(
+    file: AnnotationFile, subsets: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    known = {name: split for split, names in _NAMES.items() for name in names}
+    chosen: dict[str, list[str]] = {}
+    for name in subsets:
+        split = known.get(name.lower())
+        if split is None:
+            raise DataError(
+                f"{file.origin}: subset {name!r} is none of {', '.join(known)}; say which split it "
+                f"is (--split test={name})"
+            )
+        if split in chosen:
+            raise DataError(
+                f"{file.origin}: subsets {chosen[split][0]!r} and {name.lower()!r} both look like "
+                f"split {split!r}; say which is (--split {split}={name})"
+            )
+        chosen[split] = [name.lower()]
+    labelled = {video.subset.lower() for video in file.videos if video.instances}
+    notes = []
+    if "test" in chosen and "val" in chosen and chosen["test"][0] not in labelled:
+        notes.append(f"subset {chosen['test'][0]} has no segment and is left out")
+        del chosen["test"]
+    if "test" not in chosen and "val" in chosen:
+        chosen["test"] = chosen.pop("val")
+        notes.append(f"split test is the subset {chosen['test'][0]}")
+    return chosen, notes
+
+
+def _drawn_splits(
+    file: AnnotationFile, share: float, seed: int
+) -> tuple[AnnotationFile, list[str]]:
+    """Draws the test videos: the first draw of the seed that leaves every class in training."""
+    count = round(share * len(file.videos)) if 0.0 < share < 1.0 else 0
+    if not 0 < count < len(file.videos):
+        raise ConfigError(
+            f"test_share: expected a share that leaves videos on both sides of {len(file.videos)}, "
+            f"got {share:g}"
+        )
+    labels = file.labels()
+    for draw in range(_MOST_DRAWS):
+
+        def place(video: AnnotatedVideo, number: int = draw) -> bytes:
+            return hashlib.sha256(f"{seed}\x1f{number}\x1f{video.name}".encode()).digest()
+
+        ordered = sorted(file.videos, key=place)
+        held, kept = ordered[:count], ordered[count:]
+        left = {item.label for video in kept for item in video.instances}
+        if left >= labels and any(video.instances for video in held):
+            names = {video.name for video in held}
+            told = (
+                f"split test: {count} of {len(file.videos)} videos, drawn with seed {seed}"
+                f"{'' if not draw else f' (draw {draw + 1}, the first with all classes in train)'}"
+            )
+            videos = tuple(
+                video._replace(subset="test" if video.name in names else "train")
+                for video in file.videos
+            )
+            return replace(file, videos=videos), [told]
+    raise DataError(
+        f"{file.origin}: none of {_MOST_DRAWS} draws of {count} test videos leaves every class in "
+        "training; name the splits in a column subset, or draw fewer (test_share)"
+    )

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of labelled segments: a CSV file with a line per segment, under column names.
+
+What a line must be to be one is decided here, and every fault is told with its line. Nothing is
+guessed: times are decimal numbers, and a column goes by its name or by what the caller says.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.typing import FilePath
+
+__all__ = ["COLUMNS", "Segment", "SegmentTable", "faulty_lines", "lookalikes", "read_segment_table"]
+
+_Value = TypeVar("_Value", str, float)
+
+REQUIRED = ("video", "start", "end", "label")
+OPTIONAL = ("subset", "split", "duration", "fps")
+COLUMNS = REQUIRED + OPTIONAL
+
+# What people call these columns, for hints alone.
+_ALSO = {
+    "video": ("video_id", "video_name", "videoid", "file", "filename", "name", "clip", "id"),
+    "start": ("t_start", "start_time", "start_sec", "begin", "onset", "from", "t0", "tstart"),
+    "end": ("t_end", "end_time", "end_sec", "stop", "offset", "to", "t1", "tend"),
+    "label": ("class", "action", "activity", "category", "event", "annotation"),
+}
+# As float() reads more: 1_000, digits of other scripts, "nan", "infinity".
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_CLOCK = re.compile(r"\d+:\d+(:\d+)?([.,]\d+)?")
+_RARE = 20  # a label that is so many times rarer than one it looks like may be a slip
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One line with a segment.
+
+    Attributes:
+        line: of the file, from 1.
+        start: as the file has it.
+        end: as the file has it.
+        label: its label.
+    """
+
+    line: int
+    start: float
+    end: float
+    label: str
+
+
+@dataclass
+class SegmentTable:
+    """What a table says.
+
+    Attributes:
+        origin: the file, for messages.
+        segments: video -> its segments, in the order of the file; a video may have none.
+        subsets: video -> subset; empty without such a column.
+        durations: video -> seconds, of those that have one.
+        fps: video -> frames per second, of those that have one.
+        unused: columns that mean nothing here.
+    """
+
+    origin: str
+    segments: dict[str, list[Segment]] = field(default_factory=dict)
+    subsets: dict[str, str] = field(default_factory=dict)
+    durations: dict[str, float] = field(default_factory=dict)
+    fps: dict[str, float] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    def labels(self) -> Counter[str]:
+        """Returns how often each label occurs."""
+        return Counter(item.label for rows in self.segments.values() for item in rows)
+
+
+def read_segment_table(path: FilePath, columns: Mapping[str, str] | None = None) -> SegmentTable:
+    """Reads a table of segments.
+
+    The file is CSV in UTF-8 (a byte order mark is no part of it), between commas, semicolons or
+    tabs, whichever its first line has. Spaces around a cell are no part of it. Column names are
+    compared without regard to case. A line whose start, end and label are all empty names a video
+    without segments.
+
+    Args:
+        path: the file.
+        columns: what of :data:`COLUMNS` is called otherwise: ``{"label": "class"}``.
+
+    Raises:
+        DataError: the file is missing or no such table, a column is missing, or lines are faulty:
+            all of them are counted, the first few named.
+        ConfigError: ``columns`` names something that is not read.
+    """
+    origin = os.fspath(path)
+    for role in columns or {}:
+        if role not in COLUMNS:
+            raise ConfigError(
+                f"columns: expected some of {', '.join(COLUMNS)}, got {role!r}"
+                f"{nearest(role, COLUMNS)}"
+            )
+    lines = _lines(origin)
+    if not lines:
+        raise DataError(f"{origin}: expected a line of column names, got an empty file")
+    header = lines[0][1]
+    places = _places(origin, header, columns or {})
+    reader = _Reader(origin, header, places)
+    for line, cells in lines[1:]:
+        reader.take(line, cells)
+    return reader.finished()
+
+
+def _lines(origin: str) -> list[tuple[int, list[str]]]:
+    """Returns (line, cells) of all lines that are not empty."""
+    try:
+        with open(origin, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+            found = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except FileNotFoundError:
+        raise DataError(f"{origin}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{origin}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{origin}: expected CSV in UTF-8, got {error}") from error
+    return [(line, cells) for line, cells in found if any(cells)]
+
+
+def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
+    """Returns where each of :data:`COLUMNS` that is there stands."""
+    plain = [name.casefold() for name in header]
+    twice = [name for name, count in Counter(plain).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"{origin}: expected each column once, got {twice[0]!r} twice")
+    places = {}
+    for role, name in columns.items():
+        if name.casefold() not in plain:
+            raise DataError(
+                f"{origin}: no column {name!r} for {role}{nearest(name, header)} (columns: "
+                f"{', '.join(header)})"
+            )
+        places[role] = plain.index(name.casefold())
+    for role in COLUMNS:
+        if role not in places and role in plain and plain.index(role) not in places.values():
+            places[role] = plain.index(role)
+    missing = [role for role in REQUIRED if role not in places]
+    if missing:
+        hints = [
+            f"; is it {header[plain.index(other)]!r}? Then say so (--column "
+            f"{role}={header[plain.index(other)]})"
+            for role in missing
+            for other in _ALSO[role]
+            if other in plain
+        ]
+        raise DataError(
+            f"{origin}: expected the columns {', '.join(REQUIRED)}, got {', '.join(header)}; no "
+            f"{' and no '.join(missing)}{hints[0] if hints else ''}"
+        )
+    if "subset" in places and "split" in places:
+        raise DataError(f"{origin}: expected one of the columns subset and split, got both")
+    return places
+
+
+class _Reader:
+    """Takes in line after line, and collects what is faulty."""
+
+    def __init__(self, origin: str, header: Sequence[str], places: Mapping[str, int]) -> None:
+        self._width = len(header)
+        self._places = places
+        self._faults: list[str] = []
+        self._table = SegmentTable(
+            origin,
+            unused=tuple(
+                name for at, name in enumerate(header) if name and at not in places.values()
+            ),
+        )
+        self._first: dict[tuple[str, str], int] = {}  # (column, video) -> line that said it first
+
+    def take(self, line: int, cells: Sequence[str]) -> None:
+        """Takes in a line."""
+        try:
+            self._take(line, cells)
+        except ValueError as error:
+            self._faults.append(f"line {line}: {error}")
+
+    def _take(self, line: int, cells: Sequence[str]) -> None:
+        if len(cells) != self._width:
+            raise ValueError(f"expected {self._width} cells as in line 1, got {len(cells)}")
+        given = {role: cells[at] for role, at in self._places.items()}
+        video = given["video"]
+        if not video:
+            raise ValueError("expected a video, got an empty cell")
+        rows = self._table.segments.setdefault(video, [])
+        subset = given.get("subset", given.get("split"))
+        if subset is not None:
+            self._agree(line, "subset", video, subset, self._table.subsets)
+        for role, known in (("duration", self._table.durations), ("fps", self._table.fps)):
+            if given.get(role):
+                value = _number(role, given[role])
+                if not value > 0.0:
+                    raise ValueError(f"{role}: expected a number above 0, got {given[role]}")
+                self._agree(line, role, video, value, known)
+        if not (given["start"] or given["end"] or given["label"]):
+            return
+        if not given["label"]:
+            raise ValueError("expected a label, got an empty cell")
+        start, end = _number("start", given["start"]), _number("end", given["end"])
+        rows.append(Segment(line, start, end, given["label"]))
+
+    def _agree(
+        self, line: int, role: str, video: str, value: _Value, known: dict[str, _Value]
+    ) -> None:
+        """Notes a value of a video, which must be the same on all its lines."""
+        before = known.setdefault(video, value)
+        first = self._first.setdefault((role, video), line)
+        if before != value:
+            raise ValueError(
+                f"{role} of video {video!r}: expected {before!r} as in line {first}, got {value!r}"
+            )
+
+    def finished(self) -> SegmentTable:
+        """Returns the table.
+
+        Raises:
+            DataError: lines are faulty, or there is none.
+        """
+        table = self._table
+        if self._faults:
+            raise faulty_lines(table.origin, self._faults)
+        if not any(table.segments.values()):
+            raise DataError(f"{table.origin}: expected at least one segment, got none")
+        return table
+
+
+def faulty_lines(origin: str, faults: Sequence[str]) -> DataError:
+    """Returns the error that counts the faults of a file and names the first few."""
+    lines = "line" if len(faults) == 1 else "lines"
+    return DataError(f"{origin}: {len(faults)} faulty {lines}: {listing(faults)}")
+
+
+def _number(role: str, text: str) -> float:
+    if _NUMBER.fullmatch(text):
+        value = float(text)
+        if math.isfinite(value):
+            return value
+    hint = ""
+    if _CLOCK.fullmatch(text):
+        hint = " (a clock time: write it as seconds, 1:05 as 65)"
+    elif re.fullmatch(r"[+-]?\d+,\d+", text):
+        hint = " (a decimal comma: write a point)"
+    raise ValueError(f"{role}: expected a number, got {text!r}{hint}" if text else
+                     f"{role}: expected a number, got an empty cell")  # fmt: skip
+
+
+def lookalikes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Returns (label, label that it may be a slip of), for those that are suspicious.
+
+    Labels that differ in case, spaces, hyphens or underscores alone are; and a rare label that is
+    spelt nearly as a frequent one.
+
+    Args:
+        counts: label -> how often it occurs.
+    """
+    found = []
+    by_form: dict[str, str] = {}
+    for label in sorted(counts, key=lambda name: (-counts[name], name)):
+        form = re.sub(r"[\s_-]+", "", label.casefold())
+        other = by_form.setdefault(form, label)
+        if other != label:
+            found.append((label, other))
+            continue
+        frequent = [name for name in by_form.values() if counts[name] >= _RARE * counts[label]]
+        close = difflib.get_close_matches(label, frequent, n=1, cutoff=0.75)
+        found += [(label, other) for other in close]
+    return found
