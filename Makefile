@@ -150,6 +150,7 @@ format: $(STAMP)  ## Let ruff and clang-format rewrite the files
 demo: $(if $(wildcard $(STAMP)),build,demo-build)  ## Run the study on the embedded data; prints the curve and where picture and page are
 	@echo "== 3/3: a study of synthetic data: 15 trainings of TadTR, two at a time"
 	$(BIN)/tal-fast study demo --out $(RESULTS)
+	@echo "== picture: $(RESULTS)/curve.png; page: $(RESULTS)/report.html"
 
 bench: build  ## Run the benchmarks, print their table, write it into the README
 	$(BIN)/python -m pytest -q benchmarks/ -o python_files='bench_*.py' \

@@ -348,6 +348,30 @@ def test_a_wheel_from_the_source_distribution_runs_elsewhere(sdist: Path, tmp_pa
             assert float(overlap) == pytest.approx(1 / 3)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_demo_installs_what_it_runs_with(tmp_path: Path) -> None:
+    """And uses the whole environment of the developers where that is there."""
+    environment = tmp_path / "venv"
+
+    def steps() -> str:
+        command = ["make", "-n", "demo", f"VENV={environment}", f"RESULTS={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    fresh = steps()
+    assert "-e '.[demo]'" in fresh
+    *_, run, where = fresh.splitlines()
+    assert "tal-fast study demo" in run
+    assert f"{tmp_path}/report.html" in where
+    for left_out in ("[test", "TAL_FAST_WERROR", "TAL_FAST_CUDA_EMULATOR"):
+        assert left_out not in fresh
+    (environment / "bin").mkdir(parents=True)
+    for done in ("bin/python", ".tal_fast_installed"):
+        (environment / done).touch()
+    after_dev = steps()
+    assert "pip" not in after_dev
+    assert "TAL_FAST_CUDA_EMULATOR=ON" in after_dev
+
+
 def test_hooks_run_the_programs_of_any_environment() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     programs = [hook["entry"].split()[0] for repo in config["repos"] for hook in repo["hooks"]]
