@@ -10,7 +10,9 @@ PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c "" 2>/d
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+# What is in .venv: all of it, or only what a demo runs with. A demo uses all of it where it is there.
 STAMP := $(VENV)/.tal_fast_installed
+DEMO_STAMP := $(VENV)/.tal_fast_demo_installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -37,7 +39,7 @@ DOCS := build/docs
 DOCS_BIN := $(DOCS)/venv/bin
 
 .PHONY: help dev build docs test check test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check \
-	lint format demo bench bench-eval bench-loader clean
+	lint format demo demo-build bench bench-eval bench-loader clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +54,21 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard build_backend/*.py)
 	$(PIP) install --quiet setuptools cmake ninja pybind11
 	TAL_FAST_WERROR=ON $(PIP) install --quiet --no-build-isolation -e '.[test,bench,dev]'
 	@touch $@
+
+# Without what only tests need, and without -Werror: a newcomer's compiler may warn of other things.
+# Bytecode is made of what is imported, when it is; for all of torch at once it would take longer than
+# the library's own compilation. pip and ninja say what they are at.
+$(DEMO_STAMP): pyproject.toml constraints.txt setup.py $(wildcard build_backend/*.py) | $(BIN)/python
+	@echo "== 1/3: packages into $(VENV), torch first"
+	$(PIP) install --no-compile torch
+	$(PIP) install --no-compile setuptools cmake ninja pybind11
+	@echo "== 2/3: the native library, for every instruction set"
+	$(BIN)/python setup.py build_ext --inplace
+	$(PIP) install --no-compile --no-build-isolation -e '.[demo]'
+	@touch $@
+
+demo-build: $(DEMO_STAMP)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
 
 # Recompiles what changed; a second or two when nothing did.
 build: $(STAMP)
@@ -133,8 +150,10 @@ format: $(STAMP)  ## Let ruff and clang-format rewrite the files
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-demo: build  ## Run the study on the embedded data; prints the curve and where picture and page are
+demo: $(if $(wildcard $(STAMP)),build,demo-build)  ## Run the study on the embedded data; prints the curve and where picture and page are
+	@echo "== 3/3: a study of synthetic data: 15 trainings of TadTR, two at a time"
 	$(BIN)/tal-fast study demo --out $(RESULTS)
+	@echo "== picture: $(RESULTS)/curve.png; page: $(RESULTS)/report.html"
 
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DOCS)/venv
@@ -166,5 +185,5 @@ bench-loader: build  ## Benchmark the feature loader against other projects' rea
 
 clean:  ## Remove build outputs (.venv stays)
 	rm -rf build tal_fast.egg-info tal_fast/_C*.so tests/cuda_emulator/cuda_emulated.so .mypy_cache .ruff_cache .pytest_cache
-	rm -f $(STAMP)
+	rm -f $(STAMP) $(DEMO_STAMP)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -4,7 +4,8 @@
 CMakeLists.txt is the one description of the build; nothing here names a source file. All other
 metadata is in pyproject.toml. Environment: ``TAL_FAST_BUILD_DIR`` (default ``build/<python tag>``),
 ``TAL_FAST_CUDA=auto|0|1``, ``TAL_FAST_CUDA_EMULATOR=1`` (the CUDA kernels for the CPU, for tests),
-``TAL_FAST_WERROR=1``, ``TAL_FAST_TORCH_DIR``, ``MAX_JOBS``.
+``TAL_FAST_WIDE_KERNELS=0`` (no kernels for AVX2 and AVX-512, for tests), ``TAL_FAST_WERROR=1``,
+``TAL_FAST_TORCH_DIR``, ``MAX_JOBS``. ``--quiet`` or pip hide what the build prints unless it fails.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class CMakeBuild(build_ext):
             "TAL_FAST_PYBIND11_INCLUDE": pybind11.get_include(),
             "TAL_FAST_CUDA": os.environ.get("TAL_FAST_CUDA", "auto"),
             "TAL_FAST_CUDA_EMULATOR": os.environ.get("TAL_FAST_CUDA_EMULATOR", "OFF"),
+            "TAL_FAST_WIDE_KERNELS": os.environ.get("TAL_FAST_WIDE_KERNELS", "ON"),
             "TAL_FAST_WERROR": os.environ.get("TAL_FAST_WERROR", "OFF"),
         }
         configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"]

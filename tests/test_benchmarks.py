@@ -214,3 +214,43 @@ def test_stand_ins_follow_the_rules_of_their_peers():
     )
     assert torch.equal(theirs[2], labels[ours.indices])
     torch.testing.assert_close(theirs[1], ours.scores, rtol=1e-6, atol=0)
+
+
+class TestBuildCost:
+    def test_objects_are_told_by_file_and_instruction_set(self):
+        import build_cost
+
+        kernel = "CMakeFiles/tal_fast_cpu_nms_soft_avx2.dir/csrc/cpu/nms_soft.cpp.o"
+        assert build_cost.name_of(kernel) == ("cpu/nms_soft.cpp", "avx2")
+        headers = "CMakeFiles/tal_fast_headers_avx512_ffp_contract_off.dir/cmake_pch.hxx.gch"
+        assert build_cost.name_of(headers) == ("shared headers", "avx512")
+        assert build_cost.name_of("CMakeFiles/tal_fast_bindings.dir/csrc/bindings.cpp.o") == (
+            "bindings.cpp",
+            "",
+        )
+
+    def test_the_launcher_measures_and_passes_the_status_on(self, tmp_path):
+        import build_cost
+
+        log = tmp_path / "costs.jsonl"
+        code = "sum(range(10**6)); raise SystemExit(3)"
+        assert build_cost.launch([sys.executable, "-c", code, "-o", "x.o"], log) == 3
+        ((output, seconds),) = map(json.loads, log.read_text().splitlines())
+        assert output == "x.o"
+        assert seconds > 0
+
+    def test_the_table_adds_up(self):
+        import build_cost
+
+        costs = {
+            "a_avx2.dir/csrc/cpu/a.cpp.o": 2.0,
+            "a_baseline.dir/csrc/cpu/a.cpp.o": 1.0,
+            "ops.dir/csrc/ops/b.cpp.o": 5.0,
+        }
+        lines = build_cost.table(costs, 9.0).splitlines()
+        assert lines[2:] == [
+            "| ops/b.cpp | 5.0 |  |  |  | 5.0 |",
+            "| cpu/a.cpp |  | 1.0 | 2.0 |  | 3.0 |",
+            "| all compilations | | | | | 8.0 |",
+            "| the whole build | | | | | 9.0 |",
+        ]

@@ -6,6 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -247,6 +250,126 @@ def test_no_torch_internals_leak_into_the_ops() -> None:
     )
     leaks = [s for s in done.stdout.splitlines() if re.search(r"\b(at|c10|torch)::", s)]
     assert not leaks, leaks[:3]
+
+
+def build(hook: str, source: Path, target: Path, **environment: str) -> Path:
+    """Runs a hook of the build backend in ``source``, as pip does without isolation."""
+    target.mkdir()
+    code = f"import tal_fast_build, sys; print(tal_fast_build.{hook}({str(target)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(source / "build_backend"), **environment},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return target / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools")
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not a checkout")
+    return build("build_sdist", ROOT, tmp_path_factory.mktemp("sdist") / "dist")
+
+
+def test_a_source_distribution_has_what_a_build_needs_and_no_more(sdist: Path) -> None:
+    with tarfile.open(sdist) as packed:
+        files = {m.name.partition("/")[2]: m.size for m in packed.getmembers() if m.isfile()}
+    named = re.findall(r"csrc/\w+(?:/\w+)*\.(?:cpp|cu)\b", (ROOT / "CMakeLists.txt").read_text())
+    assert "csrc/ops/nms.cpp" in named
+    headers = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*h")]
+    python = [str(p.relative_to(ROOT)) for p in (ROOT / "tal_fast").rglob("*.py*") if "_" in p.name]
+    wanted = {
+        *named,
+        *headers,
+        "build_backend/find_torch.py",
+        "tal_fast/_C.pyi",
+        "tal_fast/page.css",
+    }
+    wanted |= {f for f in python if "__pycache__" not in f}
+    assert wanted <= files.keys()
+    tops = {name.partition("/")[0] for name in files}
+    assert not tops & {"tests", "docs", "benchmarks", "build", "results", "shared"}
+    assert not [
+        n
+        for n in files
+        if n.endswith((".so", ".o", ".pyc", ".npy", ".json", ".csv")) and n != "CMakePresets.json"
+    ]
+    assert max(files.values()) < 200_000
+
+
+@pytest.mark.slow
+def test_a_wheel_from_the_source_distribution_runs_elsewhere(sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as packed:
+        packed.extractall(tmp_path, filter="data")
+    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+    wheel = build(
+        "build_wheel", source, tmp_path / "wheel", TAL_FAST_WIDE_KERNELS="0", TAL_FAST_CUDA="0"
+    )
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"tal_fast"}
+    assert [name for name in names if name.startswith("tal_fast/_C.cpython")]
+    assert not [name for name in names if name.endswith((".cpp", ".h", ".o"))]
+    shutil.rmtree(source)
+
+    # An environment that has this one's packages, but not its tal_fast.
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    for command in (
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel],
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+        assert done.returncode == 0, done.stderr
+    import torch
+
+    packages = Path(torch.__file__).parent.parent
+    (Path(done.stdout.strip()) / "dependencies.pth").write_text(f"{packages}\n")
+    code = (
+        "import torch, tal_fast\n"
+        "from tal_fast import ops\n"
+        "print(tal_fast.__file__)\n"
+        "print(ops.segment_iou(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 3.0]])).item())"
+    )
+    for command in ([python, "-c", code], [python.with_name("tal-fast"), "info"]):
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=clean, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        if "-c" in command:
+            file, overlap = done.stdout.split()
+            assert Path(file).is_relative_to(tmp_path / "venv")
+            assert float(overlap) == pytest.approx(1 / 3)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_demo_installs_what_it_runs_with(tmp_path: Path) -> None:
+    """And uses the whole environment of the developers where that is there."""
+    environment = tmp_path / "venv"
+
+    def steps() -> str:
+        command = ["make", "-n", "demo", f"VENV={environment}", f"RESULTS={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    fresh = steps()
+    assert "-e '.[demo]'" in fresh
+    *_, run, where = fresh.splitlines()
+    assert "tal-fast study demo" in run
+    assert f"{tmp_path}/report.html" in where
+    for left_out in ("[test", "TAL_FAST_WERROR", "TAL_FAST_CUDA_EMULATOR"):
+        assert left_out not in fresh
+    (environment / "bin").mkdir(parents=True)
+    for done in ("bin/python", ".tal_fast_installed"):
+        (environment / done).touch()
+    after_dev = steps()
+    assert "pip" not in after_dev
+    assert "TAL_FAST_CUDA_EMULATOR=ON" in after_dev
 
 
 def test_hooks_run_the_programs_of_any_environment() -> None:
