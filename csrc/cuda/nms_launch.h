@@ -145,7 +145,8 @@ class CudaNms {
            Kernel{const_data<T>(in_.segments), const_data<T>(in_.scores), numbers_.video_data(),
                   num_videos_.value_or(-1), request_.validate, request_.voting.has_value(), n_,
                   mutable_data<Key>(rank_keys), facts()});
-    order_ = sort_rows(scope_, numbers_.video_data(), numbers_.label_data(), rank_keys);
+    order_ = sort_rows(
+        scope_, {numbers_.video_data(), num_videos_.value_or(0), numbers_.label_data()}, rank_keys);
   }
 
   bool grouped() const { return numbers_.videos.has_value() || numbers_.labels.has_value(); }
@@ -222,10 +223,15 @@ class CudaNms {
     using Kernel = NmsSoft<kMethod, T>;
     // One problem for a warp needs no more than that.
     const int threads = !grouped() && n_ <= Kernel::kMostOfWarp ? kWarp : Kernel::kThreads;
-    launch(scope_, blocks_of_problems(Kernel::kBlocks), threads, BlockTeam<T>::shared_bytes(),
+    const int warps = threads / kWarp;
+    int held = Kernel::kMostOfWarp;
+    while (held > 0 && Kernel::shared_bytes(warps, held) > scope_.limits().shared_per_block) {
+      held -= kWarp;
+    }
+    launch(scope_, blocks_of_problems(Kernel::kBlocks), threads, Kernel::shared_bytes(warps, held),
            Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
-                  const_data<T>(in_.segments), const_data<T>(ranked_segments_),
-                  const_data<T>(ranked_scores_), mutable_data<T>(current), kept(), facts()});
+                  const_data<T>(ranked_segments_), const_data<T>(ranked_scores_),
+                  mutable_data<T>(current), held, kept(), facts()});
   }
 
   void solve_soft() {
@@ -253,7 +259,9 @@ class CudaNms {
                   const_data<int64_t>(videos_), const_data<int64_t>(starts_), kept(), n_,
                   mutable_data<int64_t>(groups_), mutable_data<Key>(merge_keys),
                   mutable_data<T>(merged_scores_)});
-    merged_ = sort_rows(scope_, const_data<int64_t>(groups_), nullptr, merge_keys);
+    // Rows that are not kept are of the group behind the last video.
+    merged_ =
+        sort_rows(scope_, {const_data<int64_t>(groups_), num_videos_.value_or(n_) + 1}, merge_keys);
     return {const_data<int64_t>(groups_), const_data<int64_t>(merged_), n_, request_.max_segments};
   }
 

@@ -4,212 +4,358 @@
 // those behind a frontier in rank order are not touched before the highest one of them may be the
 // next pick; a candidate that joins late catches up with the decays of all picks in their order. So
 // every score goes through the multiplications of the definition and has its bits.
+//
+// Candidates that have joined lie in shared memory, those of a problem too large for it in global
+// memory. Scores are not negative, so floats and their bits as signed integers order alike.
 #pragma once
 
 #include "cuda/nms.cuh"
 
 namespace tal_fast {
 
-// A score and its row. The bits of a score are not 0; with 0: none.
+// A candidate by its place in the problem; without one the score is kNmsDropped.
 template <typename T>
 struct SoftCandidate {
-  decltype(ordered_bits(T(0))) bits;
-  int64_t row;
-
-  TAL_FAST_DEVICE bool better_than(const SoftCandidate& other) const {
-    return bits != other.bits ? bits > other.bits : row < other.row;
-  }
+  T score;
+  int32_t place;
 };
 
 template <typename T>
-TAL_FAST_DEVICE SoftCandidate<T> best_of_warp(SoftCandidate<T> own) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const SoftCandidate<T> other = {__shfl_xor_sync(kAllLanes, own.bits, offset),
-                                    __shfl_xor_sync(kAllLanes, own.row, offset)};
-    own = other.better_than(own) ? other : own;
+TAL_FAST_DEVICE SoftCandidate<T> no_candidate() {
+  return {T(kNmsDropped), -1};
+}
+
+// Whether a comes before b: the higher score or, of equal ones, the lower row. Rows are looked up
+// only then.
+template <typename T>
+TAL_FAST_DEVICE bool precedes(const SoftCandidate<T>& a, const SoftCandidate<T>& b,
+                              const int64_t* rows) {
+  return a.score > b.score ||
+         (a.score == b.score && a.place >= 0 && b.place >= 0 && rows[a.place] < rows[b.place]);
+}
+
+// The greatest of a warp's numbers, in every lane.
+TAL_FAST_DEVICE int warp_reduce_max(int value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return warp_max(value);
+#else
+  return __reduce_max_sync(kAllLanes, value);
+#endif
+}
+
+// The greatest of a warp's scores, in every lane; 0 and -0 count as equal.
+TAL_FAST_DEVICE float highest_of_warp(float score) {
+  return __int_as_float(warp_reduce_max(__float_as_int(score + 0.0f)));
+}
+
+TAL_FAST_DEVICE double highest_of_warp(double score) {
+  const long long bits = __double_as_longlong(score + 0.0);
+  const int high = static_cast<int>(bits >> 32);
+  const int highest = warp_reduce_max(high);
+  // With the sign flipped the lower half orders as an unsigned number.
+  const int low = static_cast<int>(static_cast<unsigned>(bits) ^ 0x80000000u);
+  const int lowest = static_cast<int>(0x80000000u);
+  const int best = warp_reduce_max(high == highest ? low : lowest);
+  return __longlong_as_double((static_cast<long long>(highest) << 32) |
+                              (static_cast<unsigned>(best) ^ 0x80000000u));
+}
+
+template <typename T>
+TAL_FAST_DEVICE SoftCandidate<T> best_of_warp(const SoftCandidate<T>& own, const int64_t* rows) {
+  const T highest = highest_of_warp(own.score);
+  unsigned lanes = __ballot_sync(kAllLanes, own.score == highest);
+  if ((lanes & (lanes - 1)) != 0 && highest >= T(0)) {  // equal scores
+    constexpr int kLast = 0x7fffffff;
+    const int row = own.score == highest ? static_cast<int>(rows[own.place]) : kLast;
+    const int first = -warp_reduce_max(-row);
+    lanes = __ballot_sync(kAllLanes, row == first);
   }
-  return own;
+  const int winner = __ffs(static_cast<int>(lanes)) - 1;
+  return {highest, __shfl_sync(kAllLanes, own.place, winner)};
 }
 
 // Teams: best() is the best candidate of all members, who have also seen by then what each other
-// wrote to global memory before.
+// wrote to memory before.
 template <typename T>
 struct WarpTeam {
   TAL_FAST_DEVICE int size() const { return kWarp; }
   TAL_FAST_DEVICE int rank() const { return lane_index(); }
-  TAL_FAST_DEVICE SoftCandidate<T> best(SoftCandidate<T> own) {
+  TAL_FAST_DEVICE SoftCandidate<T> best(const SoftCandidate<T>& own, const int64_t* rows) {
     __syncwarp();
-    return best_of_warp(own);
+    return best_of_warp(own, rows);
   }
 };
 
 template <typename T>
 struct BlockTeam {
-  static constexpr int kMostWarps = 8;
-  using Bits = decltype(ordered_bits(T(0)));
+  static constexpr int kMostWarps = 9;
 
-  Shared<Bits> bits;     // [2, kMostWarps]
-  Shared<int64_t> rows;  // [2, kMostWarps]
-  int turn = 0;          // 0 and 1: so one barrier per call is enough
+  Shared<T> scores;        // [2, kMostWarps]
+  Shared<int32_t> places;  // [2, kMostWarps]
+  int turn = 0;            // 0 and 1: so one barrier per call is enough
 
-  static size_t shared_bytes() {
-    return SharedSize().take<Bits>(2 * kMostWarps).template take<int64_t>(2 * kMostWarps).bytes();
-  }
-  TAL_FAST_DEVICE BlockTeam() {
-    SharedMemory memory;
-    bits = memory.take<Bits>(2 * kMostWarps);
-    rows = memory.take<int64_t>(2 * kMostWarps);
-  }
+  TAL_FAST_DEVICE explicit BlockTeam(SharedMemory& memory)
+      : scores(memory.take<T>(2 * kMostWarps)), places(memory.take<int32_t>(2 * kMostWarps)) {}
   TAL_FAST_DEVICE int size() const { return static_cast<int>(blockDim.x); }
   TAL_FAST_DEVICE int rank() const { return static_cast<int>(threadIdx.x); }
-  TAL_FAST_DEVICE SoftCandidate<T> best(SoftCandidate<T> own) {
-    own = best_of_warp(own);
+  TAL_FAST_DEVICE SoftCandidate<T> best(const SoftCandidate<T>& own, const int64_t* rows) {
+    SoftCandidate<T> best = best_of_warp(own, rows);
     if (lane_index() == 0) {
-      bits.store(turn * kMostWarps + warp_index(), own.bits);
-      rows.store(turn * kMostWarps + warp_index(), own.row);
+      scores.store(turn * kMostWarps + warp_index(), best.score);
+      places.store(turn * kMostWarps + warp_index(), best.place);
     }
     __syncthreads();
     const int warps = static_cast<int>(blockDim.x) / kWarp;
     for (int warp = 0; warp < warps; ++warp) {
-      const SoftCandidate<T> other = {bits.load(turn * kMostWarps + warp),
-                                      rows.load(turn * kMostWarps + warp)};
-      own = other.better_than(own) ? other : own;
+      const SoftCandidate<T> other = {scores.load(turn * kMostWarps + warp),
+                                      places.load(turn * kMostWarps + warp)};
+      best = precedes(other, best, rows) ? other : best;
     }
     turn ^= 1;
-    return own;
+    return best;
   }
+};
+
+// Where the candidates of a problem are, by place.
+template <typename T>
+struct SharedCandidates {
+  Shared<T> score, start, end;
+
+  TAL_FAST_DEVICE T get(int place) const { return score.load(place); }
+  TAL_FAST_DEVICE void set(int place, T value) const { score.store(place, value); }
+  TAL_FAST_DEVICE T get_start(int place) const { return start.load(place); }
+  TAL_FAST_DEVICE T get_end(int place) const { return end.load(place); }
+  TAL_FAST_DEVICE void join(int place, T value, T s, T e) const {
+    score.store(place, value);
+    start.store(place, s);
+    end.store(place, e);
+  }
+  TAL_FAST_DEVICE SharedCandidates operator+(int places) const {
+    return {score + places, start + places, end + places};
+  }
+};
+
+template <typename T>
+struct GlobalCandidates {
+  T* score;           // [count]
+  const T* segments;  // [count, 2]
+
+  TAL_FAST_DEVICE T get(int place) const { return score[place]; }
+  TAL_FAST_DEVICE void set(int place, T value) const { score[place] = value; }
+  TAL_FAST_DEVICE T get_start(int place) const { return segments[2 * int64_t{place}]; }
+  TAL_FAST_DEVICE T get_end(int place) const { return segments[2 * int64_t{place} + 1]; }
+  TAL_FAST_DEVICE void join(int place, T value, T, T) const { score[place] = value; }
 };
 
 template <NmsMethod kMethod, typename T>
 struct NmsSoft {
   static constexpr const char* kName = "nms soft, a team per problem";
-  static constexpr int kThreads = 256;
+  // In float32 36 warps on a multiprocessor, which take the 33 problems of it that 213 videos of 20
+  // classes are in one round; four blocks of 256 threads would not, and five have too few
+  // registers.
+  static constexpr int kThreads = sizeof(T) == 8 ? 256 : 288;
   static constexpr int kBlocks = sizeof(T) == 8 ? 3 : 4;
-  static constexpr int64_t kMostOfWarp = 256;  // candidates of a problem that one warp solves
+  static constexpr int kMostOfWarp = 256;  // candidates of a problem that one warp solves
 
   using Candidate = SoftCandidate<T>;
 
   NmsOptions<T> options;
   const int64_t* starts;  // [problems + 1]
   const int64_t* order;   // [N]
-  const T* by_row;        // [N, 2] segments
   const T* segments;      // [N, 2] in rank order
   const T* scores;        // [N] in rank order
-  T* current;             // [N] in rank order: decayed scores; this is work space
+  T* current;             // [N] in rank order: decayed scores of problems too large for `held`
+  int32_t held;           // candidates that the shared memory has room for, per warp
   KeptList<T> list;
   NmsFacts* facts;
 
-  // The score of the segment [s, e] after the pick [pick_start, pick_end].
-  TAL_FAST_DEVICE T after(T score, T pick_start, T pick_end, T s, T e) const {
-    if (!(pick_start < pick_end) || !(s < e) || !(pick_start < e) || !(pick_end > s)) {
-      return score;
+  static size_t shared_bytes(int warps, int held) {
+    SharedSize size;
+    for (int i = 0; i < 3; ++i) {
+      size.take<T>(int64_t{warps} * held);
     }
-    return decayed_score<kMethod>(options, options.acts_on_threshold, score, pick_start, pick_end,
-                                  (pick_end - pick_start) + options.length_eps, s, e,
-                                  (e - s) + options.length_eps);
+    constexpr int kSlots = 2 * BlockTeam<T>::kMostWarps;
+    return size.take<T>(kSlots).template take<int32_t>(kSlots).bytes();
+  }
+
+  // What a problem's team works on.
+  struct Problem {
+    const int64_t* rows;  // [count]
+    const T* segments;    // [count, 2]
+    const T* scores;      // [count]
+    int64_t* kept_rows;   // as the others the part of KeptList
+    T* kept_scores;
+    T* kept_segments;
+    int count;
+  };
+
+  struct Pick {
+    T start, end, length;
+  };
+
+  TAL_FAST_DEVICE static bool overlaps(const Pick& pick, T s, T e) {
+    return pick.start < pick.end && s < e && pick.start < e && pick.end > s;
+  }
+
+  // The score of the segment [s, e] after a pick that it overlaps.
+  TAL_FAST_DEVICE T after(T score, const Pick& pick, T s, T e) const {
+    return decayed_score<kMethod>(options, options.acts_on_threshold, score, pick.start, pick.end,
+                                  pick.length, s, e, (e - s) + options.length_eps);
+  }
+
+  TAL_FAST_DEVICE Pick picked(T start, T end) const {
+    return {start, end, (end - start) + options.length_eps};
   }
 
   TAL_FAST_DEVICE void operator()() const {
+    SharedMemory memory;
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    SharedCandidates<T> candidates;
+    candidates.score = memory.take<T>(warps * held);
+    candidates.start = memory.take<T>(warps * held);
+    candidates.end = memory.take<T>(warps * held);
     const int64_t problems = facts->problems;
-    const int64_t warps_per_block = blockDim.x / kWarp;
+    // Neighbouring problems go to neighbouring blocks: so multiprocessors get as many, give or take
+    // one, where there are fewer problems than warps.
     WarpTeam<T> warp;
-    for (int64_t p = blockIdx.x * warps_per_block + warp_index(); p < problems;
-         p += gridDim.x * warps_per_block) {
-      if (starts[p + 1] - starts[p] <= kMostOfWarp) {
-        solve(warp, p);
+    for (int64_t p = int64_t{warp_index()} * gridDim.x + blockIdx.x; p < problems;
+         p += int64_t{warps} * gridDim.x) {
+      if (starts[p + 1] - starts[p] <= held) {
+        solve(warp, p, candidates + warp_index() * held);
       }
     }
-    BlockTeam<T> block;
+    BlockTeam<T> block(memory);
     for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
-      if (starts[p + 1] - starts[p] > kMostOfWarp) {
-        solve(block, p);
+      const int64_t begin = starts[p];
+      const int64_t count = starts[p + 1] - begin;
+      if (count > warps * held) {
+        solve(block, p, GlobalCandidates<T>{current + begin, segments + 2 * begin});
+      } else if (count > held) {
+        solve(block, p, candidates);
       }
     }
   }
 
   // A member of the team owns every size()-th place of the problem.
-  template <typename Team>
-  TAL_FAST_DEVICE void solve(Team& team, int64_t problem) const {
+  template <typename Team, typename Candidates>
+  TAL_FAST_DEVICE void solve(Team& team, int64_t problem, const Candidates& candidates) const {
     const int64_t begin = starts[problem];
-    const int64_t end = starts[problem + 1];
-    const int64_t first_own = begin + team.rank();
-    Candidate own = {0, kNoGroup};  // the best of this member's
-    int64_t own_place = -1;
-    int64_t frontier = begin;  // places before it have joined
-    int64_t picks = 0;
-    while (picks < options.max_segments) {
-      const Candidate best = team.best(own);
-      if (frontier < end) {
-        const T score = scores[frontier];
-        const Candidate fresh = {ordered_bits(score), order[frontier]};
-        if (score >= options.min_score && fresh.better_than(best)) {
-          const int64_t place = frontier + team.rank();
-          if (place < end) {
-            const T caught_up = catch_up(place, list.segments + 2 * begin, picks);
-            current[place] = caught_up;
-            const Candidate joined = {ordered_bits(caught_up), order[place]};
-            if (caught_up != T(kNmsDropped) && joined.better_than(own)) {
-              own = joined;
-              own_place = place;
-            }
-          }
-          frontier += team.size();
-          continue;
-        }
+    const Problem of = {order + begin,
+                        segments + 2 * begin,
+                        scores + begin,
+                        list.rows + begin,
+                        list.scores + begin,
+                        list.segments + 2 * begin,
+                        static_cast<int>(starts[problem + 1] - begin)};
+    const int most =
+        options.max_segments < of.count ? static_cast<int>(options.max_segments) : of.count;
+    Candidate own = no_candidate<T>();  // the best of this member's
+    int frontier = 0;                   // places before it have joined
+    Candidate fresh = candidate_at(of, 0);
+    int picks = 0;
+    while (picks < most) {  // hot: turn
+      const Candidate best = team.best(own, of.rows);
+      if (fresh.place >= 0 && precedes(fresh, best, of.rows)) {
+        join(of, candidates, frontier + team.rank(), picks, own);
+        frontier += team.size();
+        fresh = candidate_at(of, frontier);
+        continue;
       }
-      if (best.bits == 0) {
+      if (best.place < 0) {
         break;
       }
-      const T pick_start = by_row[2 * best.row];
-      const T pick_end = by_row[2 * best.row + 1];
-      if (own.bits == best.bits && own.row == best.row) {
-        list.rows[begin + picks] = own.row;
-        list.scores[begin + picks] = current[own_place];
-        list.segments[2 * (begin + picks)] = pick_start;
-        list.segments[2 * (begin + picks) + 1] = pick_end;
-        current[own_place] = T(kNmsDropped);
+      const Pick pick = picked(candidates.get_start(best.place), candidates.get_end(best.place));
+      if (own.place == best.place) {
+        of.kept_rows[picks] = of.rows[own.place];
+        of.kept_scores[picks] = own.score;
+        of.kept_segments[2 * picks] = pick.start;
+        of.kept_segments[2 * picks + 1] = pick.end;
+        candidates.set(own.place, T(kNmsDropped));
       }
-      if (++picks == options.max_segments) {
-        break;
-      }
-      own = {0, kNoGroup};
-      const int64_t joined_end = frontier < end ? frontier : end;
-      for (int64_t place = first_own; place < joined_end; place += team.size()) {
-        const T before = current[place];
-        if (before == T(kNmsDropped)) {
-          continue;
-        }
-        const T score =
-            after(before, pick_start, pick_end, segments[2 * place], segments[2 * place + 1]);
-        current[place] = score;
-        const Candidate candidate = {ordered_bits(score), order[place]};
-        if (score != T(kNmsDropped) && candidate.better_than(own)) {
-          own = candidate;
-          own_place = place;
-        }
-      }
+      ++picks;
+      own = lower(of, candidates, pick, team.rank(), frontier < of.count ? frontier : of.count,
+                  team.size());
     }
     if (team.rank() == 0) {
+      int64_t kept = picks;
       if (picks == 0 && options.spare_first) {
-        picks = spare_first_place(list, begin, order, scores);
+        kept = spare_first_place(list, begin, order, scores);
       }
-      list.counts[problem] = picks;
-      atomicAdd(&facts->solved, static_cast<int32_t>(picks));
+      list.counts[problem] = kept;
+      atomicAdd(&facts->solved, static_cast<int32_t>(kept));
     }
   }
 
-  // The score of a place after the decays of all picks so far, in their order.
-  TAL_FAST_DEVICE T catch_up(int64_t place, const T* picked, int64_t picks) const {
-    T score = scores[place];
-    if (!(score >= options.min_score)) {
-      return T(kNmsDropped);
+  TAL_FAST_DEVICE Pick pick_at(const Problem& of, int i) const {
+    return picked(of.kept_segments[2 * i], of.kept_segments[2 * i + 1]);
+  }
+
+  // The best one that has not joined; none if nobody more may.
+  TAL_FAST_DEVICE Candidate candidate_at(const Problem& of, int frontier) const {
+    if (frontier < of.count) {
+      const T score = of.scores[frontier];
+      if (score >= options.min_score) {
+        return {score, frontier};
+      }
     }
-    const T s = segments[2 * place];
-    const T e = segments[2 * place + 1];
-    for (int64_t i = 0; i < picks && score != T(kNmsDropped); ++i) {
-      score = after(score, picked[2 * i], picked[2 * i + 1], s, e);
+    return no_candidate<T>();
+  }
+
+  // Lets a place join, its score lowered by all picks so far, in their order.
+  template <typename Candidates>
+  TAL_FAST_DEVICE void join(const Problem& of, const Candidates& candidates, int place, int picks,
+                            Candidate& own) const {
+    if (place >= of.count) {
+      return;
     }
-    return score;
+    const T s = of.segments[2 * int64_t{place}];
+    const T e = of.segments[2 * int64_t{place} + 1];
+    T score = of.scores[place];
+    score = score >= options.min_score ? score : T(kNmsDropped);
+    for (int base = 0; base < picks && score >= T(0); base += kWarp) {
+      unsigned noted = 0;  // as in lower()
+      unsigned bit = 1;
+      for (int i = base; i < picks && bit != 0; ++i, bit <<= 1) {  // hot: earlier pick
+        noted |= overlaps(pick_at(of, i), s, e) ? bit : 0;
+      }
+      for (; noted != 0 && score >= T(0); noted &= noted - 1) {  // hot: late decay
+        score = after(score, pick_at(of, base + __ffs(static_cast<int>(noted)) - 1), s, e);
+      }
+    }
+    candidates.join(place, score, s, e);
+    const Candidate joined = {score, place};
+    own = score != T(kNmsDropped) && precedes(joined, own, of.rows) ? joined : own;
+  }
+
+  // Lowers the scores of the places from `first` on, `step` apart, and returns their best. Those
+  // that a pick overlaps are few: they are noted down first, so that the lanes of a warp compute
+  // the decays of different places at once.
+  template <typename Candidates>
+  TAL_FAST_DEVICE Candidate lower(const Problem& of, const Candidates& candidates, const Pick& pick,
+                                  int first, int end, int step) const {
+    Candidate own = no_candidate<T>();
+    for (int base = first; base < end; base += kWarp * step) {
+      unsigned noted = 0;
+      unsigned bit = 1;
+      for (int place = base; place < end && bit != 0; place += step, bit <<= 1) {  // hot: candidate
+        const Candidate candidate = {candidates.get(place), place};
+        const bool lowered = candidate.score >= T(0) &&
+                             overlaps(pick, candidates.get_start(place), candidates.get_end(place));
+        noted |= lowered ? bit : 0;
+        own = !lowered && candidate.score >= T(0) && precedes(candidate, own, of.rows) ? candidate
+                                                                                       : own;
+      }
+      while (noted != 0) {  // hot: decay
+        const int place = base + (__ffs(static_cast<int>(noted)) - 1) * step;
+        noted &= noted - 1;
+        const T score = after(candidates.get(place), pick, candidates.get_start(place),
+                              candidates.get_end(place));
+        candidates.set(place, score);
+        const Candidate candidate = {score, place};
+        own = score >= T(0) && precedes(candidate, own, of.rows) ? candidate : own;
+      }
+    }
+    return own;
   }
 };
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <optional>
 
 #include "cuda/launch.h"
 #include "cuda/row_order.cuh"
@@ -50,27 +52,119 @@ Tensor sort_in_one_block(const DeviceScope& scope, const int64_t* first, const i
   return order;
 }
 
-// Rows by rising `first`, `second` and `key`, equal ones by rising row. N > 0.
-inline Tensor sort_rows(const DeviceScope& scope,
-                        const int64_t* first,   // [N] or null
-                        const int64_t* second,  // [N] or null
-                        const Tensor& key) {    // [N] int32 or int64
+// What rows are grouped by before they are sorted.
+struct RowGroups {
+  const int64_t* first = nullptr;   // [N] or null: in rising order
+  int64_t first_below = 0;          // those not in [0, first_below) count as its last; 0: any
+  const int64_t* second = nullptr;  // [N] or null: equal ones together, in whatever order
+
+  bool one_list() const { return first == nullptr && second == nullptr; }
+};
+
+// The steps of sort_rows for more rows than a block has room for: torch's sort takes one pass per
+// byte of its numbers, whatever they are, so as much as fits into 63 bits is sorted at once.
+template <typename Key>
+class LargeSort {
+ public:
+  LargeSort(const DeviceScope& scope, const RowGroups& groups, const Tensor& key)
+      : scope_(scope), groups_(groups), key_(key), n_(key.size(0)) {
+    // At most half of the table is taken.
+    second_log2_ = groups.second != nullptr ? bits_below(2 * n_) : 0;
+  }
+
+  Tensor order() {
+    constexpr int kKeyBits = 8 * static_cast<int>(sizeof(Key));
+    const bool bounded = groups_.first == nullptr || groups_.first_below > 0;
+    const int first_bits = groups_.first != nullptr ? bits_below(groups_.first_below) : 0;
+    bool first = groups_.first != nullptr;  // what is still to be sorted by
+    bool second = groups_.second != nullptr;
+    const int room = kBits - kKeyBits - second_log2_;
+    if (((first && bounded) || second) && room >= (bounded ? first_bits : 0)) {
+      sort_by(first && bounded, second, true);
+      first = first && !bounded;
+      second = false;
+    } else if (second && room >= 0) {
+      sort_by(false, true, true);
+      second = false;
+    } else {
+      order_ = stable_argsort(key_);
+    }
+    if (second) {
+      const bool both = first && bounded && first_bits + second_log2_ <= kBits;
+      sort_by(both, true, false);
+      first = first && !both;
+    }
+    if (first && bounded) {
+      sort_by(true, false, false);
+    } else if (first) {
+      then_by(gather_numbers(scope_, groups_.first, *order_));
+    }
+    return *order_;
+  }
+
+ private:
+  static constexpr int kBits = 63;  // torch sorts signed numbers
+
+  static int bits_below(int64_t number) {
+    return std::bit_width(static_cast<uint64_t>(std::max<int64_t>(number, 1) - 1));
+  }
+
+  void then_by(const Tensor& numbers) {
+    const Tensor next = stable_argsort(numbers);
+    order_ = order_.has_value() ? gather_numbers(scope_, const_data<int64_t>(*order_), next) : next;
+  }
+
+  void sort_by(bool first, bool second, bool key) {
+    using Kernel = FoldKeys<Key>;
+    const Tensor out = allocate(key_, {n_}, ScalarType::Long);
+    const Tensor table =
+        torch::stable::new_zeros(key_, {second ? int64_t{1} << second_log2_ : 0}, ScalarType::Int);
+    launch(scope_, dim3(static_cast<unsigned>(ceil_div(n_, Kernel::kThreads))), Kernel::kThreads, 0,
+           Kernel{first ? groups_.first : nullptr, groups_.first_below - 1,
+                  second ? groups_.second : nullptr, second_log2_, mutable_data<int32_t>(table),
+                  key ? const_data<Key>(key_) : nullptr,
+                  order_.has_value() ? const_data<int64_t>(*order_) : nullptr, n_,
+                  mutable_data<int64_t>(out)});
+    then_by(out);
+  }
+
+  const DeviceScope& scope_;
+  const RowGroups& groups_;
+  const Tensor& key_;
+  int64_t n_;
+  int second_log2_;
+  std::optional<Tensor> order_;  // so far
+};
+
+inline Tensor sort_list(const DeviceScope& scope, const Tensor& key, int threads) {
+  const int64_t n = key.size(0);
+  const Tensor order = allocate(key, {n}, ScalarType::Long);
+  launch(scope, dim3(1), threads, SortList::shared_bytes(threads),
+         SortList{const_data<int32_t>(key), static_cast<int>(n), mutable_data<int64_t>(order)});
+  return order;
+}
+
+// Rows by `groups` and rising `key`, equal ones by rising row. N > 0.
+inline Tensor sort_rows(const DeviceScope& scope, const RowGroups& groups,
+                        const Tensor& key) {  // [N] int32 or int64
   const int64_t n = key.size(0);
   const bool narrow = key.scalar_type() == ScalarType::Int;
-  if (n <= SortRows<int64_t>::kMostRows &&
-      SortRows<int64_t>::shared_bytes(n, 2 * n, first != nullptr, second != nullptr) <=
-          scope.limits().shared_per_block) {
-    return narrow ? sort_in_one_block<int32_t>(scope, first, second, key)
-                  : sort_in_one_block<int64_t>(scope, first, second, key);
-  }
-  Tensor order = stable_argsort(key);
-  for (const int64_t* numbers : {second, first}) {
-    if (numbers != nullptr) {
-      const Tensor next = stable_argsort(gather_numbers(scope, numbers, order));
-      order = gather_numbers(scope, const_data<int64_t>(order), next);
+  const size_t room = scope.limits().shared_per_block;
+  if (groups.one_list() && narrow && n <= SortList::kMostRows) {
+    const auto threads = static_cast<int>(std::max<int64_t>(
+        kWarp, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n))) / SortList::kEach));
+    if (SortList::shared_bytes(threads) <= room) {
+      return sort_list(scope, key, threads);
     }
   }
-  return order;
+  if (n <= SortRows<int64_t>::kMostRows &&
+      SortRows<int64_t>::shared_bytes(n, 2 * n, groups.first != nullptr,
+                                      groups.second != nullptr) <= room) {
+    return narrow ? sort_in_one_block<int32_t>(scope, groups.first, groups.second, key)
+                  : sort_in_one_block<int64_t>(scope, groups.first, groups.second, key);
+  }
+  return narrow ? LargeSort<int32_t>(scope, groups, key).order()
+                : LargeSort<int64_t>(scope, groups, key).order();
 }
 
 }  // namespace tal_fast

@@ -48,7 +48,8 @@ void cast_votes(const DeviceScope& scope, const VotingCall<T>& call, const Votin
     launch(scope, blocks(n, Keys::kThreads), Keys::kThreads, 0,
            Keys{call.segments, call.problems, n, mutable_data<int64_t>(groups),
                 mutable_data<Key>(keys)});
-    order = sort_rows(scope, const_data<int64_t>(groups), nullptr, keys);
+    // Who has no vote is of the group behind the last problem.
+    order = sort_rows(scope, {const_data<int64_t>(groups), most_problems + 1}, keys);
     using Arrange = ArrangeVoters<T>;
     launch(scope, blocks(n, Arrange::kThreads), Arrange::kThreads, 0,
            Arrange{call.segments, call.scores, const_data<int64_t>(order), n, voters});

@@ -156,6 +156,19 @@ inline int __all_sync(unsigned mask, int predicate,
                       std::source_location site = std::source_location::current()) {
   return __ballot_sync(mask, predicate == 0, site) == 0;
 }
+inline int __reduce_max_sync(unsigned mask, int value,
+                             std::source_location site = std::source_location::current()) {
+  using namespace tal_fast::emulator;
+  const std::byte* all = exchange(mask, &value, sizeof(value), "__reduce_max_sync", site);
+  for (unsigned l = 0; l < 32; ++l) {
+    int other = value;
+    if ((mask >> l & 1u) != 0) {
+      std::memcpy(&other, all + l * kLaneBytes, sizeof(other));
+    }
+    value = other > value ? other : value;
+  }
+  return value;
+}
 // Lanes of `mask` that hold the same 32 or 64 bits.
 unsigned __match_any_sync(unsigned mask, unsigned value,
                           std::source_location site = std::source_location::current());

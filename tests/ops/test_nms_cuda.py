@@ -169,13 +169,37 @@ def test_soft_in_every_type(same_bits, method, dtype):
         same_bits(lambda: ops.soft_nms(segments, scores, method, sigma, min_score=0.0))  # noqa: B023
 
 
-def test_candidates_join_late(same_bits, launches):
+# Candidates in the shared memory of a block, and, with less of it, in global memory.
+@pytest.mark.parametrize("shared", [227 * 1024, 20_000])
+def test_candidates_join_late(same_bits, launches, shared):
     # Several hundred picks before the last ones may be the highest, which then catch up with all.
     segments, scores = spread(1500, clustered=True, span=60.0)
-    for limit in (1, 100, 400):
-        same_bits(lambda: ops.soft_nms(segments, scores, max_segments=limit))  # noqa: B023
+    with emulator.shared_memory(shared):
+        for limit in (1, 100, 400):
+            same_bits(lambda: ops.soft_nms(segments, scores, max_segments=limit))  # noqa: B023
     used = launches()
     assert not used or used.count("nms soft, a team per problem") == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shared", [227 * 1024, 20_000])
+def test_soft_problems_of_every_place(same_bits, shared, dtype):
+    # A warp has 256 candidates in shared memory, with less of it 160 or 96; a block eight or nine
+    # times as many; a problem of more has them in global memory.
+    sizes = (1, 32, 33, 90, 96, 97, 160, 161, 250, 256, 257, 770, 2310)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    segments, scores = (x.to(dtype) for x in spread(len(labels), clustered=True, span=400.0))
+    ties = (scores * 40).round() / 40
+    with emulator.shared_memory(shared):
+        for ranks in (scores, ties):
+            same_bits(
+                lambda: ops.batched_nms(
+                    *(segments, ranks, labels),  # noqa: B023
+                    method="gaussian",
+                    min_score=0.0,
+                    max_per_class=60,
+                )
+            )
 
 
 # ---- batched -------------------------------------------------------------------------------------
@@ -211,10 +235,67 @@ def test_what_does_not_fit_into_a_block_is_sorted_by_torch(same_bits, launches, 
         used = launches()
         if used:
             assert used.count("row order, one block") == in_one_block
-            assert ("row order, gather" in used) == (in_one_block == 0)
+            assert ("row order, fold" in used) == (in_one_block == 0)
     large = spread(4200, clustered=True)
     same_bits(lambda: ops.batched_nms(*large, groups(4200, 30), groups(4200, 9), **options))
     assert "row order, one block" not in launches()
+
+
+def test_one_sort_where_groups_and_score_fit_into_a_number(same_bits, launches):
+    n = 1200
+    segments, scores = make(n, ties=True)
+    labels, videos = groups(n, 9), groups(n, 4, seed=2)
+
+    def sorts(dtype: torch.dtype, of: Tensor | None, num_videos: int | None) -> int:
+        inputs = segments.to(dtype), scores.to(dtype), labels, of
+        with emulator.shared_memory(20_000):  # too little for one block
+            if num_videos is None:
+                same_bits(lambda: ops.batched_nms(*inputs, max_segments=50))
+            else:
+                padded = {"num_videos": num_videos, "max_segments": 2, "method": "hard"}
+                same_bits(lambda: ops.batched_nms_padded(*inputs, **padded))
+        return launches().count("row order, fold")
+
+    # That of the ranks and that of what is kept.
+    assert sorts(torch.float32, videos, 4) in (0, 2)  # a GPU does not say
+    assert sorts(torch.float32, None, None) in (0, 2)
+    # Videos may be any numbers, or too many for 63 bits: a sort of their own.
+    assert sorts(torch.float32, videos, None) in (0, 2)
+    assert sorts(torch.float32, videos, 2**19 + 1) in (0, 3)
+    # A score of 64 bits is sorted by alone.
+    assert sorts(torch.float64, videos, 4) in (0, 2)
+    assert sorts(torch.float64, videos, None) in (0, 2)
+
+
+@pytest.mark.parametrize("kinds", ["ends", "distinct", "same hash"])
+def test_labels_may_be_any_numbers(same_bits, kinds):
+    n = 1200
+    segments, scores = make(n, ties=True)
+    numbers = {
+        "ends": torch.tensor([-(2**63), -1, 0, 2**63 - 1])[groups(n, 4)],
+        "distinct": torch.arange(n) * 2**50 - 2**60,
+        # The product with the hash's factor is small, so all begin at one place of the table.
+        "same hash": groups(n, 300) * (pow(0x9E3779B97F4A7C15, -1, 2**64) - 2**64),
+    }[kinds]
+    videos = torch.tensor([2**63 - 1, -5, -(2**63)])[groups(n, 3, seed=3)]
+    with emulator.shared_memory(20_000):
+        for of in (None, videos):
+            same_bits(lambda: ops.batched_nms(segments, scores, numbers, of, max_segments=99))  # noqa: B023
+            same_bits(
+                lambda: ops.batched_nms(
+                    *(segments, scores, numbers, of),  # noqa: B023
+                    method="linear",
+                    voting_threshold=0.5,
+                )
+            )
+
+
+def test_one_list_is_sorted_by_one_number(same_bits, launches):
+    for n in (1, 2, 3, 64, 127, 128, 129, 511, 513, 2000, 4096):
+        segments, _ = spread(n, clustered=False, span=1e5)
+        scores = torch.tensor([0.5, -1.0, math.inf, 0.0, -0.0])[groups(n, 5)]
+        same_bits(lambda: ops.nms(segments, scores, 0.9))  # noqa: B023
+        assert launches()[1:2] in ([], ["row order, one list"])
 
 
 def test_more_problems_than_blocks(same_bits):
