@@ -24,9 +24,12 @@ INSTANCES = 15  # of a video, as THUMOS14 has them
 DETECTIONS = 200
 CHANNELS = 32  # of the made features; theirs have 2048
 STRIDE, FRAMES, FPS = 4, 16, 25.0
+WIDTH = 64  # of the made models; theirs have 512
+SIGNAL = 0.9  # the most that an instance shifts its rows, in standard deviations of the noise
+TRAINING_VIDEOS = 100
 
 
-def database(videos: int, seed: int = 0) -> dict[str, Any]:
+def database(videos: int, seed: int = 0, subset: str = "Test") -> dict[str, Any]:
     """Annotations in the form that the three read."""
     rng = np.random.default_rng(seed)
     found = {}
@@ -35,8 +38,8 @@ def database(videos: int, seed: int = 0) -> dict[str, Any]:
         label = rng.choice(CLASSES, 2)
         start = np.sort(rng.uniform(0, duration - 12, INSTANCES))
         length = np.minimum(np.exp(rng.normal(1.2, 0.7, INSTANCES)), 11.0)
-        found[f"video_test_{i:07d}"] = {
-            "subset": "Test",
+        found[f"video_{subset.lower()}_{i:07d}"] = {
+            "subset": subset,
             "duration": duration,
             "fps": FPS,
             "annotations": [
@@ -50,7 +53,7 @@ def database(videos: int, seed: int = 0) -> dict[str, Any]:
         }
     # Every class has an instance, and its number.
     for c in range(CLASSES):
-        first = found[f"video_test_{c % videos:07d}"]["annotations"]
+        first = found[f"video_{subset.lower()}_{c % videos:07d}"]["annotations"]
         first.append({"segment": [1.0, 4.0 + c / 10], "label": f"class{c}", "label_id": c})
     return found
 
@@ -102,43 +105,77 @@ def evaluation(peer: Path, folder: Path, videos: int) -> dict[str, Any]:
     return {"seconds": seconds, "figures": figures.tolist(), "classes": evaluator.ap.tolist()}
 
 
+def features(video: dict[str, Any], rng: np.random.Generator) -> Any:
+    """Noise in which rows of an instance are shifted towards its class: float32 [T, C].
+
+    How far is drawn per instance, so that some are found with ease and others hardly.
+    """
+    rows = int(video["duration"] * FPS - FRAMES) // STRIDE + 1
+    found = rng.normal(size=(rows, CHANNELS))
+    classes = np.random.default_rng(7).normal(size=(CLASSES, CHANNELS))
+    center = (np.arange(rows) * STRIDE + FRAMES / 2) / FPS
+    for annotation in video["annotations"]:
+        start, end = annotation["segment"]
+        within = (center >= start) & (center < end)
+        found[within] += rng.uniform(0.1, SIGNAL) * classes[annotation["label_id"]]
+    return found.astype(np.float32)
+
+
 def prepare(peer: Path, folder: Path, videos: int) -> dict[str, Any]:
-    """Features, annotations, a configuration and a checkpoint of random weights for ``eval.py``."""
-    import torch
+    """Features, annotations, and configurations for ``train.py`` and ``eval.py``.
+
+    Training has videos of its own, and crops of a quarter of the length with a short schedule.
+    """
     import yaml
 
-    sys.path.insert(0, str(peer))
-    core = importlib.import_module("libs.core")
-    modeling = importlib.import_module("libs.modeling")
     files = [f for f in (peer / "configs").glob("*.yaml") if f.name.endswith("_thumos_i3d.yaml")]
     config_file = min(files or [peer / "configs/thumos_i3d.yaml"], key=lambda file: len(file.name))
     config = yaml.safe_load(config_file.read_text())
-    truth = database(videos)
+    tested, trained = database(videos), database(TRAINING_VIDEOS, 1, "Validation")
+    truth = {**tested, **trained}
     (folder / "features").mkdir(exist_ok=True)
     rng = np.random.default_rng(2)
     for name, video in truth.items():
-        rows = int(video["duration"] * FPS - FRAMES) // STRIDE + 1
-        features = rng.normal(size=(rows, CHANNELS)).astype(np.float32)
-        np.save(folder / "features" / f"{name}.npy", features)
+        np.save(folder / "features" / f"{name}.npy", features(video, rng))
     (folder / "annotations.json").write_text(json.dumps({"database": truth}))
+    # TemporalMaxer's train.py evaluates every epoch: on as few videos as have every class.
+    first = {name: tested[name] for name in [*tested][:CLASSES]}
+    (folder / "training.json").write_text(json.dumps({"database": {**first, **trained}}))
     config["dataset"].update(
         json_file=str(folder / "annotations.json"),
         feat_folder=str(folder / "features"),
         input_dim=CHANNELS,
     )
-    config["model"].update(embd_dim=64, fpn_dim=64, head_dim=64)
+    config["model"].update(embd_dim=WIDTH, fpn_dim=WIDTH, head_dim=WIDTH)
     if "sgp_mlp_dim" in config["model"]:
-        config["model"]["sgp_mlp_dim"] = 96
+        config["model"]["sgp_mlp_dim"] = WIDTH * 3 // 2
     config["test_cfg"]["max_seg_num"] = DETECTIONS
     config["loader"]["num_workers"] = 1  # they keep their workers, so 0 is none
+    config["output_folder"] = str(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    torch.manual_seed(0)
-    whole = core.load_config(str(folder / "config.yaml"))
-    model = modeling.make_meta_arch(whole["model_name"], **whole["model"])
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    config["dataset"].update(
+        json_file=str(folder / "training.json"), max_seq_len=config["dataset"]["max_seq_len"] // 4
+    )
+    config["loader"]["batch_size"] = 4
+    config["opt"].update(learning_rate=1e-3, warmup_epochs=2, epochs=10)
+    (folder / "training.yaml").write_text(yaml.safe_dump(config))
+    return {name: str(folder / f"{name}.yaml") for name in ("config", "training")}
+
+
+def last_weights(peer: Path, folder: Path, number: int) -> dict[str, Any]:
+    """Takes the trained weights, not their average, from the last checkpoint of ``train.py``.
+
+    ``eval.py`` reads averages. After a few hundred steps a third of theirs is still the start.
+    """
+    import torch
+
+    found = torch.load(
+        max((folder / "training_made").glob("*.pth.tar")), map_location="cpu", weights_only=False
+    )
     (folder / "checkpoint").mkdir(exist_ok=True)
-    torch.save({"state_dict_ema": state, "epoch": 1}, folder / "checkpoint/epoch_001.pth.tar")
-    return {"config": str(folder / "config.yaml"), "checkpoint": str(folder / "checkpoint")}
+    kept = {"state_dict_ema": found["state_dict"], "epoch": found["epoch"]}
+    torch.save(kept, folder / "checkpoint/epoch_001.pth.tar")
+    return {"checkpoint": str(folder / "checkpoint"), "epoch": found["epoch"]}
 
 
 def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
@@ -212,15 +249,22 @@ def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
     return {"seconds": seconds, "first_losses": [losses[which][0] for which in ("stock", "ours")]}
 
 
+WORKLOADS = {
+    "evaluation": evaluation,
+    "prepare": prepare,
+    "last_weights": last_weights,
+    "attention": attention,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("workload", choices=["evaluation", "prepare", "attention"])
+    parser.add_argument("workload", choices=list(WORKLOADS))
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--number", type=int, required=True)
     given = parser.parse_args()
-    run = {"evaluation": evaluation, "prepare": prepare, "attention": attention}[given.workload]
-    print(json.dumps(run(given.peer, given.folder, given.number)))
+    print(json.dumps(WORKLOADS[given.workload](given.peer, given.folder, given.number)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tal_fast.compat.examine import Examiner
 from tal_fast.compat.hook import Finder
 from tal_fast.compat.mends import LIBRARIES
 from tal_fast.compat.options import MODULES, Options
+from tal_fast.compat.random_numbers import KERNEL, replace_bernoulli
 from tal_fast.compat.reporting import Report
 from tal_fast.errors import ConfigError
 
@@ -73,6 +74,9 @@ class Installation:
         for library, (name, mend) in LIBRARIES.items():
             if self.options.mends(name):
                 steps.setdefault(library, []).append(functools.partial(self._mended, mend))
+        if self.options.wants(KERNEL, "torch") and self.options.verify:
+            replace = functools.partial(self._mended, replace_bernoulli)
+            steps.setdefault("torch", []).append(replace)
         children = functools.partial(install_in_children, options=self.options)
         steps.setdefault("multiprocessing.spawn", []).append(children)
         return {name: functools.partial(self._act, own) for name, own in steps.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from tal_fast.errors import ConfigError, nearest
 
-__all__ = ["FUNCTIONS", "MENDS", "MODULES", "NMS", "POOLS", "Options"]
+__all__ = ["FUNCTIONS", "KERNELS", "MENDS", "MODULES", "NMS", "POOLS", "Options"]
 
 #: Modules that other codebases compile.
 MODULES = (
@@ -34,6 +34,9 @@ FUNCTIONS = (
     "multi_scale_deformable_attn_pytorch",
     "temporal_nms",
 )
+
+#: Kernels of torch that are replaced on the CPU.
+KERNELS = ("bernoulli_",)
 
 MENDS = ("numpy", "opentad", "pandas", "torch.load")
 POOLS = "pools"
@@ -101,9 +104,10 @@ def _names(argument: str, given: Iterable[str]) -> frozenset[str]:
         given = given.split(",")
     names = frozenset(name.strip() for name in given if name.strip())
     # A mend or pool cannot be the only thing: it serves what is replaced.
-    known = (*MODULES, *FUNCTIONS) if argument == "only" else (*MODULES, *FUNCTIONS, *MENDS, POOLS)
+    ours = (*MODULES, *FUNCTIONS, *KERNELS)
+    known = ours if argument == "only" else (*ours, *MENDS, POOLS)
     for name in sorted(names):
-        if name not in known and name.rpartition(".")[2] not in (*MODULES, *FUNCTIONS):
+        if name not in known and name.rpartition(".")[2] not in ours:
             raise ConfigError(
                 f"tal_fast.compat: expected {argument} to name one of {', '.join(sorted(known))}, "
                 f"alone or behind its module, got {name!r}{nearest(name, known)}"

@@ -31,8 +31,9 @@ _EMULATED = "tal_fast_emulated::"
 
 
 # Parts of a computation that goes another way on a GPU (tal_fast/ops/conv_tiles.py), and what has
-# the bits of the C library (tal_fast/ops/soft_nms_literal.py).
-CPU_ONLY = frozenset({"rows_to_tiles", "soft_nms_literal", "tiles_to_rows"})
+# the bits of the C library (tal_fast/ops/soft_nms_literal.py) or of torch's CPU generator
+# (tal_fast/ops/mt19937_bernoulli.py).
+CPU_ONLY = frozenset({"mt19937_bernoulli_", "rows_to_tiles", "soft_nms_literal", "tiles_to_rows"})
 
 
 def op_names() -> list[str]:
