@@ -260,7 +260,7 @@ def measure(case: Case, folder: Path, steps: int) -> dict[str, Any]:
 def table_of(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown; times and megabytes are per step."""
     lines = [
-        "| features | cores | code | wall | waits for data | CPU | of it workers | read | needed "
+        "| features | cores | code | wall | waits for data | CPU | workers' share | read | needed "
         "| peak memory |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

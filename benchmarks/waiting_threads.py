@@ -68,7 +68,7 @@ def run(preset: str, setting: str, count: int) -> dict[str, float]:
 def table_of(rows: list[dict[str, Any]]) -> str:
     """Returns the medians of the rounds as a table in Markdown, walls also over those of torch."""
     lines = [
-        "| preset | cores | threads wait | wall | of torch's own | CPU |",
+        "| preset | cores | how threads wait | wall | relative to torch's default | CPU |",
         "|---|---|---|---|---|---|",
     ]
     kinds: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}

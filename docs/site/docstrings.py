@@ -27,6 +27,12 @@ def reference(match: re.Match[str], owner: Any) -> str:
     return f'<autoref identifier="{target}" optional><code>{said}</code></autoref>'
 
 
+def formula(tag: str, latex: str) -> str:
+    """Returns a formula that scrolls by itself where it is too wide."""
+    shown = convert(" ".join(latex.split()), "block" if tag == "div" else "inline")
+    return f'<{tag} class="formula">{shown}</{tag}>'
+
+
 def literal(match: re.Match[str]) -> str:
     """Returns an indented block behind ``::`` as a fenced one."""
     lines = match[2].strip("\n").splitlines()
@@ -44,10 +50,10 @@ def markdown(text: str, owner: Any) -> str:
         text: the docstring, without its indentation.
         owner: whose it is, in whose scope names are looked up.
     """
-    text = _BLOCK_MATH.sub(lambda m: f"\n{convert(' '.join(m[1].split()), 'block')}\n\n", text)
+    text = _BLOCK_MATH.sub(lambda m: f"\n{formula('div', m[1])}\n\n", text)
     text = _LITERAL.sub(literal, text) if "```" not in text else text
     # In a span: at the start of a line Markdown would take the formula for a block.
-    text = _INLINE_MATH.sub(lambda m: f"<span>{convert(' '.join(m[1].split()))}</span>", text)
+    text = _INLINE_MATH.sub(lambda m: formula("span", m[1]), text)
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)  # as the parser knows it
     text = _PROMPTS.sub(lambda m: f"```pycon\n{m[0]}\n```\n", text)
     return _ROLE.sub(lambda m: reference(m, owner), text)

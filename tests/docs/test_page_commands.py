@@ -24,9 +24,8 @@ LEFT_OUT = "..."  # of a command that the page has in full elsewhere
 
 ROOT_COMMAND: Any = typer.main.get_command(app)
 # typer brings its own click or uses the installed one, by its version.
-CLICK = importlib.import_module(
-    type(ROOT_COMMAND).__mro__[1].__module__.removesuffix(".core") + ".exceptions"
-)
+_CORE = next(base for base in type(ROOT_COMMAND).__mro__ if base.__name__ == "Command").__module__
+CLICK = importlib.import_module(_CORE.removesuffix(".core") + ".exceptions")
 
 
 def understood(arguments: list[str]) -> None:

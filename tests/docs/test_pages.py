@@ -15,8 +15,14 @@ import yaml
 import tal_fast
 
 ROOT = pages.ROOT
-# Pages whose Python runs in a test of their own, which knows what it needs.
-ELSEWHERE = {"docs/curves-from-anywhere.md", "docs/own-data.md", "docs/python.md"}
+# Pages whose Python runs in a test of their own, which knows what it needs; that of development.md
+# is a part of a test.
+ELSEWHERE = {
+    "docs/curves-from-anywhere.md",
+    "docs/development.md",
+    "docs/own-data.md",
+    "docs/python.md",
+}
 RUN_HERE = [p for p in pages.PAGES if pages.blocks(p, "python") and p not in ELSEWHERE]
 
 
