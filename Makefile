@@ -77,14 +77,15 @@ test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the
 	$(PYTEST)
 
 # The op tests once more for each instruction set of this machine but the best, which `test` itself
-# runs; without those of the CUDA kernels, which have none, and those that compare instruction sets.
+# runs; without those of the CUDA kernels, which have none, and without what no CPU kernel decides.
+ISA_FREE := arguments cuda cuda_emulator derivatives docstrings instruction_sets registration
 test-ops-isa: build
 	@status=0; \
 	for isa in $$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])"); do \
 	  echo "op tests with TAL_FAST_ISA=$$isa"; \
 	  TAL_FAST_ISA=$$isa $(PYTEST) -p no:cacheprovider -m "not slow and not compile" \
 	    -k "not emulated and not opcheck and not errors" \
-	    --ignore=tests/ops/test_instruction_sets.py tests/ops || status=1; \
+	    $(ISA_FREE:%=--ignore=tests/ops/test_%.py) tests/ops || status=1; \
 	done; exit $$status
 
 test-native: $(STAMP)  ## Reader, evaluator and _C in Python under sanitizers; one definition per name
