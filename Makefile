@@ -77,8 +77,8 @@ build: $(STAMP)
 
 dev: build  ## Set up .venv with everything and build the native library in place
 
-# In processes of pytest-xdist; those tests that share an expensive fixture, in one (xdist_group).
-PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+# In processes of pytest-xdist; the tests of a file in one, for what they share.
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 # Of large grids of cases all but test-all run a sample (tests/case_samples.py), with this seed.
 test check: export TAL_FAST_TEST_SAMPLE ?= 1
 # For check: the commit to compare with; where the branch left origin/main or main by default.
@@ -98,15 +98,16 @@ test-all: lint build test-native cuda-kernels test-ops-isa  ## As test, with the
 	$(PYTEST)
 
 # The op tests once more for each instruction set of this machine but the best, which `test` itself
-# runs; without those of the CUDA kernels, which have none, and those that compare instruction sets.
+# runs; without those of the CUDA kernels, which have none, and without what no CPU kernel decides.
+ISA_FREE := arguments cuda cuda_emulator derivatives docstrings instruction_sets registration
 test-ops-isa: build
-	@status=0; \
-	for isa in $$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])"); do \
-	  echo "op tests with TAL_FAST_ISA=$$isa"; \
-	  TAL_FAST_ISA=$$isa $(PYTEST) -p no:cacheprovider -m "not slow and not compile" \
-	    -k "not emulated and not opcheck and not errors" \
-	    --ignore=tests/ops/test_instruction_sets.py tests/ops || status=1; \
-	done; exit $$status
+	@isas="$$($(BIN)/python -c "import tal_fast.info as i; print(*i.instruction_sets()[:-1])")"; \
+	if [ -z "$$isas" ]; then exit; fi; \
+	echo "op tests with TAL_FAST_ISA of $$isas: gw0 and so on"; \
+	$(BIN)/python -m pytest -q --dist each $$(printf -- "--tx popen//env:TAL_FAST_ISA=%s " $$isas) \
+	  -p no:cacheprovider -m "not slow and not compile" \
+	  -k "not emulated and not opcheck and not errors" \
+	  $(ISA_FREE:%=--ignore=tests/ops/test_%.py) tests/ops
 
 test-native: $(STAMP)  ## Reader, evaluator and _C in Python under sanitizers; one definition per name
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \

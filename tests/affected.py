@@ -6,7 +6,7 @@ the commit where this branch left ``origin/main`` or ``main``, what is not commi
 
 - A changed module of the library stands for the tests that import it or name it in full, for those
   called like it (``test_nms*.py`` of ``nms.py``), and for those called like a module that imports
-  it. Where that is nothing, for the tests of its folder.
+  it. Where that is nothing, for the tests of its folder, or called like that.
 - A name from a package leads to the module that defines it, not to all that the package imports.
 - A changed source in ``csrc`` stands for the ops, readers and evaluators whose sources include it.
 - A changed test stands for itself, a helper for the tests that import it, a ``conftest.py`` for its
@@ -199,6 +199,7 @@ class Selection:
         self.tests |= found
         if not found and len(path.parts) > 2:
             self._add_folder(PurePosixPath("tests", path.parts[1]))
+            self.tests.update(project.called_like(path.parts[1]))
 
     def _add_native(self, path: PurePosixPath) -> None:
         """Follows the includes up to sources, and from a source to the Python of the same stem."""
@@ -211,6 +212,9 @@ class Selection:
             for p in sources
         }
         reached, queue = {path}, [path]
+        header = path.with_suffix(".h")
+        if self._op_of(path) is None and header in includes:  # what it defines is for others
+            queue.append(header)
         while queue:
             name = queue.pop().relative_to("csrc").as_posix()
             new = {source for source, wanted in includes.items() if name in wanted} - reached
@@ -227,12 +231,17 @@ class Selection:
             for user in project.importers[PurePosixPath("tal_fast/_C.pyi")]:
                 if user.parts[0] == "tal_fast" and (part != "reader" or "data" in user.parts):
                     self._add_module(user)
-        else:
-            stem = source.stem
-            while stem and f"tal_fast.ops.{stem}" not in project.modules:
-                stem = stem.rpartition("_")[0]  # deform_attn_backward, nms_hard
-            if stem:
-                self._add_module(project.modules[f"tal_fast.ops.{stem}"])
+        elif (op := self._op_of(source)) is not None:
+            self._add_module(op)
+
+    def _op_of(self, source: PurePosixPath) -> PurePosixPath | None:
+        """The Python module of an op that a source is part of, by the beginning of its name."""
+        stem = source.stem
+        while stem:
+            if f"tal_fast.ops.{stem}" in self._project.modules:
+                return self._project.modules[f"tal_fast.ops.{stem}"]
+            stem = stem.rpartition("_")[0]  # deform_attn_backward, nms_hard
+        return None
 
 
 def select(root: Path, changed: Iterable[str]) -> list[str]:

@@ -5,7 +5,7 @@ A test with three parameters or more, the device among them, has a case for ever
 their values; some have hundreds. ``make test`` runs a sample in which every pair of values of two
 parameters occurs, and with it every value: what fails for a data type, a shape or a layout, or for
 two of them together, fails in the sample. Tests with one or two parameters run whole. The seed,
-``TAL_FAST_TEST_SAMPLE``, is printed above the tests; with ``TAL_FAST_ISA`` it decides which cases
+``TAL_FAST_TEST_SAMPLE``, is printed below the tests; with ``TAL_FAST_ISA`` it decides which cases
 show the pairs. Without a seed, as in ``make test-all``, every case runs.
 """
 
@@ -28,8 +28,8 @@ def seed() -> str | None:
     return os.environ.get(VARIABLE) or None
 
 
-def header() -> str:
-    """A line for the top of pytest's output."""
+def summary() -> str:
+    """A line for the end of pytest's output."""
     if seed() is None:
         return "grids of cases: whole"
     return f"grids of cases: a sample of all pairs, {VARIABLE}={seed()}; without it every case"

@@ -33,10 +33,12 @@ def pytest_report_header() -> list[str]:
     from tal_fast import info
 
     facts = info.collect()
-    return [
-        f"tal_fast: torch {facts['torch']}, isa {facts['isa']['used']}",
-        case_samples.header(),
-    ]
+    return [f"tal_fast: torch {facts['torch']}, isa {facts['isa']['used']}"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Not in the header, which -q leaves out.
+    terminalreporter.write_line(case_samples.summary())
 
 
 class _Samples:

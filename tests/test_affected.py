@@ -31,8 +31,12 @@ FILES = {
     "tal_fast/models/page.css": "",
     "tal_fast/data/reading.py": "from tal_fast._C import read",
     "tal_fast/data/lonely.py": "",
+    "tal_fast/cli/lonely.py": "",
+    "tests/test_cli.py": "",
     "csrc/math/overlap.h": "",
-    "csrc/cpu/iou.cpp": '#include "cpu/iou.h"',
+    "csrc/cpu/iou.cpp": '#include "cpu/iou.h"\n#include "cpu/pages.h"',
+    "csrc/cpu/pages.cpp": "",
+    "csrc/cpu/pages.h": "",
     "csrc/cpu/iou.h": '#include "math/overlap.h"',
     "csrc/cuda/nms_hard.cu": '#include "cuda/nms.cuh"',
     "csrc/cuda/nms.cuh": "#include <vector>",
@@ -80,8 +84,10 @@ NMS = ["models/test_layers_of_models.py", "ops/test_nms.py", "ops/test_nms_peers
         (["tal_fast/ops/nms.py"], NMS),
         (["tal_fast/models/layers.py"], ["models/test_layers_of_models.py"]),
         (["tal_fast/data/lonely.py"], ["data/test_faults.py", "data/test_reading.py"]),
+        (["tal_fast/cli/lonely.py"], ["test_cli.py"]),
         (["tal_fast/models/page.css"], ["models/test_page.py"]),
         (["csrc/math/overlap.h"], ["ops/test_iou.py", "ops/test_nms.py", "ops/test_nms_peers.py"]),
+        (["csrc/cpu/pages.cpp"], ["ops/test_iou.py", "ops/test_nms.py", "ops/test_nms_peers.py"]),
         (["csrc/cuda/nms.cuh"], NMS),
         (["csrc/reader/reader.cpp"], ["data/test_reading.py"]),
         (["csrc/evaluation/recall.cpp"], ["evaluation/test_ap.py"]),
@@ -175,6 +181,16 @@ class TestChangedFiles:
         git("commit", "-m", "second", "kept")
         assert self.changed(tmp_path) == ["kept"]
 
+    def test_the_program_prints_paths_and_says_how_many(self, tmp_path: Path, git) -> None:
+        (tmp_path / "tests").mkdir()
+        shutil.copy(affected.__file__, tmp_path / "tests")
+        (tmp_path / "tests" / "test_new.py").touch()
+        command = [sys.executable, "tests/affected.py", "--base", "HEAD"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout == "tests/test_new.py\n"
+        assert "2 files differ from " in done.stderr
+        assert ": 1 of 1 test files" in done.stderr
+
     def test_no_such_commit(self, tmp_path: Path, git) -> None:
         with pytest.raises(SystemExit, match="expected a git checkout with the commit nothing"):
             self.changed(tmp_path, "nothing")
@@ -184,18 +200,3 @@ def test_make_check_asks_it() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     recipe = makefile[makefile.index("\ncheck:") :].split("\n\n")[0]
     assert "tests/affected.py" in recipe
-
-
-def test_the_program_prints_paths_and_says_how_many() -> None:
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("no git checkout")
-    done = subprocess.run(
-        [sys.executable, "tests/affected.py", "--base", "HEAD"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    paths = done.stdout.split()
-    assert all((ROOT / path).is_file() for path in paths)
-    assert f": {len(paths)} of " in done.stderr

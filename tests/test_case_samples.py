@@ -85,10 +85,9 @@ def suite(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
     (folder / "test_made.py").write_text(TESTS)
     text = Path(__file__).with_name("conftest.py").read_text("utf-8")
-    start = text.index("class _Samples:")
+    start = text.index("def pytest_terminal_summary")
     hooks = text[start : text.index("\n\n\n", text.index("def pytest_configure"))]
-    head = "import pytest, case_samples\ndef pytest_report_header(): return case_samples.header()\n"
-    (folder / "conftest.py").write_text(head + hooks)
+    (folder / "conftest.py").write_text("import pytest, case_samples\n" + hooks)
     return folder
 
 

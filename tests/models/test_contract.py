@@ -307,7 +307,7 @@ def test_formulas_count_the_products(name):
 @EVERY
 def test_four_videos_are_learned(data, name, tmp_path):
     config = settings(
-        name, "training.budget=steps", "training.steps=200", "training.batch_size=4",
+        name, "training.budget=steps", "training.steps=120", "training.batch_size=4",
         "training.learning_rate=2e-3", *narrow(name),
     )  # fmt: skip
     videos = list(data.annotations.videos)

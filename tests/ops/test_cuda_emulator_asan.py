@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build/emulated-asan"
 
-pytestmark = [pytest.mark.slow, pytest.mark.cpu_only, pytest.mark.xdist_group("one ASan build")]
+pytestmark = [pytest.mark.slow, pytest.mark.cpu_only]
 
 
 @pytest.fixture(scope="module")

@@ -41,9 +41,6 @@ from tal_fast.study.trial import Trial, TrialTask
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
-# One cluster is enough for the machine, and some tests end one of its nodes.
-pytestmark = pytest.mark.xdist_group("Ray's cluster")
-
 HERE = Path(__file__).parent
 NAMES = [f"p{percent}_r{r}" for r in (0, 1) for percent in ("100", "050", "010")]
 

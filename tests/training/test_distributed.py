@@ -24,8 +24,6 @@ from tal_fast.training.checkpoint import read_checkpoint
 from tal_fast.training.device import resolve_device
 from tal_fast.training.distributed import Place, joined, launched
 
-pytestmark = pytest.mark.xdist_group("one launch of torchrun")
-
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # Bounds what a mistake here may cost: nobody waits longer for another process.
 ENVIRONMENT = {**os.environ, "TAL_FAST_PEER_TIMEOUT": str(HANG)}
