@@ -332,7 +332,7 @@ def run_study(
     one extends it. Ctrl-C keeps what is finished.
 
     Args:
-        data: a data directory or an opened data set.
+        data: a data directory, or an opened data set, whose directory is opened again.
         out: directory of the study, made when missing.
         model: as of :func:`train`.
         fractions: shares of the training data in (0, 1], as a sequence or ``"first:last:step"``;

@@ -57,6 +57,11 @@ class TestPackages:
             f"import sys, tal_fast; tal_fast.{use}; print('torch' in sys.modules)"
         ) == ("False")
 
+    @pytest.mark.parametrize("name", ["packing", "prepare", "validation"])
+    def test_packages_of_the_data_too(self, name):
+        found = in_a_fresh_process(f"from tal_fast import data; print(data.{name}.__name__)")
+        assert found == f"tal_fast.data.{name}"
+
     def test_dir_has_everything_before_its_first_use(self):
         names = in_a_fresh_process("import tal_fast; print(*dir(tal_fast))").split()
         assert {*PACKAGES, *tal_fast.__all__} <= set(names)

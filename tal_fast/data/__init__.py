@@ -34,6 +34,9 @@ from tal_fast.data.unheld import require_learnable
 from tal_fast.data.windows import Window, WindowRule, WindowSet, sliding_windows
 
 if TYPE_CHECKING:
+    from tal_fast.data import packing as packing
+    from tal_fast.data import prepare as prepare
+    from tal_fast.data import validation as validation
     from tal_fast.data.batches import Batch
     from tal_fast.data.clip_dataset import ClipDataset
     from tal_fast.data.loader import FeatureLoader
@@ -71,6 +74,8 @@ __all__ = [
 ]
 
 
+# Packages that few need.
+_PACKAGES = frozenset({"packing", "prepare", "validation"})
 # What needs torch, and where it is.
 _LAZY = {
     "Batch": "batches",
@@ -80,7 +85,9 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs torch on first use."""
+    """Imports what needs torch, or few need, on first use."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"tal_fast.data.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(f"tal_fast.data.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

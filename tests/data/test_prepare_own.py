@@ -354,6 +354,12 @@ class TestFaults:
         with pytest.raises(ConfigError, match="expected fps for video 'clip_00'"):
             prepare_csv(own.write(), choice, own.path / "out", unit="frames")
 
+    def test_a_rate_that_leaves_segments_beyond_their_videos(self, own):
+        """Clamping them, which would end the error, is not what is wanted: the rate is wrong."""
+        choice = FeatureChoice.at_rate([own.path / "features"], 25.0)
+        with pytest.raises(DataError, match=r"how many there are per second\? With at most 6\.061"):
+            prepare_csv(own.write(), choice, own.path / "out")
+
     def test_a_rate_that_is_not_that_of_the_durations(self, own):
         own.column("duration", 10.0)
         own.lines = [[name, 1.0, 2.0, label, 10.0] for name, _, _, label, _ in own.lines]

@@ -20,12 +20,7 @@ from tal_fast.data.annotation_file import (
     read_annotation_file,
 )
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
-from tal_fast.data.prepare.segment_table import (
-    SegmentTable,
-    faulty_lines,
-    lookalikes,
-    read_segment_table,
-)
+from tal_fast.data.prepare.segment_table import SegmentTable, lookalikes, read_segment_table
 from tal_fast.data.prepare.video_features import prepare_videos
 from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.typing import FilePath, VideoProgress
@@ -88,9 +83,9 @@ def prepare_csv(
             training.
         ConfigError: an argument is unknown, or contradicts the file.
     """
-    table = read_segment_table(segments, columns)
     repairs = repairs or Repairs()
-    _check_lines(table, classes, repairs)
+    allow_empty = repairs.non_positive == "drop"
+    table = read_segment_table(segments, columns, classes=classes, allow_empty=allow_empty)
     file = _annotation_file(table, unit, features.fps)
     notes = []
     if table.unused:
@@ -196,31 +191,6 @@ def _prepare(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def _check_lines(table: SegmentTable, classes: Sequence[str] | None, repairs: Repairs) -> None:
-    """Checks what can be told with the line at fault.
-
-    Raises:
-        DataError: a segment has no length, or a label is no class.
-    """
-    rows = [(video, row) for video, found in table.segments.items() for row in found]
-    faults = {}
-    if repairs.non_positive == "error":
-        for video, row in rows:
-            if row.end <= row.start:
-                faults[row.line] = (
-                    f"video {video!r}: expected end > start, got {row.start:g} and {row.end:g}"
-                )
-    for _, row in rows if classes is not None else ():
-        if row.label not in (classes or ()):
-            faults[row.line] = (
-                f"label {row.label!r} is not among the {len(classes or ())} classes"
-                f"{nearest(row.label, classes or ())}"
-            )
-    if faults:
-        words = [f"line {line}: {fault}" for line, fault in sorted(faults.items())]
-        raise faulty_lines(table.origin, words)
 
 
 def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> AnnotationFile:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from tal_fast.errors import ConfigError, DataError, listing, nearest
 from tal_fast.typing import FilePath
 
-__all__ = ["COLUMNS", "Segment", "SegmentTable", "faulty_lines", "lookalikes", "read_segment_table"]
+__all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
 
 _Value = TypeVar("_Value", str, float)
 
@@ -83,7 +83,13 @@ class SegmentTable:
         return Counter(item.label for rows in self.segments.values() for item in rows)
 
 
-def read_segment_table(path: FilePath, columns: Mapping[str, str] | None = None) -> SegmentTable:
+def read_segment_table(
+    path: FilePath,
+    columns: Mapping[str, str] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    allow_empty: bool = False,
+) -> SegmentTable:
     """Reads a table of segments.
 
     The file is CSV in UTF-8 (a byte order mark is no part of it), between commas, semicolons or
@@ -94,6 +100,8 @@ def read_segment_table(path: FilePath, columns: Mapping[str, str] | None = None)
     Args:
         path: the file.
         columns: what of :data:`COLUMNS` is called otherwise: ``{"label": "class"}``.
+        classes: names of all classes, where another label is a fault.
+        allow_empty: take segments that end at or before their start, which are faults else.
 
     Raises:
         DataError: the file is missing or no such table, a column is missing, or lines are faulty:
@@ -112,7 +120,7 @@ def read_segment_table(path: FilePath, columns: Mapping[str, str] | None = None)
         raise DataError(f"{origin}: expected a line of column names, got an empty file")
     header = lines[0][1]
     places = _places(origin, header, columns or {})
-    reader = _Reader(origin, header, places)
+    reader = _Reader(origin, header, places, classes, allow_empty)
     for line, cells in lines[1:]:
         reader.take(line, cells)
     return reader.finished()
@@ -174,7 +182,16 @@ def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> d
 class _Reader:
     """Takes in line after line, and collects what is faulty."""
 
-    def __init__(self, origin: str, header: Sequence[str], places: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        origin: str,
+        header: Sequence[str],
+        places: Mapping[str, int],
+        classes: Sequence[str] | None,
+        allow_empty: bool,
+    ) -> None:
+        self._classes = classes
+        self._allow_empty = allow_empty
         self._width = len(header)
         self._places = places
         self._faults: list[str] = []
@@ -214,7 +231,14 @@ class _Reader:
             return
         if not given["label"]:
             raise ValueError("expected a label, got an empty cell")
+        if self._classes is not None and given["label"] not in self._classes:
+            raise ValueError(
+                f"label {given['label']!r} is not among the {len(self._classes)} classes"
+                f"{nearest(given['label'], self._classes)}"
+            )
         start, end = _number("start", given["start"]), _number("end", given["end"])
+        if end <= start and not self._allow_empty:
+            raise ValueError(f"video {video!r}: expected end > start, got {start:g} and {end:g}")
         rows.append(Segment(line, start, end, given["label"]))
 
     def _agree(
@@ -236,13 +260,13 @@ class _Reader:
         """
         table = self._table
         if self._faults:
-            raise faulty_lines(table.origin, self._faults)
+            raise _faulty_lines(table.origin, self._faults)
         if not any(table.segments.values()):
             raise DataError(f"{table.origin}: expected at least one segment, got none")
         return table
 
 
-def faulty_lines(origin: str, faults: Sequence[str]) -> DataError:
+def _faulty_lines(origin: str, faults: Sequence[str]) -> DataError:
     """Returns the error that counts the faults of a file and names the first few."""
     lines = "line" if len(faults) == 1 else "lines"
     return DataError(f"{origin}: {len(faults)} faulty {lines}: {listing(faults)}")

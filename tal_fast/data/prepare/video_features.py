@@ -125,17 +125,18 @@ def prepare_videos(
                 allow_pickle=features.allow_pickle,
                 progress=progress,
             )
+        doubt = ""
         wanted, dropped = _without_empty(wanted, repairs.non_positive, file.origin)
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
         else:
-            wanted = _durations_of_rows(wanted, spec, work, file.origin)
+            wanted, doubt = _durations_of_rows(wanted, spec, work, file.origin)
         _write(work, spec, wanted, name)
         try:
             data = open_dataset(work)
         except DataError as error:  # the caller knows the original, not the copy in the making
             copy = str(work / "annotations.json")
-            raise DataError(str(error).replace(copy, file.origin)) from None
+            raise DataError(str(error).replace(copy, file.origin) + doubt) from None
         by_name = {video.name: video for video in wanted}
         fitting = None
         if not features.resized:
@@ -309,8 +310,8 @@ def _own_rates(
 
 def _durations_of_rows(
     videos: Sequence[AnnotatedVideo], spec: DatasetSpec, work: Path, origin: str
-) -> list[AnnotatedVideo]:
-    """Gives videos without a duration that of their rows.
+) -> tuple[list[AnnotatedVideo], str]:
+    """Gives videos without a duration that of their rows; returns a hint if that looks wrong.
 
     T rows cover ((T - 1) stride + frames) / fps seconds, and what is left over until a next row
     would begin is less than a stride. A segment that ends in there sets the duration; one that ends
@@ -343,10 +344,26 @@ def _durations_of_rows(
         last = max(ends, default=0.0)
         return last if covered < last < covered + feature.stride / fps else covered
 
-    return [
+    found = [
         video._replace(duration=duration(video)) if video.name in extents else video
         for video in videos
     ]
+    most = min(
+        (
+            extents[video.name].rows / item.span[1]
+            for video in found
+            if video.name in extents
+            for item in video.instances
+            if item.span is not None and item.span[1] > (video.duration or 0.0)
+        ),
+        default=None,
+    )
+    if most is None:
+        return found, ""
+    return found, (
+        ". Durations are those of the rows here: is it right how many there are per second? With "
+        f"at most {most:.4g} all segments end within their videos; or start and end are no seconds"
+    )
 
 
 def _write(work: Path, spec: DatasetSpec, videos: Sequence[AnnotatedVideo], name: str) -> None:
