@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// Features and segments may be of different types: what depends on one of them alone is compiled
+// for that one alone, out of line.
 #include "cpu/segment_roi_align.h"
 
 #include "cpu/buffer.h"
@@ -27,7 +29,7 @@ class RoiTaps {
   const Tap<T>* end(int64_t bin) { return taps_.data() + starts_.data()[bin + 1]; }
 
   template <typename Roi>
-  void compute(const Roi* roi) {
+  [[gnu::noinline]] void compute(const Roi* roi) {
     const RoiSampling<Roi> sampling(roi, shape_);
     const int64_t samples = sampling.samples;
     // A sample's offset within its bin is the same in all bins.
@@ -106,8 +108,9 @@ inline void weighted_sum(const Stored* __restrict__ features, int64_t row_stride
 }
 
 template <typename Stored, typename T>
-inline void sum_channels(const Stored* features, RoiAlignStrides strides, int64_t channels,
-                         const Tap<T>* first, const Tap<T>* last, T* out) {  // [C]
+[[gnu::noinline]] void sum_channels(const Stored* features, RoiAlignStrides strides,
+                                    int64_t channels, const Tap<T>* first, const Tap<T>* last,
+                                    T* out) {  // [C]
   constexpr int64_t kLanes = kFullLanes<T>;
   int64_t c = 0;
   if (strides.channel == 1) {
@@ -147,8 +150,8 @@ inline void spread(const T* __restrict__ grad, const Tap<T>* tap, const Tap<T>* 
 }
 
 template <typename T>
-inline void spread_channels(const T* grad, int64_t channels, const Tap<T>* first,
-                            const Tap<T>* last, T* sums) {
+[[gnu::noinline]] void spread_channels(const T* grad, int64_t channels, const Tap<T>* first,
+                                       const Tap<T>* last, T* sums) {
   constexpr int64_t kLanes = kFullLanes<T>;
   int64_t c = 0;
   for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
