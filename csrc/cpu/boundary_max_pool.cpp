@@ -51,8 +51,8 @@ void collect(const void* features, BoundaryPoolStrides strides, int64_t count, i
 
 // A NaN beats every number and, like every other maximum, is beaten by none that comes later.
 template <int kCount, bool kWithArgmax, typename T>
-[[gnu::noinline]] void range_max(const T* rows, int64_t first, int64_t last, T* maxima,
-                                 int32_t* argmax) {  // [kCount * kFullLanes]
+inline void range_max(const T* rows, int64_t first, int64_t last, T* maxima,
+                      int32_t* argmax) {  // [kCount * kFullLanes]
   constexpr int kLanes = kFullLanes<T>;
   constexpr int64_t kStride = kCount * kLanes;
   using Index = Vector<typename IndexOf<T>::type, kLanes>;
