@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/isa.h"
+#include "cpu/available_isas.h"
 #include "evaluation/average_precision.h"
 #include "evaluation/error_analysis.h"
 #include "evaluation/recall.h"

@@ -26,15 +26,16 @@ struct IndexOf<double> {
 
 // The rows [first, last] of the group, its channels contiguous; lanes without a channel stay as
 // they are.
-template <typename T, typename Stored>
-void collect(const Stored* features, BoundaryPoolStrides strides, int64_t count, int64_t first,
+template <typename Stored, typename T = ComputeType<Stored>>
+void collect(const void* features, BoundaryPoolStrides strides, int64_t count, int64_t first,
              int64_t last, int64_t lanes, T* rows) {  // [last - first + 1, lanes]
+  const Stored* stored = static_cast<const Stored*>(features);
   if (strides.row == 1) {
-    transpose(features + first, strides.channel, count, last - first + 1, rows, lanes);
+    transpose(stored + first, strides.channel, count, last - first + 1, rows, lanes);
     return;
   }
   for (int64_t t = first; t <= last; ++t) {
-    const Stored* source = features + t * strides.row;
+    const Stored* source = stored + t * strides.row;
     T* __restrict__ target = rows + (t - first) * lanes;
     if (strides.channel == 1) {
       for (int64_t c = 0; c < count; ++c) {
@@ -82,10 +83,28 @@ inline void range_max(const T* rows, int64_t first, int64_t last, T* maxima,
   }
 }
 
-template <int kCount, typename Stored>
-void pool(const Stored* features, BoundaryPoolStrides strides, int64_t count, const int32_t* ranges,
-          int64_t segments, Stored* out, int32_t* argmax) {
-  using T = ComputeType<Stored>;
+// What depends on the stored type: rows in, maxima out. All else is compiled for the compute type.
+template <typename T>
+struct StoredAccess {
+  void (*collect)(const void* features, BoundaryPoolStrides strides, int64_t count, int64_t first,
+                  int64_t last, int64_t lanes, T* rows);
+  void (*put)(const T* maxima, int64_t lanes, int64_t segments, int64_t count, void* out,
+              int64_t offset, int64_t out_stride);
+};
+
+// maxima [segments, lanes] to `offset` of out and behind.
+template <typename Stored, typename T = ComputeType<Stored>>
+void put_maxima(const T* maxima, int64_t lanes, int64_t segments, int64_t count, void* out,
+                int64_t offset, int64_t out_stride) {
+  transpose(maxima, lanes, segments, count, static_cast<Stored*>(out) + offset, out_stride);
+}
+
+template <typename Stored, typename T = ComputeType<Stored>>
+constexpr StoredAccess<T> kStoredAccess{&collect<Stored, T>, &put_maxima<Stored, T>};
+
+template <int kCount, typename T>
+void pool(const StoredAccess<T>& access, const void* features, BoundaryPoolStrides strides,
+          int64_t count, const int32_t* ranges, int64_t segments, void* out, int32_t* argmax) {
   constexpr int64_t kStride = kCount * kFullLanes<T>;
   int64_t first = ranges[0];
   int64_t last = ranges[1];
@@ -98,7 +117,7 @@ void pool(const Stored* features, BoundaryPoolStrides strides, int64_t count, co
   for (int64_t i = 0; count < kStride && i < size; ++i) {
     rows.data()[i] = T(0);
   }
-  collect(features, strides, count, first, last, kStride, rows.data());
+  access.collect(features, strides, count, first, last, kStride, rows.data());
 
   T maxima[kSegments * kStride];
   int32_t where[kSegments * kStride];
@@ -114,7 +133,7 @@ void pool(const Stored* features, BoundaryPoolStrides strides, int64_t count, co
                                 maxima + k * kStride, where + k * kStride);
       }
     }
-    transpose(maxima, kStride, some, count, out + begin, segments);
+    access.put(maxima, kStride, some, count, out, begin, segments);
     if (argmax != nullptr) {
       const auto shift = static_cast<int32_t>(first);
       for (int64_t i = 0; i < some * kStride; ++i) {
@@ -136,14 +155,15 @@ template <typename Stored>
 void boundary_max_pool_forward(const Stored* features, BoundaryPoolStrides strides, int64_t count,
                                const int32_t* ranges, int64_t segments, Stored* out,
                                int32_t* argmax) {
-  constexpr int64_t kLanes = kFullLanes<ComputeType<Stored>>;
+  using T = ComputeType<Stored>;
+  constexpr int64_t kLanes = kFullLanes<T>;
   for (int64_t c = 0; c < count;) {
     const int64_t left = count - c;
     const int64_t width = left > kLanes ? kVectors * kLanes : kLanes;
     const int64_t some = left < width ? left : width;
-    const auto call = left > kLanes ? &pool<kVectors, Stored> : &pool<1, Stored>;
-    call(features + c * strides.channel, strides, some, ranges, segments, out + c * segments,
-         argmax == nullptr ? nullptr : argmax + c * segments);
+    const auto call = left > kLanes ? &pool<kVectors, T> : &pool<1, T>;
+    call(kStoredAccess<Stored>, features + c * strides.channel, strides, some, ranges, segments,
+         out + c * segments, argmax == nullptr ? nullptr : argmax + c * segments);
     c += some;
   }
 }

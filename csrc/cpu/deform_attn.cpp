@@ -12,21 +12,22 @@ namespace {
 // What stays the same for all queries, one entry per sample k = (h, l, p) of a query.
 template <typename C>
 struct ForwardPlan {
-  C* length;       // [K] level length as a number
-  int32_t* rows;   // [K] level length
-  int64_t* start;  // [K] rows before the level
-  int64_t* first;  // [K] byte offset of the level's first row of this head
-  int64_t* left;   // [K] byte offsets of the two taps of the current query ...
+  std::byte* zeros;  // [D] values of the type of the tensors
+  C* length;         // [K] level length as a number
+  int32_t* rows;     // [K] level length
+  int64_t* start;    // [K] rows before the level
+  int64_t* first;    // [K] byte offset of the level's first row of this head
+  int64_t* left;     // [K] byte offsets of the two taps of the current query ...
   int64_t* right;
   C* left_weight;  // [K] ... and their weights
   C* right_weight;
 };
 
-template <typename T, typename C = ComputeType<T>>
-ForwardPlan<C> take_forward_plan(const DeformAttnShape& shape, Carver& carve, T** zeros) {
+template <typename C>
+ForwardPlan<C> take_forward_plan(const DeformAttnShape& shape, int64_t item_size, Carver& carve) {
   const int64_t samples = shape.heads * shape.levels * shape.points;
-  *zeros = carve.take<T>(shape.channels);
   ForwardPlan<C> plan;
+  plan.zeros = carve.take<std::byte>(shape.channels * item_size);
   plan.length = carve.take<C>(samples);
   plan.rows = carve.take<int32_t>(samples);
   plan.start = carve.take<int64_t>(samples);
@@ -38,8 +39,9 @@ ForwardPlan<C> take_forward_plan(const DeformAttnShape& shape, Carver& carve, T*
   return plan;
 }
 
-template <typename T, typename C>
-void fill_forward_plan(const DeformAttnShape& shape, const ForwardPlan<C>& plan) {
+template <typename C>
+void fill_forward_plan(const DeformAttnShape& shape, int64_t item_size,
+                       const ForwardPlan<C>& plan) {
   int64_t k = 0;
   for (int64_t h = 0; h < shape.heads; ++h) {
     int64_t start = 0;
@@ -49,7 +51,7 @@ void fill_forward_plan(const DeformAttnShape& shape, const ForwardPlan<C>& plan)
         plan.length[k] = static_cast<C>(length);
         plan.rows[k] = static_cast<int32_t>(length);
         plan.start[k] = start;
-        plan.first[k] = (start * shape.heads + h) * shape.channels * int64_t{sizeof(T)};
+        plan.first[k] = (start * shape.heads + h) * shape.channels * item_size;
       }
       start += length;
     }
@@ -134,19 +136,43 @@ inline void sum_head_tail(const char* base, const ForwardPlan<C>& plan, int64_t 
   store_partial<kLanes>(out + channel, sum, rest);
 }
 
-// kVectors > 0: channels == kVectors * kLanes. kVectors == 0: any number of channels.
+// All heads of a query. kVectors > 0: channels == kVectors * kLanes. kVectors == 0: any number of
+// channels. The one part of the forward that is compiled for every type of the tensors and for the
+// usual channel counts: all sums of a head then stay in registers.
 template <typename T, int kLanes, int kVectors, typename C = ComputeType<T>>
-void forward(const DeformAttnShape& shape, const T* value, const bool* padding, const C* locations,
-             const C* weights, int64_t unit_begin, int64_t unit_end, std::byte* scratch, T* out) {
-  Carver carve(scratch);
-  T* zeros;
-  const ForwardPlan<C> plan = take_forward_plan<T>(shape, carve, &zeros);
-  std::memset(zeros, 0, static_cast<size_t>(shape.channels) * sizeof(T));
-  fill_forward_plan<T>(shape, plan);
+void sum_query(const DeformAttnShape& shape, const char* base, const ForwardPlan<C>& plan,
+               std::byte* out) {  // [H, D]
   const int64_t per_head = shape.levels * shape.points;
-  const int64_t samples = shape.heads * per_head;
-  const int64_t row = shape.heads * shape.channels;
-  const int64_t row_bytes = row * int64_t{sizeof(T)};
+  T* target = reinterpret_cast<T*>(out);
+  for (int64_t h = 0; h < shape.heads; ++h, target += shape.channels) {
+    if constexpr (kVectors > 0) {
+      sum_head<T, kLanes, kVectors>(base, plan, h * per_head, per_head, 0, target);
+    } else {
+      int64_t channel = 0;
+      for (; channel + kLanes <= shape.channels; channel += kLanes) {
+        sum_head<T, kLanes, 1>(base, plan, h * per_head, per_head, channel, target);
+      }
+      if (channel < shape.channels) {
+        sum_head_tail<T, kLanes>(base, plan, h * per_head, per_head, channel, shape.channels,
+                                 target);
+      }
+    }
+  }
+}
+
+template <typename C>
+using SumQuery = void (*)(const DeformAttnShape&, const char*, const ForwardPlan<C>&, std::byte*);
+
+template <typename C>
+void forward(const DeformAttnShape& shape, int64_t item_size, SumQuery<C> sum_query,
+             const std::byte* value, const bool* padding, const C* locations, const C* weights,
+             int64_t unit_begin, int64_t unit_end, std::byte* scratch, std::byte* out) {
+  Carver carve(scratch);
+  const ForwardPlan<C> plan = take_forward_plan<C>(shape, item_size, carve);
+  std::memset(plan.zeros, 0, static_cast<size_t>(shape.channels * item_size));
+  fill_forward_plan(shape, item_size, plan);
+  const int64_t samples = shape.samples_per_query();
+  const int64_t row_bytes = shape.heads * shape.channels * item_size;
   const bool* padded = nullptr;  // of the current batch element, null if it has none
   int64_t batch = -1;
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
@@ -158,30 +184,16 @@ void forward(const DeformAttnShape& shape, const T* value, const bool* padding, 
     }
     const char* base =
         reinterpret_cast<const char*>(value) + unit / shape.queries * shape.rows * row_bytes;
-    const auto zeros_offset =
-        static_cast<int64_t>(reinterpret_cast<intptr_t>(zeros) - reinterpret_cast<intptr_t>(base));
-    locate_query(plan, samples, row_bytes, zeros_offset, locations, weights);
+    const auto zeros = static_cast<int64_t>(reinterpret_cast<intptr_t>(plan.zeros) -
+                                            reinterpret_cast<intptr_t>(base));
+    locate_query(plan, samples, row_bytes, zeros, locations, weights);
     if (padded != nullptr) {
-      hide_padding(plan, samples, zeros_offset, locations, padded);
+      hide_padding(plan, samples, zeros, locations, padded);
     }
+    sum_query(shape, base, plan, out);
     locations += samples;
     weights += samples;
-    T* target = out;
-    out += row;
-    for (int64_t h = 0; h < shape.heads; ++h, target += shape.channels) {
-      if constexpr (kVectors > 0) {
-        sum_head<T, kLanes, kVectors>(base, plan, h * per_head, per_head, 0, target);
-      } else {
-        int64_t channel = 0;
-        for (; channel + kLanes <= shape.channels; channel += kLanes) {
-          sum_head<T, kLanes, 1>(base, plan, h * per_head, per_head, channel, target);
-        }
-        if (channel < shape.channels) {
-          sum_head_tail<T, kLanes>(base, plan, h * per_head, per_head, channel, shape.channels,
-                                   target);
-        }
-      }
-    }
+    out += row_bytes;
   }
 }
 
@@ -190,8 +202,7 @@ void forward(const DeformAttnShape& shape, const T* value, const bool* padding, 
 template <typename T>
 size_t deform_attn_scratch(const DeformAttnShape& shape) {
   Carver carve(nullptr);
-  T* zeros;
-  take_forward_plan<T>(shape, carve, &zeros);
+  take_forward_plan<ComputeType<T>>(shape, sizeof(T), carve);
   return carve.used();
 }
 
@@ -201,20 +212,20 @@ void deform_attn_forward(const DeformAttnShape& shape, const T* value, const boo
                          int64_t unit_begin, int64_t unit_end, std::byte* scratch, T* out) {
   constexpr int kLanes = kFullLanes<ComputeType<T>>;
   constexpr int kHalfLanes = kLanes > 4 ? kLanes / 2 : kLanes;
-  // The usual channel counts get their own code: all sums of a head then stay in registers.
-  auto run = &forward<T, kLanes, 0>;
+  SumQuery<ComputeType<T>> sum = &sum_query<T, kLanes, 0>;
   if (shape.channels == kLanes) {
-    run = &forward<T, kLanes, 1>;
+    sum = &sum_query<T, kLanes, 1>;
   } else if (shape.channels == 2 * kLanes) {
-    run = &forward<T, kLanes, 2>;
+    sum = &sum_query<T, kLanes, 2>;
   } else if (shape.channels == 4 * kLanes) {
-    run = &forward<T, kLanes, 4>;
+    sum = &sum_query<T, kLanes, 4>;
   } else if (shape.channels == 8 * kLanes) {
-    run = &forward<T, kLanes, 8>;
+    sum = &sum_query<T, kLanes, 8>;
   } else if (shape.channels == kHalfLanes) {
-    run = &forward<T, kHalfLanes, 1>;
+    sum = &sum_query<T, kHalfLanes, 1>;
   }
-  run(shape, value, padding, locations, weights, unit_begin, unit_end, scratch, out);
+  forward(shape, sizeof(T), sum, reinterpret_cast<const std::byte*>(value), padding, locations,
+          weights, unit_begin, unit_end, scratch, reinterpret_cast<std::byte*>(out));
 }
 
 #define TAL_FAST_INSTANTIATE(T)                                                               \

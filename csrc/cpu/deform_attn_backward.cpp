@@ -15,70 +15,6 @@ namespace tal_fast::cpu {
 namespace TAL_FAST_ISA_NAMESPACE {
 namespace {
 
-// Samples between two horizontal reductions: enough to amortise them, few enough that their scratch
-// stays in the first-level cache.
-constexpr int64_t kSamplesPerBlock = 64;
-constexpr int64_t queries_per_block(int64_t samples) {
-  return samples >= kSamplesPerBlock ? 1 : kSamplesPerBlock / (samples == 0 ? 1 : samples);
-}
-
-template <typename C>
-struct BackwardPlan {
-  int64_t width;  // channels rounded up to whole vectors
-  int64_t slab;   // values from one head's slab to the next
-  C* all_values;  // [heads_per_unit, slab] slabs of [slab_rows, width]
-  C* all_sums;    // [heads_per_unit, slab]
-  C* all_grads;   // [kSamplesPerBlock, width] rows of the gradient that cannot be read in place
-  C* values;      // the same for the current head
-  C* sums;
-  const C* grads;  // [queries of a block, width] with ...
-  int64_t grad_stride;
-  // The samples of a block one query after another. The first two only depend on the level, but
-  // repeated per query they turn short loops into one long loop that vectorises.
-  C* length;        // [slots]
-  int32_t* first;   // [slots] slab row of the level's first row
-  C* location;      // [slots], then the gradient
-  C* weight;        // [slots]
-  C* fraction;      // [slots]
-  int32_t* left;    // [slots] slab row of the left tap; the right one follows
-  C* left_weight;   // [slots]
-  C* right_weight;  // [slots]
-  C* partial;       // [slots / kGroup, lanes] products with both taps, partly summed
-  C* dots;          // [slots, 2] the same, summed, for the left and the right tap
-  C* by_weight;     // [slots]
-};
-
-template <typename C>
-BackwardPlan<C> take_backward_plan(const DeformAttnShape& shape, int64_t heads, Carver& carve) {
-  constexpr int64_t kLanes = kFullLanes<C>;
-  const int64_t samples = shape.levels * shape.points;
-  const int64_t slots = round_up(samples > kSamplesPerBlock ? samples : kSamplesPerBlock, kLanes);
-  BackwardPlan<C> plan{};
-  plan.width = padded_width<C>(shape);
-  // An odd number of cache lines between slabs: heads then do not share cache sets.
-  plan.slab = largest_slab<C>(shape) + kLanes;
-  plan.all_values = carve.take<C>(heads * plan.slab);
-  plan.all_sums = carve.take<C>(heads * plan.slab);
-  plan.all_grads = carve.take<C>(kSamplesPerBlock * plan.width);
-  plan.length = carve.take<C>(slots);
-  plan.first = carve.take<int32_t>(slots);
-  plan.location = carve.take<C>(slots);
-  plan.weight = carve.take<C>(slots);
-  plan.fraction = carve.take<C>(slots);
-  plan.left = carve.take<int32_t>(slots);
-  plan.left_weight = carve.take<C>(slots);
-  plan.right_weight = carve.take<C>(slots);
-  plan.partial = carve.take<C>(slots * kLanes);
-  plan.dots = carve.take<C>(2 * slots);
-  plan.by_weight = carve.take<C>(slots);
-  if (plan.length != nullptr) {
-    for (int64_t i = 0; i < slots * kLanes; ++i) {  // slots past the last sample are summed, too
-      plan.partial[i] = C(0);
-    }
-  }
-  return plan;
-}
-
 // Repeats the group's levels over the queries of a block.
 template <typename C>
 void fill_levels(const DeformAttnShape& shape, const LevelGroup& group, int64_t query_count,
@@ -94,48 +30,6 @@ void fill_levels(const DeformAttnShape& shape, const LevelGroup& group, int64_t 
       first += shape.level_lengths[l] + kZeroRows;
     }
   }
-}
-
-// value and padding are those of the batch element, value of the unit's first head.
-template <typename T, int kVectors, typename C>
-void pack_values(const DeformAttnShape& shape, const LevelGroup& group, const T* value,
-                 const bool* padding, int64_t heads, const BackwardPlan<C>& plan) {
-  const auto zero = [&](int64_t slab_row) {
-    for (int64_t h = 0; h < heads; ++h) {
-      C* target = plan.all_values + h * plan.slab + slab_row * plan.width;
-      for (int64_t d = 0; d < plan.width; ++d) {
-        target[d] = C(0);
-      }
-    }
-  };
-  for_each_row(shape, group, zero, [&](int64_t slab_row, int64_t row) {
-    if (padding != nullptr && padding[row]) {
-      zero(slab_row);
-      return;
-    }
-    const T* source = value + row * shape.heads * shape.channels;
-    C* target = plan.all_values + slab_row * plan.width;
-    for (int64_t h = 0; h < heads; ++h, source += shape.channels, target += plan.slab) {
-      pack_row<T, kVectors>(source, shape.channels, target, plan.width);
-    }
-  });
-}
-
-template <typename T, int kVectors, typename C>
-void unpack_sums(const DeformAttnShape& shape, const LevelGroup& group, const BackwardPlan<C>& plan,
-                 int64_t heads, const bool* padding, T* grad_value) {
-  const auto nothing = [](int64_t) {};
-  for_each_row(shape, group, nothing, [&](int64_t slab_row, int64_t row) {
-    T* target = grad_value + row * shape.heads * shape.channels;
-    if (padding != nullptr && padding[row]) {
-      std::memset(target, 0, static_cast<size_t>(heads * shape.channels) * sizeof(T));
-      return;
-    }
-    const C* source = plan.all_sums + slab_row * plan.width;
-    for (int64_t h = 0; h < heads; ++h, source += plan.slab, target += shape.channels) {
-      unpack_row<T, kVectors>(source, shape.channels, target);
-    }
-  });
 }
 
 // Asks for the samples of the block after this one: in the tensor the other heads' lie between.
@@ -154,7 +48,7 @@ inline void prefetch_samples(const C* tensor, int64_t stride, int64_t samples,
 
 // Slots past `count` are filled with whatever comes out.
 template <typename C>
-void locate_block(const BackwardPlan<C>& plan, int64_t count) {
+[[gnu::noinline]] void locate_block(const BackwardPlan<C>& plan, int64_t count) {
   constexpr int kLanes = kFullLanes<C>;
   using V = Vector<C, kLanes>;
   for (int64_t k = 0; k < count; k += kLanes) {
@@ -264,7 +158,7 @@ void walk_block(const BackwardPlan<C>& plan, int64_t query_count, int64_t sample
 // Turns the products into gradients: for the locations in plan.location, for the weights in
 // plan.by_weight.
 template <typename C, int kGroup>
-void finish_samples(const BackwardPlan<C>& plan, int64_t count) {
+[[gnu::noinline]] void finish_samples(const BackwardPlan<C>& plan, int64_t count) {
   constexpr int kLanes = kFullLanes<C>;
   for (int64_t k = 0; k < 2 * count; k += kLanes) {
     store<kLanes>(plan.dots + k,
@@ -274,11 +168,23 @@ void finish_samples(const BackwardPlan<C>& plan, int64_t count) {
                   plan.by_weight);
 }
 
-template <typename T, int kVectors, bool kValue, bool kSamples, int kGroup = 1,
-          typename C = ComputeType<T>>
-void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* grad, const T* value,
+// The loops over a block that depend on the shape.
+template <typename C>
+struct BlockLoops {
+  void (*walk)(const BackwardPlan<C>& plan, int64_t query_count, int64_t samples);
+  void (*finish)(const BackwardPlan<C>& plan, int64_t count);
+};
+
+template <typename C, int kVectors, bool kValue, bool kSamples, int kGroup = 1>
+constexpr BlockLoops<C> kBlockLoops{&walk_block<C, kVectors, kValue, kSamples, kGroup>,
+                                    &finish_samples<C, kGroup>};
+
+// grad, value and grad_value are of the type that `access` is for.
+template <typename C>
+void backward(const DeformAttnShape& shape, const RowAccess<C>& access, const BlockLoops<C>& loops,
+              int64_t heads_per_unit, const std::byte* grad, const std::byte* value,
               const bool* padding, const C* locations, const C* weights, int64_t unit_begin,
-              int64_t unit_end, std::byte* scratch, T* grad_value, C* grad_locations,
+              int64_t unit_end, std::byte* scratch, std::byte* grad_value, C* grad_locations,
               C* grad_weights) {
   Carver carve(scratch);
   BackwardPlan<C> plan = take_backward_plan<C>(shape, heads_per_unit, carve);
@@ -286,27 +192,26 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* gra
   const int64_t query_stride = shape.samples_per_query();
   const int64_t units_per_batch = (shape.heads + heads_per_unit - 1) / heads_per_unit;
   // Rows of the gradient that are whole vectors of the compute type need no copy.
-  const bool in_place = sizeof(T) == sizeof(C) && shape.channels == plan.width;
+  const bool in_place = access.item_size == sizeof(C) && shape.channels == plan.width;
 
   for (int64_t unit = unit_begin; unit < unit_end; ++unit) {
     const int64_t b = unit / units_per_batch;
     const int64_t first_head = unit % units_per_batch * heads_per_unit;
     const int64_t heads =
         first_head + heads_per_unit <= shape.heads ? heads_per_unit : shape.heads - first_head;
-    const int64_t value_offset = b * shape.rows * row + first_head * shape.channels;
+    const int64_t value_offset =
+        (b * shape.rows * row + first_head * shape.channels) * access.item_size;
     const bool* padded = padding == nullptr ? nullptr : padding + b * shape.rows;
 
     for_each_group<C>(shape, [&](const LevelGroup& group) {
       const int64_t samples = (group.end - group.first) * shape.points;
       const int64_t block = queries_per_block(samples);
       fill_levels(shape, group, block, plan);
-      if constexpr (kSamples) {
-        pack_values<T, kVectors>(shape, group, value + value_offset, padded, heads, plan);
+      if (grad_locations != nullptr) {
+        access.pack_values(shape, group, value + value_offset, padded, heads, plan);
       }
-      if constexpr (kValue) {
-        for (int64_t i = 0; i < heads * plan.slab; ++i) {
-          plan.all_sums[i] = C(0);
-        }
+      if (grad_value != nullptr) {
+        std::memset(plan.all_sums, 0, static_cast<size_t>(heads * plan.slab) * sizeof(C));
       }
       for (int64_t h = 0; h < heads; ++h) {
         plan.values = plan.all_values + h * plan.slab;
@@ -314,15 +219,13 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* gra
         for (int64_t q = 0; q < shape.queries; q += block) {
           const int64_t count = q + block <= shape.queries ? block : shape.queries - q;
           const int64_t query = b * shape.queries + q;
-          const T* grad_rows = grad + query * row + (first_head + h) * shape.channels;
+          const std::byte* grad_rows =
+              grad + (query * row + (first_head + h) * shape.channels) * access.item_size;
           if (in_place) {
             plan.grads = reinterpret_cast<const C*>(grad_rows);
             plan.grad_stride = row;
           } else {
-            for (int64_t i = 0; i < count; ++i) {
-              pack_row<T, kVectors>(grad_rows + i * row, shape.channels,
-                                    plan.all_grads + i * plan.width, plan.width);
-            }
+            access.pack_grads(grad_rows, row, count, shape.channels, plan);
             plan.grads = plan.all_grads;
             plan.grad_stride = plan.width;
           }
@@ -334,9 +237,9 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* gra
                        count);
           copy_samples(weights + sample_offset, query_stride, plan.weight, samples, samples, count);
           locate_block(plan, count * samples);
-          walk_block<C, kVectors, kValue, kSamples, kGroup>(plan, count, samples);
-          if constexpr (kSamples) {
-            finish_samples<C, kGroup>(plan, count * samples);
+          loops.walk(plan, count, samples);
+          if (grad_locations != nullptr) {
+            loops.finish(plan, count * samples);
             prefetch_samples<true>(grad_locations + sample_offset, query_stride, samples, count);
             prefetch_samples<true>(grad_weights + sample_offset, query_stride, samples, count);
             copy_samples(plan.location, samples, grad_locations + sample_offset, query_stride,
@@ -346,11 +249,42 @@ void backward(const DeformAttnShape& shape, int64_t heads_per_unit, const T* gra
           }
         }
       }
-      if constexpr (kValue) {
-        unpack_sums<T, kVectors>(shape, group, plan, heads, padded, grad_value + value_offset);
+      if (grad_value != nullptr) {
+        access.unpack_sums(shape, group, plan, heads, padded, grad_value + value_offset);
       }
     });
   }
+}
+
+// Training needs all gradients, of the usual channel and point counts; other cases are not worth as
+// much code.
+template <typename C>
+BlockLoops<C> block_loops(const DeformAttnShape& shape, bool for_value, bool for_samples) {
+  constexpr int kLanes = kFullLanes<C>;
+  constexpr int kGroup = kLanes >= 8 ? 4 : kLanes / 2;
+  if (!for_value) {
+    return kBlockLoops<C, 0, false, true>;
+  }
+  if (!for_samples) {
+    return kBlockLoops<C, 0, true, false>;
+  }
+  bool grouped = true;
+  for_each_group<C>(shape, [&](const LevelGroup& group) {
+    grouped = grouped && (group.end - group.first) * shape.points % kGroup == 0;
+  });
+  if (grouped) {
+    switch ((shape.channels + kLanes - 1) / kLanes) {
+      case 1:
+        return kBlockLoops<C, 1, true, true, kGroup>;
+      case 2:
+        return kBlockLoops<C, 2, true, true, kGroup>;
+      case 4:
+        return kBlockLoops<C, 4, true, true, kGroup>;
+      case 8:
+        return kBlockLoops<C, 8, true, true, kGroup>;
+    }
+  }
+  return kBlockLoops<C, 0, true, true>;
 }
 
 }  // namespace
@@ -383,31 +317,13 @@ void deform_attn_backward(const DeformAttnShape& shape, int64_t heads_per_unit, 
                           const ComputeType<T>* weights, int64_t unit_begin, int64_t unit_end,
                           std::byte* scratch, T* grad_value, ComputeType<T>* grad_locations,
                           ComputeType<T>* grad_weights) {
-  constexpr int kLanes = kFullLanes<ComputeType<T>>;
-  const int64_t vectors = (shape.channels + kLanes - 1) / kLanes;
-  constexpr int kGroup = kLanes >= 8 ? 4 : kLanes / 2;
-  bool grouped = true;
-  for_each_group<ComputeType<T>>(shape, [&](const LevelGroup& group) {
-    grouped = grouped && (group.end - group.first) * shape.points % kGroup == 0;
-  });
-  // Training needs all gradients, of the usual channel and point counts; other cases are not worth
-  // as much code.
-  auto run = &backward<T, 0, true, true>;
-  if (grad_value == nullptr) {
-    run = &backward<T, 0, false, true>;
-  } else if (grad_locations == nullptr) {
-    run = &backward<T, 0, true, false>;
-  } else if (grouped && vectors == 1) {
-    run = &backward<T, 1, true, true, kGroup>;
-  } else if (grouped && vectors == 2) {
-    run = &backward<T, 2, true, true, kGroup>;
-  } else if (grouped && vectors == 4) {
-    run = &backward<T, 4, true, true, kGroup>;
-  } else if (grouped && vectors == 8) {
-    run = &backward<T, 8, true, true, kGroup>;
-  }
-  run(shape, heads_per_unit, grad, value, padding, locations, weights, unit_begin, unit_end,
-      scratch, grad_value, grad_locations, grad_weights);
+  using C = ComputeType<T>;
+  const BlockLoops<C> loops =
+      block_loops<C>(shape, grad_value != nullptr, grad_locations != nullptr);
+  backward<C>(shape, kRowAccess<T>, loops, heads_per_unit, reinterpret_cast<const std::byte*>(grad),
+              reinterpret_cast<const std::byte*>(value), padding, locations, weights, unit_begin,
+              unit_end, scratch, reinterpret_cast<std::byte*>(grad_value), grad_locations,
+              grad_weights);
 }
 
 #define TAL_FAST_INSTANTIATE(T)                                                                \

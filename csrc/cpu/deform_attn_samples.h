@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cpu/scratch.h"
+#include "cpu/carver.h"
 #include "cpu/simd.h"
 #include "math/deform_attn.h"
 

@@ -3,6 +3,9 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
+
+#include "cpu/available_isas.h"
 
 namespace tal_fast::cpu {
 

@@ -16,10 +16,10 @@
 // emitted out of line (std::vector, std::sort): the linker keeps one copy of such a function for
 // the whole library, perhaps the one with AVX-512 instructions, and older machines would then
 // execute it. Small inline helpers go into an anonymous namespace or are `static inline`.
+//
+// Every kernel includes this once per instruction set: no header of the standard library here
+// (<string> and <vector> alone are 0.3 s each time, <memory> and <functional> as much again).
 #pragma once
-
-#include <string>
-#include <vector>
 
 namespace tal_fast::cpu {
 
@@ -29,9 +29,6 @@ enum class Isa : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 // environment variable TAL_FAST_ISA (baseline, avx2, avx512) asks for. The variable is read once.
 // Throws std::runtime_error when the variable names an unknown or unavailable set.
 Isa selected_isa();
-
-// All sets that this machine can run, slowest first.
-std::vector<Isa> available_isas();
 
 const char* isa_name(Isa isa);
 

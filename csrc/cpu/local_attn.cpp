@@ -2,7 +2,12 @@
 // A unit goes through its rows in steps: copies the rows that come into reach, and everything is
 // then a product with a band (local_attn_band.h) or a softmax of one (local_attn_softmax.h).
 // Meanwhile it asks for the memory of the next step.
+//
+// Products and softmax are compiled for the compute types alone: rows of 16 bits are widened as
+// they are copied, and results of 16 bits are rounded from scratch.
 #include "cpu/local_attn.h"
+
+#include <type_traits>
 
 #include "cpu/local_attn_softmax.h"
 
@@ -62,11 +67,11 @@ inline Range fresh_others(const LocalAttnShape& shape, Range step, bool first) {
 
 // ---- results ------------------------------------------------------------------------------------
 
-template <typename T, typename C = ComputeType<T>>
-Output<T> output(const LocalAttnShape& shape, const Unit& unit, C scale, T* tensor) {
+template <typename T>
+Output<T> output(const LocalAttnShape& shape, const Unit& unit, T* tensor) {
   const int64_t row_stride = shape.heads * shape.channels;
   return {tensor + unit.b * shape.rows * row_stride + unit.h * shape.channels, row_stride,
-          shape.channels, scale};
+          shape.channels};
 }
 
 template <typename T>
@@ -80,16 +85,37 @@ void put_zeros(const Output<T>& out, int64_t t) {
 template <typename T>
 void put_zeros(const LocalAttnShape& shape, const Unit& unit, T* tensor) {
   for (int64_t t = unit.range.begin; tensor != nullptr && t < unit.range.end; ++t) {
-    put_zeros(output<T>(shape, unit, ComputeType<T>(1), tensor), t);
+    put_zeros(output(shape, unit, tensor), t);
   }
 }
 
-// Writes the weighted sums, times `scale`, to rows of a result; rows of padding are zero.
+// Where sums that are rounded to 16 bits wait: rows of whole vectors.
+template <typename T, typename C = ComputeType<T>>
+C* take_sums(Carver& carver, const LocalAttnShape& shape) {
+  return std::is_same_v<T, C> ? nullptr
+                              : carver.take<C>(kStepRows * round_up(shape.channels, kFullLanes<C>));
+}
+
+// Writes the weighted sums, times `scale`, to rows of a result; rows of padding are zero. `sums`:
+// what take_sums() took.
 template <typename T, typename C = ComputeType<T>>
 void put_sums(const LocalAttnShape& shape, const bool* padding, const Unit& unit, Range range,
-              const Weights<C>& weights, const Rows<C>& source, C scale, T* tensor, Ahead& ahead) {
-  const Output<T> out = output<T>(shape, unit, scale, tensor);
-  band_sums(weights, source, range, shape.rows, shape.half, out, ahead);
+              const Weights<C>& weights, const Rows<C>& source, C scale, T* tensor, C* sums,
+              Ahead& ahead) {
+  const Output<T> out = output(shape, unit, tensor);
+  if constexpr (std::is_same_v<T, C>) {
+    band_sums(weights, source, range, shape.rows, shape.half, scale, out, ahead);
+  } else {
+    const int64_t stride = source.stride;
+    for (int64_t first = range.begin; first < range.end; first += kStepRows) {
+      const Range some = step_at(first, range);
+      band_sums(weights, source, some, shape.rows, shape.half, scale,
+                Output<C>{sums - first * stride, stride, stride}, ahead);
+      for (int64_t t = some.begin; t < some.end; ++t) {
+        narrow_row(sums + (t - first) * stride, shape.channels, out.data + t * out.row_stride);
+      }
+    }
+  }
   // A row of NaN among those that see it gives a NaN here too.
   for (int64_t t = range.begin; padding != nullptr && t < range.end; ++t) {
     if (padding[unit.b * shape.rows + t]) {
@@ -121,7 +147,7 @@ void ask_for_output(const LocalAttnShape& shape, T* tensor, const Unit& unit, Ra
                     Ahead& ahead) {
   if (tensor != nullptr) {
     constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
-    const Output<T> out = output<T>(shape, unit, ComputeType<T>(1), tensor);
+    const Output<T> out = output(shape, unit, tensor);
     ahead.add(out.data, out.row_stride * kBytes, out.channels * kBytes, range);
   }
 }
@@ -142,6 +168,7 @@ class Forward {
     value_ = take_rows<C>(carver, shape_, seen);
     band_ = take_band<C>(carver, shape_, kStepRows);
     hidden_ = take_hidden<C>(carver, shape_, kStepRows);
+    sums_ = take_sums<T>(carver, shape_);
     bytes_ = carver.used();
   }
 
@@ -203,7 +230,8 @@ class Forward {
     if (call_.weights != nullptr) {
       keep_weights(shape_, unit.b, unit.h, step, band_, call_.weights);
     }
-    put_sums(shape_, call_.padding, unit, step, along(band_), value_, C(1), call_.out, ahead);
+    put_sums(shape_, call_.padding, unit, step, along(band_), value_, C(1), call_.out, sums_,
+             ahead);
   }
 
   const LocalAttnForward<T>& call_;
@@ -211,6 +239,7 @@ class Forward {
   Rows<C> query_, key_, value_;
   Band<C> band_;
   C* hidden_;
+  C* sums_;
   size_t bytes_;
 };
 
@@ -234,6 +263,7 @@ class Backward {
     weights_ = take_band<C>(carver, shape_, rows);
     scores_ = take_band<C>(carver, shape_, rows);
     hidden_ = take_hidden<C>(carver, shape_, kStepRows);
+    sums_ = take_sums<T>(carver, shape_);
     bytes_ = carver.used();
   }
 
@@ -308,7 +338,7 @@ class Backward {
     const auto put = [&](Range range, const Weights<C>& weights, const Rows<C>& source, C scale,
                          T* tensor) {
       if (tensor != nullptr) {
-        put_sums(shape_, call_.padding, unit, range, weights, source, scale, tensor, ahead);
+        put_sums(shape_, call_.padding, unit, range, weights, source, scale, tensor, sums_, ahead);
       }
     };
     copy_step(unit, step);
@@ -334,6 +364,7 @@ class Backward {
   Rows<C> query_, grad_, key_, value_;
   Band<C> weights_, scores_;
   C* hidden_;
+  C* sums_;
   size_t bytes_;
 };
 

@@ -104,8 +104,8 @@ inline int64_t dot_tiles(Range range, int64_t half, int64_t keys) {
 
 // band[t, s] = left[t] . right[s] for t in `range`, s in the video.
 template <typename C>
-void band_dots(const Rows<C>& left, const Rows<C>& right, Range range, int64_t rows,
-               const Band<C>& band, Ahead& ahead) {
+[[gnu::noinline]] void band_dots(const Rows<C>& left, const Rows<C>& right, Range range,
+                                 int64_t rows, const Band<C>& band, Ahead& ahead) {
   constexpr int kLanes = kFullLanes<C>;
   constexpr int kKeys = kDotKeys<C>;
   using V = Vector<C, kLanes>;
@@ -160,7 +160,6 @@ struct Output {
   T* data;  // of the video's first row
   int64_t row_stride;
   int64_t channels;
-  ComputeType<T> scale;
 };
 
 // sums[i] += weight * source for the rows [kFirst, kLast) of a tile.
@@ -180,9 +179,9 @@ inline void add_column(const C* weights, int64_t step, const C* source,
 // Sums kVectors vectors of kRows rows, over `columns` that start with the band of the first row and
 // end with that of the last one. At the edges a column belongs to some rows alone: a weight of zero
 // for the others would not keep out a NaN.
-template <int kRows, int kVectors, typename T, typename C = ComputeType<T>>
+template <int kRows, int kVectors, typename C>
 inline void sum_vectors(const Weights<C>& weights, const Rows<C>& source, int64_t d, int64_t row,
-                        Range columns, const Output<T>& out) {
+                        Range columns, C scale, const Output<C>& out) {
   constexpr int kLanes = kFullLanes<C>;
   Vector<C, kLanes> sums[kRows][kVectors];
 #pragma GCC unroll 16
@@ -209,36 +208,36 @@ inline void sum_vectors(const Weights<C>& weights, const Rows<C>& source, int64_
     }
     (add(std::integral_constant<int, static_cast<int>(kEdge) + 1>{}, Last{}), ...);
   }(std::make_index_sequence<kRows - 1>{});
-  T* target = out.data + row * out.row_stride + d;
+  C* target = out.data + row * out.row_stride + d;
   const int64_t left = out.channels - d;
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i, target += out.row_stride) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const Vector<C, kLanes> sum = sums[i][v] * out.scale;
+      const Vector<C, kLanes> sum = sums[i][v] * scale;
       if ((v + 1) * kLanes <= left) {
-        store<kLanes>(target + v * kLanes, sum);
+        store<kLanes, C>(target + v * kLanes, sum);
       } else {
-        store_partial<kLanes>(target + v * kLanes, sum, left - v * kLanes);
+        store_partial<kLanes, C>(target + v * kLanes, sum, left - v * kLanes);
       }
     }
   }
 }
 
-template <int kRows, typename T, typename C = ComputeType<T>>
-void sum_rows(const Weights<C>& weights, const Rows<C>& source, int64_t row, Range columns,
-              const Output<T>& out, Ahead& ahead) {
+template <int kRows, typename C>
+[[gnu::noinline]] void sum_rows(const Weights<C>& weights, const Rows<C>& source, int64_t row,
+                                Range columns, C scale, const Output<C>& out, Ahead& ahead) {
   constexpr int kLanes = kFullLanes<C>;
   int64_t d = 0;
   for (; d + kSumVectors * kLanes <= source.stride; d += kSumVectors * kLanes) {
     ahead.ask();
-    sum_vectors<kRows, kSumVectors>(weights, source, d, row, columns, out);
+    sum_vectors<kRows, kSumVectors>(weights, source, d, row, columns, scale, out);
   }
   for (; d + 2 * kLanes <= source.stride; d += 2 * kLanes) {
-    sum_vectors<kRows, 2>(weights, source, d, row, columns, out);
+    sum_vectors<kRows, 2>(weights, source, d, row, columns, scale, out);
   }
   for (; d < source.stride; d += kLanes) {
-    sum_vectors<kRows, 1>(weights, source, d, row, columns, out);
+    sum_vectors<kRows, 1>(weights, source, d, row, columns, scale, out);
   }
 }
 
@@ -247,12 +246,13 @@ inline int64_t sum_tiles(Range range, int64_t stride, int64_t lanes) {
 }
 
 // out[row] = scale * sum over the columns of weight * source[column], for the rows of `range`.
-template <typename T, typename C = ComputeType<T>>
-void band_sums(const Weights<C>& weights, const Rows<C>& source, Range range, int64_t rows,
-               int64_t half, const Output<T>& out, Ahead& ahead) {
+template <typename C>
+[[gnu::noinline]] void band_sums(const Weights<C>& weights, const Rows<C>& source, Range range,
+                                 int64_t rows, int64_t half, C scale, const Output<C>& out,
+                                 Ahead& ahead) {
   const auto one_by_one = [&](Range few) {
     for (int64_t t = few.begin; t < few.end; ++t) {
-      sum_rows<1>(weights, source, t, Range{t, t + 1}.widened(half, rows), out, ahead);
+      sum_rows<1>(weights, source, t, Range{t, t + 1}.widened(half, rows), scale, out, ahead);
     }
   };
   int64_t row = range.begin;
@@ -260,7 +260,7 @@ void band_sums(const Weights<C>& weights, const Rows<C>& source, Range range, in
     const Range tile = {row, row + kSumRows};
     const Range columns = tile.widened(half, rows);
     if (2 * half >= kSumRows && columns.size() == kSumRows + 2 * half) {
-      sum_rows<kSumRows>(weights, source, row, columns, out, ahead);
+      sum_rows<kSumRows>(weights, source, row, columns, scale, out, ahead);
     } else {  // near an end of the video, or a window of fewer rows than the tile
       one_by_one(tile);
     }

@@ -6,7 +6,7 @@
 // lay heads and rows at powers of two, which share few places of the first-level cache.
 #pragma once
 
-#include "cpu/scratch.h"
+#include "cpu/carver.h"
 #include "cpu/simd.h"
 #include "math/local_attn.h"
 
@@ -71,8 +71,9 @@ inline void fill_zeros(C* target, int64_t count) {
 
 // Copies rows of one head, times `scale`; rows of padding become zero.
 template <typename T, typename C = ComputeType<T>>
-void copy_rows(const LocalAttnShape& shape, const LocalAttnInput<T>& input, int64_t b, int64_t h,
-               const bool* padding, Range range, C scale, const Rows<C>& rows) {
+[[gnu::noinline]] void copy_rows(const LocalAttnShape& shape, const LocalAttnInput<T>& input,
+                                 int64_t b, int64_t h, const bool* padding, Range range, C scale,
+                                 const Rows<C>& rows) {
   constexpr int kLanes = kFullLanes<C>;
   const T* source = input.data + b * input.batch_stride + h * input.head_stride;
   const int64_t channels = shape.channels;

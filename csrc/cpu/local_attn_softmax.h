@@ -55,7 +55,8 @@ Vector<C, kFullLanes<C>> lanes_behind(int64_t window) {
 
 // Replaces scores by weights; rows of padding get weights of zero.
 template <typename C>
-void band_softmax(const LocalAttnShape& shape, const C* hidden, Range range, const Band<C>& band) {
+[[gnu::noinline]] void band_softmax(const LocalAttnShape& shape, const C* hidden, Range range,
+                                    const Band<C>& band) {
   constexpr int kLanes = kFullLanes<C>;
   using V = Vector<C, kLanes>;
   const V behind = lanes_behind<C>(shape.window());
@@ -89,8 +90,9 @@ void band_softmax(const LocalAttnShape& shape, const C* hidden, Range range, con
 
 // Replaces the gradients of weights by those of scores.
 template <typename C>
-void band_softmax_backward(const LocalAttnShape& shape, const C* hidden, Range range,
-                           const Band<C>& weights, const Band<C>& band) {
+[[gnu::noinline]] void band_softmax_backward(const LocalAttnShape& shape, const C* hidden,
+                                             Range range, const Band<C>& weights,
+                                             const Band<C>& band) {
   constexpr int kLanes = kFullLanes<C>;
   using V = Vector<C, kLanes>;
   const V behind = lanes_behind<C>(shape.window());

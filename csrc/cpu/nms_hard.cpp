@@ -269,7 +269,7 @@ template <typename T>
 void hard_nms_rank(const NmsProblem<T>& problem, const NmsOptions<T>& /*options*/,
                    std::byte* scratch) {
   Layout<T> at(problem.count, scratch);
-  at.feed.fill([&problem](int64_t slot) { return problem.scores[problem.rows[slot]]; });
+  at.feed.fill(problem.scores, problem.rows);
 }
 
 template <typename T>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is around the kernels: the split into problems, the choice of kernel, the merge.
+#include "cpu/nms_problems.h"
+
 #include <algorithm>
 #include <numeric>
 
-#include "cpu/nms.h"
 #include "cpu/radix_sort.h"
 
 namespace tal_fast::cpu {

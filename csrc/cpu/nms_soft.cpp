@@ -128,16 +128,17 @@ inline uint64_t group_bits(const Layout<T>& at, int64_t base, int64_t picks, T s
 
 // The score after the decays by the selected segments [seen, picks), in their order; kNmsDropped if
 // it falls below the least score.
-template <NmsMethod kMethod, bool kActsOnThreshold, typename T>
+template <NmsMethod kMethod, typename T>
 inline T decayed(const Layout<T>& at, const NmsOptions<T>& options, T score, int64_t seen,
                  int64_t picks, T s, T e, T length) {
   if (!(s < e)) {  // overlaps nothing
     return score;
   }
+  const bool acts_on_threshold = options.acts_on_threshold;
   for (int64_t base = seen; base < picks; base += kGroup) {
     for (uint64_t bits = group_bits(at, base, picks, s, e); bits != 0; bits &= bits - 1) {
       const int64_t i = base + __builtin_ctzll(bits);
-      score = decayed_score<kMethod>(options, kActsOnThreshold, score, at.picked_start[i],
+      score = decayed_score<kMethod>(options, acts_on_threshold, score, at.picked_start[i],
                                      at.picked_end[i], at.picked_length[i], s, e, length);
       if (score == T(kNmsDropped)) {
         return score;
@@ -147,7 +148,7 @@ inline T decayed(const Layout<T>& at, const NmsOptions<T>& options, T score, int
   return score;
 }
 
-template <NmsMethod kMethod, bool kActsOnThreshold, typename T>
+template <NmsMethod kMethod, typename T>
 int64_t solve(const NmsProblem<T>& problem, const NmsOptions<T>& options, int64_t most_picks,
               std::byte* scratch, int32_t* kept, T* kept_scores) {
   Layout<T> at(problem.count, most_picks, scratch);
@@ -155,7 +156,7 @@ int64_t solve(const NmsProblem<T>& problem, const NmsOptions<T>& options, int64_
     at.picked_start[i] = std::numeric_limits<T>::infinity();
     at.picked_end[i] = -std::numeric_limits<T>::infinity();
   }
-  at.feed.fill([&problem](int64_t slot) { return problem.scores[problem.rows[slot]]; });
+  at.feed.fill(problem.scores, problem.rows);
 
   // The candidates are the fresh ones, which nothing has decayed yet, in falling order, and those
   // in the heap.
@@ -184,8 +185,8 @@ int64_t solve(const NmsProblem<T>& problem, const NmsOptions<T>& options, int64_
     if (before < problem.floor) {
       break;
     }
-    const T score = decayed<kMethod, kActsOnThreshold>(
-        at, options, before, take_fresh ? 0 : at.seen[slot], picks, s, e, length);
+    const T score =
+        decayed<kMethod>(at, options, before, take_fresh ? 0 : at.seen[slot], picks, s, e, length);
     fresh += take_fresh ? 1 : 0;
     if (score == T(kNmsDropped)) {
       if (!take_fresh) {
@@ -230,20 +231,13 @@ template <typename T>
 int64_t soft_nms_solve(const NmsProblem<T>& problem, const NmsOptions<T>& options,
                        std::byte* scratch, int32_t* kept, T* kept_scores) {
   const int64_t most = problem.count < options.max_segments ? problem.count : options.max_segments;
-  const bool ge = options.acts_on_threshold;
   switch (options.method) {
     case NmsMethod::kLinear:
-      return ge ? solve<NmsMethod::kLinear, true>(problem, options, most, scratch, kept,
-                                                  kept_scores)
-                : solve<NmsMethod::kLinear, false>(problem, options, most, scratch, kept,
-                                                   kept_scores);
+      return solve<NmsMethod::kLinear>(problem, options, most, scratch, kept, kept_scores);
     case NmsMethod::kLengthGaussian:
-      return ge ? solve<NmsMethod::kLengthGaussian, true>(problem, options, most, scratch, kept,
-                                                          kept_scores)
-                : solve<NmsMethod::kLengthGaussian, false>(problem, options, most, scratch, kept,
-                                                           kept_scores);
+      return solve<NmsMethod::kLengthGaussian>(problem, options, most, scratch, kept, kept_scores);
     default:
-      return solve<NmsMethod::kGaussian, false>(problem, options, most, scratch, kept, kept_scores);
+      return solve<NmsMethod::kGaussian>(problem, options, most, scratch, kept, kept_scores);
   }
 }
 

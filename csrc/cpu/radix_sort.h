@@ -4,9 +4,9 @@
 // anonymous namespace because each instruction set compiles its own.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "math/ordered_bits.h"
 
@@ -99,9 +99,9 @@ inline void sort_few(Item* sorted,       // [n] out
 // Sorts items whose slots rise already (the sort by key is stable). Returns where the result is: in
 // `items` or in `spare`.
 template <typename Item>
-Item* sort_items(Item* items,  // [n]
-                 Item* spare,  // [n]
-                 int64_t n) {
+[[gnu::noinline]] Item* sort_items(Item* items,  // [n]
+                                   Item* spare,  // [n]
+                                   int64_t n) {
   if (n <= 16) {
     insert_all(items, n);
     return items;

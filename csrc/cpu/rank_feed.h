@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
+#include "cpu/carver.h"
 #include "cpu/radix_sort.h"
-#include "cpu/scratch.h"
 
 namespace tal_fast::cpu {
 namespace {
@@ -24,9 +24,9 @@ class RankFeed {
         starts_(carve.take<int32_t>(kMostBuckets + 2)),
         buckets_(bucket_count(n)) {}
 
-  // score_of(slot) is the score of slot 0 <= slot < n.
-  template <typename ScoreOf>
-  void fill(const ScoreOf& score_of) {
+  // The score of slot 0 <= slot < n is scores[rows[slot]].
+  [[gnu::noinline]] void fill(const T* scores, const int32_t* rows) {
+    const auto score_of = [=](int64_t slot) { return scores[rows[slot]]; };
     if (buckets_ == 1) {
       for (int64_t slot = 0; slot < n_; ++slot) {
         items_[slot] = SortItem<T>::falling(score_of(slot), static_cast<uint32_t>(slot));

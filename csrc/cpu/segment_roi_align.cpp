@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// Features and segments may be of different types: the loops over channels are compiled for the
+// former alone, and call what is compiled for the latter once for each segment.
 #include "cpu/segment_roi_align.h"
 
 #include "cpu/buffer.h"
@@ -192,22 +194,28 @@ inline void prefetch(const T* data, int64_t size, int64_t index, int64_t parts) 
   }
 }
 
-}  // namespace
+// Computes the taps of segment k of an array of any type; returns its batch index.
+template <typename T>
+using ComputeTaps = int64_t (*)(RoiTaps<T>& taps, const void* rois, int64_t k);
 
-template <typename Stored, typename Roi>
-void segment_roi_align_forward(const Stored* features, RoiAlignStrides strides, const Roi* rois,
-                               RoiAlignShape shape, int64_t roi_begin, int64_t roi_end,
-                               Stored* out) {
-  using T = ComputeType<Stored>;
+template <typename T, typename Roi>
+int64_t compute_taps(RoiTaps<T>& taps, const void* rois, int64_t k) {
+  const Roi* roi = static_cast<const Roi*>(rois) + 3 * k;
+  taps.compute(roi);
+  return static_cast<int64_t>(roi[0]);
+}
+
+template <typename Stored, typename T>
+void forward(const Stored* features, RoiAlignStrides strides, const void* rois,
+             ComputeTaps<T> compute, RoiAlignShape shape, int64_t roi_begin, int64_t roi_end,
+             Stored* out) {
   const int64_t bins = shape.bins;
   const int64_t block = tile_channels(shape, shape.channels);
   const int64_t stride = tile_stride<T>(block);
   RoiTaps<T> taps(shape);
   Buffer<T> tile(bins * stride);
   for (int64_t k = roi_begin; k < roi_end; ++k) {
-    const Roi* roi = rois + 3 * k;
-    const Stored* item = features + static_cast<int64_t>(roi[0]) * strides.batch;
-    taps.compute(roi);
+    const Stored* item = features + compute(taps, rois, k) * strides.batch;
     for (int64_t c = 0; c < shape.channels; c += block) {
       const int64_t channels = block < shape.channels - c ? block : shape.channels - c;
       Stored* target = out + (k * shape.channels + c) * bins;
@@ -221,12 +229,10 @@ void segment_roi_align_forward(const Stored* features, RoiAlignStrides strides, 
   }
 }
 
-template <typename Stored, typename Roi>
-void segment_roi_align_backward(const Stored* grad, const Roi* rois, const int64_t* members,
-                                int64_t count, RoiAlignShape shape, int64_t channel_begin,
-                                int64_t channel_end, ComputeType<Stored>* sums,
-                                Stored* grad_features) {
-  using T = ComputeType<Stored>;
+template <typename Stored, typename T>
+void backward(const Stored* grad, const void* rois, ComputeTaps<T> compute, const int64_t* members,
+              int64_t count, RoiAlignShape shape, int64_t channel_begin, int64_t channel_end,
+              T* sums, Stored* grad_features) {
   const int64_t all = channel_end - channel_begin;
   const int64_t bins = shape.bins;
   const int64_t stride = tile_stride<T>(all);
@@ -240,7 +246,7 @@ void segment_roi_align_backward(const Stored* grad, const Roi* rois, const int64
       return grad + (members[i] * shape.channels + channel_begin) * bins;
     };
     transpose(grad_of(m), bins, all, bins, tile.data(), stride);
-    taps.compute(rois + 3 * members[m]);
+    compute(taps, rois, members[m]);
     const Stored* next = grad_of(m + 1 < count ? m + 1 : m);
     for (int64_t bin = 0; bin < bins; ++bin) {
       prefetch<false>(next, all * bins, bin, bins);
@@ -254,6 +260,27 @@ void segment_roi_align_backward(const Stored* grad, const Roi* rois, const int64
       target[c] = narrow<Stored>(source[c]);
     }
   }
+}
+
+}  // namespace
+
+template <typename Stored, typename Roi>
+void segment_roi_align_forward(const Stored* features, RoiAlignStrides strides, const Roi* rois,
+                               RoiAlignShape shape, int64_t roi_begin, int64_t roi_end,
+                               Stored* out) {
+  using T = ComputeType<Stored>;
+  forward<Stored, T>(features, strides, rois, &compute_taps<T, Roi>, shape, roi_begin, roi_end,
+                     out);
+}
+
+template <typename Stored, typename Roi>
+void segment_roi_align_backward(const Stored* grad, const Roi* rois, const int64_t* members,
+                                int64_t count, RoiAlignShape shape, int64_t channel_begin,
+                                int64_t channel_end, ComputeType<Stored>* sums,
+                                Stored* grad_features) {
+  using T = ComputeType<Stored>;
+  backward<Stored, T>(grad, rois, &compute_taps<T, Roi>, members, count, shape, channel_begin,
+                      channel_end, sums, grad_features);
 }
 
 template <typename Stored>

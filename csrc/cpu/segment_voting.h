@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
+#include "cpu/carver.h"
 #include "cpu/isa.h"
-#include "cpu/scratch.h"
 #include "math/segment_voting.h"
 
 namespace tal_fast::cpu {

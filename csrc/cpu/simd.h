@@ -154,6 +154,31 @@ inline void store_partial(T* target, Vector<ComputeType<T>, kLanes> value, int64
   }
 }
 
+// A row of T to one of the compute type, and back.
+template <typename T, typename C = ComputeType<T>>
+inline void widen_row(const T* source, int64_t count, C* target) {
+  constexpr int kLanes = kFullLanes<C>;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store<kLanes, C>(target + i, load<kLanes>(source + i));
+  }
+  for (; i < count; ++i) {
+    target[i] = widen(source[i]);
+  }
+}
+
+template <typename T, typename C = ComputeType<T>>
+inline void narrow_row(const C* source, int64_t count, T* target) {
+  constexpr int kLanes = kFullLanes<C>;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store<kLanes>(target + i, load<kLanes>(source + i));
+  }
+  for (; i < count; ++i) {
+    target[i] = narrow<T>(source[i]);
+  }
+}
+
 template <typename C, int kLanes>
 inline Vector<C, kLanes> broadcast(C value) {
   return value - Vector<C, kLanes>{};

@@ -8,8 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/carver.h"
 #include "cpu/isa.h"
-#include "cpu/scratch.h"
 #include "math/nms.h"
 
 namespace tal_fast::cpu {

@@ -70,10 +70,11 @@ inline Target converted(Source value) {
   }
 }
 
-// target[column][row] = source[row][column]; widened or rounded where the types differ.
+// target[column][row] = source[row][column]; widened or rounded where the types differ. Much code:
+// compiled once for each pair of types, and not into every function that calls it.
 template <typename Source, typename Target>
-inline void transpose(const Source* source, int64_t source_stride, int64_t rows, int64_t columns,
-                      Target* target, int64_t target_stride) {
+[[gnu::noinline]] void transpose(const Source* source, int64_t source_stride, int64_t rows,
+                                 int64_t columns, Target* target, int64_t target_stride) {
   constexpr int kFull = kFullLanes<ComputeType<Source>>;
   // 16 bytes: what every instruction set has, for what is left of the rows.
   constexpr int kLeast = 16 / static_cast<int>(sizeof(ComputeType<Source>));

@@ -10,7 +10,8 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/nms.h"
+#include "cpu/carver.h"
+#include "cpu/nms_problems.h"
 #include "cpu/scratch.h"
 #include "cpu/segment_voting.h"
 #include "ops/detections.h"

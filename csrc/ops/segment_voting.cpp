@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/scratch.h"
 #include "ops/detections.h"
 
 namespace tal_fast {

@@ -8,6 +8,7 @@
 
 #include <tuple>
 
+#include "cpu/scratch.h"
 #include "ops/nms.h"
 
 namespace tal_fast {
