@@ -47,6 +47,11 @@ def _segments(n: int, seed: int, scale: float = 50.0) -> Tensor:
     return torch.stack((start, start + 0.5 + 5 * torch.rand(n, generator=generator)), 1)
 
 
+def _size(real: int, small: int) -> int:
+    """Returns ``real`` where a GPU is, for its results and those of the CPU beside them alike."""
+    return real if torch.cuda.is_available() else small
+
+
 def _differentiated(
     function: Callable[..., Tensor], inputs: list[Tensor], grad_seed: int = 7
 ) -> Callable[[], tuple[Tensor, ...]]:
@@ -108,6 +113,7 @@ for _dtype in (torch.float32, torch.float16, torch.bfloat16):
             # Rows enough to fill the shared memory, and queries enough for 1024 threads.
             "staged": (1, 600, 1, 32, (2304,), 4),
             "wide": (1, 20, 1, 256, (70,), 2),
+            "wide rows": (1, 40, 2, 64, (40, 20), 4),
         }.items():
             CASES[f"{_op} {_label} {_name}"] = _attention(*_shape, _dtype, _fused)
 
@@ -204,7 +210,8 @@ for _method in ("hard", "gaussian"):
     def _batched(
         device: torch.device, seed: int, method: str = _method
     ) -> Callable[[], tuple[Tensor, ...]]:
-        segments, scores, labels, videos = (x.to(device) for x in _detections(seed, 900))
+        n = _size(5000, 900)  # more than one block sorts
+        segments, scores, labels, videos = (x.to(device) for x in _detections(seed, n))
 
         def call() -> tuple[Tensor, ...]:
             result = ops.batched_nms(
@@ -217,7 +224,8 @@ for _method in ("hard", "gaussian"):
 
 @_case("suppression of fixed size")
 def _padded(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
-    segments, scores, labels, videos = (x.to(device) for x in _detections(seed, 900))
+    n = _size(5000, 900)
+    segments, scores, labels, videos = (x.to(device) for x in _detections(seed, n))
 
     def call() -> tuple[Tensor, ...]:
         return (
@@ -256,7 +264,7 @@ def _windows(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]
 
 @_case("nms of 20000")
 def _many(device: torch.device, seed: int) -> Callable[[], tuple[Tensor, ...]]:
-    n = 20000 if device.type == "cuda" else 2000
+    n = _size(20000, 2000)
     segments, scores, _, _ = _detections(seed, n)
     segments, scores = (segments * 100).to(device), scores.to(device)
     return lambda: (ops.nms(segments, scores, 0.5),)

@@ -116,14 +116,15 @@ inline bool is_dense(const DeformAttnShape& shape) {
   return 2 * shape.queries * shape.levels * shape.points >= shape.rows;
 }
 
-inline Slicing slice_forward(const DeformAttnShape& shape, int64_t pack, size_t limit) {
+inline Slicing slice_forward(const DeformAttnShape& shape, int64_t pack, size_t limit,
+                             int64_t most_lanes = kMostLanes) {
   const int64_t packs = std::max<int64_t>(1, ceil_div(shape.channels, pack));
   const auto cut = [&](int64_t slices) {
     const int log2 = log2_at_least(ceil_div(packs, slices));
     return Slicing{log2, static_cast<int>(ceil_div(packs, int64_t{1} << log2)),
                    static_cast<size_t>(shape.rows + 1) * (size_t{16} << log2)};
   };
-  const Slicing widest = cut(ceil_div(packs, kMostLanes));
+  const Slicing widest = cut(ceil_div(packs, most_lanes));
   for (Slicing slicing = widest; is_dense(shape); slicing = cut(int64_t{2} * slicing.slices)) {
     if (slicing.staged_bytes <= limit) {
       return slicing;
@@ -149,14 +150,17 @@ inline int64_t query_blocks(const DeformAttnShape& shape, int64_t blocks, int64_
 
 // The blocks of a forward kernel.
 struct ForwardGrid {
-  int64_t blocks;  // of all heads and slices
-  int64_t per_head;
-  int64_t queries;  // of a block
+  int64_t blocks;
+  int64_t whole;     // heads and slices that a block does one after the other, all of each, ...
+  int64_t per_head;  // before so many blocks share one
+  int64_t queries;   // of a block there
   int threads;
 };
 
+// `takes_turns`: whether the kernel can take more than one head and slice per block.
 inline ForwardGrid forward_grid(const DeviceLimits& limits, const DeformAttnShape& shape,
-                                const Slicing& slicing, bool staged, int64_t most_threads) {
+                                const Slicing& slicing, bool staged, int64_t most_threads,
+                                bool takes_turns) {
   const int64_t lanes = 2 * slicing.lanes();  // per query
   const int64_t blocks = shape.batch * shape.heads * slicing.slices;
   // Blocks of 512 threads, two on a multiprocessor, unless shared memory lets in only one.
@@ -164,16 +168,21 @@ inline ForwardGrid forward_grid(const DeviceLimits& limits, const DeformAttnShap
   if (staged && !alone) {
     most_threads = 512;
   }
-  int64_t per_head =
-      query_blocks(shape, blocks, (alone ? 1 : 2) * limits.multiprocessors, staged, kWarp / lanes);
+  const int64_t wanted = (alone ? 1 : 2) * limits.multiprocessors;
+  // A second wave of blocks would leave most multiprocessors without one: they share its queries.
+  const int64_t whole = takes_turns && alone ? (blocks - 1) / wanted : 0;
+  int64_t per_head = query_blocks(shape, blocks - whole * wanted, wanted, staged, kWarp / lanes);
   if (!staged) {
     // Nothing to stage, so blocks may be short: four rounds of their queries.
     per_head = std::max(per_head, ceil_div(shape.queries * lanes, 4 * most_threads));
   }
   const int64_t queries = ceil_div(shape.queries, per_head);
   per_head = ceil_div(shape.queries, queries);
-  const int64_t threads = std::min(most_threads, ceil_div(queries * lanes, int64_t{kWarp}) * kWarp);
-  return {blocks * per_head, per_head, queries, static_cast<int>(threads)};
+  const int64_t most_queries = whole > 0 ? shape.queries : queries;
+  const int64_t threads =
+      std::min(most_threads, ceil_div(most_queries * lanes, int64_t{kWarp}) * kWarp);
+  return {whole > 0 ? wanted : blocks * per_head, whole, per_head, queries,
+          static_cast<int>(threads)};
 }
 
 template <typename T, bool kStaged, typename Source>
@@ -181,7 +190,8 @@ void launch_forward(const DeviceScope& scope, const char* op, const DeformAttnSh
                     const Levels& levels, const Source& source, const Tensor& value,
                     const bool* padding, const Slicing& slicing, const Tensor& out) {
   using Kernel = DeformAttnForward<T, Source, kStaged>;
-  const ForwardGrid grid = forward_grid(scope.limits(), shape, slicing, kStaged, Kernel::kThreads);
+  const ForwardGrid grid =
+      forward_grid(scope.limits(), shape, slicing, kStaged, Kernel::kThreads, false);
   const int64_t pack = kPackSize<T>;
   Kernel kernel{};
   kernel.sizes = device_sizes(op, shape);
@@ -244,8 +254,9 @@ inline int64_t longest_stride(const ProjectedSamples<float>& source) {
       {source.offsets_query_stride, source.logits_query_stride, source.reference_query_stride});
 }
 
-// Whether a kernel of deform_attn_packs.cuh can do it: 64 bytes of a row, or 128 in float32; whole
-// packs, levels within the parameters, 32 bits for all that they count in them.
+// Whether a kernel of deform_attn_packs.cuh can do it: 64 or 128 bytes of a row, 64 in float32 only
+// where rows are staged; whole packs, levels within the parameters, 32 bits for all that they count
+// in them.
 template <typename T, typename Source>
 bool fits_packs(const DeformAttnShape& shape, const Source& source, const Tensor& value,
                 const Tensor& out, const Slicing& slicing) {
@@ -255,10 +266,10 @@ bool fits_packs(const DeformAttnShape& shape, const Source& source, const Tensor
   const int64_t row = shape.heads * shape.channels;
   const bool staged = slicing.staged_bytes > 0;
   const int log2 = slicing.lanes_log2;
-  return (sizeof(T) == 2 ? log2 == 2 : log2 == 3 || (log2 == 2 && staged)) &&
+  return (log2 == 3 || (log2 == 2 && (sizeof(T) == 2 || staged))) &&
          shape.channels % (slicing.lanes() * kPackSize<T>) == 0 && is_aligned(value) &&
          is_aligned(out) && shape.levels <= static_cast<int64_t>(kLevelsInside) && samples > 0 &&
-         samples * shape.points < 65536 && shape.batch * shape.heads < kMost &&
+         samples * shape.points < 65536 && shape.batch * shape.heads * slicing.slices < kMost &&
          row * kMostLanesOfBlock < kMost && row * samples * kMostLanesOfBlock < kMost &&
          longest_stride(source) * kMostLanesOfBlock < kMost && shape.rows * row < kMost;
 }
@@ -269,7 +280,7 @@ void launch_packs(const DeviceScope& scope, const char* op, const DeformAttnShap
                   const bool* padding, const Slicing& slicing, const Tensor& out) {
   using Kernel = DeformAttnForwardPacks<T, Source, kLog2, kPath>;
   const ForwardGrid grid =
-      forward_grid(scope.limits(), shape, slicing, Kernel::kStaged, Kernel::kThreads);
+      forward_grid(scope.limits(), shape, slicing, Kernel::kStaged, Kernel::kThreads, true);
   Kernel kernel{};
   kernel.sizes = device_sizes(op, shape);
   kernel.source = source;
@@ -277,6 +288,8 @@ void launch_packs(const DeviceScope& scope, const char* op, const DeformAttnShap
   kernel.padding = padding;
   kernel.out = mutable_data<T>(out);
   kernel.slices = slicing.slices;
+  kernel.heads_and_slices = static_cast<int>(shape.batch * shape.heads * slicing.slices);
+  kernel.whole = static_cast<int>(grid.whole);
   kernel.queries_per_block = static_cast<int>(grid.queries);
   kernel.query_blocks = static_cast<int>(grid.per_head);
   kernel.per_point = static_cast<int>(65536 / shape.points + 1);
@@ -297,16 +310,19 @@ bool run_packs(const DeviceScope& scope, const char* op, const DeformAttnShape& 
     launch_packs<T, kLog2, kPath>(scope, op, shape, levels, typed<T>(source), value, padding,
                                   slicing, out);
   };
-  constexpr int kWidest = sizeof(T) == 2 ? 2 : 3;
   const bool once = shape.levels * shape.points <= slicing.lanes();
-  if (slicing.staged_bytes == 0) {
-    run.template operator()<kWidest, PackPath::kGlobal>();
-  } else if (slicing.lanes_log2 == kWidest) {
-    once ? run.template operator()<kWidest, PackPath::kOnce>()
-         : run.template operator()<kWidest, PackPath::kRounds>();
-  } else if constexpr (kWidest == 3) {
-    once ? run.template operator()<2, PackPath::kOnce>()
-         : run.template operator()<2, PackPath::kRounds>();
+  const auto run_lanes = [&]<int kLog2>() {
+    if (slicing.staged_bytes > 0) {
+      once ? run.template operator()<kLog2, PackPath::kOnce>()
+           : run.template operator()<kLog2, PackPath::kRounds>();
+    } else if constexpr (kLog2 == 3 || sizeof(T) == 2) {
+      run.template operator()<kLog2, PackPath::kGlobal>();
+    }
+  };
+  if (slicing.lanes_log2 == 3) {
+    run_lanes.template operator()<3>();
+  } else {
+    run_lanes.template operator()<2>();
   }
   return true;
 }
@@ -318,9 +334,19 @@ void run_deform_attn_forward(const DeviceScope& scope, const char* op, const Def
                              const Source& source, const Tensor& value, const bool* padding,
                              const Tensor& out) {
   const DeviceLevels levels(scope, value, shape);
-  const Slicing slicing = slice_forward(shape, kPackSize<T>, scope.limits().shared_per_block);
+  const size_t limit = scope.limits().shared_per_block;
+  const Slicing slicing = slice_forward(shape, kPackSize<T>, limit);
   if constexpr (!std::is_same_v<T, double>) {
-    if (run_packs<T>(scope, op, shape, levels.levels, source, value, padding, slicing, out)) {
+    const auto run = [&](const Slicing& of) {
+      return run_packs<T>(scope, op, shape, levels.levels, source, value, padding, of, out);
+    };
+    // In 16 bits half a query's lanes would prepare no sample: two slices are cheaper then.
+    if (sizeof(T) == 2 && slicing.lanes_log2 == 3 &&
+        shape.levels * shape.points <= kMostLanes / 2 &&
+        run(slice_forward(shape, kPackSize<T>, limit, kMostLanes / 2))) {
+      return;
+    }
+    if (run(slicing)) {
       return;
     }
     if (slicing.staged_bytes > 0) {

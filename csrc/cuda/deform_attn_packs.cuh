@@ -194,30 +194,47 @@ struct DeformAttnForwardPacks {
   const bool* padding;  // [B, S] or null
   T* out;               // [B, Q, H, D]
   int slices;
+  int heads_and_slices;  // B * H * slices
+  int whole;
   int queries_per_block;
   int query_blocks;
   int per_point;  // 65536 / points, rounded up: k / points is k * per_point >> 16
   Levels levels;
 
+  // Where there are more heads and slices than blocks at a time, a block takes `whole` of them, one
+  // after the other; then `query_blocks` blocks share each of the rest.
   TAL_FAST_DEVICE void operator()() const {
-    const int query_block = static_cast<int>(blockIdx.x) % query_blocks;
-    const int rest = static_cast<int>(blockIdx.x) / query_blocks;
-    const int pair = rest / slices;
+    const int block = static_cast<int>(blockIdx.x);
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+    for (int turn = 0; turn <= whole; ++turn) {
+      const bool all = turn < whole;
+      const int index = turn * static_cast<int>(gridDim.x) + (all ? block : block / query_blocks);
+      const int64_t first = all ? 0 : int64_t{block % query_blocks} * queries_per_block;
+      const int64_t behind = all ? sizes.queries : first + queries_per_block;
+      if (index >= heads_and_slices) {
+        return;
+      }
+      if (turn > 0) {
+        __syncthreads();  // rows take the place of those of the turn before
+      }
+      run(index, first,
+          static_cast<int>((behind < sizes.queries ? behind : sizes.queries) - first));
+    }
+  }
+
+ private:
+  TAL_FAST_DEVICE void run(int index, int64_t first, int count) const {
+    const int pair = index / slices;
     const int64_t b = pair / static_cast<int>(sizes.heads);
     const int64_t h = pair % static_cast<int>(sizes.heads);
     const int lane = static_cast<int>(threadIdx.x) & (kLanes - 1);
-    const int channel = rest % slices * kWidth + lane * N;
+    const int channel = index % slices * kWidth + lane * N;
     const int stride = pinned(static_cast<int>(sizes.heads * sizes.channels));
     const T* rows = value + (b * sizes.rows * sizes.heads + h) * sizes.channels + channel;
     const bool* padded = padding == nullptr ? nullptr : padding + b * sizes.rows;
-    Here here{};
-    here.b = b;
-    here.h = h;
-    here.first = int64_t{query_block} * queries_per_block;
-    here.count = here.first + queries_per_block < sizes.queries
-                     ? queries_per_block
-                     : static_cast<int>(sizes.queries - here.first);
-    here.channel = channel;
+    const Here here = {b, h, first, count, channel};
     if constexpr (kStaged) {
       SharedMemory shared;
       const Shared<T> memory = shared.take<T>((static_cast<int>(sizes.rows) + 1) * kWidth);
@@ -233,11 +250,10 @@ struct DeformAttnForwardPacks {
       attend(
           here,
           [&](int row) { return padded != nullptr && read(padded + row) ? -1 : row * stride; }, -1,
-          [&](int place) { return place < 0 ? Pack<T, N>{} : read_pack<N>(from + place); });
+          [&](int place) { return read_or_zeros(from, place); });
     }
   }
 
- private:
   // What a block works on.
   struct Here {
     int64_t b, h;
@@ -277,6 +293,19 @@ struct DeformAttnForwardPacks {
         column.copy_async((row + 1) * kWidth, from);
       }
     }
+  }
+
+  // The pack at a place, zeros below 0. Chosen by words: by halves nvcc takes them apart.
+  TAL_FAST_DEVICE static Pack<T, N> read_or_zeros(const T* from, int place) {
+#if defined(__CUDACC__)
+    uint4 words = {0, 0, 0, 0};
+    if (place >= 0) {
+      words = __ldg(reinterpret_cast<const uint4*>(from + place));
+    }
+    return bits_to_pack<T, N>(words);
+#else
+    return place < 0 ? Pack<T, N>{} : read_pack<N>(from + place);
+#endif
   }
 
   // `place_of` a row that exists, the place `none` of zeros, and what `load` finds at a place.

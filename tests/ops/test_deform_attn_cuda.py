@@ -140,6 +140,37 @@ def test_paths_of_other_dtypes(shape: Shape, path: str, dtype: torch.dtype, devi
         check_fused(shape, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("points", "limit", "forward"),
+    [
+        (2, None, "packs once"),  # four samples: two slices of four packs
+        (3, None, "packs once"),
+        (5, None, "packs in rounds"),
+        (5, 4 * KIB, "packs in rounds"),  # 128 bytes of a row do not fit
+        (2, 2 * KIB, "global packs"),
+        (5, 2 * KIB, "global packs"),
+    ],
+)
+def test_wide_rows_of_16_bits(
+    dtype: torch.dtype, points: int, limit: int | None, forward: str, device: str
+) -> None:
+    """64 channels: whole rows, or slices where those are cheaper; bits of the general kernel."""
+    if device != "cuda-emulated":
+        pytest.skip("another size of shared memory")
+    shape: Shape = (1, (30, 21), 11, 2, 64, points)
+    plain = given.make(shape, dtype)
+    with emulator.shared_memory(limit) if limit is not None else nullcontext():
+        launched(device)
+        ours = deform_attn(*plain)
+        assert launched(device) == [f"deform_attn forward, {forward}"]
+        theirs = deform_attn(*plain[:3], plain[3].float())
+        assert "packs" not in launched(device)[0]
+        assert torch.equal(ours, theirs)
+        check_fused(shape, dtype)
+        assert launched(device)[0] == f"deform_attn_fused forward, {forward}"
+
+
 @pytest.mark.parametrize(
     "shape",
     [
@@ -270,6 +301,22 @@ def test_packs_give_the_bits_of_the_general_kernels(
         packs, general = launched(device)
         assert "packs" in packs
         assert "packs" not in general
+
+
+def test_more_heads_than_multiprocessors(device: str) -> None:
+    """A block takes a slice of a head, then a part of one of the two that are left over."""
+    if device != "cuda-emulated":
+        pytest.skip("the number of multiprocessors is that of the emulated device")
+    # 134 slices on 132 multiprocessors that have room for the rows of one; 450 queries are two
+    # parts.
+    value, lengths, locations, weights = given.make((1, (1790,), 450, 67, 32, 2))
+    launched(device)
+    ours = deform_attn(value, lengths, locations, weights).view(1, 450, 67, 32)
+    assert launched(device) == ["deform_attn forward, packs once"]
+    some = torch.tensor([0, 31, 65, 66])
+    alone = deform_attn(value[:, :, some], lengths, locations[:, :, some], weights[:, :, some])
+    assert torch.equal(ours[:, :, some], alone.view(1, 450, 4, 32))
+    assert not ours.isnan().any()
 
 
 @pytest.mark.parametrize("op", ["given", "fused"])
