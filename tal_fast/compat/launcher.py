@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from tal_fast.compat import script
+from tal_fast.compat import hook, script
 from tal_fast.compat.installation import install
 from tal_fast.compat.options import NMS
 from tal_fast.compat.script import check_script, imports_of, run_module, run_script
@@ -109,11 +109,11 @@ def _split(names: Sequence[str]) -> list[str]:
     return [part for name in names for part in name.split(",")]
 
 
-def _shown_by(hook: Hook, *, hint: bool) -> Hook:
+def _shown_by(shown: Hook, *, hint: bool) -> Hook:
     """Returns a hook that shows an error of the script as ``python SCRIPT`` shows it.
 
     Args:
-        hook: what shows it.
+        shown: what shows it.
         hint: say what can be done where a GPU is missing.
     """
 
@@ -121,7 +121,7 @@ def _shown_by(hook: Hook, *, hint: bool) -> Hook:
         own = _without_launcher(trace)
         if own is not None or isinstance(error, SyntaxError):
             trace = own
-        hook(kind, error.with_traceback(trace), trace)
+        shown(kind, error.with_traceback(trace), trace)
         if hint and any(words in str(error) for words in _NO_GPU):
             _explain_missing_gpu(trace)
 
@@ -129,12 +129,17 @@ def _shown_by(hook: Hook, *, hint: bool) -> Hook:
 
 
 def _without_launcher(trace: TracebackType | None) -> TracebackType | None:
-    """Returns the traceback from the script's first frame on; None if it has none."""
+    """Returns the traceback from the script's first frame on, without those of the import hook."""
+    frames = []
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename not in _LAUNCHERS:
-            return trace
+        file = trace.tb_frame.f_code.co_filename
+        if file != hook.__file__ and (frames or file not in _LAUNCHERS):
+            frames.append(trace)
         trace = trace.tb_next
-    return None
+    kept: TracebackType | None = None
+    for part in reversed(frames):
+        kept = TracebackType(kept, part.tb_frame, part.tb_lasti, part.tb_lineno)
+    return kept
 
 
 def _explain_missing_gpu(trace: TracebackType | None) -> None:

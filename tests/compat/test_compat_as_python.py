@@ -36,6 +36,7 @@ SCRIPTS = {
                 raise ValueError("of the script") from error
         f()
     """,
+    "import_that_fails": "import importer\n",
     "own_hook": """
         import sys
         assert sys.excepthook is sys.__excepthook__
@@ -106,6 +107,8 @@ def compare(*command: str, cwd: Path, python: tuple[str, ...] = ()) -> str:
 def test_a_script(name, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/helper.py").write_text("def fail():\n    return 1 / 0\n")
+    (tmp_path / "in/importer.py").write_text("import helper\nimport helper2\n")
+    (tmp_path / "in/helper2.py").write_text("def f():\n    import absent\nf()\n")
     text = textwrap.dedent(SCRIPTS[name]).lstrip()
     encoding = "latin-1" if name == "latin" else "utf-8"
     (tmp_path / "in/script.py").write_text(text, encoding=encoding)
