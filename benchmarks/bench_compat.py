@@ -4,8 +4,9 @@
     TAL_FAST_PEERS=… python benchmarks/bench_compat.py [ROW …] [--videos 212] [--out FILE]
 
 Rows: ``evaluation`` (the evaluation stage of ActionFormer, TriDet and TemporalMaxer on made
-detections of THUMOS14's shape, 200 per video), ``script`` (their whole ``eval.py`` on made features
-and random weights; the checkouts need their extension ``nms_1d_cpu``, built in ``libs/utils``),
+detections of THUMOS14's shape, 200 per video), ``script`` (their whole ``eval.py`` on made
+features, with weights that their own ``train.py`` has found in 300 steps; the checkouts need their
+extension ``nms_1d_cpu``, built in ``libs/utils``, and two of them need tensorboard),
 ``attention`` (a training step of TadTR, a layer of OpenTAD), ``nms`` (one soft-NMS of theirs and
 ours) and ``start`` (what the launcher adds to ``import torch``). Needs pandas and joblib.
 
@@ -106,11 +107,14 @@ def script(given: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{name}: nms_1d_cpu is not built, eval.py is left out", file=sys.stderr)
             continue
         seconds: dict[str, list[float]] = {"stock": [], "ours": []}
+        parts: dict[str, dict[str, float]] = {}
         shown: dict[str, list[str]] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            made = workload("prepare", peer, Path(folder), given.videos)
-            stock = with_float(peer, Path(folder) / name)
-            native = Path(folder) / "native"  # where both find the extension
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            made = workload("prepare", peer, folder, given.videos)
+            train(peer, folder, made["training"])
+            stock = with_float(peer, folder / name)
+            native = folder / "native"  # where both find the extension
             native.mkdir()
             shutil.copy(built[0], native)
             for _ in range(given.repeats):
@@ -119,19 +123,37 @@ def script(given: argparse.Namespace) -> list[dict[str, Any]]:
                     ("ours", peer, ()),
                 ):
                     text, used = launched(
-                        root / "eval.py",
-                        made["config"],
-                        made["checkpoint"],
+                        *(WORKLOADS, "evaluate_script", "--peer", root),
+                        *("--folder", folder, "--number", "0"),
                         options=("--device", "cpu", *options),
                         cwd=root,
                         native=native,
                     )
+                    found = json.loads(text.splitlines()[-1])
                     seconds[which].append(used)
-                    shown[which] = re.findall(r"(?:mAP|Recall\S*)\s*[:=]\s*([\d.]+)", text)
+                    rest = used - sum(found["seconds"].values())
+                    parts[which] = {**found["seconds"], "workers and rest": rest}
+                    shown[which] = re.findall(
+                        r"(?:mAP|Recall\S*)\s*[:=]\s*([\d.]+)", found["shown"]
+                    )
         same = bool(shown["ours"]) and shown["stock"] == shown["ours"]
         require(same, f"{name}: eval.py shows other figures: {shown}")
-        rows.append(row(f"{name}: eval.py, {given.videos} videos", seconds, "same figures"))
+        label = f"{name}: eval.py, {given.videos} videos"
+        rows.append(row(label, seconds, f"the same, average mAP {shown['ours'][-1]}"))
+        rows[-1]["parts"] = parts
+        for which, found in parts.items():
+            words = ", ".join(f"{part} {used:.1f}" for part, used in found.items())
+            print(f"  {which}: {words}", file=sys.stderr, flush=True)
     return rows
+
+
+def train(peer: Path, folder: Path, config: str) -> None:
+    """Trains with the peer's own ``train.py`` and takes the last weights."""
+    output = ("--output", "made")
+    if peer.name == "TemporalMaxer":
+        output = ("--save_ckpt_dir", str(folder / "training_made"))
+    launched(peer / "train.py", config, *output, options=("--device", "cpu"), cwd=peer)
+    workload("last_weights", peer, folder, 0)
 
 
 def with_float(peer: Path, copy: Path) -> Path:

@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -178,6 +179,44 @@ def last_weights(peer: Path, folder: Path, number: int) -> dict[str, Any]:
     return {"checkpoint": str(folder / "checkpoint"), "epoch": found["epoch"]}
 
 
+def evaluate_script(peer: Path, folder: Path, number: int) -> dict[str, Any]:
+    """Runs ``eval.py`` with the trained weights; CPU seconds of its parts in this process.
+
+    Returns:
+        Seconds until the first video, in the model without its NMS, in the NMS and in the
+        evaluation (without its workers, which the caller sees), and what the script printed.
+    """
+    import torch
+
+    sys.path.insert(0, str(peer))
+    meta_archs = importlib.import_module("libs.modeling.meta_archs")
+    metrics = importlib.import_module("libs.utils.metrics")
+    seconds = {"start": 0.0, "model": 0.0, "nms": 0.0, "evaluation": 0.0}
+
+    def timed(owner: Any, name: str, part: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.process_time()
+            seconds["start"] = seconds["start"] or begin
+            try:
+                return original(*args, **kwargs)
+            finally:
+                seconds[part] += time.process_time() - begin
+
+        setattr(owner, name, call)
+
+    timed(meta_archs, "batched_nms", "nms")
+    timed(metrics.ANETdetection, "evaluate", "evaluation")
+    timed(torch.nn.DataParallel, "forward", "model")
+    sys.argv = ["eval.py", str(folder / "config.yaml"), str(folder / "checkpoint")]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        runpy.run_path(str(peer / "eval.py"), run_name="__main__")
+    seconds["model"] -= seconds["nms"]
+    return {"seconds": seconds, "shown": shown.getvalue()}
+
+
 def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Training steps with the peer's core and with ours in its place, in turn."""
     import torch
@@ -253,6 +292,7 @@ WORKLOADS = {
     "evaluation": evaluation,
     "prepare": prepare,
     "last_weights": last_weights,
+    "evaluate_script": evaluate_script,
     "attention": attention,
 }
 

@@ -14,10 +14,10 @@ from typing import Any
 
 __all__ = ["put_on_cpu"]
 
-#: Of ``torch.cuda``: what they return without a GPU.
+#: Of ``torch.cuda``: what they return. Scripts divide by the number of devices, so the CPU is one.
 _NOTHING: dict[str, Any] = {
     "current_device": 0,
-    "device_count": 0,
+    "device_count": 1,
     "empty_cache": None,
     "is_available": False,
     "manual_seed": None,
@@ -91,35 +91,34 @@ def _mode_of(torch: ModuleType) -> Any:
             return cpu if value.type == "cuda" else value
         return cpu if isinstance(value, str) and value.partition(":")[0] == "cuda" else value
 
+    def named(value: Any) -> Any:
+        # A number is a GPU's, too.
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return cpu if whole else of_cpu(value)
+
+    # Function -> place of what may be a device among its arguments.
+    moving = {torch.Tensor.to: 1, torch._C._nn._parse_to: 0}
+    staying = {torch.Tensor.cuda, torch.Tensor.pin_memory}
+
     class OnCPU(TorchFunctionMode):
+        # Called for every use of a tensor, its attributes included: most have nothing to change.
         def __torch_function__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            kwargs = dict(kwargs or {})
-            if function is torch.Tensor.cuda:
+            if function in staying:
                 return args[0]
-            if function is torch.Tensor.pin_memory:
-                return args[0]
-            if function is torch.Tensor.to and len(args) > 1:
-                first = args[1]
-                # A number is a GPU's, too.
-                whole = isinstance(first, int) and not isinstance(first, bool)
-                args = (args[0], cpu if whole else of_cpu(first), *args[2:])
-            elif function is not torch.device:
-                args = tuple(map(of_cpu, args)) if _has_device(args, torch) else args
+            place = moving.get(function)
+            if place is not None and len(args) > place:
+                args = (*args[:place], named(args[place]), *args[place + 1 :])
+            if not kwargs:
+                return function(*args)
             if "device" in kwargs:
-                given = kwargs["device"]
-                whole = isinstance(given, int) and not isinstance(given, bool)
-                kwargs["device"] = cpu if whole else of_cpu(given)
+                kwargs = {**kwargs, "device": named(kwargs["device"])}
             if kwargs.get("pin_memory"):
-                kwargs["pin_memory"] = False
+                kwargs = {**kwargs, "pin_memory": False}
             return function(*args, **kwargs)
 
     return OnCPU()
-
-
-def _has_device(args: tuple[Any, ...], torch: ModuleType) -> bool:
-    return any(isinstance(value, torch.device) for value in args)
 
 
 def _data_parallel(torch: ModuleType) -> type:

@@ -15,7 +15,7 @@ from typing import Any
 from tal_fast.compat.options import MODULES, Options
 from tal_fast.compat.provided import functions_of
 from tal_fast.compat.reporting import Report, counted
-from tal_fast.compat.user_code import INSTALLED, is_user_file
+from tal_fast.compat.user_code import INSTALLED, is_user_file, relative
 
 __all__ = ["Finder"]
 
@@ -163,7 +163,7 @@ class _Provider:
         """Fills the module; an ImportError says why our native library cannot be loaded."""
         finder = self._finder
         functions = functions_of(self._name, finder.options, finder.report)
-        where = f"instead of {os.path.relpath(self._stale)}" if self._stale else ""
+        where = f"instead of {relative(self._stale)}" if self._stale else ""
         if self._name == "nms_1d_cpu":
             where = f"{finder.options.nms} order{', ' if where else ''}{where}"
         finder.report.add("provided", module.__name__, where)

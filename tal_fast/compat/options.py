@@ -19,6 +19,7 @@ MODULES = (
     "MultiScaleTemporalDeformableAttention",
     "TemporalDeformableAttention",
     "boundary_max_pooling_cuda",
+    "grid_sample1d_cuda",
     "nms_1d_cpu",
 )
 
@@ -32,6 +33,7 @@ FUNCTIONS = (
     "deform_attn_core_pytorch",
     "ms_deform_attn_core_pytorch",
     "multi_scale_deformable_attn_pytorch",
+    "soft_nms",
     "temporal_nms",
 )
 

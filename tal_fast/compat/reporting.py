@@ -76,7 +76,8 @@ class Report:
             file: where :meth:`finish` writes JSON; None: nowhere.
             quiet: :meth:`finish` prints nothing.
         """
-        self.file = file
+        # A program may work in another folder at its end.
+        self.file = None if file is None else os.path.abspath(file)
         self.quiet = quiet
         self.hint = ""
         self._entries: dict[tuple[str, str, str], Entry] = {}

@@ -10,11 +10,14 @@ import sysconfig
 from pathlib import Path
 from types import FrameType, ModuleType
 
-__all__ = ["INSTALLED", "caller", "is_user_file", "is_user_module", "place"]
+__all__ = ["INSTALLED", "caller", "is_user_file", "is_user_module", "place", "relative"]
 
 #: Packages that are examined wherever they are: codebases that people install. Nothing is mended
 #: in them.
 INSTALLED = frozenset({"mmaction", "mmcv", "opentad"})
+
+#: Names of what is typed into Python and IPython; in Jupyter a cell has the name of a file.
+_TYPED = ("<stdin>", "<python-input-", "<ipython-input-")
 
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep
 _SITES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -32,10 +35,11 @@ def is_user_file(path: str) -> bool:
     """Whether a file of this name belongs to the user.
 
     Args:
-        path: of a source file, perhaps within a zip; ``<string>`` and the like are nobody's.
+        path: of a source file, perhaps within a zip; ``<string>`` and the like are nobody's, but
+            for what is typed in.
     """
     if not path or path.startswith("<"):
-        return False
+        return path.startswith(_TYPED)
     full = os.path.abspath(path)
     if any(site in full for site in _SITES):
         return False
@@ -53,7 +57,7 @@ def is_user_module(module: ModuleType) -> bool:
     name = getattr(module, "__name__", "") or ""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str):
-        return False
+        return name == "__main__"  # of a notebook
     return name.partition(".")[0] in INSTALLED or is_user_file(file)
 
 
@@ -66,8 +70,16 @@ def caller(depth: int) -> FrameType | None:
 def place(frame: FrameType) -> str:
     """Returns ``file:line`` of a frame; the file as it lies below the working directory."""
     path = frame.f_code.co_filename
-    below = os.path.relpath(path) if os.path.isabs(path) else path
+    below = relative(path) if os.path.isabs(path) else path
     return f"{path if below.startswith('..') else below}:{frame.f_lineno}"
+
+
+def relative(path: str) -> str:
+    """Returns a path below the working directory, or as it is where there is no such directory."""
+    try:
+        return os.path.relpath(path)
+    except OSError:  # somebody has deleted it
+        return path
 
 
 @functools.lru_cache(maxsize=256)

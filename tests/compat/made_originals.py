@@ -207,6 +207,24 @@ def average_recall_vs_avg_nr_proposals(
     return recall, recall.mean(axis=0), shares * (float(kept) / len(videos))
 """
 
+SOFT_NMS_PROPOSALS = """
+import numpy as np
+
+def soft_nms(proposals, alpha, low_threshold, high_threshold, top_k):
+    rows = [[*row[:2], row[-1]] for row in proposals[proposals[:, -1].argsort()[::-1]].tolist()]
+    taken = []
+    while rows and len(taken) {comparison} top_k:
+        best = rows.pop(max(range(len(rows)), key=lambda i: (rows[i][2], -i)))
+        taken.append(best)
+        limit = low_threshold + (high_threshold - low_threshold) * (best[1] - best[0])
+        for row in rows:
+            inter = max(0.0, min(best[1], row[1]) - max(best[0], row[0]))
+            iou = inter / (best[1] - best[0] + row[1] - row[0] - inter)
+            if iou > limit:
+                row[2] *= np.exp(-iou * iou / alpha)
+    return np.array(taken)
+"""
+
 SOFT_NMS_TABLE = """
 import numpy as np
 import pandas as pd

@@ -144,7 +144,7 @@ def test_dry_run_shows_and_does_nothing(tmp_path):
     [
         ([], "expected a script, got none"),
         (["nowhere.py"], "expected a script, got 'nowhere.py': nothing there"),
-        (["."], "expected a script, got '.': a folder"),
+        (["."], "a folder without __main__.py"),
         (["--skip", "nothing", "main.py"], "expected skip to name one of"),
         (["--nms", "fast", "main.py"], "expected nms to be one of"),
         (["--device", "gpu", "main.py"], "expected device to be one of"),
@@ -178,6 +178,10 @@ def main():
     x = torch.ones(3, 2).to("cuda", non_blocking=True)
     y = torch.zeros(3, 2, device=torch.device("cuda:0"))
     torch.cuda.synchronize()
+    assert nn.Linear(2, 2).to(0).weight.to(1).to(torch.device("cuda", 0)).device.type == "cpu"
+    assert torch.zeros(1).to(device="cuda:0", dtype=torch.int64).pin_memory().dtype == torch.int64
+    assert torch.ones(1).to(torch.zeros(1)).to(torch.float64).dtype == torch.float64
+    assert 3 % torch.cuda.device_count() == 0
     torch.save({"model": model.state_dict()}, "model.pth")
     state = torch.load("model.pth", map_location=lambda storage, place: storage.cuda(0))
     model.load_state_dict(state["model"])

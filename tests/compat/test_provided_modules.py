@@ -271,3 +271,41 @@ def by_hand(value, shapes, locations, weights):
                 out = out + factor[..., None] * value[:, None, begin + row * width + column]
         begin += height * width
     return out.flatten(2)
+
+
+# ---- grid_sample1d_cuda --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("border", [True, False])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_grid_sample1d(folder, border, align_corners):
+    compat.install(quiet=True)
+    module = folder.load("grid_sample1d_cuda")
+    values = torch.tensor([[[0.0, 10.0, 20.0, 40.0]]], dtype=torch.float64)
+    row = torch.tensor([-1.5, -0.5, 0.0, 1.25, 2.0, 3.0, 3.75, 6.0], dtype=torch.float64)
+    grid = (row / 1.5 - 1 if align_corners else (row + 0.5) / 2 - 1).unsqueeze(0)
+    found = module.forward(values, grid, border, align_corners)
+    inside = [0.0, 12.5, 20.0, 40.0]
+    outside = [0.0, 0.0, 40.0, 40.0] if border else [0.0, 0.0, 10.0, 0.0]
+    expected = [*outside[:2], *inside, *outside[2:]]
+    torch.testing.assert_close(found, torch.tensor([[expected]], dtype=torch.float64))
+
+    def sample(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return Sampled.apply(x, at)
+
+    class Sampled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, at):
+            ctx.save_for_backward(x, at)
+            return module.forward(x, at, border, align_corners)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return tuple(module.backward(grad, *ctx.saved_tensors, border, align_corners))
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    at = torch.rand(2, 7, generator=generator, dtype=torch.float64) * 2.6 - 1.3
+    assert torch.autograd.gradcheck(sample, (x, at.requires_grad_()))
+    with pytest.raises(RuntimeError, match=r"grid of shape \[B, Q\], got \[2, 3, 5\] and \[7\]"):
+        module.forward(x, at[0], border, align_corners)

@@ -210,3 +210,45 @@ def test_votes_by_something_else_are_left(folder, kinds):
     module = loaded(folder, source, nms="fused")
     assert not hasattr(module.batched_nms, "__wrapped__")
     assert "differs by" in kinds("left")["original_made.batched_nms"]
+
+
+# ---- soft-NMS of proposals -----------------------------------------------------------------------
+
+
+def proposals(count: int = 80) -> np.ndarray:
+    rng = np.random.default_rng(4)
+    start = np.round(rng.random(count) * 0.8, 2)
+    end = start + np.round(rng.random(count) * 0.2, 2) + 0.01
+    return np.stack([start, end, np.round(rng.random(count), 1)], axis=1)
+
+
+def test_soft_nms_of_proposals(folder):
+    module = loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<="))
+    function = module.soft_nms
+    for most in (0, 5, 79, 500):
+        ours = function(proposals(), 0.4, 0.5, 0.9, most)
+        theirs = function.__wrapped__(proposals(), 0.4, 0.5, 0.9, most)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    assert only_entry("replaced").calls == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: rows.astype(np.float32), "no array of float64"),
+        (lambda rows: rows[:0], "no proposals"),
+        (lambda rows: np.where(rows == rows[0, 1], rows[0, 0], rows), "without length"),
+        (lambda rows: -rows[:, [1, 0, 2]], "negative score"),
+    ],
+)
+def test_soft_nms_of_proposals_falls_back(folder, change, reason):
+    module = loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<="))
+    given = (change(proposals()), 0.4, 0.5, 0.9, 10)
+    expected = module.soft_nms.__wrapped__(*given)
+    np.testing.assert_array_equal(module.soft_nms(*given), expected)
+    assert reason in only_entry("fell back").detail
+
+
+def test_soft_nms_that_takes_one_less_is_left(folder):
+    loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<"))
+    assert "differs by inf" in only_entry("left").detail

@@ -23,6 +23,7 @@ HOMES = {
     "MultiScaleTemporalDeformableAttention": "deform_attn",
     "TemporalDeformableAttention": "deform_attn",
     "boundary_max_pooling_cuda": "boundary_max_pooling",
+    "grid_sample1d_cuda": "grid_sample1d",
     "nms_1d_cpu": "nms_1d_cpu",
 }
 assert set(HOMES) == set(MODULES)

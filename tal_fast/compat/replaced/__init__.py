@@ -91,6 +91,10 @@ RECOGNISED: dict[str, Recognised] = {
     "deform_attn_core_pytorch": _CORE,
     "ms_deform_attn_core_pytorch": _CORE,
     "multi_scale_deformable_attn_pytorch": _CORE,
+    "soft_nms": Recognised(
+        "proposal_soft_nms",
+        _names("proposals alpha low_threshold high_threshold top_k"),
+    ),
     "temporal_nms": Recognised("temporal_nms", _names("segments thresh")),
 }
 assert set(RECOGNISED) == set(FUNCTIONS)
