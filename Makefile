@@ -21,6 +21,7 @@ CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
 SANITIZED := debug tsan
 # Architectures of cuda-kernels: --quick is sm_90 alone, which has the limits; with `make test-all` sm_80 too.
 CUDA_KERNELS := --quick
+CUDA_COUNT ?=
 RESULTS ?= results/demo
 # For cuda-link: the CUDA build of torch to link against, and where.
 CUDA_TORCH ?= 2.14.1
@@ -38,8 +39,8 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 DOCS := build/docs
 DOCS_BIN := $(DOCS)/venv/bin
 
-.PHONY: help dev build docs test check test-all test-ops-isa test-native cuda-kernels cuda-link gpu-check \
-	lint format demo demo-build bench bench-eval bench-loader clean
+.PHONY: help dev build docs test check test-all test-ops-isa test-native cuda-kernels cuda-count \
+	cuda-link gpu-check lint format demo demo-build bench bench-eval bench-loader clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -120,6 +121,10 @@ test-native: $(STAMP)  ## Reader, evaluator and _C in Python under sanitizers; o
 cuda-kernels: $(STAMP)  ## Compile the CUDA kernels if nvcc is there: registers, spills, occupancy, machine code
 	@$(BIN)/python tests/cuda/kernel_table.py $(CUDA_KERNELS)
 
+# A part of it is a test of `make test`. CUDA_COUNT='--only "IoU" --json FILE', CUDA_COUNT=--write.
+cuda-count: build  ## Count what the CUDA kernels do to memory, in the emulator; compare with limits
+	@$(BIN)/python tests/cuda_emulator/counts.py $(CUDA_COUNT)
+
 $(LINK_BIN)/python:
 	$(PYTHON) -m venv $(LINK)/venv
 	env -u PIP_CONSTRAINT $(LINK_BIN)/python -m pip --disable-pip-version-check install --quiet \
@@ -185,6 +190,6 @@ bench-loader: build  ## Benchmark the feature loader against other projects' rea
 	$(BIN)/python benchmarks/bench_loader.py
 
 clean:  ## Remove build outputs (.venv stays)
-	rm -rf build tal_fast.egg-info tal_fast/_C*.so tests/cuda_emulator/cuda_emulated.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build tal_fast.egg-info tal_fast/_C*.so tests/cuda_emulator/cuda_*.so .mypy_cache .ruff_cache .pytest_cache
 	rm -f $(STAMP) $(DEMO_STAMP)
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -81,7 +81,7 @@ class CMakeBuild(build_ext):
         configure += [f"-D{name}={value}" for name, value in settings.items()]
         build = [cmake, "--build", str(build_dir), "--target", "_C"]
         if settings["TAL_FAST_CUDA_EMULATOR"] not in ("OFF", "0"):
-            build += ["cuda_emulated"]
+            build += ["cuda_emulated", "cuda_counted"]
         build += ["--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))]
         for command in (configure, build):
             # Shown whole only when it fails: pip hides the output anyway, make users want it short.
@@ -99,7 +99,8 @@ class CMakeBuild(build_ext):
             target.with_name(cuda.name).unlink(missing_ok=True)  # of an earlier build
         if "cuda_emulated" in build:
             folder = ROOT / "tests" / "cuda_emulator"
-            _install(build_dir / "cuda_emulated.so", folder / "cuda_emulated.so")
+            for name in ("cuda_emulated.so", "cuda_counted.so"):
+                _install(build_dir / name, folder / name)
 
 
 setup(ext_modules=[Extension("tal_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -17,7 +17,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PREDICTIONS", "compared", "counters", "read_predictions", "table", "write_json"]
+__all__ = [
+    "PREDICTIONS",
+    "compared",
+    "counters",
+    "model_error",
+    "read_predictions",
+    "table",
+    "write_json",
+]
 
 PREDICTIONS = Path(__file__).with_name("gpu_predictions.json")
 _NUMBERS = ("floor_us", "must_us", "aim_us")
@@ -106,6 +114,23 @@ def compared(rows: Iterable[Mapping[str, Any]], predictions: Mapping[str, Any]) 
             }
         )
     return found
+
+
+def model_error(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Says how far the predictions were off: measured time over the nearer bound, 1 within both.
+
+    Args:
+        rows: of :func:`compared`.
+    """
+    found = [row["times"] for row in rows if row["times"] is not None]
+    if not found:
+        return "error of the model: nothing was measured that is predicted"
+    mean = math.exp(sum(math.log(max(times, 1e-9)) for times in found) / len(found))
+    within = sum(times == 1 for times in found)
+    return (
+        f"error of the model: of {len(found)} predictions {within} hold; measured over the nearer "
+        f"bound {mean:.2f} in the geometric mean, {min(found):.2f} to {max(found):.2f}"
+    )
 
 
 def _times(measured: float | None, bounds: Sequence[float] | None) -> float | None:
@@ -199,7 +224,8 @@ def _goals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{'op':20} {'case':40} {'us':>8} {'predicted':>11} {'times':>6} {'floor':>6} {'must':>6} "
         f"{'aim':>6} {'reached':8} limiter",
     ]
-    for row in compared(rows, predictions):
+    found = compared(rows, predictions)
+    for row in found:
         bounds = row.get("predicted_us")
         predicted = "-" if bounds is None else "-".join(f"{b:g}" for b in dict.fromkeys(bounds))
         case = row["case"] if row.get("minus") is None else f"{row['case']} - {row['minus']}"
@@ -209,7 +235,7 @@ def _goals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{_show(row.get('must_us')):>6} {_show(row.get('aim_us')):>6} {row['reached']:8} "
             f"{row.get('limiter') or ''}"
         )
-    return lines
+    return [*lines, model_error(found)]
 
 
 def main() -> int:

@@ -351,6 +351,20 @@ def test_measured_beside_predicted(rows, changes, expected):
     assert (found["measured_us"], found["times"], found["reached"]) == expected
 
 
+def test_the_error_of_the_model_is_said():
+    import gpu_report
+
+    rows = [measured("a", 40.0)]
+    (hit,), (missed,), (unknown,) = (
+        gpu_report.compared(found, predictions()) for found in ([measured("a", 12.0)], rows, [])
+    )
+    assert gpu_report.model_error([hit, missed, unknown]) == (
+        "error of the model: of 2 predictions 1 hold; measured over the nearer bound 1.41 in the "
+        "geometric mean, 1.00 to 2.00"
+    )
+    assert gpu_report.model_error([unknown]).endswith("nothing was measured that is predicted")
+
+
 def test_the_predictions_are_of_cases_that_the_benchmark_has(monkeypatch):
     import gpu_bench
     import gpu_report
@@ -363,11 +377,12 @@ def test_the_predictions_are_of_cases_that_the_benchmark_has(monkeypatch):
         def compare(self, op, case, *arguments, **more):
             names.add((op, case))
 
-    for part in ("attention", "overlaps", "suppression"):
+    for part in ("attention", "overlaps", "suppression", "local_attn", "pooling"):
         gpu_bench.PARTS[part](Names())
     # Sizes are smaller in a rehearsal.
     small = {"4096 x 4096": "64 x 64", "213 videos x 2000": "3 videos x 60"}
     small |= {f"{n} segments": "200 segments" for n in (2000, 10000, 40000)}
+    small |= {"2304 rows": "40 rows", "16 x 128 x 2048 of": "4 x 8 x 16 of"}
     found = gpu_report.read_predictions()
     assert found["rows"]
     assert "measured" in found["source"]
@@ -407,7 +422,7 @@ def test_without_predictions_there_is_nothing_to_compare_with(tmp_path):
 
 def test_the_table_of_kept_reports(tmp_path):
     row = {
-        **measured("hard, 2000 segments", 45.0, 50.0),
+        **measured("hard, 2000 segments", 45.0, 50.0), "op": "nms_padded",
         "share_of_floor": None, "ratio_event": None, "ratio_graph": None, "error": None,
     }  # fmt: skip
     report = {
@@ -425,9 +440,11 @@ def test_the_table_of_kept_reports(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "no time was left for nms, hard, 9 segments" in done.stdout
-    line = next(x for x in done.stdout.splitlines() if "one multiprocessor" in x)
-    assert line.split() == ["nms", "hard,", "2000", "segments", "45", "160", "0.28", "-", "50",
-                            "20", "must", "one", "multiprocessor"]  # fmt: skip
+    lines = [x.split() for x in done.stdout.splitlines() if x.startswith("nms_padded")]
+    goal = lines[-1]
+    assert goal[:5] == ["nms_padded", "hard,", "2000", "segments", "45"]
+    assert goal[8:11] == ["50", "20", "must"]
+    assert "error of the model: of 1 predictions" in done.stdout
 
 
 def test_counters_of_nsight_compute_are_read():

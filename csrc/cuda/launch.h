@@ -27,11 +27,14 @@
 #else
 #include <cstdlib>
 #include <cstring>
+#include <typeinfo>
 #endif
 
 // TAL_FAST_CUDA_IMPL(m) { m.impl("segment_iou", TORCH_BOX(&segment_iou_cuda)); }
 #if defined(__CUDACC__)
 #define TAL_FAST_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(tal_fast, CUDA, m)
+#elif defined(TAL_FAST_COUNTED)
+#define TAL_FAST_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(tal_fast_counted, CPU, m)
 #else
 #define TAL_FAST_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(tal_fast_emulated, CPU, m)
 #endif
@@ -172,7 +175,7 @@ class DeviceScope {
 
 template <typename Kernel>
 void launch(const DeviceScope&, dim3 grid, int threads, size_t shared_bytes, const Kernel& kernel) {
-  emulator::launch(Kernel::kName, {Kernel::kThreads, Kernel::kBlocks}, grid,
+  emulator::launch(Kernel::kName, typeid(Kernel).name(), {Kernel::kThreads, Kernel::kBlocks}, grid,
                    dim3(static_cast<unsigned>(threads)), shared_bytes, sizeof(Kernel),
                    [&kernel] { kernel(); });
 }

@@ -157,10 +157,11 @@ TAL_FAST_DEVICE Pack<T, N> bits_to_pack(const Bits& bits) {
 // N elements of global memory from `source` on, which must be aligned to their size.
 template <int N, typename T>
 TAL_FAST_DEVICE Pack<T, N> load_pack(const T* source) {
-#if !defined(__CUDACC__)
-  emulator::check_alignment(source, sizeof(T) * N);
-#endif
+#if defined(__CUDACC__)
   return *reinterpret_cast<const Pack<T, N>*>(source);
+#else
+  return emulator::load_global<Pack<T, N> >(source);
+#endif
 }
 
 // The same for what nobody writes while the kernel runs: such loads may pass stores.
@@ -194,8 +195,7 @@ TAL_FAST_DEVICE T read(const T* source) {
 template <int N, typename T>
 TAL_FAST_DEVICE void store_pack(T* target, const Pack<T, N>& pack) {
 #if !defined(__CUDACC__)
-  emulator::check_alignment(target, sizeof(T) * N);
-  *reinterpret_cast<Pack<T, N>*>(target) = pack;
+  emulator::store_global(target, pack);
 #else
   if constexpr (sizeof(T) * N == 16) {
     const auto bits = pack_to_bits<uint4>(pack);

@@ -27,16 +27,11 @@ from typing import Any
 
 import limits
 import sass
+from occupancy import MULTIPROCESSORS
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = "80-real;90-real;90-virtual"
 LIMITED = "sm_90"  # the architecture whose machine code is read
-
-# CUDA C++ Programming Guide, technical specifications of compute capability 8.0 and 9.0.
-_REGISTERS = 65536  # of a multiprocessor
-_REGISTER_UNIT = 256  # they are given to warps in units of so many
-_SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
-_WARP = 32
 
 _PTXAS = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for '(?P<arch>sm_\w+)'.*?"
@@ -66,8 +61,7 @@ class Kernel:
 
     def blocks_by_registers(self) -> int:
         """Blocks of ``threads`` threads that the registers of a multiprocessor are enough for."""
-        per_warp = -(-self.registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
-        return _REGISTERS // per_warp // -(-self.threads // _WARP)
+        return MULTIPROCESSORS["sm_90"].by_registers(self.threads, self.registers)
 
     def faults(self) -> list[str]:
         """What is wrong with it."""
@@ -78,7 +72,9 @@ class Kernel:
             found.append(
                 f"registers for {self.blocks_by_registers()} blocks, {self.blocks} assumed"
             )
-        if self.shared * self.blocks > _SHARED.get(self.arch, 100 * 1024):
+        if self.arch in MULTIPROCESSORS and (
+            MULTIPROCESSORS[self.arch].by_shared(self.shared) < self.blocks
+        ):
             found.append("static shared memory for fewer blocks than assumed")
         return found
 
@@ -147,11 +143,7 @@ def demangle(names: list[str]) -> dict[str, str]:
     shown = {}
     for name, text in zip(names, done.stdout.splitlines(), strict=True):
         match = re.search(r"kernel_entry<(.*)>\(", text)
-        short = match.group(1) if match else text
-        short = re.sub(
-            r"tal_fast::(\(anonymous namespace\)::)?|\(anonymous namespace\)::", "", short
-        )
-        shown[name] = re.sub(r"\((\w+)\)(\d+)", r"\2", short).strip()
+        shown[name] = limits.short_name(match.group(1) if match else text)
     return shown
 
 

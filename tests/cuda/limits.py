@@ -8,6 +8,7 @@ nothing is compared with it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ PATH = Path(__file__).with_name("kernel_limits.json")
 _WIDEST = 16  # bytes of a thread's access
 _SLACK = 1.05  # of the size of the whole code, which every edit moves a little
 _LOOP = ("all", "least", "waits", "early")
+
+
+def short_name(kernel: str) -> str:
+    """A demangled type without the library's namespaces and the types of enumerators."""
+    short = re.sub(r"tal_fast::(\(anonymous namespace\)::)?|\(anonymous namespace\)::", "", kernel)
+    return re.sub(r"\((\w+)\)(\d+)", r"\2", short).strip()
 
 
 def facts(code: Code, registers: int, blocks: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <typeinfo>
 
 #include "cuda/platform.cuh"
 
@@ -328,8 +329,8 @@ struct EveryOperation : Fault {
 template <typename Kernel>
 void run(const char* name, unsigned blocks, unsigned threads, size_t shared, int* out) {
   const Kernel kernel{{out}};
-  emulator::launch(name, {Kernel::kThreads, Kernel::kBlocks}, blocks, threads, shared,
-                   sizeof(kernel), [&] { kernel(); });
+  emulator::launch(name, typeid(Kernel).name(), {Kernel::kThreads, Kernel::kBlocks}, blocks,
+                   threads, shared, sizeof(kernel), [&] { kernel(); });
 }
 
 }  // namespace

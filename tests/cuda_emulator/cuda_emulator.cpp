@@ -11,11 +11,16 @@
 #include <string>
 #include <vector>
 
+#include "block.h"
+#include "counters.h"
 #include "fiber.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace tal_fast::emulator {
+
+std::unique_ptr<Block> block;
+
 namespace {
 
 // Limits of compute capability 8.0 to 9.0, CUDA C++ Programming Guide, technical specifications.
@@ -23,90 +28,19 @@ constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxThreadsZ = 64;
 constexpr unsigned kMaxGridX = 2147483647u;
 constexpr unsigned kMaxGridYZ = 65535;
-constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr size_t kMaxParameterBytes = 4096;
 constexpr int kThreadsPerMultiprocessor = 2048;
-constexpr int kWarpSize = 32;
 
 constexpr size_t kStackBytes = 256 * 1024;
-constexpr size_t kCellBytes = 2;
-constexpr size_t kSharedAlignment = 16;
-constexpr size_t kCopyBytes = 16;
 constexpr size_t kRememberedBytes = 1 << 20;
-
-// Who touched two bytes of shared memory last, and when. Time is counted twice: barriers passed by
-// the block, and operations passed by the thread's warp.
-struct Cell {
-  uint64_t block_serial = 0;  // written since the block with this number began
-  uint64_t write_barrier = 0;
-  uint64_t write_warp_time = 0;
-  uint64_t read_barrier = 0;
-  uint64_t read_warp_time = 0;
-  int writer = -1;
-  int reader = -1;       // kSeveral: more than one thread
-  int reader_warp = -1;  // kSeveral: more than one warp
-  bool atomic = false;
-};
-constexpr int kSeveral = -2;
-
-enum class State { kReady, kAtBarrier, kAtWarpOperation, kDone };
-
-struct Exchanged {
-  alignas(16) std::array<std::byte, kWarpSize * kLaneBytes> values;
-};
-
-struct Copy {
-  SharedArray array;
-  int64_t offset;
-  const void* source;
-  Site site;
-};
-
-struct Thread {
-  std::unique_ptr<Fiber> fiber;
-  dim3 index;
-  State state = State::kDone;
-  Site site;
-  unsigned mask = 0;
-  const char* operation = "";
-  bool predicate = false;
-  std::array<std::byte, kLaneBytes> given;
-  std::shared_ptr<Exchanged> received;
-  std::vector<Copy> copies;
-};
-
-struct Block {
-  std::vector<Thread> threads;
-  std::vector<uint64_t> warp_times;
-  int count = 0;  // threads of the running block
-  int current = -1;
-  int waiting_at_barrier = 0;
-  Site barrier_site;  // where they wait
-  int ended = 0;
-  int predicates = 0;
-  int barrier_result = 0;
-  uint64_t serial = 0;   // of the block, over all launches
-  uint64_t barrier = 0;  // barriers passed, over all launches
-  size_t shared_bytes = 0;
-  alignas(1024) std::array<std::byte, kMaxSharedBytes> shared;
-  std::vector<Cell> cells = std::vector<Cell>(kMaxSharedBytes / kCellBytes);
-  const std::function<void()>* kernel = nullptr;
-  const char* name = "";
-  std::string error;
-};
 
 // One launch at a time: threadIdx and its kin are global, as in CUDA.
 std::mutex launching;
-std::unique_ptr<Block> block;
 std::string launches;
 
 std::string place(Site site) {
   const std::string file = site.file_name();
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line());
-}
-
-Thread& self() {
-  return block->threads[static_cast<size_t>(block->current)];
 }
 
 void set_current(int index) {
@@ -116,6 +50,7 @@ void set_current(int index) {
 
 void wait() {
   self().fiber->pause();
+  enter_emulator(true);  // the caller is inside
 }
 
 void thread_main() {
@@ -128,6 +63,7 @@ void thread_main() {
   } catch (const std::exception& error) {
     block->error = error.what();
   }
+  enter_emulator(true);
   self().state = State::kDone;
   ++block->ended;
   self().fiber->pause();
@@ -206,7 +142,9 @@ void run_block() {
       Thread& thread = block->threads[static_cast<size_t>(index)];
       if (thread.state == State::kReady) {
         set_current(index);
+        enter_emulator(false);
         thread.fiber->resume();
+        enter_emulator(true);
         moved = true;
         check(block->error.empty(), block->error);
         check(!thread.fiber->overflowed(),
@@ -221,58 +159,46 @@ void run_block() {
   }
 }
 
-// Whether something that thread `other` did at these times comes before what the running thread
-// does now, by a barrier or an operation of their common warp.
-bool ordered(int other, int other_warp, uint64_t barrier, uint64_t warp_time) {
-  if (other == block->current || barrier < block->barrier) {
-    return true;
+// The counters' view of a launch.
+class Counted {
+ public:
+  explicit Counted(const LaunchFacts& facts)
+      : on_(counting), exceptions_(std::uncaught_exceptions()) {
+    if (on_) {
+      count_launch(facts);
+    }
   }
-  const int warp = block->current / kWarpSize;
-  return other_warp == warp && warp_time < block->warp_times[static_cast<size_t>(warp)];
-}
+  ~Counted() {
+    set_counting(on_);
+    if (on_ && std::uncaught_exceptions() > exceptions_) {
+      count_abandoned();
+    } else if (on_) {
+      count_launch_end();
+    }
+  }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
 
-void touch_cell(Cell* cell, Access access, Site site) {
-  const bool written = cell->block_serial == block->serial;
-  const int warp = block->current / kWarpSize;
-  const uint64_t time = block->warp_times[static_cast<size_t>(warp)];
-  if (access != Access::kWrite && !written) {
-    fail("reads shared memory that no thread of the block wrote", site);
+  void run(uint64_t index) const {
+    const Inside inside;
+    const BlockPlan plan = on_ ? plan_block(index) : BlockPlan{true, false};
+    if (!plan.run) {
+      return;
+    }
+    set_counting(plan.counted);
+    if (plan.counted) {
+      count_block(block->count);
+    }
+    run_block();
+    if (plan.counted) {
+      count_block_end();
+    }
   }
-  if (written && !(access == Access::kAtomic && cell->atomic) &&
-      !ordered(cell->writer, cell->writer / kWarpSize, cell->write_barrier,
-               cell->write_warp_time)) {
-    fail(access == Access::kRead ? "race: reads shared memory that another thread wrote since the "
-                                   "last barrier"
-                                 : "race: writes shared memory that another thread wrote since the "
-                                   "last barrier",
-         site);
-  }
-  const bool read_now = cell->read_barrier == block->barrier && cell->block_serial == block->serial;
-  if (access == Access::kRead) {
-    // What this warp read before its last operation is forgotten: a write of its own comes after
-    // that, and a write of another warp must wait for this read as well.
-    const bool first =
-        !read_now || cell->reader == -1 ||
-        ordered(cell->reader, cell->reader_warp, cell->read_barrier, cell->read_warp_time);
-    const bool same_thread = !first && cell->reader == block->current;
-    const bool same_warp = first || cell->reader_warp == warp;
-    cell->reader = first || same_thread ? block->current : kSeveral;
-    cell->reader_warp = same_warp ? warp : kSeveral;
-    cell->read_barrier = block->barrier;
-    cell->read_warp_time = time;
-    return;
-  }
-  if (read_now && cell->reader != -1 && cell->reader != block->current &&
-      !ordered(cell->reader, cell->reader_warp, cell->read_barrier, cell->read_warp_time)) {
-    fail("race: writes shared memory that another thread read since the last barrier", site);
-  }
-  cell->block_serial = block->serial;
-  cell->writer = block->current;
-  cell->write_barrier = block->barrier;
-  cell->write_warp_time = time;
-  cell->reader = -1;
-  cell->atomic = access == Access::kAtomic;
-}
+
+ private:
+  bool on_;
+  int exceptions_;
+};
 
 }  // namespace
 
@@ -283,52 +209,14 @@ void fail(const char* what, Site site) {
   throw std::runtime_error(text.str());
 }
 
-void check_alignment(const void* pointer, size_t bytes, Site site) {
-  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) {
-    fail("a wide access of global memory is not aligned to its size", site);
+void turn(const char* loop) {
+  if (counting) {
+    count_turn(loop);
   }
-}
-
-SharedArray take_shared(uint32_t* next, size_t bytes, Site site) {
-  const SharedArray array{*next, *next + static_cast<uint32_t>(bytes)};
-  *next +=
-      static_cast<uint32_t>((bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment);
-  if (*next > block->shared_bytes) {
-    fail("carves more shared memory than the launch asked for", site);
-  }
-  return array;
-}
-
-void* touch(SharedArray array, int64_t offset, size_t bytes, Access access, Site site) {
-  if (offset < array.begin || offset + static_cast<int64_t>(bytes) > array.end) {
-    fail("touches shared memory outside its array", site);
-  }
-  if (offset % static_cast<int64_t>(bytes & (~bytes + 1)) != 0) {
-    fail("an access of shared memory is not aligned to its size", site);
-  }
-  Cell* cell = &block->cells[static_cast<size_t>(offset) / kCellBytes];
-  for (size_t i = 0; i < bytes / kCellBytes; ++i) {
-    touch_cell(cell + i, access, site);
-  }
-  return block->shared.data() + offset;
-}
-
-void copy_async(SharedArray array, int64_t offset, const void* source, Site site) {
-  check_alignment(source, kCopyBytes, site);
-  // Written already for others to see a race, with other bytes until the thread waits.
-  std::memset(touch(array, offset, kCopyBytes, Access::kWrite, site), 0xff, kCopyBytes);
-  self().copies.push_back({array, offset, source, site});
-}
-
-void wait_for_copies() {
-  for (const Copy& copy : self().copies) {
-    std::memcpy(touch(copy.array, copy.offset, kCopyBytes, Access::kWrite, copy.site), copy.source,
-                kCopyBytes);
-  }
-  self().copies.clear();
 }
 
 int block_barrier(bool predicate, Site site) {
+  const Inside inside;
   if (block->ended > 0) {
     fail("divergent barrier: another thread has ended without it", site);
   }
@@ -343,6 +231,9 @@ int block_barrier(bool predicate, Site site) {
   thread.site = site;
   block->predicates += predicate ? 1 : 0;
   if (++block->waiting_at_barrier == block->count) {
+    if (counting) {
+      count_barrier();
+    }
     block->waiting_at_barrier = 0;
     block->barrier_result = block->predicates;
     block->predicates = 0;
@@ -362,6 +253,7 @@ int lane() {
 
 const std::byte* exchange(unsigned mask, const void* value, size_t bytes, const char* operation,
                           Site site) {
+  const Inside inside;
   Thread& thread = self();
   const int first = block->current / kWarpSize * kWarpSize;
   if ((mask >> lane() & 1u) == 0) {
@@ -408,10 +300,22 @@ const std::byte* exchange(unsigned mask, const void* value, size_t bytes, const 
     }
   }
   ++block->warp_times[static_cast<size_t>(first / kWarpSize)];
+  if (counting) {
+    count_operation(operation, bytes, mask, first / kWarpSize);
+    bool met = true;
+    for (int l = 0; l < kWarpSize && first + l < block->count; ++l) {
+      const State state = block->threads[static_cast<size_t>(first + l)].state;
+      met = met && ((mask >> l & 1u) != 0 || state == State::kDone);
+    }
+    if (met) {
+      count_meeting(first / kWarpSize);
+    }
+  }
   return all->values.data();
 }
 
 void check_lane(unsigned mask, int lane, Site site) {
+  const Inside inside;
   if (lane < 0 || lane >= kWarpSize || (mask >> lane & 1u) == 0) {
     fail("a shuffle reads a lane that its mask leaves out", site);
   }
@@ -423,8 +327,8 @@ void poison(void* data, size_t bytes) {
   }
 }
 
-void launch(const char* name, Bounds bounds, dim3 grid, dim3 size, size_t shared_bytes,
-            size_t parameter_bytes, const std::function<void()>& kernel) {
+void launch(const char* name, const char* type, Bounds bounds, dim3 grid, dim3 size,
+            size_t shared_bytes, size_t parameter_bytes, const std::function<void()>& kernel) {
   check_launch(name, bounds, grid, size, shared_bytes, parameter_bytes);
   const std::lock_guard<std::mutex> lock(launching);
   if (launches.size() > kRememberedBytes) {
@@ -445,11 +349,14 @@ void launch(const char* name, Bounds bounds, dim3 grid, dim3 size, size_t shared
   }
   gridDim = grid;
   blockDim = size;
+  const Counted counted(
+      {name, type, uint64_t{grid.x} * grid.y * grid.z, block->count, bounds.blocks, shared_bytes});
+  uint64_t index = 0;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
+      for (unsigned x = 0; x < grid.x; ++x, ++index) {
         blockIdx = {x, y, z};
-        run_block();
+        counted.run(index);
       }
     }
   }

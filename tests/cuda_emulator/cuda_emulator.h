@@ -41,11 +41,15 @@ struct Bounds {
   int blocks;   // per multiprocessor, assumed by the design
 };
 
-void launch(const char* name, Bounds bounds, dim3 grid, dim3 block, size_t shared_bytes,
-            size_t parameter_bytes, const std::function<void()>& kernel);
+// `type`: the mangled name of the kernel.
+void launch(const char* name, const char* type, Bounds bounds, dim3 grid, dim3 block,
+            size_t shared_bytes, size_t parameter_bytes, const std::function<void()>& kernel);
 
 // Bytes that read as NaN in every floating-point type.
 void poison(void* data, size_t bytes);
+
+// A turn of a loop that the source marks, by the running thread; mark_loops.py writes the calls.
+void turn(const char* loop);
 
 // The names of the kernels launched since the last call, one per line.
 extern "C" __attribute__((visibility("default"))) const char* tal_fast_emulator_launches();
@@ -53,14 +57,39 @@ extern "C" __attribute__((visibility("default"))) const char* tal_fast_emulator_
 [[noreturn]] void fail(const char* what, Site site);
 void check_alignment(const void* pointer, size_t bytes, Site site = Site::current());
 
+// ---- global memory: what is wider than an element, or atomic, says so itself
+// ---------------------------
+enum class Access { kRead, kWrite, kAtomic };
+
+// `place`: of the instruction (counters.h).
+void access_global(const void* pointer, size_t bytes, Access access, const void* place);
+
+// Where accesses are counted, not looked into by the hooks of counters.h, which would see several
+// narrow ones, and with a place of its own at every call.
+#if defined(TAL_FAST_COUNTED)
+#define TAL_FAST_ONE_ACCESS __attribute__((noinline, no_sanitize("thread")))
+#else
+#define TAL_FAST_ONE_ACCESS inline
+#endif
+
+template <typename T>
+TAL_FAST_ONE_ACCESS T load_global(const void* source) {
+  access_global(source, sizeof(T), Access::kRead, __builtin_return_address(0));
+  return *static_cast<const T*>(source);
+}
+
+template <typename T>
+TAL_FAST_ONE_ACCESS void store_global(void* target, T value) {
+  access_global(target, sizeof(T), Access::kWrite, __builtin_return_address(0));
+  *static_cast<T*>(target) = value;
+}
+
 // ---- shared memory: a place is an offset into the block's memory and the array it belongs to
 // ------
 struct SharedArray {
   uint32_t begin = 0;
   uint32_t end = 0;
 };
-
-enum class Access { kRead, kWrite, kAtomic };
 
 // Checks an access by the running thread and returns where the bytes are.
 void* touch(SharedArray array, int64_t offset, size_t bytes, Access access, Site site);
@@ -219,25 +248,37 @@ inline double __longlong_as_double(long long value) {
 }
 // One thread runs at a time, so that plain updates of global memory are atomic.
 template <typename T>
-T atomicAdd(T* target, T value) {
+TAL_FAST_ONE_ACCESS T atomicAdd(T* target, T value) {
+  using tal_fast::emulator::Access;
+  tal_fast::emulator::access_global(target, sizeof(T), Access::kAtomic,
+                                    __builtin_return_address(0));
   const T old = *target;
   *target = old + value;
   return old;
 }
 template <typename T>
-T atomicMax(T* target, T value) {
+TAL_FAST_ONE_ACCESS T atomicMax(T* target, T value) {
+  using tal_fast::emulator::Access;
+  tal_fast::emulator::access_global(target, sizeof(T), Access::kAtomic,
+                                    __builtin_return_address(0));
   const T old = *target;
   *target = old > value ? old : value;
   return old;
 }
 template <typename T>
-T atomicOr(T* target, T value) {
+TAL_FAST_ONE_ACCESS T atomicOr(T* target, T value) {
+  using tal_fast::emulator::Access;
+  tal_fast::emulator::access_global(target, sizeof(T), Access::kAtomic,
+                                    __builtin_return_address(0));
   const T old = *target;
   *target = old | value;
   return old;
 }
 template <typename T>
-T atomicCAS(T* target, T expected, T value) {
+TAL_FAST_ONE_ACCESS T atomicCAS(T* target, T expected, T value) {
+  using tal_fast::emulator::Access;
+  tal_fast::emulator::access_global(target, sizeof(T), Access::kAtomic,
+                                    __builtin_return_address(0));
   const T old = *target;
   if (old == expected) {
     *target = value;

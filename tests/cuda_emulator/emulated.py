@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,13 @@ import tal_fast.ops  # noqa: F401  (defines the ops)
 LIBRARY = Path(
     os.environ.get("TAL_FAST_EMULATED_LIBRARY") or Path(__file__).with_name("cuda_emulated.so")
 )
+#: The same kernels with counters (counters.h), which cost time.
+COUNTED = Path(
+    os.environ.get("TAL_FAST_COUNTED_LIBRARY") or Path(__file__).with_name("cuda_counted.so")
+)
 _OPS = "tal_fast::"
-_EMULATED = "tal_fast_emulated::"
+_EMULATED = "tal_fast_emulated"
+_NAMESPACES = {LIBRARY: _EMULATED, COUNTED: "tal_fast_counted"}
 
 
 # Parts of a computation that goes another way on a GPU (tal_fast/ops/conv_tiles.py), and what has
@@ -44,24 +50,29 @@ def op_names() -> list[str]:
     return sorted(ours - CPU_ONLY)
 
 
-@functools.cache
-def load() -> ctypes.CDLL:
+def load(path: Path = LIBRARY) -> ctypes.CDLL:
     """Defines every op once more, in the namespace that the emulated kernels register for."""
-    library = torch.library.Library("tal_fast_emulated", "DEF")
+    return _load(path)
+
+
+@functools.cache
+def _load(path: Path) -> ctypes.CDLL:
+    namespace = _NAMESPACES[path]
+    library = torch.library.Library(namespace, "DEF")
     for name in op_names():
         schema = str(getattr(torch.ops.tal_fast, name).default._schema)
         library.define(schema.removeprefix(_OPS))
         # Gradients are the affair of the op that is redirected here.
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    load.__dict__["library"] = library  # its end would take the definitions along
-    torch.ops.load_library(LIBRARY)
-    return ctypes.CDLL(str(LIBRARY))
+    _load.__dict__[namespace] = library  # its end would take the definitions along
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
 
 
 def has_kernel(name: str) -> bool:
     """Says whether the op has an emulated CUDA kernel."""
     load()
-    return torch._C._dispatch_has_kernel_for_dispatch_key(_EMULATED + name, "CPU")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{_EMULATED}::{name}", "CPU")
 
 
 def launches() -> list[str]:
@@ -91,6 +102,55 @@ def run_kernel(name: str, *, blocks: int = 2, threads: int = 128, shared: int = 
     return out.tolist()
 
 
+def run_made(name: str, *, blocks: int = 1, threads: int = 32, shared: int = 0) -> None:
+    """Runs one of ``counted_kernels.cpp``.
+
+    Raises:
+        RuntimeError: what the emulator found.
+    """
+    function = load(COUNTED).tal_fast_emulator_run_made
+    function.restype = ctypes.c_char_p
+    error = function(name.encode(), blocks, threads, ctypes.c_size_t(shared))
+    if error is not None:
+        raise RuntimeError(error.decode())
+
+
+@contextmanager
+def counted(
+    runs: int = 0, length: int = 1, partly: Sequence[str] = ()
+) -> Iterator[list[dict[str, Any]]]:
+    """Counts what kernels do: those of ops with CPU tensors, and of :func:`run_made`.
+
+    Args:
+        runs: of a launch with more than ``runs * length`` blocks that many are counted, evenly
+            spread in runs of ``length`` neighbours; 0 counts all.
+        length: see ``runs``.
+        partly: how the names of kernels begin of which only the counted blocks are run. What their
+            ops return is then no result.
+
+    Yields:
+        A list; at the end it gets a dict per launch, as counters.cpp writes it.
+    """
+    library = load(COUNTED)
+    names = "\n".join(partly).encode()
+
+    def switch(on: bool) -> None:
+        library.tal_fast_emulator_count(
+            on, ctypes.c_uint64(runs), ctypes.c_uint64(length), ctypes.c_char_p(names)
+        )
+
+    found: list[dict[str, Any]] = []
+    with emulated(COUNTED):
+        switch(True)
+        try:
+            yield found
+            take = library.tal_fast_emulator_counts
+            take.restype = ctypes.c_char_p
+            found += [json.loads(line) for line in take().decode().splitlines()]
+        finally:
+            switch(False)
+
+
 @contextmanager
 def _redirected(target: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
     library = torch.library.Library("tal_fast", "IMPL")
@@ -103,10 +163,11 @@ def _redirected(target: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
 
 
 @contextmanager
-def emulated() -> Iterator[None]:
+def emulated(path: Path = LIBRARY) -> Iterator[None]:
     """Lets every op with CPU tensors run its emulated CUDA kernel."""
-    load()
-    with _redirected(lambda name: getattr(torch.ops.tal_fast_emulated, name).default):
+    load(path)
+    kernels = getattr(torch.ops, _NAMESPACES[path])
+    with _redirected(lambda name: getattr(kernels, name).default):
         yield
 
 

@@ -138,6 +138,12 @@ void Fiber::pause() {
 #endif
 }
 
+bool Fiber::holds(const void* address) const {
+  const auto begin = reinterpret_cast<uintptr_t>(stack_);
+  const auto place = reinterpret_cast<uintptr_t>(address);
+  return place >= begin && place < begin + bytes_;
+}
+
 bool Fiber::overflowed() const {
   for (size_t i = 0; i < kCanaryBytes; i += kCanaryStep) {
     if (*reinterpret_cast<const uint64_t*>(static_cast<const std::byte*>(stack_) + i) != kCanary) {

@@ -29,7 +29,8 @@ class Fiber {
   void begin();
   // Called on the fiber: back to where resume() was called.
   void pause();
-  bool overflowed() const;  // whether the lowest bytes of the stack were written
+  bool holds(const void* address) const;  // whether it is on the stack
+  bool overflowed() const;                // whether the lowest bytes of the stack were written
 
  private:
   void* stack_ = nullptr;
