@@ -254,3 +254,24 @@ class TestBuildCost:
             "| all compilations | | | | | 8.0 |",
             "| the whole build | | | | | 9.0 |",
         ]
+
+
+def test_turns_of_soft_nms_are_those_of_its_picks():
+    import numpy as np
+    from soft_nms_turns import turns
+
+    from tal_fast import ops
+
+    for seed in range(5):
+        found = turns(20, np.random.default_rng(seed), 0.5, 0.4)
+        generator = np.random.default_rng(seed)
+        scores = torch.from_numpy(np.sort(generator.random(20))[::-1].copy())
+        start = torch.from_numpy(generator.random(20) * 200.0)
+        end = start + 0.5 + torch.from_numpy(5.0 * generator.random(20))
+        kept, _ = ops.soft_nms(
+            torch.stack((start, end), 1), scores, sigma=0.5, min_score=0.4, max_segments=None
+        )
+        # One turn in which all join, one per pick with one turn over the candidates, and the last.
+        assert found["turn"] == len(kept) + 2
+        assert found["candidate"] == len(kept)
+        assert found["earlier pick"] == 0
