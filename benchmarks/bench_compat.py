@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 WORKLOADS = HERE / "compat_workloads.py"
 POINT_DETECTORS = ("actionformer_release", "TriDet", "TemporalMaxer")
 EVALUATORS = "compute_average_precision_detection,compute_topkx_recall_detection,pools"
-STOCK = f"{EVALUATORS},batched_nms,nms_1d_cpu"
+STOCK = f"{EVALUATORS},batched_nms,nms_1d_cpu,bernoulli_,use_deterministic_algorithms"
 
 
 def launched(

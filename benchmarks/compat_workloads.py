@@ -270,14 +270,23 @@ def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
             return float(loss.detach())
 
         parameters = layer
+
+    def switch(which: str) -> None:
+        if peer.name != "TadTR":  # without dropout, and not in sys.modules
+            setattr(module, name, cores[which])
+        elif which == "ours":
+            compat.install(quiet=True)
+        else:
+            compat.uninstall()
+
     ours = getattr(module, name)
     cores = {"ours": ours, "stock": ours.__wrapped__}
     seconds: dict[str, list[float]] = {"stock": [], "ours": []}
     start = {key: value.clone() for key, value in parameters.state_dict().items()}
     losses: dict[str, list[float]] = {"stock": [], "ours": []}
     for number in range(steps + 1):
-        for which, core in cores.items():
-            setattr(module, name, core)
+        for which in cores:
+            switch(which)
             if number == 0:  # both begin at the same weights
                 parameters.load_state_dict(start)
             torch.manual_seed(number)  # of dropout

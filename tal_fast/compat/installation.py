@@ -12,6 +12,7 @@ from types import ModuleType
 
 from tal_fast.compat.children import install_in_children
 from tal_fast.compat.cpu_device import put_on_cpu
+from tal_fast.compat.determinism import COMPILER, FUNCTION, Determinism
 from tal_fast.compat.examine import Examiner
 from tal_fast.compat.hook import Finder
 from tal_fast.compat.mends import LIBRARIES
@@ -77,6 +78,10 @@ class Installation:
         if self.options.wants(KERNEL, "torch") and self.options.verify:
             replace = functools.partial(self._mended, replace_bernoulli)
             steps.setdefault("torch", []).append(replace)
+        if self.options.wants(FUNCTION, "torch"):
+            determinism = Determinism()
+            steps.setdefault("torch", []).append(determinism.wrap)
+            steps.setdefault(COMPILER, []).append(determinism.set_flag)
         children = functools.partial(install_in_children, options=self.options)
         steps.setdefault("multiprocessing.spawn", []).append(children)
         return {name: functools.partial(self._act, own) for name, own in steps.items()}

@@ -130,7 +130,7 @@ def _shown_by(shown: Hook, *, hint: bool) -> Hook:
 
 def _without_launcher(trace: TracebackType | None) -> TracebackType | None:
     """Returns the traceback from the script's first frame on, without those of the import hook."""
-    frames = []
+    frames: list[TracebackType] = []
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file != hook.__file__ and (frames or file not in _LAUNCHERS):

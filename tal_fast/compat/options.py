@@ -10,7 +10,7 @@ from typing import Any
 
 from tal_fast.errors import ConfigError, nearest
 
-__all__ = ["FUNCTIONS", "KERNELS", "MENDS", "MODULES", "NMS", "POOLS", "Options"]
+__all__ = ["FUNCTIONS", "MENDS", "MODULES", "NMS", "OF_TORCH", "POOLS", "Options"]
 
 #: Modules that other codebases compile.
 MODULES = (
@@ -37,8 +37,8 @@ FUNCTIONS = (
     "temporal_nms",
 )
 
-#: Kernels of torch that are replaced on the CPU.
-KERNELS = ("bernoulli_",)
+#: Of torch itself: a kernel, and a function that takes a second.
+OF_TORCH = ("bernoulli_", "use_deterministic_algorithms")
 
 MENDS = ("numpy", "opentad", "pandas", "torch.load")
 POOLS = "pools"
@@ -106,7 +106,7 @@ def _names(argument: str, given: Iterable[str]) -> frozenset[str]:
         given = given.split(",")
     names = frozenset(name.strip() for name in given if name.strip())
     # A mend or pool cannot be the only thing: it serves what is replaced.
-    ours = (*MODULES, *FUNCTIONS, *KERNELS)
+    ours = (*MODULES, *FUNCTIONS, *OF_TORCH)
     known = ours if argument == "only" else (*ours, *MENDS, POOLS)
     for name in sorted(names):
         if name not in known and name.rpartition(".")[2] not in ours:
