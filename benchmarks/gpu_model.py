@@ -55,7 +55,14 @@ _SECTOR = 32
 _WARM = 20e6  # bytes up to which the benchmark leaves the cache warm (gpu_harness.py)
 
 #: Marked loops that stand within others: the outer one's instructions include the inner one's.
-INNER = {"round": "query", "samples of a bin": "bin"}
+INNER = {
+    "round": "query",
+    "samples of a bin": "bin",
+    "candidate": "turn",
+    "decay": "turn",
+    "earlier pick": "turn",
+    "late decay": "turn",
+}
 #: Turns in the source that one turn of the machine code does, by the begin of the kernel's name.
 UNROLLED = {("SegmentIouPairwise<", "row"): 2}
 #: Instructions per request or operation where no loop is marked; best, worst.
@@ -102,12 +109,15 @@ class Parts:
         return max(means, key=lambda name: means[name])
 
 
-def instructions(row: Mapping[str, Any], code: Mapping[str, Any] | None) -> tuple[float, float]:
+def instructions(
+    row: Mapping[str, Any], code: Mapping[str, Any] | None, once: float = 1.0
+) -> tuple[float, float]:
     """Instructions that the warps of the counted blocks issue: at best, at worst.
 
     Args:
         row: of a kernel, as counts.py documents it.
         code: its machine code, as in kernel_limits.json; None if there is none.
+        once: what stands outside of loops counts so many times per warp.
     """
     kinds = ("loads", "stores", "atomics", "shared_loads", "shared_stores", "shared_atomics")
     counted = row["operations"] + sum(row[kind]["requests"] for kind in kinds)
@@ -129,11 +139,11 @@ def instructions(row: Mapping[str, Any], code: Mapping[str, Any] | None) -> tupl
         for inner, outer in INNER.items():
             if outer == name and inner in loops:
                 own -= loops[inner][0]
-                least = min(least, own)
+        least = min(least, own)
         best += turns / unrolled * (own + least) / 2
         worst += turns / unrolled * own
     inside = sum(facts[0] for name, facts in loops.items() if INNER.get(name) not in loops)
-    outside = max(0, code["instructions"] - inside) * row["warps"]
+    outside = max(0, code["instructions"] - inside) * row["warps"] * once
     # A warp takes one way through it.
     return best + outside / 2, worst + outside
 
@@ -168,7 +178,15 @@ def predict_kernel(
         """Cycles at the peak to us."""
         return best / _EFFICIENCY[0] / clock, worst / _EFFICIENCY[1] / clock
 
-    issued = [n * per_block * busiest * launches for n in instructions(row, code)]
+    registers = None if code is None else code["registers"]
+    at_once = max(
+        1,
+        MULTIPROCESSORS[device["arch"]].at_once(row["threads"], registers, row["shared_bytes"]),
+    )
+    # Blocks that fill the device take a larger problem in more turns, not in more blocks.
+    fills = row["blocks"] == launches * device["multiprocessors"] * at_once
+    once = 1 / scale if fills else 1.0
+    issued = [n * per_block * busiest * launches for n in instructions(row, code, once)]
     issue = both(issued[0] / device["schedulers"], issued[1] / device["schedulers"])
 
     shared = ("shared_loads", "shared_stores", "shared_atomics")
@@ -184,11 +202,6 @@ def predict_kernel(
     sectors = sum(row[kind]["sectors"] for kind in ("loads", "stores", "atomics"))
     l2 = [whole * n * _SECTOR / device["l2_bytes_per_clock"] for n in (distinct, sectors)]
 
-    registers = None if code is None else code["registers"]
-    at_once = max(
-        1,
-        MULTIPROCESSORS[device["arch"]].at_once(row["threads"], registers, row["shared_bytes"]),
-    )
     rounds = math.ceil(blocks / (device["multiprocessors"] * at_once))
     slowest, chains, cycles = row["slowest"], row["chains"], device["cycles"]
 
