@@ -7,8 +7,9 @@ Rows: ``evaluation`` (the evaluation stage of ActionFormer, TriDet and TemporalM
 detections of THUMOS14's shape, 200 per video), ``script`` (their whole ``eval.py`` on made
 features, with weights that their own ``train.py`` has found in 300 steps; the checkouts need their
 extension ``nms_1d_cpu``, built in ``libs/utils``, and two of them need tensorboard),
-``attention`` (a training step of TadTR, a layer of OpenTAD), ``nms`` (one soft-NMS of theirs and
-ours) and ``start`` (what the launcher adds to ``import torch``). Needs pandas and joblib.
+``attention`` (a training step of TadTR, a layer and a training step of OpenTAD), ``nms`` (one
+soft-NMS of theirs and ours) and ``start`` (what the launcher adds to ``import torch``). Needs
+pandas and joblib.
 
 Stock is the same process with nothing replaced: the mends and ``--device cpu`` stay, without which
 most do not run here; and as joblib's workers have no mends, stock's ``np.float`` is ``float`` in a
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +168,16 @@ def with_float(peer: Path, copy: Path) -> Path:
 
 def attention(given: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
-    for name, what in (("TadTR", "training step"), ("OpenTAD", "attention layer, 4 levels")):
+    for name, what, work in (
+        ("TadTR", "training step", "attention"),
+        ("OpenTAD", "attention layer, 4 levels", "attention"),
+        ("OpenTAD", "training step of its TadTR", "opentad_step"),
+    ):
+        if work == "opentad_step" and find_spec("mmengine") is None:
+            print("OpenTAD: its training step needs mmengine and mmcv", file=sys.stderr)
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            found = workload("attention", checkout(name), Path(folder), max(6, given.repeats))
+            found = workload(work, checkout(name), Path(folder), max(6, given.repeats))
         stock, ours = found["first_losses"]
         off = abs(stock - ours) / abs(stock)
         require(off <= 1e-5, f"{name}: losses {stock} and {ours}")

@@ -275,7 +275,7 @@ def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
         if peer.name != "TadTR":  # without dropout, and not in sys.modules
             setattr(module, name, cores[which])
         elif which == "ours":
-            compat.install(quiet=True)
+            compat.install()
         else:
             compat.uninstall()
 
@@ -297,12 +297,61 @@ def attention(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
     return {"seconds": seconds, "first_losses": [losses[which][0] for which in ("stock", "ours")]}
 
 
+def opentad_step(peer: Path, folder: Path, steps: int) -> dict[str, Any]:
+    """Training steps of OpenTAD's TadTR (its THUMOS14 configuration, 8 windows), in turn."""
+    import torch
+
+    from tal_fast import compat
+
+    sys.path.insert(0, str(peer))
+    config = importlib.import_module("mmengine.config").Config
+    models = importlib.import_module("opentad.models")
+    torch.distributed.init_process_group(  # its losses are averaged over the processes
+        "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
+    )
+    torch.manual_seed(0)
+    model = models.build_detector(config.fromfile(peer / "configs/tadtr/thumos_i3d.py").model)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    batch = {
+        "inputs": torch.randn(8, 2048, 256),
+        "masks": torch.ones(8, 256, dtype=torch.bool),
+        "metas": [{}] * 8,
+        "gt_segments": [torch.tensor([[40.0, 60.0], [150.0, 190.0]])] * 8,
+        "gt_labels": [torch.tensor([1, 2])] * 8,
+    }
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    seconds: dict[str, list[float]] = {"stock": [], "ours": []}
+    losses: dict[str, list[float]] = {"stock": [], "ours": []}
+    # Without its extensions stock does not import; they stay ours, as provided modules do.
+    for number in range(steps + 1):
+        for which in seconds:
+            if which == "ours":
+                compat.install()
+            else:
+                compat.uninstall()
+            if number == 0:  # both begin at the same weights
+                model.load_state_dict(start)
+            torch.manual_seed(number)  # of dropout
+            begin = time.process_time()
+            loss = model(**batch, return_loss=True)["cost"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[which].append(float(loss.detach()))
+            if number:
+                seconds[which].append(time.process_time() - begin)
+    torch.distributed.destroy_process_group()
+    return {"seconds": seconds, "first_losses": [losses[which][0] for which in seconds]}
+
+
 WORKLOADS = {
     "evaluation": evaluation,
     "prepare": prepare,
     "last_weights": last_weights,
     "evaluate_script": evaluate_script,
     "attention": attention,
+    "opentad_step": opentad_step,
 }
 
 

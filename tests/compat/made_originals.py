@@ -211,7 +211,8 @@ SOFT_NMS_PROPOSALS = """
 import numpy as np
 
 def soft_nms(proposals, alpha, low_threshold, high_threshold, top_k):
-    rows = [[*row[:2], row[-1]] for row in proposals[proposals[:, -1].argsort()[::-1]].tolist()]
+    proposals = proposals[proposals[:, -1].argsort()[::-1]]
+    rows = [[*row[:2], row[{column}]] for row in proposals.tolist()]
     taken = []
     while rows and len(taken) {comparison} top_k:
         best = rows.pop(max(range(len(rows)), key=lambda i: (rows[i][2], -i)))

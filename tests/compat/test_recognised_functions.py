@@ -222,14 +222,18 @@ def proposals(count: int = 80) -> np.ndarray:
     return np.stack([start, end, np.round(rng.random(count), 1)], axis=1)
 
 
-def test_soft_nms_of_proposals(folder):
-    module = loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<="))
-    function = module.soft_nms
-    for most in (0, 5, 79, 500):
-        ours = function(proposals(), 0.4, 0.5, 0.9, most)
-        theirs = function.__wrapped__(proposals(), 0.4, 0.5, 0.9, most)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
-    assert only_entry("replaced").calls == 4
+@pytest.mark.parametrize(("column", "words"), [(-1, "last"), (2, "third")])
+def test_soft_nms_of_proposals(folder, column, words):
+    source = made_originals.SOFT_NMS_PROPOSALS.format(comparison="<=", column=column)
+    function = loaded(folder, source).soft_nms
+    wide = np.column_stack([proposals(), np.round(np.random.default_rng(2).random(80), 1)])
+    for rows in (proposals(), wide):
+        for most in (0, 5, 79, 500):
+            ours = function(rows, 0.4, 0.5, 0.9, most)
+            theirs = function.__wrapped__(rows, 0.4, 0.5, 0.9, most)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    assert only_entry("replaced").calls == 8
+    assert only_entry("replaced").detail.startswith(f"score in the {words} column")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,7 @@ def test_soft_nms_of_proposals(folder):
     ],
 )
 def test_soft_nms_of_proposals_falls_back(folder, change, reason):
-    module = loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<="))
+    module = loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<=", column=-1))
     given = (change(proposals()), 0.4, 0.5, 0.9, 10)
     expected = module.soft_nms.__wrapped__(*given)
     np.testing.assert_array_equal(module.soft_nms(*given), expected)
@@ -250,5 +254,5 @@ def test_soft_nms_of_proposals_falls_back(folder, change, reason):
 
 
 def test_soft_nms_that_takes_one_less_is_left(folder):
-    loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<"))
+    loaded(folder, made_originals.SOFT_NMS_PROPOSALS.format(comparison="<", column=-1))
     assert "differs by inf" in only_entry("left").detail

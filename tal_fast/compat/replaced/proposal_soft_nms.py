@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``soft_nms``: BSN's soft-NMS over an array of proposals in [0, 1], of mmaction2's localisers.
+"""``soft_nms``: BSN's soft-NMS over an array of proposals in [0, 1], of mmaction2 and TadTR.
 
 A decay acts from an IoU on that grows with the length of the proposal taken (Lin et al., ECCV
-2018). It takes one more than ``top_k``, and drops nothing for its score.
+2018). It takes one more than ``top_k``, and drops nothing for its score. Rows are sorted by their
+last column; the score is there, or in the third one.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from tal_fast.compat.proof import Proof, UnsuitableError, arguments_of, first_th
 __all__ = ["prove"]
 
 
+_COLUMNS = {"last": -1, "third": 2}
+
+
 def prove(original: Callable[..., Any], options: Options) -> Proof:
     """Compares proposals and scores, all and a part of them, within 1e-9 of each."""
     rng = np.random.default_rng(0)
     start = rng.random(60) * 0.8
-    # Between start and score stands what a network may say beside; it is not read.
-    rows = np.stack([start, start + rng.random(60) * 0.2 + 0.01, np.zeros(60), rng.random(60)], 1)
+    end = start + rng.random(60) * 0.2 + 0.01
+    rows = np.stack([start, end, rng.random(60), rng.random(60)], axis=1)
     rows[4, :2] = rows[9, :2]
-    rows[[11, 12, 13], 3] = 0.5
+    rows[[11, 12, 13], 2:] = 0.5
 
     def run(function: Callable[..., Any]) -> Any:
         return [
@@ -37,11 +41,14 @@ def prove(original: Callable[..., Any], options: Options) -> Proof:
             for most in (20, 60, 100)
         ]
 
-    ours = _make(original)
-    _, off = first_that_agrees(
-        partial(run, original), [("length_gaussian", partial(run, ours))], _difference, 1e-9
+    candidates = {name: _make(original, column) for name, column in _COLUMNS.items()}
+    name, off = first_that_agrees(
+        partial(run, original),
+        [(name, partial(run, ours)) for name, ours in candidates.items()],
+        _difference,
+        1e-9,
     )
-    return Proof(ours, f"differs by {off:.0e}")
+    return Proof(candidates[name], f"score in the {name} column; differs by {off:.0e}")
 
 
 def _difference(expected: Any, found: Any) -> float:
@@ -51,7 +58,7 @@ def _difference(expected: Any, found: Any) -> float:
     return max(float((np.abs(a - b) / np.maximum(np.abs(a), 1e-300)).max()) for a, b in pairs)
 
 
-def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+def _make(original: Callable[..., Any], column: int) -> Callable[..., Any]:
     bind = arguments_of(original)
 
     def soft_nms(*args: Any, **kwargs: Any) -> Any:
@@ -61,7 +68,7 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
             raise UnsuitableError("proposals that are no array of float64 and two dimensions")
         if len(rows) == 0 or rows.shape[1] < 3 or not np.isfinite(rows).all():
             raise UnsuitableError("no proposals, or a value that is not finite")
-        if not (rows[:, 0] < rows[:, 1]).all() or not (rows[:, -1] >= 0).all():
+        if not (rows[:, 0] < rows[:, 1]).all() or not (rows[:, column] >= 0).all():
             raise UnsuitableError("a proposal without length, or a negative score")
         sigma, low = float(given["alpha"]), float(given["low_threshold"])
         if not sigma > 0 or most < 0:
@@ -69,7 +76,7 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
         rows = rows[rows[:, -1].argsort()[::-1]]
         order, scores = ops.soft_nms(
             torch.from_numpy(np.ascontiguousarray(rows[:, :2])),
-            torch.from_numpy(np.ascontiguousarray(rows[:, -1])),
+            torch.from_numpy(np.ascontiguousarray(rows[:, column])),
             "length_gaussian",
             sigma=sigma,
             min_score=0.0,
