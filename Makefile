@@ -160,6 +160,7 @@ demo: $(if $(wildcard $(STAMP)),build,demo-build)  ## Run the study on the embed
 	@echo "== 3/3: a study of synthetic data: 15 trainings of TadTR, two at a time"
 	$(BIN)/tal-fast study demo --out $(RESULTS)
 	@echo "== picture: $(RESULTS)/curve.png; page: $(RESULTS)/report.html"
+	@echo "== . $(BIN)/activate puts tal-fast on the path of this shell"
 
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(DOCS)/venv

@@ -100,7 +100,10 @@ def train(
         seed=seed,
         resume=resume,
     )
-    return plan.run(progress=progress, threads=threads, trust_times=trust_times)
+    summary = plan.run(progress=progress, threads=threads, trust_times=trust_times)
+    if plan.first:
+        _say(plan.notes_after(summary))
+    return summary
 
 
 def plan_training(data: FilePath | TALDataset, out: FilePath, **options: Any) -> TrainingPlan:

@@ -306,3 +306,25 @@ class TestRunStudy:
         assert curve.share.tolist() == [50.0, 100.0]
         assert "50 %: " in repr(curve)
         assert "2 trials run, 0 there already" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "said"),
+    [
+        (["training.ema=plain"], 360, "keep about 70 % of their random start"),
+        (["training.ema=plain"], 3500, None),
+        (["training.ema=plain", "training.ema_decay=0.99"], 360, None),
+        (["training.ema=warmup"], 360, None),
+        (["training.ema=[off,plain]"], 360, None),  # the last weights are those of the checkpoint
+    ],
+)
+def test_an_average_that_keeps_its_random_start_is_told(tmp_path, settings, steps, said):
+    from tal_fast.training import load_config
+    from tal_fast.training.plan import TrainingPlan
+    from tal_fast.training.told import TrainingSummary
+
+    config = load_config(preset="tadtr-small", overrides=settings)
+    plan = TrainingPlan(config, None, [], tmp_path, resume=True, first=True, notes=())
+    summary = TrainingSummary(tmp_path / "checkpoint.pt", {}, 40, steps, 18, 1.0, 40, {}, 18, "")
+    notes = plan.notes_after(summary)
+    assert [said in note for note in notes] == ([] if said is None else [True])

@@ -104,6 +104,8 @@ def train(
     if not plan.first:
         return
     typer.echo(summary)
+    for note in plan.notes_after(summary):
+        say(f"note: {note}")
     if recording is not None and recording.steps.records:
         from tal_fast.cli.profiles import print_profile
 

@@ -371,7 +371,9 @@ class TestFaults:
         with pytest.raises(DataError, match="1 of 10 videos have no features"):
             own.prepare()
         skip = Repairs(missing="skip")
-        with pytest.raises(DataError, match="1 videos have neither features nor a duration"):
+        with pytest.raises(
+            DataError, match="videos without features and without a duration: 1, first"
+        ):
             own.prepare(repairs=skip)
         own.column("duration", SECONDS)
         assert own.prepare(repairs=skip).missing == ("clip_03",)

@@ -325,8 +325,8 @@ def _durations_of_rows(
     lost = [name for name in open_ones if name in excluded]
     if lost:
         raise DataError(
-            f"{origin}: {len(lost)} videos have neither features nor a duration, first "
-            f"{lost[0]!r}: give the durations, or leave the videos out (exclude)"
+            f"{origin}: videos without features and without a duration: {len(lost)}, first "
+            f"{lost[0]!r}: give the durations, or leave the videos out (--exclude NAME)"
         )
     feature = spec.feature
     extents = index_streams(
