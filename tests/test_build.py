@@ -367,7 +367,7 @@ def test_a_demo_installs_what_it_runs_with(tmp_path: Path) -> None:
 
     fresh = steps()
     assert "-e '.[demo]'" in fresh
-    *_, run, where = fresh.splitlines()
+    *_, run, where, _ = fresh.splitlines()
     assert "tal-fast study demo" in run
     assert f"{tmp_path}/report.html" in where
     for left_out in ("[test", "TAL_FAST_WERROR", "TAL_FAST_CUDA_EMULATOR"):
