@@ -351,7 +351,7 @@ class TestCommands:
             assert status == 0, err
             assert f"next: tal-fast study run --data {data}" in err
             counts[" ".join(which)] = json.loads(content.read_text())["num_videos"]
-        assert counts == {"--split test": 3, "--subset validation": 3, "--split all": 9, "": 9}
+        assert counts == {"--split test": 3, "--subset validation": 3, "--split all": 9, "": 3}
         status, _, err = run(capsys, "evaluate", *arguments, "--split", "tset")
         assert status == 2
         assert "split: expected one of train, test, all, got 'tset'; did you mean 'test'" in err

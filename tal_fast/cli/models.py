@@ -243,9 +243,12 @@ def evaluate(
     rules: RuleOptions,
     more: ReportOptions,
     split: Annotated[
-        str | None, typer.Option(help="Of a data directory: split to evaluate; all by default.")
+        str | None,
+        typer.Option(help="Of a data directory: split to evaluate, or all; test by default."),
     ] = None,
-    subset: Annotated[str | None, typer.Option(help="Subset to evaluate; all by default.")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Subset to evaluate; of a file, all by default.")
+    ] = None,
     tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
         "0.3:0.7:0.1"
     ),
@@ -258,8 +261,6 @@ def evaluate(
     from tal_fast.study.shares import parse_shares
 
     thresholds = parse_shares("--tiou", tiou)
-    if split is None and subset is None and is_dataset(annotations):
-        split = "all"
 
     def run(results: Path) -> evaluation.EvaluationResult:
         with warnings.catch_warnings():
