@@ -17,7 +17,7 @@ PACKAGE = Path(tal_fast.__file__).parent
 ROOT = PACKAGE.parent
 
 # Importable from everywhere; page imports the errors, the others nothing of ours.
-LEAVES = {"errors", "page", "progress", "ranges", "typing", "waiting"}
+LEAVES = {"averaging", "errors", "page", "progress", "ranges", "typing", "waiting"}
 
 # Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
 BELOW_MODELS = {"_C", "ops"}
@@ -26,6 +26,7 @@ BELOW_STUDY = BELOW_TRAINING | {"training", "curves", "info"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "page": {"errors"},
+    "averaging": set(),
     "progress": set(),
     "ranges": set(),
     "typing": set(),

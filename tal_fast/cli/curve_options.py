@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Confidence",
     "Curve",
-    "DrawOptions",
+    "BootstrapOptions",
     "FitOptions",
     "Measured",
     "PartOptions",
@@ -91,7 +91,7 @@ class PartOptions:
 
 
 @dataclass(frozen=True)
-class DrawOptions:
+class BootstrapOptions:
     """How many bootstrap draws stand behind an interval."""
 
     draws: Annotated[
@@ -105,7 +105,7 @@ class DrawOptions:
 
 
 @dataclass(frozen=True)
-class FitOptions(DrawOptions):
+class FitOptions(BootstrapOptions):
     """Which families of curves are fitted, and how often."""
 
     families: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tal_fast.cli.app import command, say_next, study_app, write_json
-from tal_fast.cli.curve_options import Confidence, DrawOptions, TableOptions
+from tal_fast.cli.curve_options import BootstrapOptions, Confidence, TableOptions
 from tal_fast.cli.curves import show_notes
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_outputs, told_apart
@@ -72,7 +72,7 @@ def study_draw(
     ],
     look: LookOptions,
     table: TableOptions,
-    bootstrap: DrawOptions,
+    bootstrap: BootstrapOptions,
     curve: Annotated[
         list[str] | None, typer.Option("--curve", help="Which, in this order; all by default.")
     ] = None,

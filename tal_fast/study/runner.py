@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tal_fast.averaging import NOTED_START, start_kept
 from tal_fast.curves import LearningCurve
 from tal_fast.curves.curve_files import curve_csv
 from tal_fast.data.files import check_writable, write_text_atomically
@@ -43,7 +44,8 @@ class StudyResult:
         ran: trials that this call ran.
         reused: trials that were there already.
         files: the files written: curve.csv, trials.csv, and the pictures and page if possible.
-        notes: what could not be made, and how to get it.
+        notes: what could not be made, and how to get it; where averaged weights keep their random
+            start.
         answer: of an adaptive study: what it found out, what that cost, what would come next.
     """
 
@@ -389,7 +391,7 @@ def _sum_up(
         "trials": write_text_atomically(out / "trials.csv", trials_csv(records)),
         "curve": write_text_atomically(out / "curve.csv", curve_csv(curves)),
     }
-    notes: list[str] = []
+    notes = _kept_starts(study, records)
     try:
         from tal_fast.study.report.page import write_report
 
@@ -401,6 +403,28 @@ def _sum_up(
             raise
         notes.append(str(error))
     return StudyResult(curves, 0, len(records), files, notes)
+
+
+def _kept_starts(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> list[str]:
+    """Says where only averages were tested that still keep their random start."""
+    decay = study["settings"].get("config", {}).get("training", {}).get("ema_decay")
+    if decay is None:  # an experiment of one's own
+        return []
+    found = {
+        record.trial.fraction: start_kept(decay, steps)
+        for record in sorted(records, key=lambda record: record.trial.fraction, reverse=True)
+        if set(record.scores) == {"plain"} and (steps := record.told("steps")) is not None
+    }
+    kept = {p: start for p, start in found.items() if start > NOTED_START}
+    if not kept:
+        return []
+    p, most = max(kept.items(), key=lambda one: one[1])
+    return [
+        f"the averaged weights keep more than {100 * NOTED_START:g} % of their random start at "
+        f"{len(kept)} of {len(found)} shares, {100 * most:.0f} % at {100 * p:g} % of the data: the "
+        "curve shows short trainings as well as little data. Compare with --ema off,plain or "
+        "--budget steps"
+    ]
 
 
 def report_study(out: Path, *, fits: int | None = None) -> StudyResult:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tal_fast.averaging import NOTED_START, start_kept
 from tal_fast.data import TALDataset, open_dataset, require_learnable
 from tal_fast.errors import ConfigError
 from tal_fast.models import detector_of
@@ -22,8 +23,6 @@ from tal_fast.typing import FilePath
 DEFAULT_MODEL = "tadtr-small"
 
 __all__ = ["DEFAULT_MODEL", "ShownProgress", "TrainingPlan", "plan_training", "resolved_config"]
-
-_NOTED_START = 0.05  # docs/data-efficiency.md: 3 % cost nothing, a third 17 points and more
 
 ShownProgress = bool | Callable[[ProgressEvent], None]
 """True for a bar on a terminal or in a notebook, False for nothing, or who is told of each step."""
@@ -78,8 +77,8 @@ class TrainingPlan:
             summary: of :meth:`run`.
         """
         training = self.config.training
-        start = training.ema_decay**summary.steps
-        if training.ema[0] != "plain" or start <= _NOTED_START:
+        start = start_kept(training.ema_decay, summary.steps)
+        if training.ema[0] != "plain" or start <= NOTED_START:
             return ()
         return (
             f"the averaged weights keep about {100 * start:.0f} % of their random start "

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tal_fast.averaging import start_kept
 from tal_fast.curves import LearningCurve
 from tal_fast.curves.learning_curve import mean_and_deviation, mean_of_known, percent
 from tal_fast.study.trial import TrialRecord
@@ -196,7 +197,7 @@ class InitialWeight:
     Attributes:
         share: p in percent.
         steps: optimiser steps, mean over the trials.
-        kept: decay ** steps, mean over the trials, in 0..1.
+        kept: :func:`tal_fast.averaging.start_kept`, mean over the trials.
     """
 
     share: float
@@ -206,9 +207,6 @@ class InitialWeight:
 
 def initial_weights(scores: Scores, decay: float) -> dict[tuple[str, str], list[InitialWeight]]:
     """Returns the weight of the start in a plain moving average.
-
-    Such an average begins at the random initialisation and forgets it by ``decay`` per step; after
-    n steps it holds decay ** n of it.
 
     Args:
         scores: from :func:`score_table`.
@@ -226,7 +224,7 @@ def initial_weights(scores: Scores, decay: float) -> dict[tuple[str, str], list[
             steps = [value[1] for value in side.values()]
             known = [value for value in steps if value is not None]
             if len(known) == len(steps):
-                kept = statistics.fmean(decay**value for value in known)
+                kept = statistics.fmean(start_kept(decay, value) for value in known)
                 rows.append(InitialWeight(share, statistics.fmean(known), kept))
     return result
 
