@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,9 @@ def test_one_at_a_time(tmp_path):
         with locked_directory(tmp_path / "a", wait=HANG, busy="busy"):
             inside += 1
             most = max(most, inside)
-            (tmp_path / "a").rename(tmp_path / f"b{index}")
+            time.sleep(0.001)  # lets another in, if the lock would
             inside -= 1
+            (tmp_path / "a").rename(tmp_path / f"b{index}")  # the next may make its own from here
         names.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(20)]
