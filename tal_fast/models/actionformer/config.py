@@ -9,7 +9,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tal_fast.models.base import STRICT, Positive, Share
-from tal_fast.models.pyramid.config import PyramidConfig, PyramidSizes, doubling_ranges, epochs
+from tal_fast.models.pyramid.config import (
+    PyramidConfig,
+    PyramidSizes,
+    doubling_ranges,
+    epochs,
+    small,
+)
 
 __all__ = ["PRESETS", "TIMING", "ActionFormerConfig", "ActionFormerSizes"]
 
@@ -110,12 +116,7 @@ def _ego4d(
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # THUMOS14 with I3D features.
     "actionformer": {},
-    # For two CPU cores and sensor streams of some minutes.
-    "actionformer-small": {
-        "model": {"width": 128, "head_width": 128, "windows": [9]},
-        "data": {"max_length": 1280},
-        "training": epochs(5, 35),
-    },
+    "actionformer-small": small(width=128, head_width=128, windows=[9]),
     "actionformer-anet-tsp": _ANET,
     "actionformer-anet-i3d": _ANET,
     "actionformer-epic-verb": _EPIC,

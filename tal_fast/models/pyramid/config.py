@@ -27,6 +27,7 @@ __all__ = [
     "PyramidSizes",
     "doubling_ranges",
     "epochs",
+    "small",
 ]
 
 Ranges = tuple[tuple[NonNegative, NonNegative], ...]
@@ -203,3 +204,19 @@ RECIPE: dict[str, dict[str, Any]] = {
         "ema_decay": 0.999,
     }
 }
+
+
+def small(**model: Any) -> dict[str, dict[str, Any]]:
+    """Returns the settings of a preset for two CPU cores and sensor streams of some minutes.
+
+    Its trainings are short, and a plain average would still hold much of the random start; so the
+    average that it tests has a memory that grows with the training (docs/data-efficiency.md).
+
+    Args:
+        **model: of the network, which is narrower.
+    """
+    return {
+        "model": model,
+        "data": {"max_length": 1280},
+        "training": {**epochs(5, 35), "ema": ["warmup"]},
+    }

@@ -14,6 +14,7 @@ from tal_fast.models.pyramid.config import (
     PyramidSizes,
     doubling_ranges,
     epochs,
+    small,
 )
 
 __all__ = [
@@ -90,12 +91,7 @@ def _epic(neck: str) -> dict[str, dict[str, Any]]:
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # THUMOS14 with I3D features.
     "temporalmaxer": {},
-    # For two CPU cores and sensor streams of some minutes.
-    "temporalmaxer-small": {
-        "model": {"width": 256, "head_width": 256},
-        "data": {"max_length": 1280},
-        "training": epochs(5, 35),
-    },
+    "temporalmaxer-small": small(width=256, head_width=256),
     # With the first half of the same features, those of RGB.
     "temporalmaxer-multithumos": {
         "model": {"embed_layers": 3, "neck": "layernorm"},

@@ -17,6 +17,7 @@ from tal_fast.models.pyramid.config import (
     PyramidSizes,
     doubling_ranges,
     epochs,
+    small,
 )
 
 __all__ = ["GROUPS", "PRESETS", "TIMING", "TriDetConfig", "TriDetLoss", "TriDetSizes"]
@@ -132,12 +133,7 @@ def _hacs(model: Any, data: Any, loss: Any, training: Any) -> Any:
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # THUMOS14 with I3D features.
     "tridet": {},
-    # For two CPU cores and sensor streams of some minutes.
-    "tridet-small": {
-        "model": {"width": 128, "head_width": 128, "hidden": 192},
-        "data": {"max_length": 1280},
-        "training": epochs(5, 35),
-    },
+    "tridet-small": small(width=128, head_width=128, hidden=192),
     "tridet-anet-tsp": {
         "model": {
             "width": 256, "window": 15, "widening": 1.3, "hidden": 2048, "gate_start": 0.2,
