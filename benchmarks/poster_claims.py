@@ -13,6 +13,7 @@ __all__ = ["PUBLISHED", "Claim", "claims", "claims_table"]
 # The average of the weights that each model's published curve was tested with.
 PUBLISHED = {"tadtr": "off", "actionformer": "plain", "tridet": "plain", "temporalmaxer": "plain"}
 
+_UNDECIDED = ("one draw", "either")
 # A study, a budget, an average -> S, concave, either, one draw; None where there is no curve.
 Shape = Callable[[Study, str, str], "str | None"]
 
@@ -45,18 +46,25 @@ def _one_of(is_true: Sequence[bool | None]) -> str:
     return "holds in part" if any(known) else "does not hold"
 
 
+def _one_shape(words: dict[str, str]) -> str:
+    """Returns whether all have one shape; two that differ settle it, all others must be decided."""
+    decided = [word for word in words.values() if word not in _UNDECIDED]
+    if len(set(decided)) > 1:
+        return "does not hold"
+    return "holds" if decided and len(decided) == len(words) else "open"
+
+
 def _shape_claims(studies: Sequence[Study], shape: Shape) -> list[Claim]:
     def words(budget: str, average: Callable[[str], str]) -> dict[str, str]:
         shapes = {s.model: shape(s, budget, average(s.model)) for s in studies}
         return {model: word for model, word in shapes.items() if word is not None}
 
     def are_s(found: dict[str, str]) -> list[bool | None]:
-        return [None if word in ("one draw", "either") else word == "S" for word in found.values()]
+        return [None if word in _UNDECIDED else word == "S" for word in found.values()]
 
     published = words("epochs", PUBLISHED.__getitem__)
     equal = words("steps", lambda _: "off")
-    kinds = {word for word in published.values() if word not in ("one draw", "either")}
-    same = "open" if not kinds else "holds" if len(kinds) == 1 else "does not hold"
+    same = _one_shape(published)
     return [
         Claim(
             "The curve of mAP over data has a sigmoidal shape",

@@ -125,6 +125,11 @@ def test_claims(tmp_path):
         for one in studies
     ]
     assert {verdict for verdict, _ in answers(few)} == {"open", "does not hold"}  # the fit's stays
+    # Nor is one shape common to all while that of a model is undecided.
+    assert [answers(pair)[2][0] for pair in ([few[0], studies[1]], [studies[1]])] == [
+        "open",
+        "holds",
+    ]
 
 
 def test_a_page_is_filled_and_names_what_it_cannot_fill(studies):
