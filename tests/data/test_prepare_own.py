@@ -242,12 +242,12 @@ class TestSplits:
 
     def test_bad_arguments(self, own):
         for share in (0.0, 1.0, 0.01, float("nan")):
-            with pytest.raises(ConfigError, match="test_share: expected a share"):
+            with pytest.raises(ConfigError, match=r"--test-share .*: expected a share"):
                 own.prepare(test_share=share)
-        with pytest.raises(ConfigError, match=r"splits: .* has no subsets"):
+        with pytest.raises(ConfigError, match=r"--split .*: .* has no subsets"):
             own.prepare(splits={"train": ["a"]})
         own.column("subset", subset)
-        with pytest.raises(ConfigError, match=r"test_share: .* has subsets; expected none"):
+        with pytest.raises(ConfigError, match=r"--test-share .*: .* has subsets; expected none"):
             own.prepare(test_share=0.3)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
 from tal_fast.typing import FilePath
 
 __all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
@@ -112,8 +112,8 @@ def read_segment_table(
     for role in columns or {}:
         if role not in COLUMNS:
             raise ConfigError(
-                f"columns: expected some of {', '.join(COLUMNS)}, got {role!r}"
-                f"{nearest(role, COLUMNS)}"
+                f"{argument('columns', option='--column')}: expected some of "
+                f"{', '.join(COLUMNS)}, got {role!r}{nearest(role, COLUMNS)}"
             )
     lines = _lines(origin)
     if not lines:
@@ -164,8 +164,8 @@ def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> d
     missing = [role for role in REQUIRED if role not in places]
     if missing:
         hints = [
-            f"; is it {header[plain.index(other)]!r}? Then say so (--column "
-            f"{role}={header[plain.index(other)]})"
+            f"; is it {header[plain.index(other)]!r}? Then say so: "
+            + argument("columns", {role: header[plain.index(other)]}, option="--column")
             for role in missing
             for other in _ALSO[role]
             if other in plain

@@ -30,7 +30,7 @@ from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_videos"]
@@ -104,7 +104,7 @@ def prepare_videos(
         raise DataError(
             f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
             f"({streams[0].template}): {shown_names(missing)}{_meant(streams[0], missing[0])}; "
-            "missing 'skip' would leave them out of training and prediction"
+            f"{argument('missing', 'skip')} leaves them out of training and prediction"
         )
     there = [name for name in annotated if name not in set(missing)]
     if not there:
@@ -279,7 +279,7 @@ def _without_empty(
     if dropped and rule == "error":
         raise DataError(
             f"{path}: {dropped} segments end at or before their start, first in video {first!r}; "
-            "non_positive 'drop' would leave them out"
+            f"{argument('non_positive', 'drop')} leaves them out"
         )
     return kept, dropped
 
@@ -326,7 +326,7 @@ def _durations_of_rows(
     if lost:
         raise DataError(
             f"{origin}: videos without features and without a duration: {len(lost)}, first "
-            f"{lost[0]!r}: give the durations, or leave the videos out (--exclude NAME)"
+            f"{lost[0]!r}: give the durations, or leave the videos out: {argument('exclude')}"
         )
     feature = spec.feature
     extents = index_streams(
