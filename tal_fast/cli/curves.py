@@ -293,6 +293,9 @@ def study_plan(
         raise ConfigError("--picture: expected --target, whose chance it shows")
     _check_picture(picture)
     check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
+    for option, value in (("--hours", hours), ("--seconds", seconds)):
+        if value is not None and not 0.0 < value < math.inf:
+            raise ConfigError(f"{option}: expected a positive time, got {value:g}")
     percents = [percent(p) for p in parse_shares("--candidates", candidates)]
     check_confidence(confidence, above=0.5)
     pilot = _measured(study, curve, table, part)

@@ -18,7 +18,7 @@ from tal_fast.cli.options import (
     Data,
     JsonOut,
     MachineOptions,
-    Model,
+    ModelOfConfig,
     Out,
     SettingOptions,
     Threads,
@@ -66,7 +66,7 @@ def train(
     out: Out,
     settings: SettingOptions,
     machine: MachineOptions,
-    model: Model = "tadtr-small",
+    model: ModelOfConfig = None,
     videos: TrainVideos = "train",
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")

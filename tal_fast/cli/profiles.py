@@ -17,6 +17,7 @@ from tal_fast.cli.options import (
     Data,
     JsonOut,
     Model,
+    ModelOfConfig,
     Out,
     SettingOptions,
     Threads,
@@ -207,7 +208,7 @@ def profile_train(
     data: Data,
     out: Out,
     settings: SettingOptions,
-    model: Model = "tadtr-small",
+    model: ModelOfConfig = None,
     videos: TrainVideos = "train",
     steps: Annotated[int, typer.Option(min=1, help="Steps to record.")] = 50,
     quick: Annotated[
@@ -223,9 +224,10 @@ def profile_train(
     from tal_fast.data import open_dataset
     from tal_fast.profiling.training_profile import profile_training
     from tal_fast.training import load_config
+    from tal_fast.training.plan import DEFAULT_MODEL
 
     chosen = settings.settings or []
-    resolved = load_config(settings.config, preset=model, overrides=chosen)
+    resolved = load_config(settings.config, preset=model, overrides=chosen, fallback=DEFAULT_MODEL)
     dataset = open_dataset(data)
     names = dataset.videos_of(videos, "--videos")
     for note in dataset.notes():
@@ -234,8 +236,8 @@ def profile_train(
         resolved, dataset, names, out, steps=steps, quick=quick, threads=threads, said=say
     )
     print_profile(out)
-    say_next("tal-fast", "train", "--data", data, "--model", model, *given_options(settings),
-             *(() if videos == "train" else ("--videos", videos)),
+    say_next("tal-fast", "train", "--data", data, "--model", resolved.name,
+             *given_options(settings), *(() if videos == "train" else ("--videos", videos)),
              "--out", free_place("runs/first"))  # fmt: skip
 
 

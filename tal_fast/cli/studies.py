@@ -17,7 +17,7 @@ from tal_fast.cli.options import (
     MOST_THREADS,
     Data,
     Jobs,
-    Model,
+    ModelOfConfig,
     Out,
     SettingOptions,
     TrustTimes,
@@ -243,7 +243,7 @@ def study_run(
     trials: TrialOptions,
     settings: SettingOptions,
     adaptive: AdaptiveOptions,
-    model: Model = "tadtr-small",
+    model: ModelOfConfig = None,
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast import api

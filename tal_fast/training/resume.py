@@ -47,14 +47,16 @@ def read_state(
     """
     if not path.exists():
         return None
-    state = read_checkpoint(path)
+    anew = f"use another directory, or start anew with {argument('resume', False)}"
+    try:
+        state = read_checkpoint(path)
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {anew}") from error
     missing = _KEYS - state.keys()
     if missing:
         raise TrainingError(
-            f"{path}: not the state of a training, it lacks {sorted(missing)}; start anew with "
-            f"{argument('resume', False)}"
+            f"{path}: not the state of a training, it lacks {sorted(missing)}; {anew}"
         )
-    anew = f"use another directory, or start anew with {argument('resume', False)}"
     if state["identity"] != identity:
         own = state["identity"] if isinstance(state["identity"], dict) else {}
         what = differences(_named(own), _named(identity), shown=3)
