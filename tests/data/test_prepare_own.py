@@ -74,7 +74,11 @@ class TestCsv:
         assert (report.splits, report.instances, report.classes) == ({"train": 8, "test": 2}, 20, 2)
         lines = "\n".join(report.lines())
         assert "split test: 2 of 10 videos, drawn with seed 0" in lines
-        assert "durations are those of the rows" in lines
+        assert (
+            "the rate is not checked: without durations in the annotations they are those" in lines
+        )
+        assert "too low" not in lines
+        assert "rows agree" not in lines, "with durations that were made of them"
         data = open_dataset(own.path / "out")
         assert data.name == "out"
         assert data.classes == ("run", "walk")
@@ -84,6 +88,29 @@ class TestCsv:
         assert data.grid("clip_03").to_grid(np.array([[4.0, 6.5]])).tolist() == [[20.0, 32.5]]
         assert data.spec.features == str(own.path / "features"), "features stay where they are"
         assert validation.validate_dataset(own.path / "out").ok
+
+    def test_a_rate_that_is_too_low_is_doubted(self, own):
+        choice = FeatureChoice.at_rate([own.path / "features"], RATE / 2)
+        lines = "\n".join(prepare_csv(own.write(), choice, own.path / "out").lines())
+        assert "Is 2.5 rows per second too low? No segment ends in the last 59 % of any" in lines
+        assert "with up to 6.061 rows per second all would still end within their videos" in lines
+        own.column("duration", lambda number: 20.0 if number < 4 else "")
+        report = own.prepare(overwrite=True)
+        assert report.fitting == 1.0
+        assert "the rate is not checked for 6 of 10 videos" in "\n".join(report.lines())
+        with pytest.raises(DataError, match=r"agree with the durations of only 0\.0 %"):
+            prepare_csv(own.write(), choice, own.path / "out", overwrite=True)
+
+    def test_validate_says_that_durations_of_rows_check_no_rate(self, own):
+        own.prepare()
+        result = validation.validate_dataset(own.path / "out")
+        assert not result.rate_checked
+        assert "not checked: the rate. Every duration is just what the rows cover" in result.table()
+        own.column("duration", "20.01")
+        own.prepare(overwrite=True)
+        result = validation.validate_dataset(own.path / "out")
+        assert result.rate_checked
+        assert "not checked" not in result.table()
 
     def test_all_columns(self, own):
         own.column("Subset", subset)

@@ -97,7 +97,7 @@ def prepare_csv(
         for label, other in ([] if classes is not None else lookalikes(counts))
     ]
     if not table.durations:
-        notes.append("durations are those of the rows: (rows - 1) x stride + frames, over fps")
+        notes.append("durations are (rows - 1) x stride + frames, over fps")
     return _prepare(
         file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
         progress,

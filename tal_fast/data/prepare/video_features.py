@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tal_fast.data.dataset import (
     save_spec,
     shown_names,
 )
+from tal_fast.data.extents import Extent
 from tal_fast.data.feature_index import index_streams, without_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
@@ -39,6 +40,9 @@ __all__ = ["prepare_videos"]
 WITHOUT_FEATURES = "without features"
 # Features of more videos than this must fit stride and fps; the rest may be cut or damaged.
 _MUST_FIT = 0.5
+# Where at least so many videos without a duration are so many times as long as their segments need,
+# there may be more rows in a second than was said.
+_MANY, _EARLY = 3, 1.25
 
 
 def prepare_videos(
@@ -126,6 +130,7 @@ def prepare_videos(
                 progress=progress,
             )
         doubt = ""
+        known = {video.name for video in wanted if video.duration is not None}
         wanted, dropped = _without_empty(wanted, repairs.non_positive, file.origin)
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
@@ -141,7 +146,8 @@ def prepare_videos(
         fitting = None
         if not features.resized:
             given = Proposal(features.stride, features.fps, features.frames, 0.0)
-            fitting, proposals = timing_faults(by_name, data.features, given, Faults(()))
+            judged = {name: data.features[name] for name in data.features if name in known}
+            fitting, proposals = timing_faults(by_name, judged, given, Faults(()))
             if fitting is not None and fitting < _MUST_FIT:
                 better = "; ".join(str(proposal) for proposal in proposals) or "none found"
                 raise DataError(
@@ -149,6 +155,8 @@ def prepare_videos(
                     f"agree with the durations of only {100 * fitting:.1f} % of the videos; "
                     f"settings that fit better: {better}"
                 )
+            unjudged = [name for name in data.features if name not in known]
+            notes = (*notes, *_unchecked(by_name, unjudged, data.features, features))
         report = data.annotations.report
         result = VideoReport(
             path=Path(out),
@@ -364,6 +372,42 @@ def _durations_of_rows(
         ". Durations are those of the rows here: is it right how many there are per second? With "
         f"at most {most:.4g} all segments end within their videos; or start and end are no seconds"
     )
+
+
+def _unchecked(
+    videos: Mapping[str, AnnotatedVideo],
+    names: Sequence[str],
+    extents: Mapping[str, Extent],
+    features: FeatureChoice,
+) -> list[str]:
+    """Says of which videos rows and seconds could not be compared, and what segments tell of them.
+
+    Their durations are those of the rows. Segments that end later are refused; but nothing is
+    impossible about rows that lie closer than is said: the segments then end early.
+    """
+    if not names:
+        return []
+    room = []  # times as many rows a second with which a video's segments still end within it
+    for name in names:
+        duration = videos[name].duration
+        last = max((item.span[1] for item in videos[name].instances if item.span), default=0.0)
+        if duration and last > 0.0:
+            room.append(duration / last)
+    what = f"the rate is not checked for {len(names)} of {len(extents)} videos"
+    if len(names) == len(extents):
+        what = "the rate is not checked"
+    note = (
+        f"{what}: without durations in the annotations they are those of the rows. Compare one by "
+        "hand: rows / rate must be the length of the video in seconds"
+    )
+    if room and features.fps is not None and len(room) >= _MANY and min(room) >= _EARLY:
+        rate = features.fps / features.stride
+        note += (
+            f". Is {rate:g} rows per second too low? No segment ends in the last "
+            f"{100 * (1 - 1 / min(room)):.0f} % of any video; with up to {rate * min(room):.4g} "
+            "rows per second all would still end within their videos"
+        )
+    return [note]
 
 
 def _write(work: Path, spec: DatasetSpec, videos: Sequence[AnnotatedVideo], name: str) -> None:
