@@ -256,8 +256,15 @@ class TestSplits:
         ("value", "message"),
         [
             (lambda number: "train", "no split 'test': expected subsets for train and test, got"),
-            (lambda number: "" if number == 4 else "train", "got none for 1, first 'clip_04'"),
+            (
+                lambda number: "" if number == 4 else "train",
+                "line 10: expected a subset as for other videos, got an empty",
+            ),
             (lambda number: ("train", "Train")[number % 2], "differ in case alone"),
+            (
+                lambda number: ("a", "train", "b")[number % 3],
+                "'a' is none of .*; subset 'b' is none",
+            ),
             (lambda number: ("train", "training")[number % 2], "both look like split 'train'"),
         ],
     )
@@ -266,6 +273,15 @@ class TestSplits:
         with pytest.raises(DataError, match=message):
             own.prepare()
         assert not (own.path / "out").exists()
+
+    def test_subsets_that_are_asked_for_and_not_there(self, own):
+        own.column("subset", subset)
+        message = r"expected subsets among train, test, got 'trian' for train; .*'b' for test"
+        with pytest.raises(DataError, match=message):
+            own.prepare(splits={"train": ["trian"], "test": ["test", "b"]})
+        message = r"no split 'train' and no 'test': .* --split train=SUBSET .* and --split test=SUB"
+        with pytest.raises(DataError, match=message):
+            own.prepare(splits={"other": ["train"]})
 
     def test_bad_arguments(self, own):
         for share in (0.0, 1.0, 0.01, float("nan")):
@@ -330,17 +346,30 @@ class TestFaults:
         [
             (
                 ["video", "start", "end", "class"],
-                r"is it 'class'\? .*--column label=class",
+                r"'class' may be meant: say so with --column label=class \(columns=",
             ),
-            (["id", "start", "end", "label"], r"no video; is it 'id'\?"),
+            (["id", "start", "end", "label"], r"no video; 'id' may be meant"),
             (["video", "start", "stretch", "label"], "got video, start, stretch, label; no end"),
             (["video", "start", "start", "label"], "expected each column once, got 'start' twice"),
+            (
+                ["id", "t_start", "start", "start"],
+                r"'start' twice; .* no video and no end and no label; 'id' may be meant",
+            ),
             (["0001", "1.0", "2.0", "run"], "no video and no start and no end and no label"),
         ],
     )
     def test_of_the_header(self, own, header, message):
         own.header[:] = header
         with pytest.raises(DataError, match=message):
+            own.prepare()
+
+    def test_of_several_kinds_are_told_at_once(self, own):
+        own.column("subset", subset)
+        own.lines[0][2] = "x"
+        own.lines[4][-1] = own.lines[5][-1] = ""
+        with pytest.raises(
+            DataError, match=r"2 faulty lines: line 2: .* 'x'; line 6: expected a s"
+        ):
             own.prepare()
 
     def test_of_the_file(self, own, tmp_path):

@@ -22,7 +22,7 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.prepare.segment_table import SegmentTable, lookalikes, read_segment_table
 from tal_fast.data.prepare.video_features import prepare_videos
-from tal_fast.errors import ConfigError, DataError, argument, nearest
+from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_csv", "prepare_json"]
@@ -244,13 +244,17 @@ def _named_splits(
                 f"{file.origin}: subsets {name!r} and {small[name.lower()]!r} differ in case alone"
             )
     if given:
-        for split, names in given.items():
-            for name in names:
-                if name not in subsets:
-                    raise DataError(
-                        f"{file.origin}: {_SPLITS}: expected a subset among "
-                        f"{', '.join(subsets)} for {split}, got {name!r}{nearest(name, subsets)}"
-                    )
+        unknown = [
+            f"{name!r} for {split}{nearest(name, subsets)}"
+            for split, names in given.items()
+            for name in names
+            if name not in subsets
+        ]
+        if unknown:
+            raise DataError(
+                f"{file.origin}: {_SPLITS}: expected subsets among {', '.join(subsets)}, got "
+                f"{listing(unknown)}"
+            )
         chosen = {split: [name.lower() for name in names] for split, names in given.items()}
         notes: list[str] = []
     else:
@@ -259,12 +263,13 @@ def _named_splits(
     unused = [name for name in subsets if name.lower() not in used]
     if unused:
         notes.append(f"subsets that are in no split: {', '.join(unused)}")
-    for split in ("train", "test"):
-        if split not in chosen:
-            raise DataError(
-                f"{file.origin}: no split {split!r}: expected subsets for train and test, got "
-                f"{', '.join(subsets)}; say which it is: {_asked(split, 'SUBSET')}"
-            )
+    lacking = [split for split in ("train", "test") if split not in chosen]
+    if lacking:
+        asked = " and ".join(_asked(split, "SUBSET") for split in lacking)
+        raise DataError(
+            f"{file.origin}: no split {' and no '.join(map(repr, lacking))}: expected subsets for "
+            f"train and test, got {', '.join(subsets)}; say which it is: {asked}"
+        )
     split_of = {name: split for split, names in chosen.items() if len(names) > 1 for name in names}
     if split_of:  # a split is one subset: several become one of its name
         videos = [
@@ -281,19 +286,23 @@ def _usual_splits(
 ) -> tuple[dict[str, list[str]], list[str]]:
     known = {name: split for split, names in _NAMES.items() for name in names}
     chosen: dict[str, list[str]] = {}
+    faults = []
     for name in subsets:
         split = known.get(name.lower())
         if split is None:
-            raise DataError(
-                f"{file.origin}: subset {name!r} is none of {', '.join(known)}; say which split it "
-                f"is: {_asked('test', name)}"
+            faults.append(
+                f"subset {name!r} is none of {', '.join(known)}; say which split it is: "
+                f"{_asked('test', name)}"
             )
-        if split in chosen:
-            raise DataError(
-                f"{file.origin}: subsets {chosen[split][0]!r} and {name.lower()!r} both look like "
-                f"split {split!r}; say which is: {_asked(split, name)}"
+        elif split in chosen:
+            faults.append(
+                f"subsets {chosen[split][0]!r} and {name.lower()!r} both look like split "
+                f"{split!r}; say which is: {_asked(split, name)}"
             )
-        chosen[split] = [name.lower()]
+        else:
+            chosen[split] = [name.lower()]
+    if faults:
+        raise DataError(f"{file.origin}: {listing(faults)}")
     labelled = {video.subset.lower() for video in file.videos if video.instances}
     notes = []
     if "test" in chosen and "val" in chosen and chosen["test"][0] not in labelled:
