@@ -345,7 +345,7 @@ class TestCommands:
         arguments = ["--annotations", truth, "--predictions", predictions(tmp_path)]
         status, text, _ = run(capsys, "evaluate", *arguments, "--subset", "test", "--json", out)
         assert status == 0
-        assert "1.0000" in text
+        assert "100.00" in text
         scores = json.loads(out.read_text())
         assert scores["average_map"] == 1.0
         assert scores["tiou_thresholds"] == [0.3, 0.4, 0.5, 0.6, 0.7]

@@ -327,8 +327,12 @@ def _more_numbers(
     more: ReportOptions,
     content: dict[str, Any],
 ) -> None:
-    """Prints intervals, a comparison and recall as far as asked for, and adds them to the JSON."""
+    """Prints intervals, a comparison and recall as far as asked for, and adds them to the JSON.
+
+    In points; the JSON has 0..1.
+    """
     from tal_fast import evaluation
+    from tal_fast.evaluation.result import points
 
     if more.replicates:
         interval = evaluation.bootstrap(result, replicates=more.replicates)
@@ -346,9 +350,9 @@ def _more_numbers(
         content["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
         content["average_recall"] = proposals
         for k, values in content["recall_at_kx"].items():
-            each = "  ".join(f"{x:.4f}" for x in [*values, sum(values) / len(values)])
+            each = "  ".join(map(points, [*values, sum(values) / len(values)]))
             typer.echo(f"Recall@{k}  {each}")
-        typer.echo("  ".join(f"{name} {value:.4f}" for name, value in proposals.items()))
+        typer.echo("  ".join(f"{name} {points(value)}" for name, value in proposals.items()))
 
 
 @command(
