@@ -42,7 +42,7 @@ def main(source: Path, out: Path, settings: dict[str, Any] | None = None) -> flo
     score = tal_fast.evaluate(data, found)
     print(score)  # the table: a row per class, a column per tIoU
     for tiou, value in score.map_at.items():
-        print(f"mAP at tIoU {tiou}: {value:.3f}")
+        print(f"mAP at tIoU {tiou}: {100 * value:.1f}")
     return score.average_map
 
 

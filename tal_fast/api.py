@@ -283,7 +283,7 @@ def study_spec(
     from tal_fast.study import StudySpec
     from tal_fast.study.sampling import parse_samplings, split_videos
     from tal_fast.study.shares import fractions_of_videos, parse_fractions
-    from tal_fast.training.config import parse_overrides
+    from tal_fast.training.config import named_model, parse_overrides
 
     known = [item.name for item in fields(StudySpec)]
     for name in options:
@@ -304,6 +304,8 @@ def study_spec(
             options[name] = tuple(options[name])
     if options.get("config") is not None:
         options["config"] = Path(options["config"])
+    if options.get("model") is None:
+        options["model"] = named_model(options.get("config")) or StudySpec.model
     return StudySpec(
         data=data.path if isinstance(data, TALDataset) else Path(data),
         out=Path(out),
@@ -317,7 +319,7 @@ def run_study(
     data: FilePath | TALDataset,
     out: FilePath,
     *,
-    model: str = "tadtr-small",
+    model: str | None = None,
     fractions: str | float | Sequence[float] | None = None,
     videos: str | Sequence[int] | None = None,
     repetitions: int = 5,

@@ -7,6 +7,8 @@ real bugs keep theirs.
 """
 
 import difflib
+import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +19,10 @@ __all__ = [
     "MissingExtraError",
     "TalFastError",
     "TrainingError",
+    "argument",
+    "both_ways",
     "differences",
+    "install",
     "listing",
     "nearest",
     "others",
@@ -51,9 +56,73 @@ class MissingExtraError(TalFastError, ImportError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs {package}, which is not installed: pip install 'tal_fast[{extra}]'"
-        )
+        super().__init__(f"{purpose} needs {package}, which is not installed: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """Returns the command that installs what an extra of tal_fast brings.
+
+    By the names of its packages: that holds for an editable clone and for an installed wheel alike,
+    where ``tal_fast[extra]`` would ask an index for tal_fast itself.
+    """
+    from importlib import metadata
+
+    try:
+        asked = metadata.requires("tal_fast") or []
+    except metadata.PackageNotFoundError:  # a tree on the path that was never installed
+        return f"pip install the packages of the extra {extra!r} in pyproject.toml"
+    marker = re.compile(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""")
+    named = [line.partition(";")[0].strip() for line in asked if marker.search(line)]
+    return f"pip install {shlex.join(named)}"
+
+
+def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
+    """Returns how to give an argument, on the command line and in Python.
+
+    The one way in which a message names an argument that is not spelt alike in both, or a value for
+    one: whoever meets it came by a command or by a call.
+
+    Args:
+        name: of the argument in Python.
+        value: to give it, if a certain one is meant; of a mapping each item is an option.
+        option: of the command; ``name`` with hyphens by default.
+
+    Example:
+        >>> argument("overwrite", True)
+        '--overwrite (overwrite=True)'
+        >>> argument("resume", False)
+        '--no-resume (resume=False)'
+        >>> argument("rows", "shortest")
+        "--rows shortest (rows='shortest')"
+        >>> argument("columns", {"label": "class"}, option="--column")
+        "--column label=class (columns={'label': 'class'})"
+        >>> argument("test_share")
+        '--test-share (test_share)'
+    """
+    option = option or f"--{name.replace('_', '-')}"
+    if value is None:
+        return both_ways(option, name)
+    python = f"{name}={value!r}"
+    if value is True:
+        return both_ways(option, python)
+    if value is False:
+        return both_ways(f"--no-{option.removeprefix('--')}", python)
+    if isinstance(value, Mapping):
+        words = [
+            f"{option} {key}={item}"
+            for key, items in value.items()
+            for item in ([items] if isinstance(items, str) else items)
+        ]
+        return both_ways(" ".join(words), python)
+    return both_ways(f"{option} {value}", python)
+
+
+def both_ways(command: str, python: str) -> str:
+    """Returns what to write on the command line, and in brackets what in Python.
+
+    Where the two are more than an argument of one name: see :func:`argument`.
+    """
+    return f"{command} ({python})"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -4,14 +4,54 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
-__all__ = ["bar"]
+__all__ = ["bar", "duration"]
+
+# Seconds between two lines without a terminal: the log of a night stays short, short work quiet.
+LINE_EVERY = 30.0
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time as people say it: ``48 s``, ``12 min 05 s``, ``3 h 20 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class _Lines:
+    """Says how far work is in lines, for logs and pipes."""
+
+    def __init__(self, description: str, stream: TextIO) -> None:
+        self._description = description
+        self._stream = stream
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None  # what was done before, of work that goes on
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Takes in how much is done, and says it if the last line is old."""
+        if self._first is None:
+            self._first = done
+        now = time.monotonic()
+        if now - self._last < LINE_EVERY or done >= total:
+            return
+        self._last = now
+        words = [f"{self._description}: {done:g} of {total:g}", *([note] if note else [])]
+        if done > self._first:
+            left = (now - self._began) * (total - done) / (done - self._first)
+            words.append(f"{duration(left)} left")
+        print(", ".join(words), file=self._stream, flush=True)
 
 
 @contextlib.contextmanager
 def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
-    """Shows progress on a terminal or in a notebook, nothing elsewhere.
+    """Shows progress on standard error: a bar on a terminal or in a notebook, else a rare line.
 
     Args:
         description: what is done, as in ``"training"``.
@@ -24,6 +64,9 @@ def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield _Lines(description, sys.stderr).update if shown else lambda *_: None
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,7 +74,7 @@ def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=not (shown and (console.is_terminal or console.is_jupyter)),
+        disable=not shown,
     ) as progress:
         task = progress.add_task(description, total=1, note="")
 

@@ -255,7 +255,8 @@ class TestWhatANotebookShows:
         found = tal_fast.predict(trained, data, progress=False)
         assert repr(found) == f"Detections({len(found)} of 2 classes in 3 videos)"
         score = tal_fast.evaluate(data, found)
-        assert repr(score).startswith(f"EvaluationResult(average mAP {score.average_map:.4f}; mAP")
+        shown = f"EvaluationResult(average mAP {100 * score.average_map:.2f} points; "
+        assert repr(score).startswith(shown)
         assert "0.5: " in repr(score)
         assert str(score) == score.table()
 

@@ -111,6 +111,14 @@ class TestHelp:
         assert len(set(options)) == len(options) > 0
         assert options.count("--help") == 1
 
+    @pytest.mark.parametrize("command", [c for c in COMMANDS if len(c) == 1], ids=" ".join)
+    def test_what_commands_do_is_not_cut(self, capsys, monkeypatch, command):
+        monkeypatch.setenv("COLUMNS", "80")
+        for group in ([], command):
+            _, out, _ = run(capsys, *group, "-h")
+            listed = out.partition("Options:")[0].partition("\n\n")[2]
+            assert not re.search(r"\w,?\.\.\.$", listed, re.MULTILINE), out
+
     def test_common_options_come_first(self, capsys):
         _, out, _ = run(capsys, "study", "run", "-h")
         first = out.partition("Options:")[2].partition("What is drawn and trained:")[0]
@@ -291,6 +299,25 @@ class TestCommands:
         assert "isa:" in out
         assert err == "numbers: /dev/null\nnext: tal-fast study demo --out results/demo\n"
 
+    def test_json_on_standard_output_is_alone_there(self, capsys, truth, tmp_path):
+        status, out, err = run(capsys, "info", "--json", "-")
+        assert status == 0
+        assert "torch" in json.loads(out)
+        assert "torch:" in err
+        assert "next: " in err
+        arguments = ["--annotations", truth, "--predictions", predictions(tmp_path)]
+        status, out, err = run(capsys, "evaluate", *arguments, "--subset", "test", "--json", "-")
+        assert status == 0
+        assert json.loads(out)["average_map"] == 1.0
+        assert "mAP" in err
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    def test_json_is_one_option(self, capsys, command):
+        _, out, _ = run(capsys, *command, "-h")
+        if "--json " in out:
+            text = " ".join(out.split())
+            assert "--json FILE Also write this file; - is standard output, and all else" in text
+
     def test_info_for_scripts(self, capsys, tmp_path):
         assert run(capsys, "info", "--json", tmp_path / "info.json")[0] == 0
         facts = json.loads((tmp_path / "info.json").read_text())
@@ -318,7 +345,7 @@ class TestCommands:
         arguments = ["--annotations", truth, "--predictions", predictions(tmp_path)]
         status, text, _ = run(capsys, "evaluate", *arguments, "--subset", "test", "--json", out)
         assert status == 0
-        assert "1.0000" in text
+        assert "100.00" in text
         scores = json.loads(out.read_text())
         assert scores["average_map"] == 1.0
         assert scores["tiou_thresholds"] == [0.3, 0.4, 0.5, 0.6, 0.7]

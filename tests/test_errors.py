@@ -26,7 +26,7 @@ def test_the_first_of_several():
 
 
 def test_the_examples_in_its_docstrings():
-    assert doctest.testmod(errors, raise_on_error=True).attempted == 2
+    assert doctest.testmod(errors, raise_on_error=True).attempted == 7
 
 
 def test_differences_are_named_by_dotted_key():

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
 from tal_fast.cli.grouped_help import GroupedCommand, GroupedGroup
-from tal_fast.cli.options import JsonOut, flattened
+from tal_fast.cli.options import STANDARD_OUTPUT, JsonOut, flattened
 from tal_fast.errors import ConfigError, TalFastError
 from tal_fast.waiting import wait_briefly
 
@@ -108,6 +109,23 @@ def say_next(*words: object) -> None:
     say(f"next: {shlex.join(map(str, words))}")
 
 
+_json_output: list[TextIO] = []  # standard output, while a command writes all else to another
+
+
+@contextlib.contextmanager
+def _output_of_json_alone(path: Path | None) -> Iterator[None]:
+    """Sends what a command prints to standard error if its JSON is to go to standard output."""
+    if path != STANDARD_OUTPUT:
+        yield
+        return
+    _json_output.append(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_output.pop()
+
+
 def write_json(path: Path | None, content: Any, indent: int = 2) -> None:
     """Writes what ``--json`` asked for, and says where."""
     if path is not None:
@@ -115,7 +133,12 @@ def write_json(path: Path | None, content: Any, indent: int = 2) -> None:
 
         from tal_fast.data.files import write_text_atomically
 
-        write_text_atomically(path, json.dumps(content, indent=indent) + "\n")
+        text = json.dumps(content, indent=indent) + "\n"
+        if path == STANDARD_OUTPUT:
+            _json_output[-1].write(text)
+            _json_output[-1].flush()
+            return
+        write_text_atomically(path, text)
         say(f"numbers: {path}")
 
 
@@ -144,7 +167,8 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
         try:
             if place is not None and not several:
                 raise ConfigError(f"{name} runs in one process: start it without torchrun")
-            function(*args, **kwargs)
+            with _output_of_json_alone(kwargs.get("json_out")):
+                function(*args, **kwargs)
         except KeyboardInterrupt:
             if place is None or place[0] == 0:
                 say("interrupted")

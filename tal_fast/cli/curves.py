@@ -22,6 +22,7 @@ from tal_fast.cli.curve_options import (
     Picture,
     TableOptions,
 )
+from tal_fast.cli.next_steps import given_options, say_after_curves, say_draw
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_compared, check_outputs, told_apart
 
@@ -162,7 +163,10 @@ def study_fit(
         if len(curves) > 1:
             told = f"{len(failures)} of {len(curves)} curves could not be fitted: {told}"
         raise DataError(told)
-    say_next("tal-fast", "study", "extrapolate", "--study", study, *_of(curve), "--times", 3)
+    if not say_after_curves(
+        "extrapolate", study, curves, [*_of(curve), *given_options(table, fit)]
+    ):
+        say_draw(study, [*_of(curve), *given_options(table)])
 
 
 @command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
@@ -198,7 +202,9 @@ def study_extrapolate(
         from tal_fast.curves.pictures import extrapolation_picture
 
         _write_picture(picture, extrapolation_picture(ensemble, content))
-    say_next("tal-fast", "study", "plan", "--study", study, *_of(curve), "--goal", f"{times:g}")
+    given = given_options(table, part, fit)
+    say_next("tal-fast", "study", "plan", "--study", study, *_of(curve), "--goal", f"{times:g}",
+             *given)  # fmt: skip
 
 
 def _cost(pilot: LearningCurve, hours: float | None, seconds: float | None) -> TrialCost:
@@ -287,6 +293,9 @@ def study_plan(
         raise ConfigError("--picture: expected --target, whose chance it shows")
     _check_picture(picture)
     check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
+    for option, value in (("--hours", hours), ("--seconds", seconds)):
+        if value is not None and not 0.0 < value < math.inf:
+            raise ConfigError(f"{option}: expected a positive time, got {value:g}")
     percents = [percent(p) for p in parse_shares("--candidates", candidates)]
     check_confidence(confidence, above=0.5)
     pilot = _measured(study, curve, table, part)
@@ -324,4 +333,4 @@ def study_plan(
         content["ranking"] = ranking_tables.ranking_dict(ranking)
     write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
     _picture_of_target(picture, plan, pilot.name)
-    say_next("tal-fast", "study", "draw", "--study", study, *_of(curve), "--picture", "curve.pdf")
+    say_draw(study, [*_of(curve), *given_options(table)])

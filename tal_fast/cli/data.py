@@ -18,6 +18,7 @@ from tal_fast.cli.feature_options import (
     TimingOptions,
     named_subsets,
 )
+from tal_fast.cli.next_steps import free_place
 from tal_fast.cli.options import OUTPUT, JsonOut
 from tal_fast.errors import ConfigError
 from tal_fast.progress import bar
@@ -216,6 +217,6 @@ def validate(
     if not result.ok:
         raise typer.Exit(1)
     if data is not None:
-        say_next("tal-fast", "train", "--data", data, "--out", "runs/first")
+        say_next("tal-fast", "train", "--data", data, "--out", free_place("runs/first"))
     else:
         say_next("tal-fast", "prepare", "json", "-h")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, say_next, study_app, write_json
+from tal_fast.cli.app import command, study_app, write_json
 from tal_fast.cli.curve_options import BootstrapOptions, Confidence, TableOptions
 from tal_fast.cli.curves import show_notes
+from tal_fast.cli.next_steps import given_options, say_after_curves, say_open
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_outputs, told_apart
 
@@ -102,4 +103,6 @@ def study_draw(
     show_notes(f"{one.curve.name}: {note}" for one in drawn for note in one.notes)
     content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
     write_json(json_out, {**content, "curves": drawn_dict(drawn)}, indent=1)
-    say_next("tal-fast", "study", "plan", "--study", study[0])
+    first = [curve for _, curves in read[:1] for curve in curves]
+    if not say_after_curves("plan", study[0], first, given_options(table, bootstrap)):
+        say_open(picture[0])

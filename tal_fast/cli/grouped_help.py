@@ -14,6 +14,8 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["GroupedCommand", "GroupedGroup"]
 
 _FIRST = "Options"
+# Longer than a first sentence: a line that is cut says nothing; a long one is wrapped.
+_WHOLE = 1000
 
 
 def _write(formatter: Any, groups: dict[str, list[tuple[str, str]]]) -> None:
@@ -56,9 +58,8 @@ class GroupedGroup(TyperGroup):
         """Writes the commands."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         shown = [(name, item) for name, item in commands if item is not None and not item.hidden]
-        limit = formatter.width - 6 - max(len(name) for name, _ in shown)
         groups: dict[str, list[tuple[str, str]]] = {}
         for name, item in shown:
             title = getattr(item, "rich_help_panel", None) or "Commands"
-            groups.setdefault(title, []).append((name, item.get_short_help_str(limit)))
+            groups.setdefault(title, []).append((name, item.get_short_help_str(_WHOLE)))
         _write(formatter, groups)

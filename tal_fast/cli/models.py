@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tal_fast.cli.app import MODELS, app, command, say, say_next, write_json
+from tal_fast.cli.next_steps import free_place, given_options, say_open
 from tal_fast.cli.options import (
     OUTPUT,
     Data,
     JsonOut,
     MachineOptions,
-    Model,
+    ModelOfConfig,
     Out,
     SettingOptions,
     Threads,
@@ -65,7 +66,7 @@ def train(
     out: Out,
     settings: SettingOptions,
     machine: MachineOptions,
-    model: Model = "tadtr-small",
+    model: ModelOfConfig = None,
     videos: TrainVideos = "train",
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
@@ -110,12 +111,14 @@ def train(
         from tal_fast.cli.profiles import print_profile
 
         print_profile(out / "profile")
-    _say_predict(summary.checkpoint, data)
+    _say_predict(summary.checkpoint, data, plan.data.splits)
 
 
-def _say_predict(checkpoint: Path, data: Path) -> None:
+def _say_predict(checkpoint: Path, data: Path, splits: Iterable[str]) -> None:
     results = checkpoint.with_name("results.json")
-    say_next("tal-fast", "predict", "--checkpoint", checkpoint, "--data", data, "--out", results)
+    chosen = () if "test" in splits else ("--split", "all")
+    say_next("tal-fast", "predict", "--checkpoint", checkpoint, "--data", data, *chosen,
+             "--out", results)  # fmt: skip
 
 
 @command(
@@ -140,7 +143,11 @@ def predict(
     names = dataset.videos_of(split, "--split")
     found = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
     typer.echo(f"{len(found)} detections in {len(found.videos)} videos\n{out}")
-    say_next("tal-fast", "evaluate", "--annotations", data, "--split", split, "--predictions", out)
+    if any(len(dataset.annotations.videos[name].labels) for name in names):
+        say_next("tal-fast", "evaluate", "--annotations", data, "--split", split,
+                 "--predictions", out)  # fmt: skip
+    else:
+        say(f"next: read {out}; without annotated segments there is nothing to score by")
 
 
 @dataclass(frozen=True)
@@ -303,13 +310,15 @@ def evaluate(
         typer.echo(f"\npage: {page}")
     write_json(more.json_out, content)
     if is_dataset(annotations):
-        say_next("tal-fast", "study", "run", "--data", annotations, "--out", "results/first")
+        say_next("tal-fast", "study", "run", "--data", annotations,
+                 "--out", free_place("results/first"))  # fmt: skip
     elif more.report is None:
         given = ("--annotations", annotations, "--predictions", predictions)
         chosen = () if subset is None else ("--subset", subset)
-        say_next("tal-fast", "evaluate", *given, *chosen, "--report", "report")
+        say_next("tal-fast", "evaluate", *given, *chosen, "--tiou", tiou, *given_options(rules),
+                 "--report", free_place("report"))  # fmt: skip
     else:
-        say(f"next: open {more.report / 'index.html'} in a browser")
+        say_open(more.report / "index.html")
 
 
 def _more_numbers(
@@ -318,8 +327,12 @@ def _more_numbers(
     more: ReportOptions,
     content: dict[str, Any],
 ) -> None:
-    """Prints intervals, a comparison and recall as far as asked for, and adds them to the JSON."""
+    """Prints intervals, a comparison and recall as far as asked for, and adds them to the JSON.
+
+    In points; the JSON has 0..1.
+    """
     from tal_fast import evaluation
+    from tal_fast.evaluation.result import points
 
     if more.replicates:
         interval = evaluation.bootstrap(result, replicates=more.replicates)
@@ -337,9 +350,9 @@ def _more_numbers(
         content["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
         content["average_recall"] = proposals
         for k, values in content["recall_at_kx"].items():
-            each = "  ".join(f"{x:.4f}" for x in [*values, sum(values) / len(values)])
+            each = "  ".join(map(points, [*values, sum(values) / len(values)]))
             typer.echo(f"Recall@{k}  {each}")
-        typer.echo("  ".join(f"{name} {value:.4f}" for name, value in proposals.items()))
+        typer.echo("  ".join(f"{name} {points(value)}" for name, value in proposals.items()))
 
 
 @command(
@@ -369,6 +382,7 @@ def import_checkpoint(
     of its outputs.
     """
     from tal_fast.data import dataset_annotations
+    from tal_fast.data.dataset_spec import load_spec, spec_file
     from tal_fast.training import import_checkpoint as run
     from tal_fast.training import load_config
 
@@ -376,4 +390,4 @@ def import_checkpoint(
     classes = dataset_annotations(data).classes
     checkpoint = run(file, config, classes, out, weights=weights)
     typer.echo(checkpoint)
-    _say_predict(Path(checkpoint), data)
+    _say_predict(Path(checkpoint), data, load_spec(spec_file(data)).splits)

@@ -21,11 +21,13 @@ __all__ = [
     "MOST_THREADS",
     "OUTPUT",
     "SETTINGS",
+    "STANDARD_OUTPUT",
     "Data",
     "Jobs",
     "JsonOut",
     "MachineOptions",
     "Model",
+    "ModelOfConfig",
     "Out",
     "Overwrite",
     "SettingOptions",
@@ -43,12 +45,17 @@ OUTPUT = "Files to write"
 # More than any machine's cores: a slip of the keyboard should not ask the system for so many.
 MOST_THREADS = 4096
 
+# As a file to write.
+STANDARD_OUTPUT = Path("-")
+
 Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
-Model = Annotated[
-    str,
+_MODEL = "Preset, such as tadtr-small; or your own, module:Class or file.py:Class."
+Model = Annotated[str, typer.Option("--model", help=_MODEL)]
+ModelOfConfig = Annotated[
+    str | None,
     typer.Option(
-        "--model", help="Preset, such as tadtr-small; or your own, module:Class or file.py:Class."
+        "--model", help=f"{_MODEL} Default: the model that --config names, else tadtr-small."
     ),
 ]
 Threads = Annotated[
@@ -75,7 +82,7 @@ TrustTimes = Annotated[
 
 def _can_be_written(path: Path | None) -> Path | None:
     """Finds out before the work whether its result can be written after it."""
-    if path is not None:
+    if path is not None and path != STANDARD_OUTPUT:
         from tal_fast.data.files import check_writable
         from tal_fast.errors import DataError
 
@@ -91,7 +98,11 @@ def _can_be_written(path: Path | None) -> Path | None:
 JsonOut = Annotated[
     Path | None,
     typer.Option(
-        "--json", help="Also write this file.", callback=_can_be_written, rich_help_panel=OUTPUT
+        "--json",
+        metavar="FILE",
+        help="Also write this file; - is standard output, and all else goes to standard error.",
+        callback=_can_be_written,
+        rich_help_panel=OUTPUT,
     ),
 ]
 

@@ -21,6 +21,7 @@ from tal_fast.cli.feature_options import (
     feature_choice,
     named_subsets,
 )
+from tal_fast.cli.next_steps import free_place
 from tal_fast.cli.options import Out, Overwrite
 from tal_fast.errors import ConfigError
 from tal_fast.progress import bar
@@ -347,4 +348,4 @@ def prepare_synthetic(
         f"{len(data.features)} videos ({splits}), {data.annotations.num_instances} instances of "
         f"{data.num_classes} classes, {data.channels} channels\nwritten to {path}"
     )
-    say_next("tal-fast", "train", "--data", out, "--out", "runs/first")
+    say_next("tal-fast", "train", "--data", out, "--out", free_place("runs/first"))

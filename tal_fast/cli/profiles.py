@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tal_fast.cli.app import command, profile_app, say, say_next, write_json
+from tal_fast.cli.next_steps import free_place, given_options, say_open
 from tal_fast.cli.options import (
     OUTPUT,
     SETTINGS,
     Data,
     JsonOut,
     Model,
+    ModelOfConfig,
     Out,
     SettingOptions,
     Threads,
@@ -80,6 +82,10 @@ def _lengths(text: str) -> list[int]:
     if not 0 < len(lengths) <= _MOST_LENGTHS:
         raise wrong
     return lengths
+
+
+def _overrides(settings: list[str] | None) -> list[str]:
+    return [word for setting in settings or () for word in ("--set", setting)]
 
 
 def print_profile(folder: Path) -> None:
@@ -167,8 +173,10 @@ def profile_model(
     for table in cost_tables(cost):
         console.print(table)
     write_json(json_out, cost_dict(cost))
-    say_next("tal-fast", "profile", "predict", "--model", model, "--lengths", "200:3000:200",
-             "--out", "profiles/lengths")  # fmt: skip
+    sizes = ("--channels", channels, "--classes", classes)
+    say_next("tal-fast", "profile", "predict", "--model", model, *sizes,
+             *given_options(seconds), *_overrides(settings),
+             "--lengths", lengths or "200:3000:200", "--out", "profiles/lengths")  # fmt: skip
 
 
 @command(profile_app, "machine", "tal-fast profile machine")
@@ -186,7 +194,9 @@ def profile_machine(
     found = machine_ceilings(fresh=fresh)
     Console().print(ceiling_table(found))
     write_json(json_out, found)
-    say_next("tal-fast", "profile", "train", "--data", "data/demo", "--out", "profiles/first")
+    say_next(
+        "tal-fast", "profile", "model", "--model", "tadtr", "--channels", 2048, "--classes", 20
+    )
 
 
 @command(
@@ -198,7 +208,7 @@ def profile_train(
     data: Data,
     out: Out,
     settings: SettingOptions,
-    model: Model = "tadtr-small",
+    model: ModelOfConfig = None,
     videos: TrainVideos = "train",
     steps: Annotated[int, typer.Option(min=1, help="Steps to record.")] = 50,
     quick: Annotated[
@@ -214,9 +224,10 @@ def profile_train(
     from tal_fast.data import open_dataset
     from tal_fast.profiling.training_profile import profile_training
     from tal_fast.training import load_config
+    from tal_fast.training.plan import DEFAULT_MODEL
 
     chosen = settings.settings or []
-    resolved = load_config(settings.config, preset=model, overrides=chosen)
+    resolved = load_config(settings.config, preset=model, overrides=chosen, fallback=DEFAULT_MODEL)
     dataset = open_dataset(data)
     names = dataset.videos_of(videos, "--videos")
     for note in dataset.notes():
@@ -225,7 +236,9 @@ def profile_train(
         resolved, dataset, names, out, steps=steps, quick=quick, threads=threads, said=say
     )
     print_profile(out)
-    say_next("tal-fast", "train", "--data", data, "--model", model, "--out", "runs/first")
+    say_next("tal-fast", "train", "--data", data, "--model", resolved.name,
+             *given_options(settings), *(() if videos == "train" else ("--videos", videos)),
+             "--out", free_place("runs/first"))  # fmt: skip
 
 
 @command(
@@ -315,7 +328,29 @@ def profile_predict(
         said=say,
     )
     print_profile(out)
-    say_next("tal-fast", "profile", "compare", out, "profiles/another")
+    _say_after_prediction(out)
+
+
+def _say_after_prediction(out: Path) -> None:
+    """Ends a profile with a comparison where there is another of its kind beside it."""
+    others = (path for path in sorted(out.resolve().parent.iterdir()) if path != out.resolve())
+    other = next((path for path in others if _is_of_lengths(path)), None)
+    if other is not None:
+        say_next("tal-fast", "profile", "compare", out, out.parent / other.name)
+    elif (out / "index.html").is_file():
+        say_open(out / "index.html")
+    else:
+        say_next("tal-fast", "profile", "machine")
+
+
+def _is_of_lengths(folder: Path) -> bool:
+    from tal_fast.errors import DataError
+    from tal_fast.profiling.report import read_profile
+
+    try:
+        return "lengths" in read_profile(folder)
+    except DataError:
+        return False
 
 
 Training = Annotated[

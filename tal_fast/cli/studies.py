@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, say, say_next, study_app
+from tal_fast.cli.app import command, say, study_app
+from tal_fast.cli.next_steps import say_after_study
 from tal_fast.cli.options import (
     MACHINE,
     MOST_THREADS,
     Data,
     Jobs,
-    Model,
+    ModelOfConfig,
     Out,
     SettingOptions,
     TrustTimes,
@@ -46,7 +47,8 @@ def _print_study(result: StudyResult, out: Path) -> None:
         say(f"note: {note}")
     for line in result.answer:
         typer.echo(line)
-    say_next("tal-fast", "study", "extrapolate", "--study", out, "--times", 3)
+    if result.curves:
+        say_after_study(out, result.files.get("page"))
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def study_run(
     trials: TrialOptions,
     settings: SettingOptions,
     adaptive: AdaptiveOptions,
-    model: Model = "tadtr-small",
+    model: ModelOfConfig = None,
 ) -> None:
     """Run the trials that are missing; then write tables, pictures and a page."""
     from tal_fast import api

@@ -20,7 +20,7 @@ from tal_fast.curves.learning_curve import (
     telling_labels,
 )
 from tal_fast.curves.paper_tables import TableForm, count_of, paper_points
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, nearest
 
 __all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves", "study_thresholds"]
 
@@ -235,7 +235,9 @@ def read_curve(
     if name is None and len(curves) == 1:
         return curves[0]
     if name is None:
-        raise ConfigError(f"{path}: has the curves {shown}; choose one with --curve")
+        raise ConfigError(
+            f"{path}: has the curves {shown}; choose one with {argument('name', option='--curve')}"
+        )
     if name not in names:
         raise ConfigError(f"{path}: expected one of {shown}, got {name!r}{nearest(name, names)}")
     return curves[names.index(name)]

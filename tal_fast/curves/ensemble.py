@@ -23,7 +23,7 @@ import numpy as np
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.fit import Backtest, Replicates, backtest, fit_families
 from tal_fast.curves.learning_curve import LearningCurve
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, both_ways
 from tal_fast.typing import Floats
 
 __all__ = [
@@ -236,7 +236,8 @@ def require_spread(curve: LearningCurve) -> None:
     if math.isnan(curve.pooled_deviation):
         raise DataError(
             f"{curve.name}: expected repetitions at some level, got none: nothing tells how far a "
-            "draw of the data moves the curve; give its standard deviation with --deviation"
+            "draw of the data moves the curve; give its standard deviation with "
+            f"{both_ways('--deviation POINTS', 'curve.with_deviation(points)')}"
         )
 
 

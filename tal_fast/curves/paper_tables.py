@@ -17,9 +17,18 @@ from pathlib import Path
 from tal_fast.curves.csv_rows import Row, Rows, number
 from tal_fast.curves.learning_curve import CEILING, CurvePoint, percent
 from tal_fast.curves.paper_columns import PLUS_MINUS, Column, columns_of
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, both_ways, nearest
 
 __all__ = ["TableForm", "count_of", "paper_points"]
+
+
+def _table(**said: object) -> str:
+    """Returns how to say what a table leaves open, on the command line and in Python."""
+    (name, value) = next(iter(said.items()))
+    return both_ways(f"--table {name}={value}", f"form=TableForm({name}={value!r})")
+
+
+_DECIMAL_COMMA = _table(decimal="comma")
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,14 @@ class _Cells:
         if self.form.decimal == "comma" and _THOUSANDS.fullmatch(text):
             raise DataError(
                 f"{self.rows.source}, line {line}: expected a number with a decimal comma "
-                f"(--table decimal=comma) in column {name}, got {text!r}, which may be a thousand"
+                f"({_DECIMAL_COMMA}) in column {name}, got {text!r}, which may be a thousand"
             )
         if "," in text and self.form.decimal == "comma" and "." not in text:
             text = text.replace(",", ".")
         elif re.fullmatch(r"[-+]?\d+,\d+", text):
             raise DataError(
                 f"{self.rows.source}, line {line}: expected a number in column {name}, got "
-                f"{text!r}; if that is a decimal comma, say so (--table decimal=comma)"
+                f"{text!r}; if that is a decimal comma, say so: {_DECIMAL_COMMA}"
             )
         return number(self.rows.source, line, name, text)
 
@@ -136,8 +145,8 @@ class _Cells:
         if told == "percent" and largest <= 1.0 and self.form.units != "percent":
             raise DataError(
                 f"{source}, line {line}: expected percent in column {column.name}, as its name "
-                f"says, got nothing above {largest:g}; if that is right, say so "
-                "(--table units=percent), else rename the column"
+                f"says, got nothing above {largest:g}; if that is right, say so: "
+                f"{_table(units='percent')}; else rename the column"
             )
         if told is None and largest > 1.0:
             told = "percent"
@@ -149,7 +158,7 @@ class _Cells:
             raise DataError(
                 f"{source}, line {line}: expected to learn whether column {column.name} is in "
                 f"percent or in 0..1, got nothing above {largest:g} and a name that tells neither; "
-                "say so (--table units=fraction or units=percent)"
+                f"say so: {_table(units='fraction')} or {_table(units='percent')}"
             )
         return told or str(self.form.units)
 
@@ -203,7 +212,8 @@ class _Cells:
             name = self.columns["videos"].name
             raise DataError(
                 f"{source}, line {line}: expected a column of p, or the number of videos of the "
-                f"full training set beside column {name} (--table videos=200), got neither"
+                f"full training set beside column {name}, as in "
+                f"{_table(videos=200)}, got neither"
             )
         else:
             name = self.columns["videos"].name
@@ -262,7 +272,7 @@ def count_of(path: Path, line: int, told: float | None, given: int | None) -> in
     if count is None:
         raise DataError(
             f"{path}, line {line}: expected a column n, the repetitions of a level; "
-            "give their number with --repetitions"
+            f"give their number with {argument('repetitions')}"
         )
     if count != round(count) or count < 1:
         raise DataError(

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from tal_fast.curves.ensemble import Ensemble
 from tal_fast.curves.extrapolation import LIMIT
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR, LearningCurve, part
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, argument
 from tal_fast.typing import Floats
 
 __all__ = [
@@ -152,7 +152,10 @@ def trial_cost(curve: LearningCurve, seconds_at_full: float | None = None) -> Tr
     """
     if seconds_at_full is not None:
         if not (seconds_at_full > 0.0 and math.isfinite(seconds_at_full)):
-            raise ConfigError(f"--seconds: expected a positive time, got {seconds_at_full:g}")
+            raise ConfigError(
+                f"{argument('seconds_at_full', option='--seconds')}: expected a positive time, got "
+                f"{seconds_at_full:g}"
+            )
         return TrialCost(0.0, part(seconds_at_full), True)
     seconds = curve.seconds
     known = ~np.isnan(seconds)
@@ -286,7 +289,10 @@ def plan_budget(
         ConfigError: a candidate is out of range, or the time is not positive.
     """
     if not (seconds > 0.0 and math.isfinite(seconds)):
-        raise ConfigError(f"--hours: expected a positive time, got {seconds / 3600.0:g}")
+        raise ConfigError(
+            f"{argument('seconds', option='--hours')}: expected a positive time, got "
+            f"{seconds / 3600.0:g} hours"
+        )
     share = _check_candidates(ensemble.curve, candidates)
     covariance, noise = _joint(ensemble, share, goal)
     prices = cost(share)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tal_fast.curves.tables import band_name, duration, number, plain, share_cell, table_of
+from tal_fast.curves.tables import band_name, number, plain, share_cell, table_of
+from tal_fast.progress import duration
 
 if TYPE_CHECKING:
     from tal_fast.curves.ranking import Pair, Ranking

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tal_fast.curves.learning_curve import LAST, LearningCurve, percent
+from tal_fast.progress import duration
 
 if TYPE_CHECKING:  # scipy comes with them, and a study needs none for its own tables
     from tal_fast.curves.extrapolation import Extrapolation
@@ -22,7 +23,6 @@ __all__ = [
     "budget_line",
     "candidate_table",
     "curve_dict",
-    "duration",
     "energy",
     "extrapolation_dict",
     "extrapolation_line",
@@ -52,16 +52,6 @@ def table_of(title: str, left: Sequence[str], right: Sequence[str], caption: str
 def band_name(confidence: float) -> str:
     """Returns a confidence in 0..1 as the name of an interval: ``90 %``."""
     return f"{percent(confidence):.0f} %"
-
-
-def duration(seconds: float) -> str:
-    """Returns a length of time as people say it: ``48 s``, ``12 min 05 s``, ``3 h 20 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def energy(joules: float) -> str:

@@ -24,7 +24,7 @@ from tal_fast.data.json_files import (
     repeated_keys,
     without_collector,
 )
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, listing
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -317,14 +317,17 @@ def _read_subsets(path: str) -> dict[str, str]:
         raise DataError(f"{path}: expected columns video and subset, got {', '.join(columns)}")
     video, subset = columns.index("video"), columns.index("subset")
     table: dict[str, str] = {}
+    faults = []
     for line, row in enumerate(rows[1:], start=2):
         if not any(row):
             continue
         if len(row) <= max(video, subset):
-            raise DataError(f"{path}: row {line}: expected {len(columns)} columns, got {len(row)}")
-        if table.setdefault(row[video], row[subset]) != row[subset]:
-            raise DataError(
-                f"{path}: row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it "
-                f"is in {table[row[video]]!r}"
+            faults.append(f"row {line}: expected {len(columns)} columns, got {len(row)}")
+        elif table.setdefault(row[video], row[subset]) != row[subset]:
+            faults.append(
+                f"row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it is in "
+                f"{table[row[video]]!r}"
             )
+    if faults:
+        raise DataError(f"{path}: {listing(faults)}")
     return table

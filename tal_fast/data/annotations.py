@@ -25,7 +25,7 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.json_files import without_collector
-from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
 from tal_fast.typing import FilePath, Floats, Ints
 
 __all__ = [
@@ -249,7 +249,7 @@ class _Loader:
         problems = self.faults + (self.strays if self.rule == "error" else [])
         if problems:
             hint = (
-                f" ({len(self.strays)} out of range: out_of_range='clamp' would cut them)"
+                f" ({len(self.strays)} out of range: {argument('out_of_range', 'clamp')} cuts them)"
                 if self.rule == "error" and self.strays
                 else ""
             )

@@ -32,7 +32,7 @@ from tal_fast.data.formats.hdf5 import Hdf5File
 from tal_fast.data.formats.npy import npy_array, npy_extent
 from tal_fast.data.formats.rows import Reduce, as_crops, as_rows, reduced
 from tal_fast.data.formats.safetensors_files import SafetensorsFile, read_store_index, store_index
-from tal_fast.errors import ConfigError, DataError, listing
+from tal_fast.errors import ConfigError, DataError, argument, listing
 from tal_fast.typing import FilePath
 
 __all__ = ["OpenStream", "Stream", "streams_of"]
@@ -208,12 +208,13 @@ class OpenStream:
         if not endings:
             raise DataError(
                 f"{self.stream.path}: no file of a known ending ({', '.join(SUFFIXES)}); "
-                "give a template (%s: the video's name)"
+                f"give a template (%s: the video's name) with {argument('template')}"
             )
         if len(endings) > 1:
             raise DataError(
                 f"{self.stream.path}: files of {len(endings)} endings "
-                f"({listing(sorted(endings.values()), _SHOWN, ', ')}); give a template"
+                f"({listing(sorted(endings.values()), _SHOWN, ', ')}); give a template with "
+                f"{argument('template')}"
             )
         ending = next(iter(endings))
         # Without an index, too, safetensors files are taken for shards: of a file per video, a
@@ -444,7 +445,7 @@ class OpenStream:
         if len(names) != 1:
             raise DataError(
                 f"{path}: expected one array, got {len(names)} ({listing(names, _SHOWN, ', ')}); "
-                "name one with key"
+                f"name one with {argument('key')}"
             )
         return names[0]
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, argument
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -104,7 +104,7 @@ def directory_in_one_step(
             raise DataError(f"{target}: expected a directory to write, got a file")
         filled = any(target.iterdir())
         if filled and not overwrite:
-            raise DataError(f"{target}: already exists; ask for overwrite to replace it")
+            raise DataError(f"{target}: already exists; {argument('overwrite', True)} replaces it")
         # A slip of the keyboard must not remove somebody's home directory.
         if filled and not (target / marker).is_file():
             raise DataError(f"{target}: has no {marker}, so it is not replaced; choose another")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tal_fast.errors import ConfigError
 from tal_fast.evaluation.problem import Problem
-from tal_fast.evaluation.result import EvaluationResult
+from tal_fast.evaluation.result import EvaluationResult, points
 from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["BINS", "ERRORS", "ErrorAnalysis", "Sensitivity", "analyse_errors"]
@@ -138,12 +138,14 @@ class ErrorAnalysis:
 
     def table(self) -> str:
         """Returns headroom and false positives as text, averaged over the thresholds."""
-        lines = ["error          predictions  mAP gained without"]
+        lines = ["error          predictions  points of mAP gained without"]
         lines.append("-" * len(lines[0]))
         counts = self.counts().mean(axis=0)
         for i, name in enumerate(ERRORS):
-            lines.append(f"{name:13}  {counts[i + 1]:11.0f}  {self.headroom[i].mean():+18.4f}")
-        lines.append(f"{'missed':13}  {'':11}  {self.headroom[-1].mean():+18.4f}")
+            lines.append(
+                f"{name:13}  {counts[i + 1]:11.0f}  {points(self.headroom[i].mean(), '+'):>28}"
+            )
+        lines.append(f"{'missed':13}  {'':11}  {points(self.headroom[-1].mean(), '+'):>28}")
         return "\n".join(lines)
 
 

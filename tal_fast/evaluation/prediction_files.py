@@ -20,7 +20,7 @@ from tal_fast.data.annotation_values import plain
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.json_files import parse_json, read_bytes
 from tal_fast.data.unpickling import unpickle_arrays
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, argument
 from tal_fast.evaluation import fast_json
 from tal_fast.evaluation.arrays import as_array, as_labels
 from tal_fast.evaluation.columns import number_column, segment_columns
@@ -56,7 +56,9 @@ def read_results(source: FilePath | Mapping[str, Any], *, allow_pickle: bool = F
     origin, text = read_bytes(source, "predictions")
     if origin.endswith((".pkl", ".pickle")):
         if not allow_pickle:
-            raise DataError(f"{origin}: a pickle is read only with allow_pickle=True")
+            raise DataError(
+                f"{origin}: a pickle is read only with {argument('allow_pickle', True)}"
+            )
         return _from_columns(origin, unpickle_arrays(origin, text))
     if origin.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
         return _from_lines(origin, text)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tal_fast._C import Evaluation
     from tal_fast.evaluation.problem import Problem
 
-__all__ = ["EvaluationResult"]
+__all__ = ["EvaluationResult", "points"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,9 @@ class EvaluationResult:
         return self.source
 
     def __repr__(self) -> str:
-        each = ", ".join(f"{at:g}: {value:.4f}" for at, value in self.map_at.items())
+        each = ", ".join(f"{at:g}: {points(value)}" for at, value in self.map_at.items())
         return (
-            f"EvaluationResult(average mAP {self.average_map:.4f}; mAP by tIoU {{{each}}}; "
+            f"EvaluationResult(average mAP {points(self.average_map)} points; by tIoU {{{each}}}; "
             f"{self.num_predictions} predictions, {self.num_ground_truth} instances, "
             f"{len(self.classes)} classes, {self.num_videos} videos; rules of {self.dialect})"
         )
@@ -128,7 +128,7 @@ class EvaluationResult:
         }
 
     def table(self) -> str:
-        """Returns a text table: one row per class and one for the means."""
+        """Returns a text table in points (0 to 100): one row per class and one for the means."""
         rows = [
             ["class", "instances", "predictions"]
             + [f"AP@{threshold:g}" for threshold in self.tiou_thresholds]
@@ -142,21 +142,32 @@ class EvaluationResult:
                     name,
                     str(self.ground_truth_per_class[c]),
                     str(self.predictions_per_class[c]),
-                    *("-" if math.isnan(x) else f"{x:.4f}" for x in values),
+                    *("-" if math.isnan(x) else points(x) for x in values),
                 ]
             )
         means = [*self.map_per_threshold.tolist(), self.average_map]
         total = [str(self.num_ground_truth), str(self.num_predictions)]
-        rows.append(["mAP", *total, *(f"{x:.4f}" for x in means)])
+        rows.append(["mAP", *total, *map(points, means)])
         lines = _align(rows)
         lines.insert(1, "-" * len(lines[0]))
         lines.insert(-1, "-" * len(lines[0]))
+        lines.append("in points, 0 to 100")
         absent = len(self.absent_classes)
         if absent:
             noun = "class" if absent == 1 else "classes"
             verb = "is" if absent == 1 else "are"
             lines.append(f"{absent} {noun} without ground truth {verb} left out of the means")
         return "\n".join(lines)
+
+
+def points(value: float, sign: str = "") -> str:
+    """Returns a precision or recall, 0..1, as people read it: in points, 0 to 100.
+
+    Args:
+        value: or a difference of two.
+        sign: ``"+"`` to show that of a difference.
+    """
+    return f"{100.0 * value:{sign}.2f}"
 
 
 def _number(value: float) -> float | None:

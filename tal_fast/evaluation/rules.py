@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tal_fast.errors import DataError, others
+from tal_fast.errors import DataError, argument, others
 from tal_fast.evaluation.dialects import Dialect, Union
 from tal_fast.evaluation.problem import Note, NoteKind, Problem, Segments, numpy_order
 from tal_fast.typing import Ints, Mask
@@ -162,7 +162,7 @@ def _stop_at_unknown_labels(problem: Problem) -> Problem:
             f"{problem.describe(given)}: class {problem.classes[problem.found.label[i]]!r} has no "
             f"instance; {name} stops here{others(int(np.count_nonzero(unknown)))}"
         )
-    text = f"{what}; {name} stops there (strict=True follows)"
+    text = f"{what}; {name} stops there ({argument('strict', True)} follows)"
     return _noted(problem, Note(text, NoteKind.MISTAKE))
 
 
@@ -182,7 +182,7 @@ def _confuse_unknown_labels(problem: Problem) -> Problem:
         becomes = "" if victim is None else f" (this one as {classes[victim]!r})"
         text = (
             f"{what}; {problem.dialect.name} counts them for other classes{becomes}, here they "
-            "count in no mean (strict=True follows)"
+            f"count in no mean ({argument('strict', True)} follows)"
         )
         return _noted(problem, Note(text, NoteKind.MISTAKE))
     renamed = np.arange(len(classes), dtype=np.int64)
@@ -234,7 +234,7 @@ def _count_absent_classes(problem: Problem) -> Problem:
     text = (
         f"class {first!r}{others(int(absent.sum()))} has no instance; {problem.dialect.name} "
         "counts it into the mean as 0, or NaN if it is predicted, here it is left out "
-        "(strict=True follows)"
+        f"({argument('strict', True)} follows)"
     )
     return _noted(problem, Note(text, NoteKind.MISTAKE))
 
@@ -250,7 +250,7 @@ def _guard_union(problem: Problem) -> Problem:
     text = (
         f"{hits} predictions of length zero share video and class with an instance of length zero; "
         f"{name} counts such a pair as a hit wherever they lie, here it is none "
-        "(strict=True follows)"
+        f"({argument('strict', True)} follows)"
     )
     return _noted(problem, Note(text, NoteKind.MISTAKE))
 

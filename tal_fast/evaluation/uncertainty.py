@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.evaluation.result import EvaluationResult
+from tal_fast.evaluation.result import EvaluationResult, points
 from tal_fast.typing import Floats
 
 __all__ = ["Comparison", "Interval", "Uncertainty", "bootstrap", "compare"]
@@ -22,14 +22,17 @@ __all__ = ["Comparison", "Interval", "Uncertainty", "bootstrap", "compare"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and where it lies with some confidence, by percentiles of the replicates."""
+    """A value, 0..1, and where it lies with some confidence, by percentiles of the replicates.
+
+    As text in points, 0 to 100.
+    """
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return f"{points(self.value)} [{points(self.low)}, {points(self.high)}] points"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +103,9 @@ class Comparison:
     def __str__(self) -> str:
         verdict = "larger than" if self.larger_than_noise else "within"
         return (
-            f"average mAP {self.difference.value:+.4f} "
-            f"[{self.difference.low:+.4f}, {self.difference.high:+.4f}], p = {self.p_value:.3g}: "
+            f"average mAP {points(self.difference.value, '+')} "
+            f"[{points(self.difference.low, '+')}, {points(self.difference.high, '+')}] points, "
+            f"p = {self.p_value:.3g}: "
             f"{verdict} the noise over videos"
         )
 

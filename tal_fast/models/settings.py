@@ -106,4 +106,12 @@ def _said(item: Any, prefix: str) -> str:
     where = f" {place}: " if place else ": "
     if item["type"] == "value_error" and isinstance(item["input"], Mapping):
         return f"{where}{item['ctx']['error']}"  # of a section, which names what it has found
-    return f"{where}{item['msg']}, got {item['input']!r}"
+    return f"{where}{item['msg']}, got {item['input']!r}{_as_list(place, item)}"
+
+
+def _as_list(place: str, item: Any) -> str:
+    """Returns how to write a list, where values were given with commas alone."""
+    given = item["input"]
+    if item["type"] not in ("tuple_type", "list_type") or not isinstance(given, str):
+        return ""
+    return f"; write a list in brackets, as in --set '{place}=[{given}]'" if place else ""

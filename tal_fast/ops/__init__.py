@@ -59,6 +59,7 @@ from tal_fast.ops.segment_iou import segment_iou
 from tal_fast.ops.segment_losses import diou_loss, giou_loss, iou_loss
 from tal_fast.ops.segment_roi_align import segment_roi_align
 from tal_fast.ops.segment_voting import segment_voting
+from tal_fast.ops.soft_nms_literal import soft_nms_literal
 from tal_fast.ops.window_fusion import fuse_windows
 
 __all__ = [
@@ -87,5 +88,6 @@ __all__ = [
     "segment_roi_align",
     "segment_voting",
     "soft_nms",
+    "soft_nms_literal",
     "soft_nms_padded",
 ]

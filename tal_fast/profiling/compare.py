@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tal_fast.curves.figures import save_pictures
 from tal_fast.data.files import check_writable, write_text_atomically
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, argument
 from tal_fast.profiling.drawings import lengths_picture
 from tal_fast.profiling.figures import csv_text, value_of
 from tal_fast.profiling.prediction_profile import DISTURBING
@@ -139,7 +139,7 @@ def compare(folders: Sequence[str | Path], *, force: bool = False) -> Comparison
     if not force and not found.of_one_machine:
         raise ConfigError(
             f"compare: the profiles are of different machines ({', '.join(found.differences)}): "
-            "--force compares their shares of each machine's ceilings"
+            f"{argument('force', True)} compares their shares of each machine's ceilings"
         )
     return found
 

@@ -24,6 +24,7 @@ from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.models import detector_of
 from tal_fast.models.base import Detector, plain_defaults
+from tal_fast.models.called import output_of, proposals_of
 from tal_fast.profiling import procfs
 from tal_fast.profiling.ceilings import machine_ceilings
 from tal_fast.profiling.figures import csv_text, figure, value_of
@@ -277,10 +278,10 @@ def _run(model: Detector, setting: Setting, clip: ClipInput, runs: _Runs) -> Non
     mark()
     began = time.process_time()
     with autocast(setting.device, setting.amp):
-        output = model(features, mask)
+        output = output_of(model, features, mask)
     mark()
     runs.network_cpu.append(time.process_time() - began)
-    given = model.candidates(output, mask)
+    given = proposals_of(model, output, mask)
     mark()
     valid = torch.ones_like(given.scores, dtype=torch.bool) if given.valid is None else given.valid
     valid = valid[0].cpu()

@@ -13,12 +13,17 @@ from rich.table import Table
 
 from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.learning_curve import percent
-from tal_fast.curves.tables import duration, table_of
+from tal_fast.curves.tables import table_of
+from tal_fast.progress import duration
 from tal_fast.study.execution.messages import Outcome
 from tal_fast.study.results import curve_name, curves_by_training
 from tal_fast.study.trial import TrialTask
 
 __all__ = ["StudyDisplay", "curve_table", "curve_tables"]
+
+
+# Of the time of a trial; the rest is prediction and scoring.
+_TRAINING_SHARE = 0.9
 
 
 class StudyDisplay:
@@ -38,6 +43,9 @@ class StudyDisplay:
         self._all = already + len(tasks)
         self._cost = {task.trial.name: task.trial.cost for task in tasks}
         self._shares: dict[str, float] = {}
+        self._before: dict[str, float] = {}  # share of a trial that an earlier call has run
+        self._first_step: float | None = None  # when it was
+        self._told_first = False
         self._done: set[str] = set()
         self._started = time.monotonic()
         self._rows: dict[str, TaskID] = {}
@@ -69,17 +77,19 @@ class StudyDisplay:
         self._progress.stop()
 
     def _seconds_left(self) -> float | None:
-        total = sum(self._cost.values())
-        done = sum(self._cost[name] for name in self._done)
-        done += sum(
-            share * self._cost[name]
-            for name, share in self._shares.items()
-            if name not in self._done
+        """Returns the time that is left, by what this call has done: finished trials and steps."""
+        share = {**self._shares, **dict.fromkeys(self._done, 1.0)}
+        left = sum(cost * (1.0 - share.get(name, 0.0)) for name, cost in self._cost.items())
+        done = sum(
+            self._cost[name] * (value - self._before.get(name, 0.0))
+            for name, value in share.items()
         )
-        elapsed = time.monotonic() - self._started
+        # Before a trial has ended, from the first step on: processes start once, not per trial.
+        since = self._started if self._done or self._first_step is None else self._first_step
+        elapsed = time.monotonic() - since
         if done <= 0.0 or elapsed < 1.0:
             return None
-        return elapsed * (total - done) / done
+        return elapsed * left / done
 
     def _note(self) -> str:
         left = self._seconds_left()
@@ -89,8 +99,14 @@ class StudyDisplay:
         """Takes a progress event of a running trial."""
         step, steps = event.get("step") or 0, event.get("total_steps") or 0
         if event.get("stage") == "train":
-            self._shares[name] = 0.9 * step / steps if steps else 0.0
+            share = _TRAINING_SHARE * step / steps if steps else 0.0
+            # The first step's own share, which is of this call, is lost: little beside all others.
+            self._before.setdefault(name, share)
+            if self._first_step is None:
+                self._first_step = time.monotonic()
+            self._shares[name] = share
         if not self._console.is_terminal:
+            self._tell_first(name, step)
             return
         if name not in self._rows:
             self._rows[name] = self._progress.add_task(f"  {name}", total=None, note="")
@@ -101,6 +117,14 @@ class StudyDisplay:
             )
         self._progress.update(self._rows[name], completed=step, total=steps or None, note=note)
         self._progress.update(self._total, note=self._note())
+
+    def _tell_first(self, name: str, step: int) -> None:
+        """Prints an estimate as soon as there is one, once: the first trial may take an hour."""
+        left = None if self._told_first or self._done else self._seconds_left()
+        if left is not None:
+            self._told_first = True
+            line = f"about {duration(left)} left, by the first {step} steps of {name}"
+            self._console.print(line, markup=False, highlight=False)
 
     def finished(self, outcome: Outcome) -> None:
         """Takes the end of a trial and prints its line."""

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tal_fast.averaging import Scores
 from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.curve_files import csv_cell, csv_text
 from tal_fast.curves.learning_curve import mean_of_known, percent, telling_labels
 from tal_fast.errors import DataError
 from tal_fast.study.sampling import SAMPLINGS
-from tal_fast.study.trial import BUDGETS, Scores, TrialRecord
+from tal_fast.study.trial import BUDGETS, TrialRecord
 
 __all__ = ["build_curves", "curve_name", "curves_by_training", "trials_csv"]
 

@@ -324,6 +324,16 @@ def _check_compared(plan: StudyPlan) -> None:
             other_curve(path, plan)
 
 
+def _refuse_unreachable(plan: StudyPlan) -> None:
+    """Refuses a target that no trial of the request reaches before a new study is written."""
+    if plan.spec.adaptive is not None and store.read_study(plan.spec.out) is None:
+        from tal_fast.study.adaptive.steering import Steering
+
+        decision = Steering(plan, {}).look()
+        if decision.ends:
+            raise ConfigError(f"--adaptive: no trial was run: {decision.why}")
+
+
 def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult:
     """Runs the trials that are missing, then writes tables, pictures and page.
 
@@ -342,6 +352,7 @@ def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult
     """
     plan = plan_study(spec)
     _check_compared(plan)
+    _refuse_unreachable(plan)
     out = spec.out
     check_writable(out)
     busy = f"{out}: another process runs this study"

@@ -18,7 +18,7 @@ from typing import Any
 
 from tal_fast.data.clips import ClipSet
 from tal_fast.data.windows import WindowSet, windows_of
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, nearest
 from tal_fast.study.shares import rounded, sample_size
 
 __all__ = [
@@ -257,7 +257,7 @@ def data_split(splits: Mapping[str, Sequence[str]]) -> Split:
         if not splits.get(name):
             raise DataError(
                 f"split: the data set has no {name} videos in its own split; "
-                "use the random split (--split random)"
+                f"draw one with {argument('split', 'random')}"
             )
     train, test = set(splits["train"]), set(splits["test"])
     both = sorted(train & test)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tal_fast.data.fingerprint import data_fingerprint
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, nearest
 from tal_fast.study import trial as trials
 from tal_fast.study.adaptive.targets import AdaptiveRequest
 from tal_fast.study.execution.local import threads_per_job
@@ -156,7 +156,9 @@ class StudySpec:
                 f"{nearest(self.keep, KEEPS)}"
             )
         if self.ray is None and self.gpus_per_trial is not None:
-            raise ConfigError("gpus per trial: is for a study on a Ray cluster (--ray)")
+            raise ConfigError(
+                f"{argument('gpus_per_trial')}: is for a study on a Ray cluster, {argument('ray')}"
+            )
         if self.adaptive is not None:
             self.adaptive.check()
             known = {self.out.resolve()}
@@ -178,7 +180,8 @@ class StudySpec:
                     )
         if "training.seed" in self.overrides:
             raise ConfigError(
-                "training.seed: a study gives every trial its own seed; use --seed for the study's"
+                "training.seed: a study gives every trial its own seed; that of the study is "
+                f"{argument('seed')}"
             )
 
 
@@ -395,7 +398,7 @@ def _budgets(spec: StudySpec, config: ExperimentConfig) -> tuple[str, ...]:
     if "wall-clock" in budgets and config.training.seconds is None:
         raise ConfigError(
             "budget wall-clock: expected the time of a training; give it with "
-            "--set training.seconds=SECONDS"
+            f"{argument('settings', {'training.seconds': 'SECONDS'}, option='--set')}"
         )
     windows = [sampling for sampling in spec.samplings if sampling.endswith("window")]
     if windows and ("convergence" in budgets or config.training.holdout > 0.0):

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tal_fast.averaging import Scores
 from tal_fast.curves.learning_curve import percent
 from tal_fast.errors import DataError
 from tal_fast.study.sampling import Sample
 
-__all__ = ["BUDGETS", "EXPERIMENT", "KEEPS", "Scores", "Trial", "TrialRecord", "TrialTask"]
+__all__ = ["BUDGETS", "EXPERIMENT", "KEEPS", "Trial", "TrialRecord", "TrialTask"]
 
 EXPERIMENT = "tal_fast.training.experiment:run_experiment"
 """What a trial runs, ``"module:function"``."""
@@ -122,21 +123,6 @@ class TrialTask:
         fields["train_videos"] = tuple(fields["train_videos"])
         fields["test_videos"] = tuple(fields["test_videos"])
         return cls(**fields)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well the weights of one mode of averaging detect.
-
-    Attributes:
-        average_map: mean over the thresholds of mAP, 0..1.
-        map_per_threshold: mAP by tIoU threshold (``"0.3"``), 0..1.
-        held_out: average mAP in the held-out training videos, 0..1; None where none were kept back.
-    """
-
-    average_map: float
-    map_per_threshold: Mapping[str, float]
-    held_out: float | None = None
 
 
 @dataclass(frozen=True)

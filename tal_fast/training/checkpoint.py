@@ -75,6 +75,8 @@ def read_torch_file(path: str | Path) -> Any:
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a broken pickle fails in any way it likes
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise  # no fault of the file
         raise TrainingError(f"{path} is not a readable checkpoint: {_why(error)}") from error
 
 
@@ -101,9 +103,7 @@ def _why(error: Exception) -> str:
             f"it holds objects of {foreign[1]}; only tensors and plain values are read, since "
             "anything else may run code"
         )
-    if not isinstance(error, RuntimeError):
-        return "its content is damaged"
-    return str(error).strip().partition("\n")[0][:200]
+    return "its content is damaged"
 
 
 def described_content(content: Any) -> str:

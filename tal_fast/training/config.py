@@ -17,7 +17,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, argument
 from tal_fast.models import available, detector_config, detector_of, recipe
 from tal_fast.models.base import STRICT, NonNegative, Positive, Share
 from tal_fast.models.settings import checked, merge, plain
@@ -29,6 +29,7 @@ __all__ = [
     "config_to_dict",
     "deciding",
     "load_config",
+    "named_model",
     "parse_overrides",
     "preset",
     "preset_names",
@@ -181,18 +182,26 @@ def load_config(
     """Resolves settings: the model's, then YAML file, then overrides.
 
     Args:
-        path: YAML file; its top-level ``name`` is the model when ``preset`` is not given.
+        path: YAML file; its top-level ``name`` is the model, and so is ``preset`` where both are
+            given.
         preset: the model to start from.
         overrides: ``section.field`` -> value, or texts as of :func:`parse_overrides`.
         fallback: the model when neither file nor ``preset`` names one.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown or a value does not fit.
+        ConfigError: the file cannot be read or is of another model than ``preset``, a key is
+            unknown or a value does not fit.
     """
     from_file: dict[str, Any] = {}
     if path is not None:
         from_file = _read_yaml(Path(path))
-    name = str(from_file.get("name", fallback)) if preset is None else preset
+    named = from_file.get("name")
+    if preset is not None and named is not None and str(named) != preset:
+        raise ConfigError(
+            f"{path}: its settings are those of the model {str(named)!r}, expected of {preset!r}, "
+            f"which {argument('model')} names; leave one of the two out"
+        )
+    name = preset or str(named or fallback)
     settings = _defaults(name)
     merge(settings, {**from_file, "name": name}, model=name)
     chosen = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
@@ -201,6 +210,16 @@ def load_config(
             value = {part: value}
         merge(settings, value, model=name)
     return config_from_dict(settings)
+
+
+def named_model(path: str | Path | None) -> str | None:
+    """Returns the model that a YAML file of settings names; None without file or name.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    name = None if path is None else _read_yaml(Path(path)).get("name")
+    return None if name is None else str(name)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

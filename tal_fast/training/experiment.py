@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tal_fast.averaging import Scores
 from tal_fast.data.dataset import TALDataset
 from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
@@ -25,24 +26,9 @@ from tal_fast.training.inference import detect, predict
 from tal_fast.training.told import ProgressEvent, TrainingSummary
 from tal_fast.training.trainer import Trainer
 
-__all__ = ["ExperimentResult", "Scores", "run_experiment", "train"]
+__all__ = ["ExperimentResult", "run_experiment", "train"]
 
 Progress = Callable[[ProgressEvent], None]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well some weights detect in the test videos.
-
-    Attributes:
-        average_map: mean over thresholds of mAP, 0..1.
-        map_per_threshold: mAP by tIoU threshold (``"0.3"``).
-        held_out: average mAP of the same weights in the held-out training videos; None without.
-    """
-
-    average_map: float
-    map_per_threshold: dict[str, float]
-    held_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +259,7 @@ def _test(
     first = next(iter(scores))
     result = ExperimentResult(
         average_map=scores[first].average_map,
-        map_per_threshold=scores[first].map_per_threshold,
+        map_per_threshold=dict(scores[first].map_per_threshold),
         ema=scores,
         epochs=summary.epochs,
         steps=summary.steps,

@@ -55,7 +55,7 @@ def first_not_finite(model: nn.Module, features: Tensor, mask: Tensor) -> str | 
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        with suppress(RuntimeError, ValueError):  # as the call that failed
+        with suppress(Exception):  # as the call that failed
             model(features, mask)
     finally:
         for hook in hooks:

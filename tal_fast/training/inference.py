@@ -18,6 +18,7 @@ from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import DataError, TrainingError
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models.base import Candidates, Detector, PostprocessConfig
+from tal_fast.models.called import check_labels, output_of, proposals_of
 from tal_fast.training.checkpoint import load_model
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
@@ -143,12 +144,13 @@ def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candid
     failure: Exception | None = None
     try:
         with ranges.range("tal_fast.forward"), autocast(device, config.amp):
-            output = model(features, mask)
+            output = output_of(model, features, mask)
         with ranges.range("tal_fast.candidates"):
-            given = model.candidates(output, mask)
+            given = proposals_of(model, output, mask)
         valid = None if given.valid is None else given.valid.cpu()
         scores, labels, segments = (item.cpu() for item in given[:3])
         found = Candidates(scores, labels, segments, valid)
+        check_labels(model, found)
         if all(bool(torch.isfinite(item).all()) for item in (scores, segments)):
             return found
     except (RuntimeError, ValueError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tal_fast.averaging import NOTED_START, start_kept
 from tal_fast.data import TALDataset, open_dataset, require_learnable
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, argument
 from tal_fast.models import detector_of
 from tal_fast.progress import bar
 from tal_fast.training.config import ExperimentConfig, load_config, parse_overrides
@@ -83,7 +83,8 @@ class TrainingPlan:
         return (
             f"the averaged weights keep about {100 * start:.0f} % of their random start "
             f"({training.ema_decay:g} to the power of {summary.steps} steps), which can cost most "
-            f"of the mAP: train longer, or with training.ema=warmup (--set training.ema=warmup)",
+            f"of the mAP: train longer, or with "
+            f"{argument('settings', {'training.ema': 'warmup'}, option='--set')}",
         )
 
 
@@ -172,5 +173,5 @@ def _refuse_finished(out: Path, resume: bool) -> None:
     if resume and (out / "checkpoint.pt").exists() and not (out / "resume.pt").exists():
         raise ConfigError(
             f"out: {out} holds a training that has ended; use another directory, or replace it "
-            "with resume=False (--no-resume)"
+            f"with {argument('resume', False)}"
         )

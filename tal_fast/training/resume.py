@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.fingerprint import changed_annotations, changed_features
-from tal_fast.errors import TrainingError, differences
+from tal_fast.errors import TrainingError, argument, differences
 from tal_fast.training.checkpoint import read_checkpoint
 
 __all__ = ["read_state"]
@@ -47,14 +47,16 @@ def read_state(
     """
     if not path.exists():
         return None
-    state = read_checkpoint(path)
+    anew = f"use another directory, or start anew with {argument('resume', False)}"
+    try:
+        state = read_checkpoint(path)
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {anew}") from error
     missing = _KEYS - state.keys()
     if missing:
         raise TrainingError(
-            f"{path}: not the state of a training, it lacks {sorted(missing)}; start anew with "
-            "--no-resume"
+            f"{path}: not the state of a training, it lacks {sorted(missing)}; {anew}"
         )
-    anew = "use another directory, or start anew with --no-resume"
     if state["identity"] != identity:
         own = state["identity"] if isinstance(state["identity"], dict) else {}
         what = differences(_named(own), _named(identity), shown=3)
@@ -66,7 +68,8 @@ def read_state(
     changed = changed_annotations(then, facts)
     if changed is None and not trust_times:
         changed = changed_features(then, facts)
-        anew += "; if the files hold what they held (copied, restored, packed): --trust-times"
+        trusted = argument("trust_times", True)
+        anew += f"; if the files hold what they held (copied, restored, packed): {trusted}"
     if changed is not None:
         raise TrainingError(f"{path} is of a training on other data: {changed}; {anew}")
     return state

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tal_fast import ranges
 from tal_fast.data.batches import Batch, to_device
-from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.errors import TrainingError
 from tal_fast.models.base import Detector, Targets, Whole
+from tal_fast.models.called import losses_of, output_of
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
 from tal_fast.training.cuda_graph import CudaRecorder, GraphedSteps, Recorder, say_once, why_not
@@ -162,11 +163,11 @@ class Stepper:
         self, features: Tensor, mask: Tensor, targets: Targets, whole: Whole
     ) -> dict[str, Tensor]:
         with ranges.range("tal_fast.forward"), autocast(self.device, self.config.training.amp):
-            output = self.model(features, mask)
+            output = output_of(self.model, features, mask)
         if isinstance(whole, distributed.WholeBatch):
             whole.wait()
         with ranges.range("tal_fast.loss"):
-            return self._checked(self.model.loss(output, targets, whole))
+            return losses_of(self.model, output, targets, whole)
 
     def _descend(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         with ranges.range("tal_fast.backward"):
@@ -178,22 +179,6 @@ class Stepper:
             self._averages.take_in()
         parts = {key: value.detach() for key, value in losses.items()}
         return {"total": parts["total"], **parts, "gradient_norm": norm}
-
-    def _checked(self, losses: Any) -> dict[str, Tensor]:
-        """Returns what a model's loss gave, if it is what it has to be."""
-        scalars = isinstance(losses, dict) and all(
-            isinstance(value, Tensor) and value.dim() == 0 for value in losses.values()
-        )
-        if not scalars or "total" not in losses:
-            found = type(losses).__name__
-            if isinstance(losses, dict):
-                shapes = {key: list(getattr(item, "shape", "?")) for key, item in losses.items()}
-                found = f"a dict of shapes {shapes}"
-            raise ConfigError(
-                f"{type(self.model).__name__}.loss: expected a dict of scalar tensors with 'total' "
-                f"among them, got {found}"
-            )
-        return losses
 
     def update(self) -> Tensor:
         """Clips the gradients, steps, clears them, and returns their norm."""

@@ -21,7 +21,7 @@ from tal_fast.data.dataset import TALDataset
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import TrainingError
+from tal_fast.errors import TrainingError, argument
 from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
@@ -262,7 +262,8 @@ class Trainer:
         if len(state["random"]) != distributed.world_size():
             raise TrainingError(
                 f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "
-                f"this one has {distributed.world_size()}: start as many, or anew with --no-resume"
+                f"this one has {distributed.world_size()}: start as many, or anew with "
+                f"{argument('resume', False)}"
             )
         self.stepper.load_state_dict(state)
         self.kept.load_state_dict(state["kept"])

@@ -236,7 +236,7 @@ def check_code(folder: Path, kernels: list[Kernel], jobs: int, write: bool) -> b
     """Prints what the machine code says; False if a kernel is worse than its limits."""
     codes = collect_code(folder, kernels, jobs)
     if codes is None:
-        print("machine code: not read, nvdisasm was not found (pip install 'tal_fast[cuda-dev]')")
+        print("machine code: not read, nvdisasm was not found (pip install nvidia-cuda-nvdisasm)")
         return True
     print(code_table(codes))
     by_name = {kernel.name: kernel for kernel in kernels if kernel.arch == LIMITED}

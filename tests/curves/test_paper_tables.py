@@ -83,7 +83,9 @@ class TestNames:
         curve = read_curve(path, form=TableForm(videos=200))
         assert curve.share.tolist() == [10, 100]
         assert curve.videos == 200
-        with pytest.raises(DataError, match=r"line 2: .* beside column videos \(--table videos="):
+        with pytest.raises(
+            DataError, match=r"line 2: .* beside column videos, as in --table videos=200"
+        ):
             read_curve(path)
 
     def test_videos_beside_p(self, table):

@@ -87,7 +87,9 @@ class TestCost:
     def test_given_or_unknown(self):
         assert trial_cost(curve(saturating(LEVELS)), 500.0) == TrialCost(0.0, 5.0, True)
         assert trial_cost(curve(saturating(LEVELS))) == TrialCost(0.0, 0.01, False)
-        with pytest.raises(ConfigError, match="--seconds: expected a positive time"):
+        with pytest.raises(
+            ConfigError, match=r"--seconds \(seconds_at_full\): expected a positive"
+        ):
             trial_cost(curve(saturating(LEVELS)), 0.0)
 
 
@@ -151,7 +153,9 @@ class TestBudget:
         assert (budget.trials, budget.spent, budget.after) == ({}, 0.0, budget.before)
 
     def test_bad_time(self, pilot):
-        with pytest.raises(ConfigError, match="--hours: expected a positive time, got 0"):
+        with pytest.raises(
+            ConfigError, match=r"--hours \(seconds\): expected a positive time, got 0"
+        ):
             plan_budget(pilot, [100.0], 100.0, self.COST, 0.0)
 
 
@@ -196,7 +200,8 @@ class TestCommand:
             (["--goal", 9], 2, "--goal: 900 % is 9 times the largest measured p"),
             (["--candidates", "0.5,1.5"], 2, "--candidates"),
             (["--picture", "x.png"], 2, "--picture: expected --target"),
-            (["--hours", 0], 2, "--hours: expected a positive time"),
+            (["--hours", -1], 2, "--hours: expected a positive time, got -1"),
+            (["--seconds", 0], 2, "--seconds: expected a positive time, got 0"),
             (["--until", "nan"], 2, "--until: expected a fraction above 0 and at most 1, got nan"),
             (["--until", 30], 2, "--until: expected a fraction above 0 and at most 1, got 30"),
             (["--confidence", 2], 2, "--confidence: expected a number between 0.5 and 1, got 2"),

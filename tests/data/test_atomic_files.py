@@ -64,7 +64,7 @@ def test_only_our_own_directories_are_overwritten(tmp_path):
     ):
         pass
     with (
-        pytest.raises(DataError, match="already exists; ask for overwrite"),
+        pytest.raises(DataError, match="already exists; --overwrite"),
         directory_in_one_step(tmp_path, overwrite=False),
     ):
         pass

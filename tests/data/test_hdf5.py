@@ -296,5 +296,5 @@ def test_missing_group_cut_and_other_files(tmp_path):
 def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(MissingExtraError, match=r"h5py, .*: pip install 'tal_fast\[hdf5\]'"):
+    with pytest.raises(MissingExtraError, match=r"h5py, .*: pip install h5py"):
         index_features(tmp_path / "x.h5", ["a"])

@@ -330,7 +330,9 @@ class TestResume:
         assert contents(tmp_path / "whole") == whole
 
     def test_other_settings(self, tmp_path, folder, whole):
-        with pytest.raises(ConfigError, match="begun with dtype 'float16', now 'float32'; ask for"):
+        with pytest.raises(
+            ConfigError, match="begun with dtype 'float16', now 'float32'; --overwrite"
+        ):
             self.pack(folder, tmp_path / "whole", dtype="float32")
         self.pack(folder, tmp_path / "whole", dtype="float32", overwrite=True)
         stored(tmp_path / "whole", ["v00"], "float32")

@@ -94,7 +94,7 @@ def test_small_archive(small, tmp_path):
 
 def test_existing_output(small, tmp_path):
     prepare_hapt(small.write(), tmp_path / "out")
-    with pytest.raises(DataError, match="out: already exists; ask for overwrite"):
+    with pytest.raises(DataError, match="out: already exists; --overwrite"):
         prepare_hapt(small.path, tmp_path / "out")
     prepare_hapt(small.path, tmp_path / "out", overwrite=True)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["hapt.zip", "out"]

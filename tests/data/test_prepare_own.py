@@ -74,7 +74,11 @@ class TestCsv:
         assert (report.splits, report.instances, report.classes) == ({"train": 8, "test": 2}, 20, 2)
         lines = "\n".join(report.lines())
         assert "split test: 2 of 10 videos, drawn with seed 0" in lines
-        assert "durations are those of the rows" in lines
+        assert (
+            "the rate is not checked: without durations in the annotations they are those" in lines
+        )
+        assert "too low" not in lines
+        assert "rows agree" not in lines, "with durations that were made of them"
         data = open_dataset(own.path / "out")
         assert data.name == "out"
         assert data.classes == ("run", "walk")
@@ -84,6 +88,29 @@ class TestCsv:
         assert data.grid("clip_03").to_grid(np.array([[4.0, 6.5]])).tolist() == [[20.0, 32.5]]
         assert data.spec.features == str(own.path / "features"), "features stay where they are"
         assert validation.validate_dataset(own.path / "out").ok
+
+    def test_a_rate_that_is_too_low_is_doubted(self, own):
+        choice = FeatureChoice.at_rate([own.path / "features"], RATE / 2)
+        lines = "\n".join(prepare_csv(own.write(), choice, own.path / "out").lines())
+        assert "Is 2.5 rows per second too low? No segment ends in the last 59 % of any" in lines
+        assert "with up to 6.061 rows per second all would still end within their videos" in lines
+        own.column("duration", lambda number: 20.0 if number < 4 else "")
+        report = own.prepare(overwrite=True)
+        assert report.fitting == 1.0
+        assert "the rate is not checked for 6 of 10 videos" in "\n".join(report.lines())
+        with pytest.raises(DataError, match=r"agree with the durations of only 0\.0 %"):
+            prepare_csv(own.write(), choice, own.path / "out", overwrite=True)
+
+    def test_validate_says_that_durations_of_rows_check_no_rate(self, own):
+        own.prepare()
+        result = validation.validate_dataset(own.path / "out")
+        assert not result.rate_checked
+        assert "not checked: the rate. Every duration is just what the rows cover" in result.table()
+        own.column("duration", "20.01")
+        own.prepare(overwrite=True)
+        result = validation.validate_dataset(own.path / "out")
+        assert result.rate_checked
+        assert "not checked" not in result.table()
 
     def test_all_columns(self, own):
         own.column("Subset", subset)
@@ -229,8 +256,15 @@ class TestSplits:
         ("value", "message"),
         [
             (lambda number: "train", "no split 'test': expected subsets for train and test, got"),
-            (lambda number: "" if number == 4 else "train", "got none for 1, first 'clip_04'"),
+            (
+                lambda number: "" if number == 4 else "train",
+                "line 10: expected a subset as for other videos, got an empty",
+            ),
             (lambda number: ("train", "Train")[number % 2], "differ in case alone"),
+            (
+                lambda number: ("a", "train", "b")[number % 3],
+                "'a' is none of .*; subset 'b' is none",
+            ),
             (lambda number: ("train", "training")[number % 2], "both look like split 'train'"),
         ],
     )
@@ -240,14 +274,23 @@ class TestSplits:
             own.prepare()
         assert not (own.path / "out").exists()
 
+    def test_subsets_that_are_asked_for_and_not_there(self, own):
+        own.column("subset", subset)
+        message = r"expected subsets among train, test, got 'trian' for train; .*'b' for test"
+        with pytest.raises(DataError, match=message):
+            own.prepare(splits={"train": ["trian"], "test": ["test", "b"]})
+        message = r"no split 'train' and no 'test': .* --split train=SUBSET .* and --split test=SUB"
+        with pytest.raises(DataError, match=message):
+            own.prepare(splits={"other": ["train"]})
+
     def test_bad_arguments(self, own):
         for share in (0.0, 1.0, 0.01, float("nan")):
-            with pytest.raises(ConfigError, match="test_share: expected a share"):
+            with pytest.raises(ConfigError, match=r"--test-share .*: expected a share"):
                 own.prepare(test_share=share)
-        with pytest.raises(ConfigError, match=r"splits: .* has no subsets"):
+        with pytest.raises(ConfigError, match=r"--split .*: .* has no subsets"):
             own.prepare(splits={"train": ["a"]})
         own.column("subset", subset)
-        with pytest.raises(ConfigError, match=r"test_share: .* has subsets; expected none"):
+        with pytest.raises(ConfigError, match=r"--test-share .*: .* has subsets; expected none"):
             own.prepare(test_share=0.3)
 
 
@@ -303,17 +346,30 @@ class TestFaults:
         [
             (
                 ["video", "start", "end", "class"],
-                r"is it 'class'\? .*--column label=class",
+                r"'class' may be meant: say so with --column label=class \(columns=",
             ),
-            (["id", "start", "end", "label"], r"no video; is it 'id'\?"),
+            (["id", "start", "end", "label"], r"no video; 'id' may be meant"),
             (["video", "start", "stretch", "label"], "got video, start, stretch, label; no end"),
             (["video", "start", "start", "label"], "expected each column once, got 'start' twice"),
+            (
+                ["id", "t_start", "start", "start"],
+                r"'start' twice; .* no video and no end and no label; 'id' may be meant",
+            ),
             (["0001", "1.0", "2.0", "run"], "no video and no start and no end and no label"),
         ],
     )
     def test_of_the_header(self, own, header, message):
         own.header[:] = header
         with pytest.raises(DataError, match=message):
+            own.prepare()
+
+    def test_of_several_kinds_are_told_at_once(self, own):
+        own.column("subset", subset)
+        own.lines[0][2] = "x"
+        own.lines[4][-1] = own.lines[5][-1] = ""
+        with pytest.raises(
+            DataError, match=r"2 faulty lines: line 2: .* 'x'; line 6: expected a s"
+        ):
             own.prepare()
 
     def test_of_the_file(self, own, tmp_path):

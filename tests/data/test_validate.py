@@ -534,7 +534,7 @@ class TestPage:
 
     def test_without_jinja2(self, planted, monkeypatch):
         monkeypatch.setitem(sys.modules, "jinja2", None)
-        with pytest.raises(MissingExtraError, match=r"the page needs jinja2.*tal_fast\[report\]"):
+        with pytest.raises(MissingExtraError, match=r"the page needs jinja2.*pip install .*jinja2"):
             write_report(planted.path, planted.look())
 
 

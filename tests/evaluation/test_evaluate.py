@@ -157,10 +157,10 @@ class TestEvaluate:
             "mean",
         ]
         assert lines[2].split() == ["jump", "0", "0", "-", "-", "-"]
-        assert lines[3].split() == ["run", "2", "2", "0.2500", "0.2500", "0.2500"]
-        assert lines[-2].split() == ["mAP", "3", "3", "0.6250", "0.6250", "0.6250"]
+        assert lines[3].split() == ["run", "2", "2", "25.00", "25.00", "25.00"]
+        assert lines[-3].split() == ["mAP", "3", "3", "62.50", "62.50", "62.50"]
         assert lines[-1] == "1 class without ground truth is left out of the means"
-        assert len({len(line) for line in lines[:-1]}) == 1
+        assert len({len(line) for line in lines[:-2]}) == 1
 
     def test_importing_does_not_import_torch(self):
         code = "import sys, tal_fast.evaluation; sys.exit('torch' in sys.modules)"
@@ -252,7 +252,9 @@ class TestDataDirectory:
         arguments += ["--predictions", str(folder / "found.json"), "--tiou", "0.5"]
         assert cli.main(arguments) == 0
         captured = capsys.readouterr()
-        assert captured.out.splitlines()[-1].split() == ["mAP", "2", "2", "1.0000", "1.0000"]
+        mean, unit = captured.out.splitlines()[-2:]
+        assert mean.split() == ["mAP", "2", "2", "100.00", "100.00"]
+        assert unit == "in points, 0 to 100"
         assert "note: 1 of 2 predictions start before 0 s" in captured.err
         assert cli.main([*arguments, "--strict-times"]) == 1
         assert "video 'b', prediction 0: expected a start >= 0 s" in capsys.readouterr().err

@@ -113,7 +113,7 @@ class TestFiles:
         path.write_bytes(pickle.dumps(columns, protocol=protocol))
         same(evaluate(truth, path, allow_pickle=True), expected)
         same(evaluate(truth, columns), expected)
-        with pytest.raises(DataError, match="a pickle is read only with allow_pickle=True"):
+        with pytest.raises(DataError, match="a pickle is read only with --allow-pickle"):
             evaluate(truth, path)
 
     def test_columns_as_a_table_keeps_them(self, truth, found, expected):

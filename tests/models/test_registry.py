@@ -19,6 +19,7 @@ from tal_fast.errors import ConfigError, TrainingError
 from tal_fast.models import TadTR, available, code_of, detector_of, recipe, registry
 from tal_fast.study import StudySpec, run_study
 from tal_fast.training import load_config, train
+from tal_fast.training.inference import detect
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 HEAD = "from tal_fast.models import Candidates, Detector\nimport torch\n"
@@ -122,6 +123,81 @@ def test_a_loss_that_is_none(folder, tmp_path, loss, found):
     data = open_dataset(folder)
     message = r"Mine\.loss: expected a dict of scalar tensors with 'total' among them, " + found
     with pytest.raises(ConfigError, match=message):
+        train(config, data, data.splits["train"], tmp_path / "out")
+
+
+GOOD = BROKEN.replace("{loss}", "{'total': output.sum()}")
+CANDIDATES = "Candidates(output.sigmoid().amax(-1), output.argmax(-1), output[..., :2])"
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ("None", "expected Candidates, got None"),
+        ("(output, output, output)", r"expected Candidates, got tuple\(\[\d+, \d+, \d+\], .*"),
+        ("Candidates(output, output, None)", "expected the tensors scores, labels and segments"),
+        (
+            "Candidates(output, output.argmax(-1), output[..., :2])",
+            r"expected scores \[\d+, K\], .*, got Candidates\(scores \[\d+, \d+, \d+\], labels",
+        ),
+        (
+            "Candidates(output[..., 0], output.argmax(-1), output[..., :3])",
+            r"expected .* segments \[\d+, K, 2\] .*, got .*segments \[\d+, \d+, 3\], valid None",
+        ),
+        (
+            "Candidates(output[..., 0], output[..., 0], output[..., :2])",
+            "expected labels of int64, got torch.float32",
+        ),
+        (
+            "Candidates(output[..., 0], output.argmax(-1), output[..., :2], mask.long())",
+            "expected valid of bool, got torch.int64",
+        ),
+        (
+            "Candidates(output[..., 0], output.argmax(-1) + 99, output[..., :2])",
+            r"expected labels in \[0, \d+\), got 99",
+        ),
+        (
+            "Candidates(output @ output, None, None)",
+            r"given output \[\d+, \d+, \d+\], mask \[\d+, \d+\]: RuntimeError: .*, line \d+ of ",
+        ),
+    ],
+)
+def test_candidates_that_are_none(folder, tmp_path, candidates, message):
+    config = load_config(preset=own(tmp_path, GOOD.replace(CANDIDATES, candidates)))
+    data = open_dataset(folder)
+    model = detector_of(config.name)(data.channels, data.num_classes, config.detector)
+    with pytest.raises(ConfigError, match=rf"Mine\.candidates(:|,) {message}"):
+        detect(model, data, data.splits["test"], config.training)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("None", r"Mine\.forward: expected a NamedTuple of tensors, got None"),
+        (
+            "features.transpose(1, 2) @ self.weight",
+            r"Mine\.forward, given features \[\d+, \d+, 8\], mask \[\d+, \d+\]: RuntimeError: .*, "
+            r"line 9 of .*py \(TAL_FAST_TRACEBACK=1",
+        ),
+        (
+            "features @ self.wieght",
+            r"Mine\.forward, given .*: AttributeError: .*wieght.*, line 9 of",
+        ),
+    ],
+)
+def test_a_forward_that_fails(folder, tmp_path, forward, message):
+    text = GOOD.replace("features @ self.weight", forward)
+    config = load_config(preset=own(tmp_path, text))
+    data = open_dataset(folder)
+    with pytest.raises(ConfigError, match=message):
+        train(config, data, data.splits["train"], tmp_path / "out")
+
+
+def test_a_lack_of_memory_is_no_mistake_of_a_model(folder, tmp_path):
+    forward = "(_ for _ in ()).throw(RuntimeError('CUDA out of memory'))"
+    config = load_config(preset=own(tmp_path, GOOD.replace("features @ self.weight", forward)))
+    data = open_dataset(folder)
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory"):
         train(config, data, data.splits["train"], tmp_path / "out")
 
 

@@ -109,6 +109,10 @@ CASES: dict[str, list[Case]] = {
         )
     ],
     "soft_nms": [Case(scores_of(ops.soft_nms), (A, SCORES), "refused")],
+    # Of float32 alone.
+    "soft_nms_literal": [
+        Case(scores_of(ops.soft_nms_literal), (A.float(), SCORES.float()), "refused")
+    ],
     "soft_nms_padded": [
         Case(scores_of(ops.soft_nms_padded, max_segments=3), (A, SCORES), "refused")
     ],

@@ -35,6 +35,7 @@ NMS_FAMILY: dict[str, Callable[..., Any]] = {
 
 WITH_WORDS: dict[str, Callable[..., Any]] = {
     **{name: lambda n=name, **o: NMS_FAMILY[n](A, SCORES, **o) for name in NMS_FAMILY},
+    "soft_nms_literal": lambda **o: ops.soft_nms_literal(A.float(), SCORES.float(), **o),
     "segment_iou": lambda **o: ops.segment_iou(A, B, **o),
     "iou_loss": lambda **o: ops.iou_loss(A, B, **o),
     "giou_loss": lambda **o: ops.giou_loss(A, B, **o),

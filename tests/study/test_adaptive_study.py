@@ -125,6 +125,12 @@ class TestRun:
         assert "every allowed training at 100 % is done" in result.answer[1]
         assert "give more --repetitions" in result.answer[1]
 
+    def test_what_no_trial_reaches_leaves_no_study(self, asked, quiet):
+        few = replace(asked, fractions=(0.5,), adaptive=AdaptiveRequest("gain at 3x ±3"))
+        with pytest.raises(ConfigError, match=r"no trial was run: .* give more --fractions"):
+            run_study(few, experiment=fake.learn, console=quiet)
+        assert not few.out.exists()
+
     @pytest.mark.parametrize(("keep", "left"), [("metrics", 0), ("predictions", 1), ("all", 99)])
     def test_keep(self, asked, quiet, keep, left):
         run_study(replace(asked, keep=keep), experiment=fake.learn_with_files, console=quiet)

@@ -8,8 +8,8 @@ from made_records import BUDGETS, RECORDS, trial
 
 from tal_fast.curves.curve_files import curve_csv
 from tal_fast.curves.learning_curve import mean_and_deviation
-from tal_fast.curves.tables import duration
 from tal_fast.errors import DataError
+from tal_fast.progress import duration
 from tal_fast.study.display import curve_table, curve_tables
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import StudySpec

@@ -425,7 +425,7 @@ class TestConnecting:
 
     def test_without_ray(self, study, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(MissingExtraError, match=r"pip install 'tal_fast\[ray\]'"):
+        with pytest.raises(MissingExtraError, match="pip install ray"):
             cluster("local", study)
 
     @pytest.mark.parametrize("scheme", ["", "ray://"])

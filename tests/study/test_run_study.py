@@ -520,7 +520,7 @@ class TestSumUp:
         assert set(result.files) == {"trials", "curve"}
         assert result.notes == [
             "the curve picture needs matplotlib, which is not installed: "
-            "pip install 'tal_fast[report]'"
+            "pip install matplotlib jinja2"
         ]
         with pytest.raises(MissingExtraError, match="the curve picture needs matplotlib"):
             report_study(spec.out)

@@ -38,6 +38,7 @@ class Foreign:
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+DAMAGED = saved({"a": torch.zeros(1000)})
 FOREIGN = r"holds objects of test_checkpoint\.Foreign; only tensors and plain"
 
 
@@ -50,6 +51,7 @@ FOREIGN = r"holds objects of test_checkpoint\.Foreign; only tensors and plain"
         (POINTER, r"it is a Git LFS pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html><html>Sign in", "it is an HTML page"),
         (saved({"a": torch.zeros(1000)})[:2000], "it is a truncated archive of 2,000 bytes"),
+        (DAMAGED[:500] + DAMAGED[600:], "not a readable checkpoint: its content is damaged"),
         (gzip.compress(b"a", mtime=0), "it is a gzip archive: unpack it first"),
         (array(np.save, np.zeros(3)), "it is a NumPy array"),
         (array(np.savez, np.zeros(3)), r"it is a zip archive of other things \(arr_0.npy\)"),

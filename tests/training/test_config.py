@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import pytest
 
+from tal_fast import api
 from tal_fast.errors import ConfigError
 from tal_fast.training.config import (
     config_from_dict,
     config_to_dict,
     load_config,
+    named_model,
     preset,
     preset_names,
     save_config,
@@ -39,6 +41,32 @@ def test_file_then_overrides(tmp_path):
     assert (config.training.epochs, config.training.seed) == (5, 7)
     assert (config.detector.model.dropout, config.detector.model.d_model) == (0.0, 128)
     assert config.detector.loss.actionness_targets == "batch"
+
+
+def test_a_file_is_of_the_model_that_it_names(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: tridet-small\n")
+    assert load_config(path).name == named_model(path) == "tridet-small"
+    assert load_config(path, preset="tridet-small").name == "tridet-small"
+    message = (
+        r"config.yaml: its settings are those of the model 'tridet-small', expected of 'tadtr'"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, preset="tadtr")
+    spec = api.study_spec("data", "out", config=path)
+    assert spec.model == "tridet-small"
+    assert api.study_spec("data", "out", config=path, model="tadtr").model == "tadtr"
+    path.write_text("training: {epochs: 3}\n")
+    assert named_model(path) is named_model(None) is None
+    assert api.study_spec("data", "out", config=path).model == "tadtr-small"
+
+
+def test_a_list_without_brackets_is_told_how_to_be_written():
+    message = (
+        r"crop_ratio: .*, got '2,1'; write a list in brackets, as in --set 'data.crop_ratio=\[2"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_config(preset="actionformer-small", overrides=["data.crop_ratio=2,1"])
 
 
 def test_round_trip(tmp_path):

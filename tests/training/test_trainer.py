@@ -225,7 +225,11 @@ def test_resume_by_another_version(data, config, out):
     assert len(again) < again[-1].total_steps
     del state["kept"]
     torch.save(state, path)
-    with pytest.raises(TrainingError, match=r"it lacks \['kept'\]; start anew"):
+    with pytest.raises(TrainingError, match=r"it lacks \['kept'\]; use another .* --no-resume"):
+        train(config, data, data.splits["train"], out)
+    path.write_bytes(path.read_bytes()[:1000])  # as of a copy that was cut short
+    message = r"resume.pt .* a truncated archive of 1,000 bytes.*; use another .* --no-resume"
+    with pytest.raises(TrainingError, match=message):
         train(config, data, data.splits["train"], out)
 
 

@@ -17,7 +17,7 @@ from tal_fast.data.formats import Kind
 from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
 from tal_fast.data.unpickling import torch_globals, unpickle_arrays
-from tal_fast.errors import ConfigError, DataError, listing
+from tal_fast.errors import ConfigError, DataError, argument, listing
 
 __all__ = ["array_file", "close_array_file", "pick"]
 
@@ -39,8 +39,8 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
     """
     if kind == "pickle" and not allow_pickle:
         raise ConfigError(
-            f"{path}: pickles are only read with --allow-pickle (allow_pickle=True); a file of "
-            "unknown origin may be harmful"
+            f"{path}: pickles are only read with {argument('allow_pickle', True)}; a file "
+            "of unknown origin may be harmful"
         )
     try:
         if kind == "npz":
@@ -131,7 +131,7 @@ def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
         if len(names) != 1:
             raise DataError(
                 f"{where}: expected one array, got {len(names)} ({listing(names, between=', ')}); "
-                "name one with key"
+                f"name one with {argument('key')}"
             )
         key = names[0]
     if key not in names:

@@ -28,7 +28,7 @@ from tal_fast.data.packing.store import (
     write_index,
     write_shard,
 )
-from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 if TYPE_CHECKING:
@@ -236,8 +236,8 @@ def _take_up(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Sh
     for name, value in settings.items():
         if before.get(name) != value:
             raise ConfigError(
-                f"{folder}: begun with {name} {before.get(name)!r}, now {value!r}; ask for "
-                "overwrite to begin anew"
+                f"{folder}: begun with {name} {before.get(name)!r}, now {value!r}; "
+                f"{argument('overwrite', True)} begins anew"
             )
     return existing_shards(folder)
 
@@ -296,15 +296,15 @@ class _Packer:
     def _check_resumed(self, shards: list[Shard], done: list[str]) -> None:
         if sorted(done) != sorted(self.names[: len(done)]):
             raise DataError(
-                f"{self.folder}: its shards hold other videos than the features; ask for overwrite "
-                "to begin anew"
+                f"{self.folder}: its shards hold other videos than the features; "
+                f"{argument('overwrite', True)} begins anew"
             )
         for shard in shards:
             for video, about in shard.items():
                 if about["sources"] != self._sources(video):
                     raise DataError(
                         f"video {video!r}: {self.opened[0].file(video)} has changed since it was "
-                        "packed; ask for overwrite to begin anew"
+                        f"packed; {argument('overwrite', True)} begins anew"
                     )
                 self._check_channels(video, about["channels"])
 
@@ -314,8 +314,8 @@ class _Packer:
         lengths = [len(part) for part in parts]
         if len(set(lengths)) > 1 and self.rows == "equal":
             raise DataError(
-                f"video {video!r}: expected streams of equal rows, got {lengths}; rows 'shortest' "
-                "would leave out the last rows of the longer ones"
+                f"video {video!r}: expected streams of equal rows, got {lengths}; "
+                f"{argument('rows', 'shortest')} leaves out the last rows of the longer ones"
             )
         length = min(lengths)
         values = parts[0] if len(parts) == 1 else np.concatenate(

@@ -93,7 +93,8 @@ class VideoReport:
         classes: number of classes.
         channels: of the features.
         rows: feature rows of all videos.
-        fitting: share of the videos whose rows fit stride and fps; None for resized features.
+        fitting: share of the videos whose rows fit stride and fps, of those whose duration the
+            annotations tell; None where none does, and for resized features.
         dropped: segments that were left out (``non_positive="drop"``).
         out_of_range: segments beyond their video, which the rule in ``dataset.yaml`` governs.
         missing: videos that are annotated and not used, for want of features.
@@ -127,7 +128,7 @@ class VideoReport:
         if self.fitting is not None:
             lines.append(
                 f"rows agree with stride and fps in {100 * self.fitting:.1f} % of the videos "
-                "(tal-fast validate lists the others)"
+                "whose duration is known (tal-fast validate lists the others)"
             )
         for names, why in (
             (self.excluded, "as asked"),

@@ -22,7 +22,7 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.prepare.segment_table import SegmentTable, lookalikes, read_segment_table
 from tal_fast.data.prepare.video_features import prepare_videos
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_csv", "prepare_json"]
@@ -34,6 +34,7 @@ _NAMES = {
     "test": ("test", "testing"),
 }
 _MOST_DRAWS = 1000
+_SPLITS = argument("splits", option="--split")
 
 
 def prepare_csv(
@@ -96,7 +97,7 @@ def prepare_csv(
         for label, other in ([] if classes is not None else lookalikes(counts))
     ]
     if not table.durations:
-        notes.append("durations are those of the rows: (rows - 1) x stride + frames, over fps")
+        notes.append("durations are (rows - 1) x stride + frames, over fps")
     return _prepare(
         file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
         progress,
@@ -170,13 +171,13 @@ def _prepare(
     if has_subsets:
         if test_share is not None:
             raise ConfigError(
-                f"test_share: {file.origin} has subsets; expected none beside them, got "
-                f"{test_share:g}"
+                f"{argument('test_share')}: {file.origin} has subsets; expected none beside them, "
+                f"got {test_share:g}"
             )
         file, chosen, told = _named_splits(file, splits)
     else:
         if splits:
-            raise ConfigError(f"splits: {file.origin} has no subsets, got {dict(splits)!r}")
+            raise ConfigError(f"{_SPLITS}: {file.origin} has no subsets, got {dict(splits)!r}")
         file, told = _drawn_splits(file, 0.2 if test_share is None else test_share, seed)
         chosen = {"train": ["train"], "test": ["test"]}
     return prepare_videos(
@@ -220,6 +221,11 @@ def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> Annot
     return AnnotationFile(table.origin, tuple(videos))
 
 
+def _asked(split: str, subset: str) -> str:
+    """Returns how to say that a split is a subset."""
+    return argument("splits", {split: [subset]}, option="--split")
+
+
 def _named_splits(
     file: AnnotationFile, given: Mapping[str, Sequence[str]] | None
 ) -> tuple[AnnotationFile, dict[str, list[str]], list[str]]:
@@ -238,13 +244,17 @@ def _named_splits(
                 f"{file.origin}: subsets {name!r} and {small[name.lower()]!r} differ in case alone"
             )
     if given:
-        for split, names in given.items():
-            for name in names:
-                if name not in subsets:
-                    raise DataError(
-                        f"{file.origin}: splits: expected a subset among {', '.join(subsets)} for "
-                        f"{split}, got {name!r}{nearest(name, subsets)}"
-                    )
+        unknown = [
+            f"{name!r} for {split}{nearest(name, subsets)}"
+            for split, names in given.items()
+            for name in names
+            if name not in subsets
+        ]
+        if unknown:
+            raise DataError(
+                f"{file.origin}: {_SPLITS}: expected subsets among {', '.join(subsets)}, got "
+                f"{listing(unknown)}"
+            )
         chosen = {split: [name.lower() for name in names] for split, names in given.items()}
         notes: list[str] = []
     else:
@@ -253,12 +263,13 @@ def _named_splits(
     unused = [name for name in subsets if name.lower() not in used]
     if unused:
         notes.append(f"subsets that are in no split: {', '.join(unused)}")
-    for split in ("train", "test"):
-        if split not in chosen:
-            raise DataError(
-                f"{file.origin}: no split {split!r}: expected subsets for train and test, got "
-                f"{', '.join(subsets)} (--split {split}=SUBSET says which it is)"
-            )
+    lacking = [split for split in ("train", "test") if split not in chosen]
+    if lacking:
+        asked = " and ".join(_asked(split, "SUBSET") for split in lacking)
+        raise DataError(
+            f"{file.origin}: no split {' and no '.join(map(repr, lacking))}: expected subsets for "
+            f"train and test, got {', '.join(subsets)}; say which it is: {asked}"
+        )
     split_of = {name: split for split, names in chosen.items() if len(names) > 1 for name in names}
     if split_of:  # a split is one subset: several become one of its name
         videos = [
@@ -275,19 +286,23 @@ def _usual_splits(
 ) -> tuple[dict[str, list[str]], list[str]]:
     known = {name: split for split, names in _NAMES.items() for name in names}
     chosen: dict[str, list[str]] = {}
+    faults = []
     for name in subsets:
         split = known.get(name.lower())
         if split is None:
-            raise DataError(
-                f"{file.origin}: subset {name!r} is none of {', '.join(known)}; say which split it "
-                f"is (--split test={name})"
+            faults.append(
+                f"subset {name!r} is none of {', '.join(known)}; say which split it is: "
+                f"{_asked('test', name)}"
             )
-        if split in chosen:
-            raise DataError(
-                f"{file.origin}: subsets {chosen[split][0]!r} and {name.lower()!r} both look like "
-                f"split {split!r}; say which is (--split {split}={name})"
+        elif split in chosen:
+            faults.append(
+                f"subsets {chosen[split][0]!r} and {name.lower()!r} both look like split "
+                f"{split!r}; say which is: {_asked(split, name)}"
             )
-        chosen[split] = [name.lower()]
+        else:
+            chosen[split] = [name.lower()]
+    if faults:
+        raise DataError(f"{file.origin}: {listing(faults)}")
     labelled = {video.subset.lower() for video in file.videos if video.instances}
     notes = []
     if "test" in chosen and "val" in chosen and chosen["test"][0] not in labelled:
@@ -306,8 +321,8 @@ def _drawn_splits(
     count = round(share * len(file.videos)) if 0.0 < share < 1.0 else 0
     if not 0 < count < len(file.videos):
         raise ConfigError(
-            f"test_share: expected a share that leaves videos on both sides of {len(file.videos)}, "
-            f"got {share:g}"
+            f"{argument('test_share')}: expected a share that leaves videos on both sides of "
+            f"{len(file.videos)}, got {share:g}"
         )
     labels = file.labels()
     for draw in range(_MOST_DRAWS):
@@ -331,5 +346,5 @@ def _drawn_splits(
             return replace(file, videos=videos), [told]
     raise DataError(
         f"{file.origin}: none of {_MOST_DRAWS} draws of {count} test videos leaves every class in "
-        "training; name the splits in a column subset, or draw fewer (test_share)"
+        f"training; name the splits in a column subset, or draw fewer: {argument('test_share')}"
     )

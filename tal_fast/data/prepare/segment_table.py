@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tal_fast.errors import ConfigError, DataError, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
 from tal_fast.typing import FilePath
 
 __all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
@@ -112,8 +112,8 @@ def read_segment_table(
     for role in columns or {}:
         if role not in COLUMNS:
             raise ConfigError(
-                f"columns: expected some of {', '.join(COLUMNS)}, got {role!r}"
-                f"{nearest(role, COLUMNS)}"
+                f"{argument('columns', option='--column')}: expected some of "
+                f"{', '.join(COLUMNS)}, got {role!r}{nearest(role, COLUMNS)}"
             )
     lines = _lines(origin)
     if not lines:
@@ -147,36 +147,46 @@ def _lines(origin: str) -> list[tuple[int, list[str]]]:
 def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
     """Returns where each of :data:`COLUMNS` that is there stands."""
     plain = [name.casefold() for name in header]
-    twice = [name for name, count in Counter(plain).items() if count > 1 and name]
-    if twice:
-        raise DataError(f"{origin}: expected each column once, got {twice[0]!r} twice")
+    faults = [
+        f"expected each column once, got {name!r} twice"
+        for name, count in Counter(plain).items()
+        if count > 1 and name
+    ]
     places = {}
     for role, name in columns.items():
-        if name.casefold() not in plain:
-            raise DataError(
-                f"{origin}: no column {name!r} for {role}{nearest(name, header)} (columns: "
-                f"{', '.join(header)})"
-            )
-        places[role] = plain.index(name.casefold())
+        if name.casefold() in plain:
+            places[role] = plain.index(name.casefold())
+        else:
+            faults.append(f"no column {name!r} for {role}{nearest(name, header)}")
     for role in COLUMNS:
         if role not in places and role in plain and plain.index(role) not in places.values():
             places[role] = plain.index(role)
-    missing = [role for role in REQUIRED if role not in places]
+    missing = [role for role in REQUIRED if role not in places and role not in columns]
     if missing:
-        hints = [
-            f"; is it {header[plain.index(other)]!r}? Then say so (--column "
-            f"{role}={header[plain.index(other)]})"
-            for role in missing
-            for other in _ALSO[role]
-            if other in plain
-        ]
-        raise DataError(
-            f"{origin}: expected the columns {', '.join(REQUIRED)}, got {', '.join(header)}; no "
-            f"{' and no '.join(missing)}{hints[0] if hints else ''}"
+        faults.append(
+            f"expected the columns {', '.join(REQUIRED)}, got {', '.join(header)}; no "
+            f"{' and no '.join(missing)}{_renamed(missing, header)}"
         )
     if "subset" in places and "split" in places:
-        raise DataError(f"{origin}: expected one of the columns subset and split, got both")
+        faults.append("expected one of the columns subset and split, got both")
+    if faults:
+        raise DataError(f"{origin}: {listing(faults, len(faults))} (columns: {', '.join(header)})")
     return places
+
+
+def _renamed(missing: Sequence[str], header: Sequence[str]) -> str:
+    """Returns how to say what missing columns are called here, of those that look like one."""
+    plain = [name.casefold() for name in header]
+    named = {
+        role: header[plain.index(other)]
+        for role in missing
+        for other in reversed(_ALSO.get(role, ()))
+        if other in plain
+    }
+    if not named:
+        return ""
+    asked = argument("columns", named, option="--column")
+    return f"; {' and '.join(map(repr, named.values()))} may be meant: say so with {asked}"
 
 
 class _Reader:
@@ -259,6 +269,12 @@ class _Reader:
             DataError: lines are faulty, or there is none.
         """
         table = self._table
+        self._faults += [
+            f"line {self._first['subset', video]}: expected a subset as for other videos, got an "
+            "empty cell"
+            for video, subset in table.subsets.items()
+            if not subset and any(table.subsets.values())
+        ]
         if self._faults:
             raise _faulty_lines(table.origin, self._faults)
         if not any(table.segments.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tal_fast.data.dataset import (
     save_spec,
     shown_names,
 )
+from tal_fast.data.extents import Extent
 from tal_fast.data.feature_index import index_streams, without_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
@@ -30,7 +31,7 @@ from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, argument, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_videos"]
@@ -39,6 +40,9 @@ __all__ = ["prepare_videos"]
 WITHOUT_FEATURES = "without features"
 # Features of more videos than this must fit stride and fps; the rest may be cut or damaged.
 _MUST_FIT = 0.5
+# Where at least so many videos without a duration are so many times as long as their segments need,
+# there may be more rows in a second than was said.
+_MANY, _EARLY = 3, 1.25
 
 
 def prepare_videos(
@@ -104,7 +108,7 @@ def prepare_videos(
         raise DataError(
             f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
             f"({streams[0].template}): {shown_names(missing)}{_meant(streams[0], missing[0])}; "
-            "missing 'skip' would leave them out of training and prediction"
+            f"{argument('missing', 'skip')} leaves them out of training and prediction"
         )
     there = [name for name in annotated if name not in set(missing)]
     if not there:
@@ -126,6 +130,7 @@ def prepare_videos(
                 progress=progress,
             )
         doubt = ""
+        known = {video.name for video in wanted if video.duration is not None}
         wanted, dropped = _without_empty(wanted, repairs.non_positive, file.origin)
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
@@ -141,7 +146,8 @@ def prepare_videos(
         fitting = None
         if not features.resized:
             given = Proposal(features.stride, features.fps, features.frames, 0.0)
-            fitting, proposals = timing_faults(by_name, data.features, given, Faults(()))
+            judged = {name: data.features[name] for name in data.features if name in known}
+            fitting, proposals = timing_faults(by_name, judged, given, Faults(()))
             if fitting is not None and fitting < _MUST_FIT:
                 better = "; ".join(str(proposal) for proposal in proposals) or "none found"
                 raise DataError(
@@ -149,6 +155,8 @@ def prepare_videos(
                     f"agree with the durations of only {100 * fitting:.1f} % of the videos; "
                     f"settings that fit better: {better}"
                 )
+            unjudged = [name for name in data.features if name not in known]
+            notes = (*notes, *_unchecked(by_name, unjudged, data.features, features))
         report = data.annotations.report
         result = VideoReport(
             path=Path(out),
@@ -279,7 +287,7 @@ def _without_empty(
     if dropped and rule == "error":
         raise DataError(
             f"{path}: {dropped} segments end at or before their start, first in video {first!r}; "
-            "non_positive 'drop' would leave them out"
+            f"{argument('non_positive', 'drop')} leaves them out"
         )
     return kept, dropped
 
@@ -326,7 +334,7 @@ def _durations_of_rows(
     if lost:
         raise DataError(
             f"{origin}: videos without features and without a duration: {len(lost)}, first "
-            f"{lost[0]!r}: give the durations, or leave the videos out (--exclude NAME)"
+            f"{lost[0]!r}: give the durations, or leave the videos out: {argument('exclude')}"
         )
     feature = spec.feature
     extents = index_streams(
@@ -364,6 +372,42 @@ def _durations_of_rows(
         ". Durations are those of the rows here: is it right how many there are per second? With "
         f"at most {most:.4g} all segments end within their videos; or start and end are no seconds"
     )
+
+
+def _unchecked(
+    videos: Mapping[str, AnnotatedVideo],
+    names: Sequence[str],
+    extents: Mapping[str, Extent],
+    features: FeatureChoice,
+) -> list[str]:
+    """Says of which videos rows and seconds could not be compared, and what segments tell of them.
+
+    Their durations are those of the rows. Segments that end later are refused; but nothing is
+    impossible about rows that lie closer than is said: the segments then end early.
+    """
+    if not names:
+        return []
+    room = []  # times as many rows a second with which a video's segments still end within it
+    for name in names:
+        duration = videos[name].duration
+        last = max((item.span[1] for item in videos[name].instances if item.span), default=0.0)
+        if duration and last > 0.0:
+            room.append(duration / last)
+    what = f"the rate is not checked for {len(names)} of {len(extents)} videos"
+    if len(names) == len(extents):
+        what = "the rate is not checked"
+    note = (
+        f"{what}: without durations in the annotations they are those of the rows. Compare one by "
+        "hand: rows / rate must be the length of the video in seconds"
+    )
+    if room and features.fps is not None and len(room) >= _MANY and min(room) >= _EARLY:
+        rate = features.fps / features.stride
+        note += (
+            f". Is {rate:g} rows per second too low? No segment ends in the last "
+            f"{100 * (1 - 1 / min(room)):.0f} % of any video; with up to {rate * min(room):.4g} "
+            "rows per second all would still end within their videos"
+        )
+    return [note]
 
 
 def _write(work: Path, spec: DatasetSpec, videos: Sequence[AnnotatedVideo], name: str) -> None:

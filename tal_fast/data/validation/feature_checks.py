@@ -21,7 +21,13 @@ from tal_fast.data.windows import WindowRule
 from tal_fast.errors import DataError, same_to_the_eye
 from tal_fast.typing import Floats, Mask, VideoProgress
 
-__all__ = ["content_faults", "find_extents", "held_instances", "timing_faults"]
+__all__ = [
+    "content_faults",
+    "durations_are_of_rows",
+    "find_extents",
+    "held_instances",
+    "timing_faults",
+]
 
 
 def find_extents(
@@ -133,6 +139,24 @@ def timing_faults(
                    f"video {names[i]!r}: {seconds[i]:.2f} s, but {rows[i]:.0f} rows cover "
                    f"{covered:.2f} s ({over[i]:+.1f} rows)")  # fmt: skip
     return fitting, proposals
+
+
+def durations_are_of_rows(
+    videos: Mapping[str, AnnotatedVideo], extents: Mapping[str, Extent], given: Proposal
+) -> bool:
+    """Tells whether all durations are just what the rows cover, and so cannot check the rate.
+
+    Args:
+        videos: by name.
+        extents: of the videos that have features.
+        given: the settings in use.
+    """
+    for name, extent in extents.items():
+        fps, seconds = given.fps or videos[name].rate, videos[name].duration
+        covered = (extent.rows - 1) * given.stride + given.frames
+        if fps is None or seconds is None or abs(covered / fps - seconds) > 1e-9 * seconds:
+            return False
+    return bool(extents)
 
 
 def held_instances(

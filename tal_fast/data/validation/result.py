@@ -109,6 +109,8 @@ class ValidationResult:
         lengths: instance lengths in seconds, per split.
         proposals: settings that fit the rows better than those given, best first.
         fitting: share of the videos whose rows fit the settings given; None without features.
+        rate_checked: False where every duration is just what the rows cover: such durations, as
+            ``prepare csv`` makes them of the rows, fit any rate.
         channels: channels of the features, or None.
         content: whether the features themselves were read.
     """
@@ -121,6 +123,7 @@ class ValidationResult:
     lengths: dict[str, tuple[float, ...]] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
     fitting: float | None = None
+    rate_checked: bool = True
     channels: int | None = None
     content: bool = False
 
@@ -168,6 +171,13 @@ class ValidationResult:
             lines += ["settings that fit rows and durations better:"]
             lines += [f"  {proposal}" for proposal in self.proposals]
             lines.append("")
+        if not self.rate_checked:
+            lines += [
+                "not checked: the rate. Every duration is just what the rows cover, so any rate "
+                "would fit; compare one",
+                "video by hand: rows / rate must be its length in seconds",
+                "",
+            ]
         return "\n".join([*lines, self.verdict()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,6 +190,7 @@ class ValidationResult:
             "splits": [asdict(split) for split in self.splits],
             "classes": list(self.classes),
             "fitting": self.fitting,
+            "rate_checked": self.rate_checked,
             "proposals": [asdict(proposal) for proposal in self.proposals],
             "channels": self.channels,
             "content": self.content,

@@ -24,6 +24,7 @@ from tal_fast.data.validation.annotation_checks import (
 )
 from tal_fast.data.validation.feature_checks import (
     content_faults,
+    durations_are_of_rows,
     find_extents,
     held_instances,
     timing_faults,
@@ -139,6 +140,7 @@ def validate(
     extents: dict[str, Extent] = {}
     fitting: float | None = None
     proposals: list[Proposal] = []
+    rate_checked = True
     if features is not None:
         wanted = [video.name for video in used if split_of(video)]
         extents = find_extents(
@@ -153,6 +155,7 @@ def validate(
         by_name = {video.name: video for video in file.videos}
         given = Proposal(features.stride, features.fps, features.frames, 0.0)
         fitting, proposals = timing_faults(by_name, extents, given, faults)
+        rate_checked = not durations_are_of_rows(by_name, extents, given)
         training = [by_name[name] for name in extents if split_of(by_name[name]) == train]
         _never_learned(training, extents, features, names, out_of_range, faults)
         if content:
@@ -167,6 +170,7 @@ def validate(
         lengths=lengths,
         proposals=tuple(proposals),
         fitting=fitting,
+        rate_checked=rate_checked,
         channels=next((extent.width for extent in extents.values()), None),
         content=content and bool(extents),
     )

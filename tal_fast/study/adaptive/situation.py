@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tal_fast.curves import LearningCurve
-from tal_fast.curves.tables import duration
 from tal_fast.errors import DataError
+from tal_fast.progress import duration
 from tal_fast.study.adaptive.beliefs import Prices
 from tal_fast.study.adaptive.forecast import LEVELS, Forecast
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.curves import LearningCurve, read_curve
-from tal_fast.curves.tables import duration, plain
+from tal_fast.curves.tables import plain
 from tal_fast.errors import ConfigError, DataError, differences
+from tal_fast.progress import duration
 from tal_fast.study.adaptive.beliefs import Prices
 from tal_fast.study.adaptive.policy import decide
 from tal_fast.study.adaptive.situation import Choice, Choices, Decision, Situation

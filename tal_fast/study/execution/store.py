@@ -24,7 +24,7 @@ import yaml
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import changed_annotations, changed_features
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, TalFastError, differences
+from tal_fast.errors import ConfigError, DataError, TalFastError, argument, differences
 from tal_fast.study.trial import TrialRecord
 
 __all__ = [
@@ -121,7 +121,8 @@ def check_same_data(
     if changed is not None and not trust_times:
         raise ConfigError(
             f"{out}: holds a study of other data: {changed}; results are never mixed: use another "
-            "--out or, if the files hold what they held (copied, restored, packed), --trust-times"
+            "--out or, if the files hold what they held (copied, restored, packed), "
+            f"{argument('trust_times', True)}"
         )
 
 

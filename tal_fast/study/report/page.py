@@ -25,10 +25,11 @@ from tal_fast.curves import LearningCurve
 from tal_fast.curves.figures import draw_svg, page_svg, page_svgs, save_pictures
 from tal_fast.curves.learning_curve import part, percent
 from tal_fast.curves.pictures import fits_picture, lines_of
-from tal_fast.curves.tables import duration, extrapolation_dict, fit_dict, number
+from tal_fast.curves.tables import extrapolation_dict, fit_dict, number
 from tal_fast.data.files import write_text_atomically
 from tal_fast.errors import TalFastError
 from tal_fast.page import Page
+from tal_fast.progress import duration
 from tal_fast.study.report import sections
 from tal_fast.study.report.comparison import score_table
 from tal_fast.study.report.pictures import (
