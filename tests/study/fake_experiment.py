@@ -241,15 +241,17 @@ def learn_in_earnest(config, data, *, out, progress, **rest):
 
     from tal_fast.training import run_experiment
 
-    most, process, tries = 0, psutil.Process(), 100
+    most, process, end = 0, psutil.Process(), None
 
     def watched(event):
-        nonlocal most, tries
+        nonlocal most, end
         count = process.num_threads()
         # A joined thread is listed until the kernel has let it go; those of other work stay.
-        while count > THREADS and tries:
+        while count > THREADS:
+            end = end or time.monotonic() + HANG
+            if time.monotonic() > end:
+                break
             time.sleep(0.02)
-            tries -= 1
             count = process.num_threads()
         most = max(most, count)
         progress(event)
