@@ -51,6 +51,14 @@ def kill(process: subprocess.Popen[Any]) -> None:
                 stream.close()
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process runs no more; its parent may not have asked for its status yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def marked(mark: str) -> list[psutil.Process]:
     """The processes that were started with this mark in their environment, and run."""
     found = []

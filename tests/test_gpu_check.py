@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import HANG, started
+from processes import HANG, has_ended, started, wait_for
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -170,19 +171,34 @@ def test_a_failing_step_does_not_stop_the_others(run, tmp_path, capsys):
     assert "==== good.log\nfine" in (tmp_path / "out/logs.txt").read_text("utf-8")
 
 
-def test_what_a_step_started_ends_with_it(run, tmp_path):
-    mark = tmp_path / "alive"
-    inner = f"import time, pathlib\nwhile True: pathlib.Path({str(mark)!r}).touch(); time.sleep(.1)"
-    code = (
-        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}]); "
-        f"import pathlib\nwhile not pathlib.Path({str(mark)!r}).exists(): time.sleep(.05)\n"
-        "time.sleep(600)"
+def test_what_a_step_started_ends_with_it(run, tmp_path, monkeypatch):
+    mark = tmp_path / "pid"
+
+    class Patient(subprocess.Popen):
+        """Its limit has passed when the step has started something, and no sooner."""
+
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            wait_for(mark.exists, "what the step starts")
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Patient)
+    inner = (
+        f"import os, pathlib, time; mark = pathlib.Path({str(mark)!r})\n"
+        "new = mark.with_name('new'); new.write_text(str(os.getpid()))\n"
+        "new.rename(mark); time.sleep(3600)"
     )
-    run(python_step("slow", code, 2.0))
-    time.sleep(0.5)  # for a touch that was under way
-    mark.unlink(missing_ok=True)
-    time.sleep(1.0)
-    assert not mark.exists()
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    _, report = run(python_step("slow", code))
+    assert report["steps"][0]["status"] == "timeout"
+    pid = int(mark.read_text())
+    try:
+        # It is killed by now; the kernel may need a moment to let it go.
+        wait_for(lambda: has_ended(pid), "the end of what the step started")
+    finally:
+        if not has_ended(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_second_command_is_tried_where_the_first_fails(run):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tal_fast.curves.slim_svg import slim
+from tal_fast.curves.slim_svg import slim, text_of
 from tal_fast.data.files import write_bytes_atomically
 from tal_fast.errors import MissingExtraError
 
@@ -241,7 +241,7 @@ def page_svg(svg: str, name: str, *, ids: str | None = None) -> str:
         if element.get("id", "").startswith("panel"):
             del element.attrib["id"]
     slim([root], name if ids is None else ids)
-    return ElementTree.tostring(root, encoding="unicode")
+    return text_of(root)
 
 
 def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) -> list[str]:
@@ -279,7 +279,7 @@ def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) ->
         part.append(panels[f"panel{index}"])
         found.append(part)
     slim(found, ids)
-    return [ElementTree.tostring(part, encoding="unicode") for part in found]
+    return [text_of(part) for part in found]
 
 
 def save_pictures(

@@ -2,8 +2,9 @@
 """Makes drawings of matplotlib small, so that a page can hold dozens of them.
 
 What is seen stays the same: positions are rounded to a hundredth of a point, lines of many points
-keep those that lie more than a tenth of a point off the others, and ids, styles and groups that
-repeat themselves are written once.
+keep those that lie more than a tenth of a point off the others, straight lines of one style are
+one path, written in the shortest way, and ids, styles and groups that repeat themselves are written
+once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-__all__ = ["slim"]
+__all__ = ["slim", "text_of"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _LINE = re.compile(r"M(?:[-\d. ]+L){29,}[-\d. ]+z?")  # of 30 points or more, straight in between
+_STRAIGHT = re.compile(r"(?:M-?[\d.]+ -?[\d.]+(?:L-?[\d.]+ -?[\d.]+)*z?)+")
+_STEP = re.compile(r"([ML])(-?[\d.]+) (-?[\d.]+)|z")
 _NOT_TURNED = re.compile(r"rotate\(-?0(?:\.0*)? [^)]*\)")
 _TOLERANCE = 0.1  # points; a screen shows a point as one to three pixels
 _ENOUGH = 3  # elements of one style, from which on a class is shorter
@@ -42,9 +45,18 @@ def slim(drawings: Sequence[ElementTree.Element], name: str) -> None:
                 element.tail = None
             _slim_attributes(element)
         _one_font(root)
+    _lines_for_marks(drawings)
+    for root in drawings:
         _fewer_groups(root)
+        for path in root.iter(f"{_SVG}path"):
+            path.set("d", _shortest(path.get("d", "")))
     _short_ids(drawings, name)
     _classes(drawings, name)
+
+
+def text_of(drawing: ElementTree.Element) -> str:
+    """Returns the text of a drawing; between the attributes and the end of a tag is no space."""
+    return ElementTree.tostring(drawing, encoding="unicode").replace(" />", "/>")
 
 
 def _slim_attributes(element: ElementTree.Element) -> None:
@@ -118,8 +130,9 @@ def _fewer_groups(parent: ElementTree.Element) -> None:
         kept
         for child in parent
         for kept in (list(child) if child.tag == f"{_SVG}g" and not child.attrib else [child])
+        if len(kept) or kept.tag not in (f"{_SVG}defs", f"{_SVG}g")
     ]
-    _one_path_of_grid(parent)
+    _one_path_of_lines(parent)
     if parent.tag == f"{_SVG}g" and len(parent) > 1:
         for key in ("style", "clip-path"):
             values = {child.get(key, "") for child in parent}
@@ -131,17 +144,114 @@ def _fewer_groups(parent: ElementTree.Element) -> None:
                     del child.attrib[key]
 
 
-def _one_path_of_grid(parent: ElementTree.Element) -> None:
-    """Joins the lines of a grid, between which lie only marks and numbers beside the panel."""
+def _style_of(element: ElementTree.Element) -> dict[str, str]:
+    pairs = (rule.partition(":") for rule in element.get("style", "").split(";") if rule)
+    return {key: value for key, _, value in pairs}
+
+
+def _lines_for_marks(drawings: Sequence[ElementTree.Element]) -> None:
+    """Draws marks that are a straight line, as those of ticks, where they are used."""
+    uses = [use for root in drawings for use in root.iter(f"{_SVG}use")]
+    turned = {use.get("href", "")[1:] for use in uses if "transform" in use.attrib}
+    lines = {
+        path.attrib["id"]: path
+        for root in drawings
+        for path in root.iter(f"{_SVG}path")
+        if "id" in path.attrib
+        and path.attrib["id"] not in turned
+        and set(path.attrib) <= {"id", "d", "style"}
+        and _is_a_line(path.get("d", ""))
+    }
+    for use in uses:
+        line = lines.get(use.get("href", "")[1:])
+        if line is not None:
+            left, top = (_hundredths(use.attrib.pop(key, "0")) for key in "xy")
+            del use.attrib["href"]
+            use.tag = f"{_SVG}path"
+            use.set(
+                "d",
+                "".join(
+                    f"{verb}{_number(left + _hundredths(x))} {_number(top + _hundredths(y))}"
+                    for verb, x, y in _STEP.findall(line.get("d", ""))
+                ),
+            )
+            style = _style_of(use) | _style_of(line)
+            if style:
+                use.set("style", ";".join(f"{key}:{value}" for key, value in style.items()))
+    for root in drawings:
+        for definitions in root.iter(f"{_SVG}defs"):
+            for path in list(definitions):
+                if path.get("id") in lines:
+                    definitions.remove(path)
+
+
+def _one_path_of_lines(parent: ElementTree.Element) -> None:
+    """Joins straight lines of one style between which nothing is drawn but others, and texts."""
     first: dict[tuple[str, str], ElementTree.Element] = {}
     for child in list(parent):
-        style, d = child.get("style", ""), child.get("d", "")
-        if child.tag != f"{_SVG}path" or "stroke:var(--grid)" not in style or d.count("L") != 1:
+        style = child.get("style", "")
+        if (
+            child.tag == f"{_SVG}path"
+            and set(child.attrib) <= {"d", "style", "clip-path"}
+            and _is_a_line(child.get("d", ""))
+            and "opacity" not in style  # where two cross, one path shows through once
+        ):
+            joined = first.setdefault((style, child.get("clip-path", "")), child)
+            if joined is not child:
+                joined.set("d", joined.attrib["d"] + child.attrib["d"])
+                parent.remove(child)
+        elif child.tag not in (f"{_SVG}text", f"{_SVG}defs"):
+            first.clear()
+
+
+def _is_a_line(path: str) -> bool:
+    """Whether a path goes from one point straight to another, and ends."""
+    return _STRAIGHT.fullmatch(path) is not None and len(_STEP.findall(path)) == 2
+
+
+def _hundredths(text: str) -> int:
+    return round(float(text) * 100)
+
+
+def _number(hundredths: int) -> str:
+    text = f"{hundredths / 100:.2f}".rstrip("0").rstrip(".")
+    return re.sub(r"^(-?)0\.", r"\1.", text)
+
+
+def _pair(x: int, y: int) -> str:
+    return _number(x) + ("" if y < 0 else " ") + _number(y)
+
+
+def _shortest(path: str) -> str:
+    """Writes straight lines from point to point or from step to step, whichever is shorter."""
+    if not _STRAIGHT.fullmatch(path):
+        return path
+    text, verb = "", ""
+    x = y = first_x = first_y = 0
+    for match in _STEP.finditer(path):
+        if match[0] == "z":
+            text, verb, x, y = text + "z", "z", first_x, first_y
             continue
-        line = first.setdefault((style, child.get("clip-path", "")), child)
-        if line is not child:
-            line.set("d", line.attrib["d"] + d)
-            parent.remove(child)
+        new_x, new_y = _hundredths(match[2]), _hundredths(match[3])
+        if match[1] == "M":
+            text, verb, first_x, first_y = text + "M" + _pair(new_x, new_y), "M", new_x, new_y
+        else:
+            if new_y == y:
+                ways = ["H" + _number(new_x), "h" + _number(new_x - x)]
+            elif new_x == x:
+                ways = ["V" + _number(new_y), "v" + _number(new_y - y)]
+            else:
+                ways = ["L" + _pair(new_x, new_y), "l" + _pair(new_x - x, new_y - y)]
+            # A letter that is repeated need not be written.
+            ways = [
+                (" " if way[1] != "-" else "") + way[1:] if way[0] == verb else way for way in ways
+            ]
+            short = min(ways, key=len)
+            if short[0].isalpha():
+                verb = short[0]
+            text += short
+        x, y = new_x, new_y
+    return text
 
 
 def _short_ids(drawings: Sequence[ElementTree.Element], name: str) -> None:

@@ -177,11 +177,15 @@ def test_threads(folder):
 def test_a_proof_that_imports_what_another_thread_is_importing(folder, monkeypatch):
     monkeypatch.setattr(proof, "_PATIENCE", 0.1)
     nms = made_originals.TEMPORAL_NMS.format(comparison="<=")
-    # The second waits for the import of the first, which waits for the second's proof.
-    folder.write("first_made.py", f"import time\ntime.sleep(0.5)\n{nms}")
-    folder.write(
-        "second_made.py", nms.replace("    kept = []", "    import first_made\n    kept = []")
-    )
+    # The second waits for the import of the first, which waits for the second's proof: the first is
+    # being imported when the second's proof begins, and does not end before.
+    events = "first, second = threading.Event(), threading.Event()"
+    folder.write("meeting_made.py", f"import threading\n{events}")
+    meet = f"import meeting_made\nmeeting_made.first.set()\nassert meeting_made.second.wait({HANG})"
+    folder.write("first_made.py", f"{meet}\n{nms}")
+    meet = f"import meeting_made\nassert meeting_made.first.wait({HANG})"
+    body = "    meeting_made.second.set()\n    import first_made\n    kept = []"
+    folder.write("second_made.py", f"{meet}\n{nms.replace('    kept = []', body)}")
     compat.install(quiet=True)
     threads = [
         threading.Thread(target=folder.load, args=(name,), daemon=True)

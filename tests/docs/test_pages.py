@@ -52,6 +52,12 @@ def test_a_page_with_a_broken_link_is_found(tmp_path, monkeypatch):
     assert pages.slug("What is drawn: `--sampling`") == "what-is-drawn---sampling"
 
 
+def test_stored_pages_of_results_are_small():
+    stored = list((ROOT / "docs/results").rglob("*.html"))
+    assert stored
+    assert [path for path in stored if path.stat().st_size >= 300_000] == []
+
+
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_python_runs(page, tmp_path, monkeypatch):
     """From a folder that looks like the root, with the files that the pages speak of."""

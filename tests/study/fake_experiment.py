@@ -3,6 +3,10 @@
 
 Trials name them, ``"fake_experiment:function"``, so that the pool's processes find them too. Every
 call appends a line to ``calls.jsonl`` beside the study, which tells what really ran.
+
+A process that was started for these needs no torch, whose import takes longer than all its trials:
+there the settings are those of the study's file, and the models that check them stay away. The real
+ones are read where tests run trials in their own process, and in test_side_by_side.py.
 """
 
 from __future__ import annotations
@@ -11,20 +15,22 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import yaml
 from processes import HANG
 
 from tal_fast import study
 from tal_fast.study import StudyResult, StudySpec, trial
+from tal_fast.study.execution import run_trial
+from tal_fast.study.trial import TrialTask
 
 STEPS = 40
-# Of a worker: the one that trains, the one that waits for tasks, and the reader's.
-THREADS = 3
 
 
 @dataclass
@@ -49,6 +55,20 @@ def run_study(spec: StudySpec, *, experiment: Any, console: Any = None) -> Study
         return study.run_study(spec, console=console)
     finally:
         trial.EXPERIMENT = before
+
+
+def _settings_of(task: TrialTask) -> SimpleNamespace:
+    training = yaml.safe_load(Path(task.config).read_text("utf-8"))["training"]
+    training |= {"seed": task.trial.seed, "budget": task.trial.budget}
+    for name, value in task.trial.options.items():
+        section, _, key = name.partition(".")
+        assert section == "training", name
+        training[key] = value
+    return SimpleNamespace(training=SimpleNamespace(**training))
+
+
+if "torch" not in sys.modules and "pytest" not in sys.modules:
+    run_trial._trial_config = _settings_of
 
 
 def log_of(study: Path) -> Path:
@@ -232,31 +252,6 @@ def chatty(config, data, *, train_videos, out, **rest):
     print('{"done": "not a message"}', flush=True)
     os.write(1, b"{broken\n")
     return learn(config, data, train_videos=train_videos, out=out, **rest)
-
-
-def learn_in_earnest(config, data, *, out, progress, **rest):
-    """The real training, and how many threads its process had at most."""
-    import psutil
-    import torch
-
-    from tal_fast.training import run_experiment
-
-    most, process, tries = 0, psutil.Process(), 100
-
-    def watched(event):
-        nonlocal most, tries
-        count = process.num_threads()
-        # A joined thread is listed until the kernel has let it go; those of other work stay.
-        while count > THREADS and tries:
-            time.sleep(0.02)
-            tries -= 1
-            count = process.num_threads()
-        most = max(most, count)
-        progress(event)
-
-    result = run_experiment(config, data, out=out, progress=watched, **rest)
-    _log(out, first=0, pid=os.getpid(), most=most, torch=torch.get_num_threads())
-    return result
 
 
 def rating(seed: int) -> float:

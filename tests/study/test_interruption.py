@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import fake_experiment as fake
-import psutil
 import pytest
 from fake_experiment import run_study
-from processes import HANG, started, wait_for
+from processes import HANG, has_ended, started, wait_for
 
 from tal_fast.errors import TalFastError
 from tal_fast.study.execution.local import LocalPool
@@ -49,13 +48,7 @@ def pids(spec) -> set[int]:
 
 
 def alive(spec) -> list[int]:
-    def runs(pid: int) -> bool:
-        try:
-            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    return [pid for pid in pids(spec) if runs(pid)]
+    return [pid for pid in pids(spec) if not has_ended(pid)]
 
 
 def finished(spec) -> set[str]:

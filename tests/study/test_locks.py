@@ -9,10 +9,12 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from processes import HANG
+from processes import HANG, wait_for
 
+from tal_fast.study.execution import store
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.execution.store import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.sampling import Sample
@@ -116,8 +118,14 @@ def test_who_waits_takes_the_finished_trial(tmp_path, monkeypatch):
         assert go_on.wait(HANG)
         return Result()
 
+    def sleep(seconds: float) -> None:
+        waiting.add(threading.get_ident())
+        time.sleep(seconds)
+
     stands_in(monkeypatch, experiment)
+    monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     records = []
+    waiting: set[int] = set()
 
     def run() -> None:
         records.append(execute_trial(task(tmp_path), dataset=None, wait=HANG))
@@ -126,6 +134,7 @@ def test_who_waits_takes_the_finished_trial(tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     assert inside.wait(HANG)
+    wait_for(lambda: len(waiting) == 2, "those who wait")
     go_on.set()
     for thread in threads:
         thread.join()

@@ -22,7 +22,17 @@ from typing import Any
 import fake_experiment as fake
 import psutil
 import pytest
-from processes import HANG, MARK, kill, kill_marked, marked, short_directory, started, wait_for
+from processes import (
+    HANG,
+    MARK,
+    has_ended,
+    kill,
+    kill_marked,
+    marked,
+    short_directory,
+    started,
+    wait_for,
+)
 
 import tal_fast
 from tal_fast.data import open_dataset
@@ -175,13 +185,6 @@ def step_of(study: Path, trial: str) -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 def nothing_left(study: Path) -> None:
     assert not list((study / "trials").glob(".*"))
     assert not (study / "logs").exists(), (study / "logs" / "ray.log").read_text()
@@ -288,7 +291,7 @@ class TestOnTheCluster:
             wait_for(lambda: step_of(study, victim["trial"]) >= 20, "20 steps")
             nodes.do("kill")
             # The trial's process outlives its node for a moment, in which it could finish.
-            wait_for(lambda: is_gone(victim["pid"]), "the end of the trial's process")
+            wait_for(lambda: has_ended(victim["pid"]), "the end of the trial's process")
         finally:
             fake.tell(study)
             runs.join(HANG)
@@ -371,7 +374,7 @@ class TestOnTheCluster:
         assert driver.returncode == 130, output
         assert "Traceback" not in output
         pids = [call["pid"] for call in starts(study)]
-        wait_for(lambda: not any(map(psutil.pid_exists, pids)), "the end of the trials")
+        wait_for(lambda: all(map(has_ended, pids)), "the end of the trials")
         assert sorted(path.name for path in (study / "trials").iterdir()) == [
             ".p050_r0.partial",
             ".p100_r0.partial",

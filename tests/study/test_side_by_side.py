@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import earnest_experiment as earnest
 import fake_experiment as fake
 from fake_experiment import run_study
 
@@ -30,7 +31,7 @@ def test_two_at_a_time(spec, quiet, no_pictures):
         spec, model="tadtr-small", fractions=(0.5,), repetitions=4, overrides=SMALL, threads=1
     )
     both = replace(spec, out=spec.out.parent / "both", jobs=2)
-    door = "fake_experiment:learn_in_earnest"
+    door = "earnest_experiment:learn_in_earnest"
     run_study(spec, experiment=door, console=quiet)
     run_study(both, experiment=door, console=quiet)
 
@@ -44,4 +45,4 @@ def test_two_at_a_time(spec, quiet, no_pictures):
     assert len(calls) == 4
     assert len({call["pid"] for call in calls} - {os.getpid()}) == 2
     assert {call["torch"] for call in calls} == {1}
-    assert max(call["most"] for call in calls) <= fake.THREADS
+    assert max(call["most"] for call in calls) <= earnest.THREADS

@@ -168,6 +168,7 @@ def _train(task: TrialTask, dataset: Any, partial: Path, progress: Progress | No
             keys = ("stage", "step", "total_steps", "epoch", "epochs")
             progress(task.trial.name, {key: getattr(event, key, None) for key in keys})
 
+    experiment = load_experiment(task.experiment)
     continued = _take_over(partial, header)
     config = _trial_config(task)
     positions = task.sample.positions
@@ -175,7 +176,7 @@ def _train(task: TrialTask, dataset: Any, partial: Path, progress: Progress | No
     started, clock = time.time(), time.perf_counter()
 
     def attempt() -> Any:
-        return load_experiment(task.experiment)(
+        return experiment(
             config,
             dataset,
             train_videos=list(task.train_videos),
