@@ -40,7 +40,7 @@ DOCS := build/docs
 DOCS_BIN := $(DOCS)/venv/bin
 
 .PHONY: help dev build docs test check test-all test-ops-isa test-native cuda-kernels cuda-count \
-	cuda-link gpu-check lint format demo demo-build bench bench-eval bench-loader clean
+	cuda-link gpu-check endurance lint format demo demo-build bench bench-eval bench-loader clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -139,6 +139,13 @@ cuda-link: $(LINK_BIN)/python  ## Link the CUDA kernels against a CUDA build of 
 	  $(LINK_BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation \
 	  --no-deps --target $(LINK)/site .
 	cd $(LINK) && PYTHONPATH=site venv/bin/python $(CURDIR)/tests/cuda/link_check.py
+
+# Hours; what it counted goes into docs/results/endurance and docs/reliability.md.
+# ENDURANCE='studies --scale 0.1' runs a part, or a share of the counts; --resume goes on.
+ENDURANCE ?=
+endurance: build  ## Kill, starve and corrupt everything, and count; ENDURANCE='--scale 0.01' for a sample
+	$(BIN)/python tests/endurance $(ENDURANCE)
+	$(BIN)/python tests/endurance/table.py
 
 # Everything that only a GPU can show, offline, in two calls of 300 and 400 s; GPU_CHECK=--dry-run
 # lists the steps, GPU_CHECK='--call 1' runs the first.

@@ -24,7 +24,7 @@ from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
 from tal_fast.study.execution.local import InProcess, LocalPool
 from tal_fast.study.execution.messages import Executor, Outcome, is_environment_error
-from tal_fast.study.execution.run_trial import BestCheckpoints
+from tal_fast.study.execution.run_trial import BestCheckpoints, remove_left
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
 from tal_fast.study.trial import TrialRecord, TrialTask
@@ -196,6 +196,15 @@ def _check_same(
         )
 
 
+def _remove_empty_logs(logs: Path) -> None:
+    """Removes the logs of a run that was killed before it could see that nothing was in them."""
+    with contextlib.suppress(OSError):
+        for log in logs.glob("*.log"):
+            if log.stat().st_size == 0:
+                log.unlink()
+        logs.rmdir()  # where nothing else is in it
+
+
 class _Study:
     """The directory of a study while this process runs it.
 
@@ -213,6 +222,8 @@ class _Study:
         if study is not None:
             _check_same(plan, study, facts, console)
         self.records = store.scan_trials(self._out / store.TRIALS, plan.hash)
+        remove_left(self._out / store.TRIALS, self.records)
+        _remove_empty_logs(self._out / "logs")
         self._runs = [] if study is None else list(study["runs"])
         self.answer: list[str] = []
         for note in plan.notes:

@@ -2,13 +2,12 @@
 """Checkpoints: what prediction needs, and what going on with a training needs.
 
 Files hold tensors and plain values only and are read with ``weights_only=True``: loading one never
-runs code. They are written under a temporary name and renamed, so a killed run leaves the last
-complete one.
+runs code. They are written under a temporary name, synced and renamed, so a killed run or a
+power cut leaves the last complete one.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tal_fast.data.files import file_in_one_step
 from tal_fast.data.unpickling import torch_globals
 from tal_fast.errors import ConfigError, TrainingError, listing
 from tal_fast.models import Detector, detector_of
@@ -43,15 +43,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: the file cannot be written (disk full, no permission).
     """
-    temporary = path.with_name(path.name + ".partial")
     try:
-        with open(temporary, "wb") as file:
+        with file_in_one_step(path, sync=True) as file:
             torch.save({"format": _FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
 
 

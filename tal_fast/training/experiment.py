@@ -15,6 +15,7 @@ import torch
 
 from tal_fast.averaging import Scores
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.files import file_in_one_step
 from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models.base import Detector
@@ -155,8 +156,8 @@ def _describe(config: ExperimentConfig, out: Path) -> None:
     }
     try:
         save_config(config, out / "config.yaml")
-        text = json.dumps(description, indent=2) + "\n"
-        (out / "environment.json").write_text(text, "utf-8")
+        with file_in_one_step(out / "environment.json") as file:
+            file.write((json.dumps(description, indent=2) + "\n").encode())
     except OSError as error:
         raise TrainingError(f"cannot write to {out}: {error}") from error
 
@@ -271,7 +272,8 @@ def _test(
     )
     try:
         metrics = json.dumps({**result.to_dict(), "evaluation": evaluations[first]}, indent=2)
-        (out / "metrics.json").write_text(metrics + "\n", "utf-8")
+        with file_in_one_step(out / "metrics.json") as file:
+            file.write((metrics + "\n").encode())
     except OSError as error:
         raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error
     return result

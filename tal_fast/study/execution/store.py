@@ -94,7 +94,7 @@ def read_data_facts(out: Path) -> dict[str, Any] | None:
 
 def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
     """Writes ``data.json``, which tells a later run whether the data has changed."""
-    write_text_atomically(out / _DATA_FILE, json.dumps(facts, indent=1) + "\n")
+    write_text_atomically(out / _DATA_FILE, json.dumps(facts, indent=1) + "\n", sync=True)
 
 
 def check_same_data(
@@ -174,7 +174,7 @@ def write_study(
         "settings": dict(settings),
         "runs": runs,
     }
-    write_text_atomically(out / _STUDY_FILE, yaml.safe_dump(study, sort_keys=False))
+    write_text_atomically(out / _STUDY_FILE, yaml.safe_dump(study, sort_keys=False), sync=True)
 
 
 def _trial_directories(root: Path) -> Iterator[Path]:
