@@ -93,10 +93,10 @@ def _measured(
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
     if until is not None and not 0.0 < until <= 1.0:
         raise ConfigError(f"--until: expected a fraction above 0 and at most 1, got {until:g}")
-    found = read_curve(study, curve, repetitions=table.repetitions, form=table.form())
+    measured = read_curve(study, curve, repetitions=table.repetitions, form=table.form())
     if deviation is not None:
-        found = found.with_deviation(deviation)
-    return found if until is None else found.until(percent(until))
+        measured = measured.with_deviation(deviation)
+    return measured if until is None else measured.until(percent(until))
 
 
 def _of(curve: str | None) -> tuple[str, ...]:
@@ -192,11 +192,11 @@ def study_extrapolate(
     measured.require_rising()
     check_times(measured, times)
     ensemble = build_ensemble(measured, fit.chosen(), replicates=fit.draws, seed=fit.seed)
-    found = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
-    _show(tables.extrapolation_table(found))
-    print(tables.extrapolation_line(found))
-    show_notes(found.notes)
-    content = tables.extrapolation_dict(found)
+    extrapolation = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
+    _show(tables.extrapolation_table(extrapolation))
+    print(tables.extrapolation_line(extrapolation))
+    show_notes(extrapolation.notes)
+    content = tables.extrapolation_dict(extrapolation)
     write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import extrapolation_picture

@@ -141,8 +141,8 @@ def predict(
 
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
-    found = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
-    typer.echo(f"{len(found)} detections in {len(found.videos)} videos\n{out}")
+    detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
+    typer.echo(f"{len(detections)} detections in {len(detections.videos)} videos\n{out}")
     if any(len(dataset.annotations.videos[name].labels) for name in names):
         say_next("tal-fast", "evaluate", "--annotations", data, "--split", split,
                  "--predictions", out)  # fmt: skip

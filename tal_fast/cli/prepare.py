@@ -104,10 +104,10 @@ def _classes(given: str) -> list[str]:
             names = file.read_text("utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise ConfigError(f"--classes: {file}: expected text in UTF-8: {error}") from None
-    found = [name.strip() for name in names if name.strip()]
-    if not found or len(set(found)) != len(found):
+    classes = [name.strip() for name in names if name.strip()]
+    if not classes or len(set(classes)) != len(classes):
         raise ConfigError(f"--classes: expected one or more names, each once, got {given!r}")
-    return found
+    return classes
 
 
 def _own_choice(

@@ -191,9 +191,9 @@ def profile_machine(
 
     from tal_fast.profiling.ceilings import ceiling_table, machine_ceilings
 
-    found = machine_ceilings(fresh=fresh)
-    Console().print(ceiling_table(found))
-    write_json(json_out, found)
+    ceilings = machine_ceilings(fresh=fresh)
+    Console().print(ceiling_table(ceilings))
+    write_json(json_out, ceilings)
     say_next(
         "tal-fast", "profile", "model", "--model", "tadtr", "--channels", 2048, "--classes", 20
     )
@@ -365,12 +365,12 @@ def _external(tool: str, training: list[str], out: Path | None) -> None:
     from tal_fast.profiling.external import folder_of, run_external
 
     folder = folder_of(training, out)
-    found = run_external(tool, training, folder, typer.echo)
-    for note in found.notes:
+    outcome = run_external(tool, training, folder, typer.echo)
+    for note in outcome.notes:
         say(f"note: {note}")
-    if found.reason is not None:
-        say(f"note: nothing from {tool}: {found.reason}")
-    for name, rows in found.tables.items():
+    if outcome.reason is not None:
+        say(f"note: nothing from {tool}: {outcome.reason}")
+    for name, rows in outcome.tables.items():
         typer.echo(f"\n{name}")
         for row in rows:
             typer.echo("  " + "  ".join(str(cell) for cell in row.values()))
@@ -417,12 +417,12 @@ def profile_compare(
 
     from tal_fast.profiling.compare import compare, comparison_tables, write_comparison
 
-    found = compare(folders, force=force)
+    comparison = compare(folders, force=force)
     console = Console()
-    for table in comparison_tables(found):
+    for table in comparison_tables(comparison):
         _widen(console, table)
         console.print(table)
     if out is not None:
-        for path in write_comparison(found, out):
+        for path in write_comparison(comparison, out):
             typer.echo(path)
     say_next("tal-fast", "profile", "machine")

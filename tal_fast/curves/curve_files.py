@@ -136,8 +136,8 @@ def study_thresholds(path: str | Path) -> tuple[float, ...]:
             columns = file.readline().strip().split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source}: cannot be read: {error}") from error
-    found = (re.fullmatch(r"(?:map|mean)_(\d+(?:\.\d+)?)", column) for column in columns)
-    return tuple(float(match[1]) for match in found if match)
+    matches = (re.fullmatch(r"(?:map|mean)_(\d+(?:\.\d+)?)", column) for column in columns)
+    return tuple(float(match[1]) for match in matches if match)
 
 
 def _of_study(rows: Rows, repetitions: int | None) -> list[LearningCurve]:

@@ -75,7 +75,7 @@ def drawn_curves(
     check_confidence(confidence)
     if times is not None and not 0.0 < times < math.inf:
         raise ConfigError(f"--times: expected a positive number, got {times:g}")
-    found = []
+    drawn = []
     for curve in curves:
         first, last = (float(curve.share[i]) for i in (0, -1)) if len(curve) else (1.0, 1.0)
         end = last
@@ -109,8 +109,8 @@ def drawn_curves(
                 notes += [*curve.remarks(), f"no interval; the line is {family} alone"]
         except DataError as error:
             notes.append(f"no line: {error}")
-        found.append(DrawnCurve(curve, x, y, low, high, family, tuple(notes)))
-    return found
+        drawn.append(DrawnCurve(curve, x, y, low, high, family, tuple(notes)))
+    return drawn
 
 
 def drawn_dict(drawn: Sequence[DrawnCurve]) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ def panel_figure(panels: int, *, lines: int, columns: int = 2) -> tuple[Any, lis
     room = _LEGEND_ROW * -(-lines // 2)
     high, top = high + room, top + room
     figure = _new_figure((columns * wide, rows * high))
-    found = []
+    artists = []
     for index in range(panels):
         row, column = divmod(index, columns)
         axes = figure.add_axes(
@@ -132,8 +132,8 @@ def panel_figure(panels: int, *, lines: int, columns: int = 2) -> tuple[Any, lis
         )
         axes.set_gid(f"panel{index}")
         _style(axes, 10.5)
-        found.append(axes)
-    return figure, found
+        artists.append(axes)
+    return figure, artists
 
 
 def label_panel(axes: Any, title: str, x: str, y: str) -> None:
@@ -267,7 +267,7 @@ def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) ->
     left, top, width, height = map(float, root.get("viewBox", "").split())
     wide, high = (width - left) / columns, (height - top) / rows
     shared = [child for child in root if child.tag == f"{{{_SVG}}}defs"]
-    found = []
+    svgs = []
     for index, title in enumerate(titles):
         row, column = divmod(index, columns)
         box = f"{column * wide:g} {row * high:g} {wide:g} {high:g}"
@@ -277,9 +277,9 @@ def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) ->
         if index == 0:
             part.extend(shared)
         part.append(panels[f"panel{index}"])
-        found.append(part)
-    slim(found, ids)
-    return [ElementTree.tostring(part, encoding="unicode") for part in found]
+        svgs.append(part)
+    slim(svgs, ids)
+    return [ElementTree.tostring(part, encoding="unicode") for part in svgs]
 
 
 def save_pictures(

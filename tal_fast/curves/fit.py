@@ -251,7 +251,7 @@ def refine(curve: LearningCurve, fit: BatchFit) -> tuple[Floats, float]:
     start = np.concatenate((fit.a[:1], fit.b[: 1 if family.affine else 0], fit.theta[0]))
     # scipy wants a start strictly inside; one step of rounding is enough.
     start = np.clip(start, np.nextafter(low, np.inf), np.nextafter(high, -np.inf))
-    found = least_squares(
+    fitted = least_squares(
         residuals,
         start,
         jacobian,
@@ -262,7 +262,7 @@ def refine(curve: LearningCurve, fit: BatchFit) -> tuple[Floats, float]:
         gtol=1e-12,
         max_nfev=200,
     )
-    return found.x, float(2.0 * found.cost)
+    return fitted.x, float(2.0 * fitted.cost)
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class TableForm:
         known = [one.name for one in fields(cls)]
         given: dict[str, str | float] = {}
         for word in words:
-            key, found, value = word.partition("=")
-            if not found or key not in known:
+            key, equals, value = word.partition("=")
+            if not equals or key not in known:
                 raise ConfigError(
                     f"--table: expected one of {', '.join(f'{name}=...' for name in known)}, "
                     f"got {word!r}{nearest(key, known)}"

@@ -200,15 +200,15 @@ def _level(curve: LearningCurve, share: float) -> CurvePoint | None:
 
 
 def _common_levels(curves: Sequence[LearningCurve]) -> list[float]:
-    found = set(np.round(curves[0].share, 6))
+    levels = set(np.round(curves[0].share, 6))
     for curve in curves[1:]:
-        found &= set(np.round(curve.share, 6))
-    if not found:
+        levels &= set(np.round(curve.share, 6))
+    if not levels:
         raise DataError(
             f"{', '.join(curve.name for curve in curves)}: expected a level of p that all have, "
             "got none"
         )
-    return sorted(float(share) for share in found)
+    return sorted(float(share) for share in levels)
 
 
 class _Resampled:

@@ -100,14 +100,14 @@ def _thinned(match: re.Match[str]) -> str:
 
 def _one_font(root: ElementTree.Element) -> None:
     """Gives the drawing the family that all its texts have."""
-    found = re.compile(r"font-family:([^;]*);?")
-    texts = [e for e in root.iter(f"{_SVG}text") if found.search(e.get("style", ""))]
-    if len({found.findall(e.attrib["style"])[0] for e in texts}) != 1:
+    font = re.compile(r"font-family:([^;]*);?")
+    texts = [e for e in root.iter(f"{_SVG}text") if font.search(e.get("style", ""))]
+    if len({font.findall(e.attrib["style"])[0] for e in texts}) != 1:
         return
     # matplotlib's list ends with families that hardly any machine has.
     root.set("font-family", "DejaVu Sans, system-ui, sans-serif")
     for element in texts:
-        element.set("style", found.sub("", element.attrib["style"]).strip(";"))
+        element.set("style", font.sub("", element.attrib["style"]).strip(";"))
 
 
 def _fewer_groups(parent: ElementTree.Element) -> None:

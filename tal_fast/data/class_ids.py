@@ -111,7 +111,7 @@ def ordered_classes(
         class_ids: their numbers.
         listed: a list of classes that counts what it names, also without an annotation.
     """
-    found = set(labels)
-    if class_ids.complete and found.issuperset(listed or ()):
-        return tuple(sorted(found, key=class_ids.numbers.__getitem__))
-    return (*(listed or ()), *sorted(found.difference(listed or ())))
+    names = set(labels)
+    if class_ids.complete and names.issuperset(listed or ()):
+        return tuple(sorted(names, key=class_ids.numbers.__getitem__))
+    return (*(listed or ()), *sorted(names.difference(listed or ())))

@@ -105,13 +105,13 @@ def evaluate(
         else:
             truth = read_ground_truth(ground_truth, subset, dialect=rules, strict=strict)
         if isinstance(predictions, Detections):
-            found = predictions
-            found.check()
+            detections = predictions
+            detections.check()
         else:
-            found = read_results(predictions, allow_pickle=allow_pickle)
+            detections = read_results(predictions, allow_pickle=allow_pickle)
         problem = pair(
             truth,
-            found,
+            detections,
             rules,
             subset=subset,
             strict=strict,
@@ -121,8 +121,8 @@ def evaluate(
     if len(truth.label) == 0:
         where = "" if subset is None else f" in subset {subset!r}"
         raise DataError(f"{truth.origin}: expected at least one annotation{where}, got none")
-    if len(found) == 0 and not isinstance(predictions, Detections) and not strict:
-        raise DataError(f"{found.origin}: expected at least one prediction, got none")
+    if len(detections) == 0 and not isinstance(predictions, Detections) and not strict:
+        raise DataError(f"{detections.origin}: expected at least one prediction, got none")
     return _run(problem, thresholds)
 
 

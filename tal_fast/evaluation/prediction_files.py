@@ -78,8 +78,8 @@ def _from_content(origin: str, content: Any) -> Detections:
     results = content.get("results") if isinstance(content, Mapping) else None
     if not isinstance(results, Mapping):
         mapping = isinstance(content, Mapping)
-        found = sorted(map(str, content))[:5] if mapping else type(content).__name__
-        raise DataError(f"{origin}: expected an object with an object 'results', got {found}")
+        keys = sorted(map(str, content))[:5] if mapping else type(content).__name__
+        raise DataError(f"{origin}: expected an object with an object 'results', got {keys}")
     records: list[Any] = []
     sizes: list[int] = []
     videos: dict[str, None] = {}
@@ -152,10 +152,10 @@ def _from_records(
 def _from_columns(origin: str, content: Any) -> Detections:
     keys = ("video-id", "t-start", "t-end", "label", "score")
     if not isinstance(content, Mapping) or not all(key in content for key in keys):
-        found = (
+        got = (
             sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         )
-        raise DataError(f"{origin}: expected columns {', '.join(keys)}, got {found}")
+        raise DataError(f"{origin}: expected columns {', '.join(keys)}, got {got}")
     columns = {key: as_array(f"{origin}: column {key}", content[key]) for key in keys}
     sizes = {key: list(column.shape) for key, column in columns.items()}
     if any(len(size) != 1 or size != sizes["score"] for size in sizes.values()):

@@ -128,5 +128,5 @@ class Evaluator:
         """
         place = {video: i for i, video in enumerate(self._truth.videos)}
         names = sorted(self._found, key=lambda video: (place.get(video, len(place)), video))
-        found = Detections.concatenate([self._found[name] for name in names])
-        return evaluate(self._truth, found, self._thresholds, self._subset, **self._options)
+        detections = Detections.concatenate([self._found[name] for name in names])
+        return evaluate(self._truth, detections, self._thresholds, self._subset, **self._options)

@@ -103,11 +103,11 @@ class Comparison:
         self.profiles = list(profiles)
         self.differences: list[str] = []
         for key in _MACHINE:
-            found = dict.fromkeys(
+            kinds = dict.fromkeys(
                 str(own.get("environment", {}).get(key)) for _, own in self.profiles
             )
-            if len(found) > 1:
-                self.differences.append(f"{key}: {'; '.join(found)}")
+            if len(kinds) > 1:
+                self.differences.append(f"{key}: {'; '.join(kinds)}")
         self.disturbed = [name for name, own in self.profiles if _is_disturbed(own)]
 
     @property
@@ -132,16 +132,16 @@ def compare(folders: Sequence[str | Path], *, force: bool = False) -> Comparison
         raise ConfigError(f"compare: expected two profiles or more, got {len(paths)}")
     if len(set(paths)) < len(paths):
         raise ConfigError("compare: expected different profiles, got one twice")
-    found = Comparison(list(zip(_names(paths), map(read_profile, paths), strict=True)))
-    for folder, (_, own) in zip(folders, found.profiles, strict=True):
+    comparison = Comparison(list(zip(_names(paths), map(read_profile, paths), strict=True)))
+    for folder, (_, own) in zip(folders, comparison.profiles, strict=True):
         if not {"phases", "lengths"} & own.keys():
             raise DataError(f"{folder}: its profile has neither steps nor lengths to compare")
-    if not force and not found.of_one_machine:
+    if not force and not comparison.of_one_machine:
         raise ConfigError(
-            f"compare: the profiles are of different machines ({', '.join(found.differences)}): "
+            f"compare: the profiles are of different machines ({', '.join(comparison.differences)}): "
             f"{argument('force', True)} compares their shares of each machine's ceilings"
         )
-    return found
+    return comparison
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

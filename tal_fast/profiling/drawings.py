@@ -58,12 +58,12 @@ def _number(row: Row, name: str) -> float | None:
 def _rates(rows: Sequence[Row], name: str) -> list[float] | None:
     """Returns how fast a sum grows between samples; None where the system did not say."""
     values = [(_number(row, "time"), _number(row, name)) for row in rows]
-    found = []
+    rates = []
     for (t0, first), (t1, last) in itertools.pairwise(values):
         if t0 is None or t1 is None or first is None or last is None:
             return None
-        found.append(max(0.0, last - first) / max(t1 - t0, 1e-9))
-    return found
+        rates.append(max(0.0, last - first) / max(t1 - t0, 1e-9))
+    return rates
 
 
 def _titled(axes: Any, title: str, x: str, y: str) -> None:

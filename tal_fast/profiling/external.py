@@ -243,14 +243,14 @@ def run_external(
     path = shutil.which(name)
     known = None if path is None else _help_of(tool)
     command, notes = external_command(tool, arguments, file, known)
-    found = Found(_shell(tool, command), notes=notes)
-    said(found.command)
+    outcome = Found(_shell(tool, command), notes=notes)
+    said(outcome.command)
     if path is None:
-        found.reason = f"{name} is not installed, or not on PATH"
+        outcome.reason = f"{name} is not installed, or not on PATH"
     else:
-        _run(tool, command, arguments, file, found, said)
-    _keep(folder, name, found)
-    return found
+        _run(tool, command, arguments, file, outcome, said)
+    _keep(folder, name, outcome)
+    return outcome
 
 
 def _shell(tool: Tool, command: Sequence[str]) -> str:

@@ -194,8 +194,8 @@ def _passive(
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return f"it failed: {lines[-1] if lines else f'exit {done.returncode}'}"
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Took(found["wall"], found["cpu"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return Took(told["wall"], told["cpu"])
 
 
 def _entry(text: str, took: Took | None, base: Took | None, reason: str) -> dict[str, Any]:

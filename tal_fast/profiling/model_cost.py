@@ -162,10 +162,10 @@ def model_cost(
     for length in lengths:
         if length < 1:
             raise ConfigError(f"lengths: expected at least 1 row, got {length}")
-    found = recipe(name)
-    timing = timing_of(found.detector, name, fps, stride)
+    chosen = recipe(name)
+    timing = timing_of(chosen.detector, name, fps, stride)
     config = load_config(preset=name, overrides=settings)
-    model = _on_meta(found.detector, name, channels, classes, config)
+    model = _on_meta(chosen.detector, name, channels, classes, config)
     batch = config.training.batch_size if batch is None else batch
     sizes: dict[str, int] = {}
     for parameter, number in ((n, p.numel()) for n, p in model.named_parameters()):
@@ -177,7 +177,7 @@ def model_cost(
     parameters = sum(sizes.values())
     return ModelCost(
         name=name,
-        detector=f"{found.detector.__module__}:{found.detector.__qualname__}",
+        detector=f"{chosen.detector.__module__}:{chosen.detector.__qualname__}",
         channels=channels,
         classes=classes,
         parameters=parameters,

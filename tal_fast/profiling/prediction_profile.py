@@ -144,13 +144,13 @@ def clips_of_data(model: Detector, data: TALDataset, videos: Sequence[str]) -> l
     order = sorted(range(len(clips)), key=lambda index: int(clips.lengths[index]))
     places = [order[(len(order) - 1) * i // (_LENGTHS - 1)] for i in range(_LENGTHS)]
     by_length = {int(clips.lengths[index]): index for index in places}
-    found = []
+    clip_inputs = []
     with FeatureLoader(clips, 1, rank=0, world_size=1) as loader:
         for index in by_length.values():
             loader.resume(0, index)
             batch = next(iter(loader))
-            found.append(ClipInput(batch.features.clone(), batch.mask.clone(), batch.lengths[0]))
-    return found
+            clip_inputs.append(ClipInput(batch.features.clone(), batch.mask.clone(), batch.lengths[0]))
+    return clip_inputs
 
 
 def profile_prediction(

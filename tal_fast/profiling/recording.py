@@ -134,8 +134,8 @@ def recorded(out: Path, setting: Setting, *, steps: int, warm_up: int = 10) -> I
     finally:
         recording.stop()
         if recording.steps.records:
-            found = kept_ceilings() if content is None else content
-            write_profile(out, profile_files(recording, found))
+            ceilings = kept_ceilings() if content is None else content
+            write_profile(out, profile_files(recording, ceilings))
 
 
 def start_recording(setting: Setting, *, steps: int, warm_up: int) -> Recording:

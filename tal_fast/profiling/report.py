@@ -50,15 +50,15 @@ def read_profile(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "profile.json"
     try:
-        found: Any = json.loads(path.read_text("utf-8"))
+        profile: Any = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}: expected a profile") from error
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(found, dict) or found.get("format") not in FORMATS:
-        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+    if not isinstance(profile, dict) or profile.get("format") not in FORMATS:
+        got = profile.get("format") if isinstance(profile, dict) else type(profile).__name__
         raise DataError(f"{path}: expected a profile of format {FORMAT}, got {got!r}")
-    return found
+    return profile
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -60,12 +60,12 @@ _FIGURES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 
 
 def _at(profile: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
-    found: Any = profile
+    value: Any = profile
     for key in path:
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             return None
-        found = found[key]
-    return found if isinstance(found, Mapping) else None
+        value = value[key]
+    return value if isinstance(value, Mapping) else None
 
 
 def figure_text(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -86,9 +86,9 @@ def figure_rows(profile: Mapping[str, Any]) -> dict[str, list[tuple[str, str, st
     for title, rows in _FIGURES.items():
         shown = []
         for name, path in rows:
-            found = _at(profile, path)
-            if found is not None:
-                shown.append((name, *figure_text(found)))
+            figures = _at(profile, path)
+            if figures is not None:
+                shown.append((name, *figure_text(figures)))
         if shown:
             tables[title] = shown
     return tables

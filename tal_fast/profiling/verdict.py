@@ -87,7 +87,7 @@ def verdict_of(profile: Mapping[str, Any]) -> Verdict:
         raise DataError(f"profile: expected format {FORMAT}, got {profile.get('format')!r}")
     if "phases" not in profile:
         raise DataError("profile: expected that of a training, got one without phases")
-    found = (
+    verdict = (
         _machine(profile)
         or _data(profile)
         or _host(profile)
@@ -95,7 +95,7 @@ def verdict_of(profile: Mapping[str, Any]) -> Verdict:
         or _limited(profile)
         or _work(profile)
     )
-    return replace(found, notes=(*found.notes, *_notes(profile)))
+    return replace(verdict, notes=(*verdict.notes, *_notes(profile)))
 
 
 def _notes(profile: Mapping[str, Any]) -> tuple[str, ...]:

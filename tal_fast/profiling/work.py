@@ -111,9 +111,9 @@ def work_of(
     order = sorted(kinds, key=lambda kind: -kinds[kind]["time"]["value"])
     limited = {"compute": 0.0, "memory": 0.0}
     for row in rows:
-        found = _roof(row, limits)
-        if found is not None and row.kind != DISPATCH:
-            limited[found[0]] += row.time
+        roof = _roof(row, limits)
+        if roof is not None and row.kind != DISPATCH:
+            limited[roof[0]] += row.time
     launches = statistics.median(step.launches for step in steps)
     flops, touched = sum(row.flops for row in rows), sum(row.bytes for row in rows)
     peak = value_of(limits, "flops")
@@ -172,7 +172,7 @@ def _kind(rows: Sequence[OpRow], total: float, limits: Mapping[str, Any]) -> dic
         sum(row.flops for row in rows),
         sum(row.bytes for row in rows),
     )
-    found = _roof(sums, limits) if sums.kind != DISPATCH else None
+    roof = _roof(sums, limits) if sums.kind != DISPATCH else None
     why = "no bytes were counted, or no ceiling was measured"
     return {
         "calls": figure(sums.calls, "per step", "counter"),
@@ -180,8 +180,8 @@ def _kind(rows: Sequence[OpRow], total: float, limits: Mapping[str, Any]) -> dic
         "share": figure(sums.time / total if total else 0.0, "of the time", "clock"),
         "flops": figure(sums.flops, "FLOP", "formula"),
         "bytes": figure(sums.bytes, "bytes", "formula"),
-        "limit": found[0] if found else None,
-        "roof": figure(found[1] if found else None, "of the limit", "formula", why),
+        "limit": roof[0] if roof else None,
+        "roof": figure(roof[1] if roof else None, "of the limit", "formula", why),
     }
 
 
@@ -209,8 +209,8 @@ def ops_csv(rows: Sequence[OpRow], limits: Mapping[str, Any]) -> str:
          "flops_per_byte", "limit", "share_of_limit"),
     ]  # fmt: skip
     for row in rows:
-        found = _roof(row, limits) if row.kind != DISPATCH else None
-        limit, reached = found if found is not None else (None, None)
+        roof = _roof(row, limits) if row.kind != DISPATCH else None
+        limit, reached = roof if roof is not None else (None, None)
         device = None if row.device_seconds is None else 1e3 * row.device_seconds
         lines.append(
             (row.op, row.kind, row.calls, 1e3 * row.seconds, device, row.time / total, row.flops,

@@ -165,9 +165,9 @@ class TrialRecord:
         modes = self.result.get("ema") or {"off": self.result}
         return {
             mode: Scores(
-                float(found["average_map"]), found["map_per_threshold"], found.get("held_out")
+                float(scored["average_map"]), scored["map_per_threshold"], scored.get("held_out")
             )
-            for mode, found in modes.items()
+            for mode, scored in modes.items()
         }
 
     def told(self, name: str) -> float | None:

@@ -166,7 +166,7 @@ def _raw_files(where: str, dataset: Any, properties: Any) -> list[str]:
     """HDF5 looks for them in the current directory, unless the environment says where."""
     (prefix,) = _prefixes("HDF5_EXTFILE_PREFIX", dataset)[:1] or [""]
     left = dataset.get_storage_size()
-    found = []
+    files = []
     for number in range(properties.get_external_count()):
         name, offset, size = properties.get_external(number)
         path = os.path.join(prefix, os.fsdecode(name))
@@ -180,8 +180,8 @@ def _raw_files(where: str, dataset: Any, properties: Any) -> list[str]:
                 f"{where}: its raw file {path}: expected {offset + part} bytes, got {there}"
             )
         left -= part
-        found.append(path)
-    return found
+        files.append(path)
+    return files
 
 
 def _virtual_sources(

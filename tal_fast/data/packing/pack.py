@@ -348,7 +348,7 @@ class _Packer:
 
     def _sources(self, video: str) -> list[list[int]]:
         """Returns size and time of change of each file that a video comes from."""
-        found = []
+        sources = []
         for stream in self.opened:
             try:
                 paths = stream.files(video)
@@ -361,8 +361,8 @@ class _Packer:
                     raise DataError(
                         f"video {video!r}: {path}: {error.strerror or error}"
                     ) from error
-                found.append([status.st_size, status.st_mtime_ns])
-        return found
+                sources.append([status.st_size, status.st_mtime_ns])
+        return sources
 
     def _finish(self, shards: list[Shard], resumed: int) -> PackReport:
         everything = [about for shard in shards for about in shard.values()]

@@ -189,11 +189,11 @@ def existing_shards(folder: Path) -> list[Shard]:
     Raises:
         DataError: if one is broken, none of ours, or missing between others.
     """
-    found = sorted(folder.glob("features-*.safetensors"))
-    for number, path in enumerate(found, 1):
+    shards_there = sorted(folder.glob("features-*.safetensors"))
+    for number, path in enumerate(shards_there, 1):
         if path.name != shard_name(number):
             raise DataError(f"{folder}: expected {shard_name(number)} before {path.name}")
-    return [_metadata(path) for path in found]
+    return [_metadata(path) for path in shards_there]
 
 
 def write_index(folder: Path, shards: list[Shard], facts: Mapping[str, Any]) -> Path:

@@ -41,13 +41,13 @@ class Faults:
     def findings(self) -> tuple[Finding, ...]:
         """Returns one finding per kind, errors first."""
         rank = {"error": 0, "warning": 1, "accepted": 2}
-        found = []
+        findings = []
         for key, count in self._counts.items():
             check, severity, message = key
             if severity == "error" and check in self._accepted:
                 severity = "accepted"
-            found.append(Finding(check, severity, count, message, tuple(self._examples[key])))
-        return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
+            findings.append(Finding(check, severity, count, message, tuple(self._examples[key])))
+        return tuple(sorted(findings, key=lambda finding: rank[finding.severity]))
 
 
 def classes_of(

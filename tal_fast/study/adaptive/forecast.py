@@ -75,8 +75,8 @@ class Forecast:
         Over the last value where p = 100 % was measured, as extrapolations have it.
         """
         if self.curve.share[-1] >= ALL:
-            found = extrapolate(self.curve, times, confidence=confidence, ensemble=self._ensemble)
-            return (found.gain, *found.gain_interval)
+            forecast = extrapolate(self.curve, times, confidence=confidence, ensemble=self._ensemble)
+            return (forecast.gain, *forecast.gain_interval)
         values = self._ensemble.sample(np.array([ALL, times * ALL]))
         gains = (values[:, 1] - values[:, 0])[:, None]
         tail = (1.0 - confidence) / 2.0

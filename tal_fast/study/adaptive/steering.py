@@ -102,9 +102,9 @@ def other_curve(path: Path, plan: StudyPlan) -> LearningCurve:
             f"{differences(there, here)}; if its test videos are the same all the same (other "
             f"features), give its table: --compare-with {path / 'trials.csv'}"
         )
-    found = scan_trials(path / TRIALS, study["hash"])
+    records = scan_trials(path / TRIALS, study["hash"])
     curve = _curve(
-        {name: record for name, record in found.items() if _same_curve(record, plan)}, str(path)
+        {name: record for name, record in records.items() if _same_curve(record, plan)}, str(path)
     )
     if curve is None:
         raise DataError(

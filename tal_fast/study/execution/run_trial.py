@@ -89,10 +89,10 @@ def _remove(partial: Path) -> None:
 def _take_over(partial: Path, header: dict[str, Any]) -> bool:
     """Makes ``partial`` ready for this trial; returns whether it holds work to continue."""
     try:
-        found = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
+        header_there = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if found == header:
+        header_there = None
+    if header_there == header:
         return True
     _empty(partial)
     write_text_atomically(partial / _HEADER, json.dumps(header, indent=1))
@@ -307,8 +307,8 @@ def why_not_kept(path: Path) -> str | None:
         wanted = "all" if path.suffix == ".pt" else "predictions"
         return f"{path}: this trial was run with --keep metrics, which keeps none; {again} {wanted}"
     level = record.name.rpartition("_r")[0]
-    found = sorted(path.parent.parent.glob(f"{level}_r*/{path.name}"))
-    best = f" ({found[0]})" if found else ""
+    kept = sorted(path.parent.parent.glob(f"{level}_r*/{path.name}"))
+    best = f" ({kept[0]})" if kept else ""
     return (
         f"{path}: this trial was run with --keep predictions, which keeps the weights of the best "
         f"trial of its level{best}; {again} all"

@@ -108,25 +108,25 @@ def _fit(curve: LearningCurve) -> dict[str, Any]:
     from tal_fast.curves.extrapolation import extrapolate
     from tal_fast.curves.fit import fit_curve
 
-    found: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
+    fitted: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
     ensemble = None
     share = last = float(curve.share[-1])
     try:
         fit = fit_curve(curve, replicates=DRAWS)
-        found["fit"] = fit_dict(fit)
+        fitted["fit"] = fit_dict(fit)
         titles = {one.family.name: one.family.title for one in fit.families}
-        for row in found["fit"]["families"]:
+        for row in fitted["fit"]["families"]:
             row["title"] = titles[row["family"]]
         require_spread(curve)
         ensemble = join_families(curve, fit.replicates, fit.backtest, np.random.default_rng(1))
         result = extrapolate(curve, _TIMES * part(last), confidence=_CONFIDENCE, ensemble=ensemble)
-        found["extrapolation"] = extrapolation_dict(result)
+        fitted["extrapolation"] = extrapolation_dict(result)
         share = result.share
     except TalFastError as error:
-        found["problems"].append(str(error))
-    if found["fit"] is not None:
-        found["drawing"] = lines_of(curve, _best_families(fit), ensemble, share, _CONFIDENCE)
-    return _rounded(found)
+        fitted["problems"].append(str(error))
+    if fitted["fit"] is not None:
+        fitted["drawing"] = lines_of(curve, _best_families(fit), ensemble, share, _CONFIDENCE)
+    return _rounded(fitted)
 
 
 def _read_fits(path: Path) -> dict[str, Any]:
@@ -232,10 +232,10 @@ def _made_before(out: Path, key: str) -> dict[str, Path] | None:
             head = file.read(_HEAD)
     except (OSError, UnicodeDecodeError):
         return None
-    found = re.search(r'<meta name="made-from" content="(\w+) ([^"]+)">', head)
-    if found is None or found[1] != key:
+    mark = re.search(r'<meta name="made-from" content="(\w+) ([^"]+)">', head)
+    if mark is None or mark[1] != key:
         return None
-    files = {name: out / name for name in found[2].split()}
+    files = {name: out / name for name in mark[2].split()}
     if not all(path.is_file() for path in files.values()):
         return None
     return {("fits" if name == FITS_FILE else name): path for name, path in files.items()} | {

@@ -61,14 +61,14 @@ def shown_dots(points: Sequence[CurvePoint], curves: int = 1) -> list[tuple[floa
         curves: how many curves the picture has.
     """
     share = _share_of_dots(curves, len(points))
-    found = []
+    dots = []
     for point in points:
         values = sorted(point.trainings)
         if len(values) > share:
             last = len(values) - 1
             values = [values[round(last * rank / (share - 1))] for rank in range(share)]
-        found += [(point.share, value) for value in values]
-    return found
+        dots += [(point.share, value) for value in values]
+    return dots
 
 
 def _limits(axes: Any, curves: Sequence[Sequence[CurvePoint]]) -> None:

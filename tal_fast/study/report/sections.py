@@ -219,10 +219,10 @@ def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     rows = []
     for family, title in titles.items():
-        found = [cell.get(family) for cell in cells]
-        ranks = [cell["rank"] for cell in found if cell]
+        values = [cell.get(family) for cell in cells]
+        ranks = [cell["rank"] for cell in values if cell]
         if ranks:
-            rows.append({"family": title, "cells": found, "mean": math.fsum(ranks) / len(ranks)})
+            rows.append({"family": title, "cells": values, "mean": math.fsum(ranks) / len(ranks)})
     return sorted(rows, key=lambda row: row["mean"])
 
 
@@ -235,8 +235,8 @@ def _table(columns: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
     cells = [_at(comparison) for _, comparison in columns]
     rows = []
     for share in sorted({share for cell in cells for share in cell}):
-        found = [cell.get(share) for cell in cells]
-        rows.append({"share": share, "cells": found, "any": next(f for f in found if f)})
+        values = [cell.get(share) for cell in cells]
+        rows.append({"share": share, "cells": values, "any": next(f for f in values if f)})
     return {"names": [name for name, _ in columns], "rows": rows}
 
 
