@@ -139,17 +139,17 @@ def study_fit(
     else:
         curves = [read_curve(study, curve, repetitions=table.repetitions, form=form)]
     fits, failures = [], {}
-    for one in curves:
+    for measured in curves:
         try:
-            fits.append(fit_curve(one, chosen, replicates=fit.draws, seed=fit.seed))
+            fits.append(fit_curve(measured, chosen, replicates=fit.draws, seed=fit.seed))
         except DataError as error:
-            failures[one.name] = str(error)
+            failures[measured.name] = str(error)
     for fitted in fits:
         _show(fit_table(fitted), *([backtest_table(fitted)] if errors else []))
         show_notes(f"{fitted.curve.name}: {note}" for note in fitted.notes)
     if fits:
-        content = {"fits": [fit_dict(fitted) for fitted in fits], "failures": failures}
-        write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
+        numbers = {"fits": [fit_dict(fitted) for fitted in fits], "failures": failures}
+        write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import fit_picture
 
@@ -196,12 +196,12 @@ def study_extrapolate(
     _show(tables.extrapolation_table(extrapolation))
     print(tables.extrapolation_line(extrapolation))
     show_notes(extrapolation.notes)
-    content = tables.extrapolation_dict(extrapolation)
-    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
+    numbers = tables.extrapolation_dict(extrapolation)
+    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import extrapolation_picture
 
-        _write_picture(picture, extrapolation_picture(ensemble, content))
+        _write_picture(picture, extrapolation_picture(ensemble, numbers))
     given = given_options(table, part, fit)
     say_next("tal-fast", "study", "plan", "--study", study, *_of(curve), "--goal", f"{times:g}",
              *given)  # fmt: skip
@@ -304,7 +304,7 @@ def study_plan(
     check_compared(compared, [pilot, *others])
     if others:
         pairs = zip(compared, [pilot, *others], strict=True)
-        pilot, *others = told_apart([(path, [one]) for (path, _), one in pairs])
+        pilot, *others = told_apart([(path, [pilot_curve]) for (path, _), pilot_curve in pairs])
     if goal is None:
         goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
     check_times(pilot, goal, "--goal")
@@ -328,9 +328,9 @@ def study_plan(
         print("\n".join(ranking_tables.ranking_lines(ranking)))
         notes += ranking.notes
     show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
-    content = tables.plan_dict(target=plan, **trials)
+    numbers = tables.plan_dict(target=plan, **trials)
     if ranking is not None:
-        content["ranking"] = ranking_tables.ranking_dict(ranking)
-    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
+        numbers["ranking"] = ranking_tables.ranking_dict(ranking)
+    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
     _picture_of_target(picture, plan, pilot.name)
     say_draw(study, [*_of(curve), *given_options(table)])

@@ -100,9 +100,9 @@ def study_draw(
     figure = draw_lines(drawn, confidence=confidence, **vars(look))
     for file in picture:
         print(f"picture: {save_figure(figure, file)}")
-    show_notes(f"{one.curve.name}: {note}" for one in drawn for note in one.notes)
-    content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
-    write_json(json_out, {**content, "curves": drawn_dict(drawn)}, indent=1)
+    show_notes(f"{line.curve.name}: {note}" for line in drawn for note in line.notes)
+    numbers = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
+    write_json(json_out, {**numbers, "curves": drawn_dict(drawn)}, indent=1)
     first = [curve for _, curves in read[:1] for curve in curves]
     if not say_after_curves("plan", study[0], first, given_options(table, bootstrap)):
         say_open(picture[0])

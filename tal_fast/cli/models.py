@@ -287,13 +287,13 @@ def evaluate(
 
     result = run(predictions)
     typer.echo(result.table())
-    content = result.to_dict()
+    scores = result.to_dict()
     other = None if more.against is None else run(more.against)
-    _more_numbers(result, other, more, content)
+    _more_numbers(result, other, more, scores)
     analysis = None
     if more.errors or more.report is not None:
         analysis = evaluation.analyse_errors(result)
-        content["errors"] = analysis.to_dict()
+        scores["errors"] = analysis.to_dict()
         if more.errors:
             typer.echo(f"\n{analysis.table()}")
     for note in result.notes:
@@ -308,7 +308,7 @@ def evaluate(
             replicates=more.replicates or 1000,
         )
         typer.echo(f"\npage: {page}")
-    write_json(more.json_out, content)
+    write_json(more.json_out, scores)
     if is_dataset(annotations):
         say_next("tal-fast", "study", "run", "--data", annotations,
                  "--out", free_place("results/first"))  # fmt: skip

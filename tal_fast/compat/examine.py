@@ -130,4 +130,6 @@ class Examiner:
 
 def _user_modules() -> list[ModuleType]:
     modules = list(sys.modules.values())
-    return [module for module in modules if isinstance(module, ModuleType) and is_user_module(module)]
+    return [
+        module for module in modules if isinstance(module, ModuleType) and is_user_module(module)
+    ]

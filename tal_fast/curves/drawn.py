@@ -104,7 +104,9 @@ def drawn_curves(
                 fit = fit_curve(curve)
                 ranks = [name for name, _ in fit.backtest.ranking() if name != LAST]
                 family = ranks[0] if ranks else fit.families[0].family.name
-                points = next(one for one in fit.replicates if one.family.name == family).point
+                points = next(
+                    replicate for replicate in fit.replicates if replicate.family.name == family
+                ).point
                 y = np.clip(points(x)[0], 0.0, CEILING)
                 notes += [*curve.remarks(), f"no interval; the line is {family} alone"]
         except DataError as error:
@@ -117,10 +119,10 @@ def drawn_dict(drawn: Sequence[DrawnCurve]) -> list[dict[str, Any]]:
     """Returns the numbers of a picture for JSON."""
     return [
         {
-            "curve": curve_dict(one.curve),
-            "family": one.family,
-            **plain({key: getattr(one, key).tolist() for key in ("x", "y", "low", "high")}),
-            "notes": list(one.notes),
+            "curve": curve_dict(line.curve),
+            "family": line.family,
+            **plain({key: getattr(line, key).tolist() for key in ("x", "y", "low", "high")}),
+            "notes": list(line.notes),
         }
-        for one in drawn
+        for line in drawn
     ]

@@ -160,19 +160,19 @@ class Backtest:
         NaN if it predicted nothing.
         """
         errors = self.errors[name]
-        own = _predicted(errors)
+        predicted = _predicted(errors)
         common = self.common
-        if not own.any() or not common.any():
+        if not predicted.any() or not common.any():
             return math.nan
-        if own[common].all():
+        if predicted[common].all():
             return _root_mean_square(errors[common])
         ratios = [
-            _root_mean_square(other[common]) / _root_mean_square(other[own])
+            _root_mean_square(other[common]) / _root_mean_square(other[predicted])
             for key, other in self.errors.items()
-            if key not in (name, LAST) and _predicted(other)[common | own].all()
+            if key not in (name, LAST) and _predicted(other)[common | predicted].all()
         ]
         harder = math.exp(np.mean(np.log(ratios))) if ratios else 1.0
-        return _root_mean_square(errors[own]) * harder
+        return _root_mean_square(errors[predicted]) * harder
 
     def own_cuts(self, name: str) -> int:
         """Returns from how many cuts a family predicted."""

@@ -88,8 +88,8 @@ def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float |
     if len(draws) < 2:
         return math.sqrt(within), None
     between = _variance([_mean(values) for values in draws])
-    own = within / statistics.harmonic_mean([len(values) for values in draws])
-    return math.sqrt(within), math.sqrt(max(0.0, between - own))
+    of_training = within / statistics.harmonic_mean([len(values) for values in draws])
+    return math.sqrt(within), math.sqrt(max(0.0, between - of_training))
 
 
 @dataclass(frozen=True)

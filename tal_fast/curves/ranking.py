@@ -244,8 +244,8 @@ class _Resampled:
                 off, new = _again(values, rows)
                 scale = together
             else:
-                own = rng.integers(point.n, size=(_RESAMPLED, point.n + MOST_TRAININGS))
-                off, new = _alone(curve, point, own, rng)
+                drawn = rng.integers(point.n, size=(_RESAMPLED, point.n + MOST_TRAININGS))
+                off, new = _alone(curve, point, drawn, rng)
                 pooled = int(np.maximum(curve.repetitions - 1, 0).sum())
                 scale = _t_scale(point.n - 1 if point.n > 1 else pooled, rng)
             assert scale is not None

@@ -62,8 +62,8 @@ def _slim_attributes(element: ElementTree.Element) -> None:
 
 
 def _rounded(match: re.Match[str]) -> str:
-    text = f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    shortened = f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+    return "0" if shortened == "-0" else shortened
 
 
 def _path(text: str) -> str:
@@ -147,8 +147,8 @@ def _one_path_of_grid(parent: ElementTree.Element) -> None:
 def _short_ids(drawings: Sequence[ElementTree.Element], name: str) -> None:
     """Numbers the ids that are referred to."""
     elements = [element for root in drawings for element in root.iter()]
-    own = [element.attrib["id"] for element in elements if "id" in element.attrib]
-    numbers = {text: f"{name}i{number}" for number, text in enumerate(own)}
+    ids = [element.attrib["id"] for element in elements if "id" in element.attrib]
+    numbers = {identifier: f"{name}i{number}" for number, identifier in enumerate(ids)}
     for element in elements:
         for key, value in element.attrib.items():
             if key == "id":

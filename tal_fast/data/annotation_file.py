@@ -184,8 +184,8 @@ def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple
     """Returns (name for messages, content, repeated videos)."""
     if isinstance(source, Mapping):
         return what, source, ()
-    origin, text = read_bytes(source, what)
-    content, repeats = parse_with_repeats(origin, text)
+    origin, raw = read_bytes(source, what)
+    content, repeats = parse_with_repeats(origin, raw)
     refused = [repeat for repeat in repeats if not (allow_repeated and repeat.video)]
     if refused:
         raise repeated_keys(origin, refused)

@@ -50,13 +50,13 @@ def collect_class_ids(
             without += 1
             missing = missing or f"video {video!r}, annotation {position} ({label!r})"
             continue
-        own = ids.setdefault(label, value)
+        first_id = ids.setdefault(label, value)
         other = names.setdefault(value, label)
-        if own != value or other != label:
+        if first_id != value or other != label:
             doubtful |= {label, other}
             contradiction = contradiction or (
                 f"video {video!r}, annotation {position}: label {label!r} with label_id {value} "
-                f"contradicts label_id {own} of {other!r} elsewhere in the file"
+                f"contradicts label_id {first_id} of {other!r} elsewhere in the file"
             )
     ordered = [tuple(names) for names in lists if names is not None]
     places = [{name: i for i, name in enumerate(names)} for names in ordered]

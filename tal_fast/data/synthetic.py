@@ -325,7 +325,7 @@ class _World:
             x = rng.standard_normal((*shape, channels)).astype(np.float32)
             return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), dtype=np.float32)
 
-        own, pair = directions(classes), directions(len(LOOK_ALIKES))
+        of_class, pair = directions(classes), directions(len(LOOK_ALIKES))
         pair_of = np.zeros(classes, dtype=np.int64)
         mate = np.zeros(classes, dtype=np.int64)
         for i, names in enumerate(LOOK_ALIKES):
@@ -333,7 +333,7 @@ class _World:
             pair_of[[a, b]] = i
             mate[[a, b]] = b, a
         # Look-alikes share a third of their pattern's energy.
-        middle = np.sqrt(0.67) * own + np.sqrt(0.33) * pair[pair_of]
+        middle = np.sqrt(0.67) * of_class + np.sqrt(0.33) * pair[pair_of]
         edge = directions(2, classes)
         shared_edge = directions(2)[:, None]
         self.motion = directions(1)[0]

@@ -41,8 +41,8 @@ def array_globals() -> dict[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 try:
-                    content = importlib.import_module(home)
-                    names = {n: getattr(content, n) for n in _NAMES if hasattr(content, n)}
+                    home_module = importlib.import_module(home)
+                    names = {n: getattr(home_module, n) for n in _NAMES if hasattr(home_module, n)}
                 except ImportError:
                     continue
             functions.update({f"{module}.{name}": value for name, value in names.items()})

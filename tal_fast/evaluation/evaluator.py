@@ -311,8 +311,8 @@ def _compact(truth: Ints, found: Ints) -> tuple[Ints, Ints, int]:
     if low >= 0 and high < 4 * len(both) + 1024:
         used = np.zeros(high + 1, dtype=bool)
         used[both] = True
-        number = np.cumsum(used) - 1
-        return number[truth], number[found], int(number[-1]) + 1
+        position = np.cumsum(used) - 1
+        return position[truth], position[found], int(position[-1]) + 1
     names, inverse = np.unique(both, return_inverse=True)
     inverse = inverse.astype(np.int64, copy=False)
     return inverse[: len(truth)], inverse[len(truth) :], len(names)

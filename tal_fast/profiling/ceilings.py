@@ -87,7 +87,7 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
             return kept
     before = (time.perf_counter(), time.process_time(), procfs.machine_cpu())
     ceilings = [asdict(ceiling) for ceiling in measure_ceilings()]
-    content = {
+    measured = {
         "format": FORMAT,
         "time": time.time(),
         "environment": machine,
@@ -95,8 +95,8 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
         "ceilings": ceilings,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(cache, json.dumps(content, indent=2) + "\n")
-    return content
+    write_text_atomically(cache, json.dumps(measured, indent=2) + "\n")
+    return measured
 
 
 def kept_ceilings(cache: Path | None = None) -> dict[str, Any] | None:
@@ -116,12 +116,12 @@ def _cache_file() -> Path:
 
 def _kept(cache: Path, machine: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        content: Any = json.loads(cache.read_text("utf-8"))
-        age = time.time() - content["time"]
-        fits = content["format"] == FORMAT and content["environment"] == machine
+        measured: Any = json.loads(cache.read_text("utf-8"))
+        age = time.time() - measured["time"]
+        fits = measured["format"] == FORMAT and measured["environment"] == machine
     except (OSError, ValueError, KeyError, TypeError):  # not there, or no such file of ours
         return None
-    return content if fits and 0 <= age < _DAY else None
+    return measured if fits and 0 <= age < _DAY else None
 
 
 def measure_ceilings(seconds: float = 0.5) -> list[Ceiling]:
@@ -241,9 +241,9 @@ def _last_cache() -> int:
     """Returns the bytes of the largest cache of a core, or a guess."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text("ascii").strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) << 10)
+        size = file.read_text("ascii").strip()
+        if size.endswith("K") and size[:-1].isdigit():
+            sizes.append(int(size[:-1]) << 10)
     return max(sizes, default=_NO_CACHE)
 
 
@@ -319,7 +319,7 @@ def ceiling_table(content: dict[str, Any]) -> Table:
     table.add_column("ceiling", no_wrap=True)
     for name in ("threads", "best", "median", "unit"):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-    for one in content["ceilings"]:
-        best, median = (f"{one[key]:.1f}" for key in ("best", "median"))
-        table.add_row(one["name"], str(one["threads"]), best, median, one["unit"])
+    for ceiling in content["ceilings"]:
+        best, median = (f"{ceiling[key]:.1f}" for key in ("best", "median"))
+        table.add_row(ceiling["name"], str(ceiling["threads"]), best, median, ceiling["unit"])
     return table

@@ -337,8 +337,8 @@ def _nsys(file: Path) -> tuple[dict[str, Rows], list[str]]:
         if rows:
             tables[report] = rows
         else:
-            text = (done.stderr or done.stdout).strip().splitlines()
-            notes.append(f"no {report}: {text[-1] if text else 'nothing was recorded'}")
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            notes.append(f"no {report}: {lines[-1] if lines else 'nothing was recorded'}")
     return tables, notes
 
 

@@ -44,8 +44,8 @@ def value_of(profile: Mapping[str, Any] | None, *path: str) -> Any:
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:
     """Returns rows as CSV; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(
         [["" if value is None else value for value in row] for row in rows]
     )
-    return text.getvalue()
+    return buffer.getvalue()

@@ -183,8 +183,8 @@ def step_ops(events: Iterable[Any]) -> list[StepOps]:
         if not step.ops:
             continue
         time = mark.time_range
-        own = [e for e in elsewhere if time.start <= e.time_range.start < time.end]
-        _walk([e for e in own if e.thread != mark.thread], None, step)
+        of_step = [e for e in elsewhere if time.start <= e.time_range.start < time.end]
+        _walk([e for e in of_step if e.thread != mark.thread], None, step)
         ops.append(step)
     return ops
 
@@ -219,12 +219,12 @@ def _op_of(name: str) -> str | None:
     Where Python registered the gradient, the kernel of ``tal_fast::x`` runs under a generated name.
     """
     if name.startswith(_GENERATED):
-        own, _, backward = name.removeprefix(_GENERATED).rpartition("_default")
-        return f"tal_fast::{own}{'_backward' if backward else ''}"
-    space, separator, own = name.partition("::")
+        op, _, backward = name.removeprefix(_GENERATED).rpartition("_default")
+        return f"tal_fast::{op}{'_backward' if backward else ''}"
+    space, separator, op = name.partition("::")
     if not separator or space in ("autograd", "profiler") or not hasattr(torch.ops, space):
         return None
-    packet = getattr(getattr(torch.ops, space), own, None)
+    packet = getattr(getattr(torch.ops, space), op, None)
     if packet is None:
         return None
     # Variants that write into a given tensor are no composites where the op is one.

@@ -149,7 +149,9 @@ def clips_of_data(model: Detector, data: TALDataset, videos: Sequence[str]) -> l
         for index in by_length.values():
             loader.resume(0, index)
             batch = next(iter(loader))
-            clip_inputs.append(ClipInput(batch.features.clone(), batch.mask.clone(), batch.lengths[0]))
+            clip_inputs.append(
+                ClipInput(batch.features.clone(), batch.mask.clone(), batch.lengths[0])
+            )
     return clip_inputs
 
 
@@ -209,13 +211,15 @@ def profile_prediction(
     others = procfs.others_since(*before)
     said("measuring the machine")
     ceilings = machine_ceilings()
-    number = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     limits = roofs(
-        ceilings, products=products, amp=setting.amp, threads=number, device=setting.device
+        ceilings, products=products, amp=setting.amp, threads=threads_before, device=setting.device
     )
     # On a busy machine the clock says more of others than of one thread's work.
     busy = others is not None and others > DISTURBING * usable_cores()
-    rates_by = "CPU time" if busy and number == 1 and setting.device.type == "cpu" else "clock"
+    rates_by = (
+        "CPU time" if busy and threads_before == 1 and setting.device.type == "cpu" else "clock"
+    )
     for entry in entries:
         _against(entry, limits, rates_by)
     profile = {
@@ -253,11 +257,11 @@ def _sizes(model: Detector, setting: Setting) -> dict[str, Any]:
 def _repeated(model: Detector, setting: Setting, clip: ClipInput, repeats: int) -> _Runs:
     runs = _Runs()
     end = time.perf_counter() + _PATIENCE
-    for number in range(_WARM_UP + repeats):
+    for repeat in range(_WARM_UP + repeats):
         late = time.perf_counter() > end and len(runs.cpu) >= 3
         if late:
             break
-        kept = runs if number >= _WARM_UP else _Runs()
+        kept = runs if repeat >= _WARM_UP else _Runs()
         began = time.process_time()
         _run(model, setting, clip, kept)
         kept.cpu.append(time.process_time() - began)

@@ -45,7 +45,7 @@ def roofs(
     with with_threads(threads):
         measured = [product_ceiling(s, dtype, threads, _SECONDS, device) for s in shapes]
         bandwidth = _bandwidth(content, threads, device)
-    best = max(measured, key=lambda one: one.best)
+    best = max(measured, key=lambda ceiling: ceiling.best)
     call = None
     if content is not None:
         found = [c["best"] for c in content["ceilings"] if c["name"] == "call of add"]
@@ -56,7 +56,8 @@ def roofs(
         "dtype": amp,
         "device": str(device),
         "products": [
-            {"name": one.name, "best": figure(one.best, one.unit, "clock")} for one in measured
+            {"name": ceiling.name, "best": figure(ceiling.best, ceiling.unit, "clock")}
+            for ceiling in measured
         ],
         "flops": figure(best.best, "GFLOP/s", "clock"),
         "bytes": figure(bandwidth, "GB/s", "clock", why),
@@ -106,8 +107,8 @@ def work_of(
     on_gpu = any(row.device_seconds is not None for row in rows)
     kinds: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(row.kind for row in rows):
-        own = [row for row in rows if row.kind == kind]
-        kinds[kind] = _kind(own, total, limits)
+        of_kind = [row for row in rows if row.kind == kind]
+        kinds[kind] = _kind(of_kind, total, limits)
     order = sorted(kinds, key=lambda kind: -kinds[kind]["time"]["value"])
     limited = {"compute": 0.0, "memory": 0.0}
     for row in rows:
@@ -225,17 +226,21 @@ def kind_table(work: Mapping[str, Any]) -> Table:
     table.add_column("kind of work", no_wrap=True)
     for name in ("share", "ms", "calls", "GFLOP", "MB", "FLOP/B", "limit", "of it"):
         table.add_column(name, justify="left" if name == "limit" else "right", no_wrap=True)
-    for kind, own in (work["kinds"] or {}).items():
-        flops, touched, roof = own["flops"]["value"], own["bytes"]["value"], own["roof"]["value"]
+    for kind, figures in (work["kinds"] or {}).items():
+        flops, touched, roof = (
+            figures["flops"]["value"],
+            figures["bytes"]["value"],
+            figures["roof"]["value"],
+        )
         table.add_row(
             kind,
-            f"{own['share']['value']:.0%}",
-            f"{own['time']['value']:.1f}",
-            f"{own['calls']['value']:.0f}",
+            f"{figures['share']['value']:.0%}",
+            f"{figures['time']['value']:.1f}",
+            f"{figures['calls']['value']:.0f}",
             f"{flops / 1e9:.2f}",
             f"{touched / 1e6:.1f}",
             f"{flops / touched:.1f}" if touched else "-",
-            own["limit"] or "-",
+            figures["limit"] or "-",
             "-" if roof is None else f"{roof:.0%}" if roof <= 1 else f"{roof:.0%}, from cache",
         )
     return table

@@ -169,13 +169,13 @@ def _raise_failures(out: Path, failed: list[Outcome]) -> None:
     first = failed[0]
     assert first.error is not None
     more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-    text = (
+    message = (
         f"trial {first.trial} failed: {first.error}{more}; details in "
         f"{_failure_log(out, first)}; finished trials are kept, and the same command runs what is "
         "missing"
     )
     kind = type(first.error) if isinstance(first.error, (DataError, ConfigError)) else TalFastError
-    raise kind(text) from first.error
+    raise kind(message) from first.error
 
 
 def _check_same(
@@ -432,8 +432,8 @@ def _kept_starts(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> li
     p, most = max(kept.items(), key=lambda one: one[1])
     return [
         f"the averaged weights keep more than {100 * NOTED_START:g} % of their random start at "
-        f"{len(kept)} of {len(starts)} shares, {100 * most:.0f} % at {100 * p:g} % of the data: the "
-        "curve shows short trainings as well as little data. Compare with --ema off,plain or "
+        f"{len(kept)} of {len(starts)} shares, {100 * most:.0f} % at {100 * p:g} % of the data: "
+        "the curve shows short trainings as well as little data. Compare with --ema off,plain or "
         "--budget steps"
     ]
 

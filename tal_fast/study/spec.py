@@ -231,7 +231,7 @@ class StudyPlan:
         ones, so that at the end no process waits long for the last one.
         """
         spec = self.spec
-        found = []
+        ordered = []
         for repetition in range(spec.repetitions):
             for training in range(spec.seeds):
                 some = [
@@ -249,8 +249,8 @@ class StudyPlan:
                     for sampling in spec.samplings
                     for budget in self.budgets
                 ]
-                found += sorted(some, key=lambda trial: trial.cost, reverse=True)
-        return found
+                ordered += sorted(some, key=lambda trial: trial.cost, reverse=True)
+        return ordered
 
     def _options(self, budget: str) -> dict[str, Any]:
         missing = budget == "convergence" and self.holdout == 0.0

@@ -206,9 +206,9 @@ class TrialRecord:
         if missing is not None:
             raise DataError(f"{where}: expected the fields of a trial, {missing!r} is missing")
         result = content["result"]
-        for mode, one in (("", result), *result.get("ema", {}).items()):
+        for mode, scored in (("", result), *result.get("ema", {}).items()):
             for key in ("average_map", "map_per_threshold"):
-                if key not in one:
+                if key not in scored:
                     place = f"result.ema.{mode}" if mode else "result"
                     raise DataError(f"{where}: expected {place}.{key}, found none")
         try:

@@ -232,11 +232,11 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
         ConfigError: a text has another form.
     """
     overrides: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
+    for override in texts:
+        key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"override {text!r}: expected section.field=value")
-        overrides[key.strip()] = parse_yaml(value, f"override {text!r}", ConfigError)
+            raise ConfigError(f"override {override!r}: expected section.field=value")
+        overrides[key.strip()] = parse_yaml(value, f"override {override!r}", ConfigError)
     return overrides
 
 

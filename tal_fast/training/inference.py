@@ -262,9 +262,9 @@ class _Found:
         video = owners[clips[kept.indices]].numpy()
         segments = kept.segments.numpy()
         if not config.nms_clipped:
-            for number in np.unique(video):
-                mine = video == number
-                segments[mine] = self._within(segments[mine], self._videos[number])
+            for video_number in np.unique(video):
+                mine = video == video_number
+                segments[mine] = self._within(segments[mine], self._videos[video_number])
         start, end = np.ascontiguousarray(segments.T)
         return Detections(
             videos=self._videos,

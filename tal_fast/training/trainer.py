@@ -237,7 +237,7 @@ class Trainer:
         self._saving = (ended - began, ended)
 
     def _write_state(self, random: list[Any]) -> None:
-        content = {
+        state = {
             "identity": self._identity(),
             "data": self._facts,
             **self.stepper.state_dict(),
@@ -250,7 +250,7 @@ class Trainer:
             "log": self.log,
             "sums": self.sums,
         }
-        write_checkpoint(self.out / "resume.pt", content)
+        write_checkpoint(self.out / "resume.pt", state)
 
     def _saved_state(self) -> dict[str, Any] | None:
         """Returns the state to go on from; the first process alone reads it."""

@@ -149,8 +149,8 @@ class Hdf5File:
         """
         dataset = self._open(name)
         paths = {file_of(dataset), *other_files(self._where(name), dataset)}
-        own = os.path.realpath(self.path)
-        return sorted(path for path in paths if os.path.realpath(path) != own)
+        this_file = os.path.realpath(self.path)
+        return sorted(path for path in paths if os.path.realpath(path) != this_file)
 
     def _where(self, name: str) -> str:
         return f"{self.path}: dataset {name!r}"

@@ -141,8 +141,8 @@ def read_store_index(path: str) -> dict[str, str]:
     Raises:
         DataError: if the index cannot be read or is not such an index.
     """
-    _, content = read_json(path, "index of shards")
-    shards = content.get("weight_map") if isinstance(content, Mapping) else None
+    _, index = read_json(path, "index of shards")
+    shards = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(shards, Mapping) or not all(
         isinstance(file, str) and os.path.basename(file) == file for file in shards.values()
     ):

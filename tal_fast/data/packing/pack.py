@@ -188,8 +188,8 @@ def _check_arguments(
                 f"pack: expected {name} among {', '.join(known)}, got {value!r}"
                 f"{nearest(value, known)}"
             )
-    number = isinstance(reduce, int) and not isinstance(reduce, bool) and reduce >= 0
-    if reduce not in (None, "mean") and not number:
+    is_crop = isinstance(reduce, int) and not isinstance(reduce, bool) and reduce >= 0
+    if reduce not in (None, "mean") and not is_crop:
         raise ConfigError(
             f"pack: expected reduce 'mean' or the number of a crop from 0 on, got {reduce!r}"
         )

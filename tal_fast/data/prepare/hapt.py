@@ -250,7 +250,9 @@ def _check_counts(source: Path, annotations: Annotations, training: int) -> None
     expected = (RECORDINGS, TRAINING, TEST, SEGMENTS, CLASSES)
     if counted != expected:
         words = "{} recordings, {} training and {} test, {} segments, {} labels"
-        raise DataError(f"{source}: expected {words.format(*expected)}; got {words.format(*counted)}")
+        raise DataError(
+            f"{source}: expected {words.format(*expected)}; got {words.format(*counted)}"
+        )
 
 
 def _statistics(signals: list[Signal]) -> tuple[Signal, Signal]:

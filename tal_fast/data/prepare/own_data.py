@@ -203,13 +203,13 @@ def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> Annot
         rate = table.fps.get(name)
         per_second = 1.0
         if unit == "frames":
-            own = rate or fps
-            if own is None:
+            frames_per_second = rate or fps
+            if frames_per_second is None:
                 raise ConfigError(
                     f"unit: frames become seconds by their rate; expected fps for video {name!r} "
                     "(a column fps, or one for all)"
                 )
-            per_second = own
+            per_second = frames_per_second
         instances = tuple(
             AnnotatedInstance(
                 at, row.label, None, (row.start / per_second, row.end / per_second), None

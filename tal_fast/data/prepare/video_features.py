@@ -185,9 +185,9 @@ def _check_arguments(features: FeatureChoice, repairs: Repairs) -> None:
     ):
         if value not in known:
             raise ConfigError(f"prepare: expected {name} among {', '.join(known)}, got {value!r}")
-    for name, number in (("stride", features.stride), ("frames", features.frames)):
-        if not number > 0:
-            raise ConfigError(f"prepare: expected {name} > 0, got {number}")
+    for name, count in (("stride", features.stride), ("frames", features.frames)):
+        if not count > 0:
+            raise ConfigError(f"prepare: expected {name} > 0, got {count}")
 
 
 def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str]:

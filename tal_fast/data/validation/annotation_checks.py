@@ -115,11 +115,11 @@ def annotation_faults(
                            f"{where}: {item.label!r}{nearest(item.label, known)}")  # fmt: skip
             if item.label_id is not None:
                 other = names_by_id.setdefault(item.label_id, item.label)
-                number = ids_by_name.setdefault(item.label, item.label_id)
-                if other != item.label or number != item.label_id:
+                class_id = ids_by_name.setdefault(item.label, item.label_id)
+                if other != item.label or class_id != item.label_id:
                     faults.add("label", "error", "label and label_id contradict another annotation",
                                f"{where}: {item.label!r} with {item.label_id}, elsewhere "
-                               f"{other!r} with {number}")  # fmt: skip
+                               f"{other!r} with {class_id}")  # fmt: skip
             start, end = span
             segment = f"{where}: [{start:g}, {end:g}]"
             if end <= start:

@@ -122,8 +122,8 @@ def timing_faults(
         return None, []
     rows = np.array([extents[name].rows for name in names], dtype=np.float64)
     seconds = np.array([videos[name].duration for name in names], dtype=np.float64)
-    own = [videos[name].rate for name in names]
-    own_fps = None if None in own else np.array(own, dtype=np.float64)
+    rates = [videos[name].rate for name in names]
+    own_fps = None if None in rates else np.array(rates, dtype=np.float64)
     fps = own_fps if given.fps is None else np.full_like(rows, given.fps)
     assert fps is not None
     over, wrong = disagreement(rows, seconds, fps, given.stride, given.frames)

@@ -89,10 +89,10 @@ def _remove(partial: Path) -> None:
 def _take_over(partial: Path, header: dict[str, Any]) -> bool:
     """Makes ``partial`` ready for this trial; returns whether it holds work to continue."""
     try:
-        header_there = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
+        begun = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        header_there = None
-    if header_there == header:
+        begun = None
+    if begun == header:
         return True
     _empty(partial)
     write_text_atomically(partial / _HEADER, json.dumps(header, indent=1))
@@ -102,8 +102,8 @@ def _take_over(partial: Path, header: dict[str, Any]) -> bool:
 def _trial_config(task: TrialTask) -> Any:
     from tal_fast.training.config import load_config
 
-    own = {"training.seed": task.trial.seed, "training.budget": task.trial.budget}
-    return load_config(task.config, overrides={**own, **task.trial.options})
+    of_trial = {"training.seed": task.trial.seed, "training.budget": task.trial.budget}
+    return load_config(task.config, overrides={**of_trial, **task.trial.options})
 
 
 def execute_trial(

@@ -158,9 +158,9 @@ def _compare(cells: Scores, first: Key, second: Key, *, paired: bool) -> Compari
     differences = []
     for share in sorted(set(cells[first]) & set(cells[second])):
         sides = cells[first][share], cells[second][share]
-        one = _paired(share, *sides) if paired else _apart(share, *sides)
-        if one is not None:
-            differences.append(one)
+        difference = _paired(share, *sides) if paired else _apart(share, *sides)
+        if difference is not None:
+            differences.append(difference)
     return Comparison(first, second, tuple(differences)) if differences else None
 
 
@@ -187,7 +187,7 @@ def compare(scores: Scores, curves: Sequence[LearningCurve], by: str) -> list[Co
     keys = [key_of(curve) for curve in curves]
     pairs = _against_first(keys, LABELS.index(by))
     comparisons = (_compare(scores, *pair, paired=by != "sampling") for pair in pairs)
-    return [one for one in comparisons if one is not None]
+    return [comparison for comparison in comparisons if comparison is not None]
 
 
 @dataclass(frozen=True)

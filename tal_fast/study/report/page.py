@@ -76,11 +76,11 @@ def fitting_order(curves: Sequence[LearningCurve]) -> list[LearningCurve]:
 
 
 def _fit_key(curve: LearningCurve) -> str:
-    content = [
+    key_parts = [
         [curve.name, tal_fast.__version__, _FITS_FORMAT, DRAWS, _TIMES],
         [[point.share, *point.draws] for point in curve.points],
     ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()
 
 
 def _rounded(value: Any) -> Any:
@@ -97,9 +97,12 @@ def _rounded(value: Any) -> Any:
 def _best_families(fit: CurveFit) -> list[Replicates]:
     """Returns the families to draw: those that predicted best, then those that fit best."""
     ranks = {name: rank for rank, (name, _) in enumerate(fit.backtest.ranking())}
-    best = sorted(fit.families, key=lambda one: (ranks.get(one.family.name, len(ranks)), one.rmse))
-    fits = {one.family.name: one for one in fit.replicates}
-    return [fits[one.family.name] for one in best[:_FAMILIES_DRAWN]]
+    best = sorted(
+        fit.families,
+        key=lambda replicate: (ranks.get(replicate.family.name, len(ranks)), replicate.rmse),
+    )
+    fits = {replicate.family.name: replicate for replicate in fit.replicates}
+    return [fits[replicate.family.name] for replicate in best[:_FAMILIES_DRAWN]]
 
 
 def _fit(curve: LearningCurve) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def _fit(curve: LearningCurve) -> dict[str, Any]:
     try:
         fit = fit_curve(curve, replicates=DRAWS)
         fitted["fit"] = fit_dict(fit)
-        titles = {one.family.name: one.family.title for one in fit.families}
+        titles = {family_fit.family.name: family_fit.family.title for family_fit in fit.families}
         for row in fitted["fit"]["families"]:
             row["title"] = titles[row["family"]]
         require_spread(curve)
@@ -132,9 +135,9 @@ def _fit(curve: LearningCurve) -> dict[str, Any]:
 def _read_fits(path: Path) -> dict[str, Any]:
     """Returns the fits found before by key; none where the file is not there or of another kind."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] == _FITS_FORMAT:
-            return {one["key"]: one for one in content["curves"]}
+        kept_fits = json.loads(path.read_text(encoding="utf-8"))
+        if kept_fits["format"] == _FITS_FORMAT:
+            return {entry["key"]: entry for entry in kept_fits["curves"]}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # it holds nothing that cannot be found again
     return {}
@@ -171,13 +174,13 @@ def fit_curves(
             results[name] = {"key": key, "name": curve.name, **_fit(curve)}
         else:
             left_out.append(name)
-    content = {
+    file_content = {
         "format": _FITS_FORMAT,
         "draws": DRAWS,
         "confidence": _CONFIDENCE,
         "curves": list(results.values()),
     }
-    write_text_atomically(path, json.dumps(content) + "\n")
+    write_text_atomically(path, json.dumps(file_content) + "\n")
     return results, left_out, path
 
 
@@ -221,8 +224,8 @@ def _key(
 ) -> str:
     """Returns a hash of all that a report is made from."""
     trials = [[record.name, record.seconds, record.sample.missing_classes] for record in records]
-    content = [tal_fast.__version__, fits, study, repr(curves), trials]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    key_parts = [tal_fast.__version__, fits, study, repr(curves), trials]
+    return hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()
 
 
 def _made_before(out: Path, key: str) -> dict[str, Path] | None:
@@ -315,11 +318,11 @@ def write_report(
         "averages": sections.averages_section(scores, curves, decay),
     }
     samplings = sections.samplings_section(scores, curves)
-    found, left_out, file = fit_curves(out, curves, most=fits)
+    made, left_out, file = fit_curves(out, curves, most=fits)
     pictures = _Pictures(out)
     drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
-    _draw(pictures, curves, drawn, found, subtitle)
-    text = _render(
+    _draw(pictures, curves, drawn, made, subtitle)
+    html = _render(
         page,
         study,
         curves,
@@ -332,15 +335,15 @@ def write_report(
         },
         samplings=samplings,
         decay=decay,
-        summary=sections.summary_rows(curves, found),
+        summary=sections.summary_rows(curves, made),
         made_from=" ".join([key, file.name, *pictures.files]),
-        fits={**sections.fits_section(found, left_out), "draws": DRAWS},
+        fits={**sections.fits_section(made, left_out), "draws": DRAWS},
         **compared,
     )
     return {
         **pictures.files,
         "fits": file,
-        "page": write_text_atomically(out / _PAGE, text),
+        "page": write_text_atomically(out / _PAGE, html),
     }
 
 

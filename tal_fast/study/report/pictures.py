@@ -256,10 +256,10 @@ def comparison_picture(
     """
     figure, rows = panel_figure(len(panels), lines=max(len(lines) for *_, lines in panels))
     ends = [
-        one.mean + sign * (one.error or 0.0)
+        difference.mean + sign * (difference.error or 0.0)
         for _, _, lines in panels
         for _, comparison in lines
-        for one in comparison.differences
+        for difference in comparison.differences
         for sign in (-1.0, 1.0)
     ]
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -271,9 +271,9 @@ def comparison_picture(
             # A small shift keeps the bars of several lines apart.
             shift = 0.7 * (index - (len(lines) - 1) / 2)
             axes.errorbar(
-                [one.share + shift for one in comparison.differences],
-                [one.mean for one in comparison.differences],
-                yerr=[one.error or 0.0 for one in comparison.differences],
+                [difference.share + shift for difference in comparison.differences],
+                [difference.mean for difference in comparison.differences],
+                yerr=[difference.error or 0.0 for difference in comparison.differences],
                 color=colour,
                 linestyle=dashes,
                 linewidth=1.7,
