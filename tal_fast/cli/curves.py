@@ -172,7 +172,9 @@ def study_fit(
 @command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
 def study_extrapolate(
     study: Measured,
-    times: Annotated[float, typer.Option(help="Amount of data over the full training set.")],
+    times: Annotated[
+        float, typer.Option(help="Amount of data to ask about: 3 is three full training sets.")
+    ],
     table: TableOptions,
     part: PartOptions,
     fit: FitOptions,
@@ -258,13 +260,15 @@ def study_plan(
     fit: FitOptions,
     curve: Curve = None,
     target: Annotated[float | None, typer.Option(help="mAP in points to reach.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Time for further trials.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours for further trials.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Of a trial at p = 1, where the study does not tell.")
+        float | None, typer.Option(help="Seconds of a trial at p = 1, if the study has no times.")
     ] = None,
     goal: Annotated[
         float | None,
-        typer.Option(help="Data, over the full set, that trials are to tell about; 1 or 2."),
+        typer.Option(
+            help="Amount of data at which mAP is wanted, in full sets; default 1, or 2 after p = 1."
+        ),
     ] = None,
     candidates: Annotated[
         str, typer.Option(help="Fractions of further trials: first:last:step, or with commas.")

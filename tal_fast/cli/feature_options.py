@@ -40,7 +40,7 @@ Fps = Annotated[
     float | None,
     typer.Option(
         "--fps",
-        help="Frames per second of all videos; each video's own by default.",
+        help="Frames per second of all videos; default: each video's own.",
         rich_help_panel=TIMING,
     ),
 ]

@@ -74,7 +74,7 @@ class SplitOptions:
             rich_help_panel=SPLITS,
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of that draw.", rich_help_panel=SPLITS)] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of that draw.", rich_help_panel=SPLITS)] = 0
     classes: Annotated[
         str | None,
         typer.Option(
@@ -159,12 +159,13 @@ def prepare_csv(
         list[str] | None,
         typer.Option(
             metavar="COLUMN=NAME",
-            help="What a column is called otherwise, as in label=class; may be repeated.",
+            help="Another name of a column, as in label=class; may be repeated.",
             rich_help_panel=SEGMENTS,
         ),
     ] = None,
     unit: Annotated[
-        str, typer.Option(help="Of start and end: seconds or frames.", rich_help_panel=SEGMENTS)
+        str,
+        typer.Option(help="Unit of start and end: seconds or frames.", rich_help_panel=SEGMENTS),
     ] = "seconds",
 ) -> None:
     """Make a data directory of your own segments (CSV) and features.
@@ -334,7 +335,7 @@ def prepare_activitynet13(
 def prepare_synthetic(
     out: Out,
     size: Annotated[str, typer.Option(help="demo, demo-hard, small or thumos14.")] = "demo",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the data.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make synthetic THUMOS14-like data: 20 classes whose features carry them, with noise."""

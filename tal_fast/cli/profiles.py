@@ -182,7 +182,7 @@ def profile_model(
 @command(profile_app, "machine", "tal-fast profile machine")
 def profile_machine(
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again, though it was done in the last day.")
+        bool, typer.Option("--fresh", help="Measure again, even if it was done within a day.")
     ] = False,
     json_out: JsonOut = None,
 ) -> None:
@@ -252,7 +252,9 @@ def profile_predict(
     model: Annotated[
         str | None, typer.Option("--model", help="Preset or own model, with fresh weights.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Or a file written by train.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Or a checkpoint written by train.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Take clips of this data directory.", rich_help_panel=CLIPS),
@@ -409,7 +411,9 @@ def profile_compare(
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also of different machines: shares of their ceilings alone."),
+        typer.Option(
+            "--force", help="Also compare different machines, by shares of their ceilings alone."
+        ),
     ] = False,
 ) -> None:
     """Put profiles side by side: trainings by step, predictions by length and minute of video."""

@@ -109,7 +109,8 @@ class DrawOptions:
         ),
     ] = "data"
     seed: Annotated[
-        int, typer.Option(min=0, help="Of split, samples and trainings.", rich_help_panel=DRAWS)
+        int,
+        typer.Option(min=0, help="Seed of split, samples and trainings.", rich_help_panel=DRAWS),
     ] = 0
 
 
@@ -176,26 +177,28 @@ class AdaptiveOptions:
     target: Annotated[
         str | None,
         typer.Option(
-            help="Of --adaptive: '±1.5 at 100 %', 'gain at 3x ±3' (half of the interval, points) "
+            help="With --adaptive: '±1.5 at 100 %', 'gain at 3x ±3' (half of the interval, points) "
             "or 'rank' (the order of this model and those of --compare-with).",
             rich_help_panel=ADAPTIVE,
         ),
     ] = None
     confidence: Annotated[
         float | None,
-        typer.Option(help="Of the answer of --adaptive; default 0.9.", rich_help_panel=ADAPTIVE),
+        typer.Option(
+            help="With --adaptive: confidence of the answer; default 0.9.", rich_help_panel=ADAPTIVE
+        ),
     ] = None
     hours: Annotated[
         float | None,
         typer.Option(
-            help="Of --adaptive: training time that all trials may take together.",
+            help="With --adaptive: hours of training that all trials may take together.",
             rich_help_panel=ADAPTIVE,
         ),
     ] = None
     compare_with: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Of --target rank: another model's study; repeat for more.",
+            help="With --target rank: another model's study; repeat for more.",
             rich_help_panel=ADAPTIVE,
         ),
     ] = None
