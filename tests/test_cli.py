@@ -654,6 +654,16 @@ def few(tmp_path) -> Path:
     return tmp_path / "few"
 
 
+def test_tables_are_whole_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    curve = Path(__file__).parents[1] / "docs/results/hapt"
+    status, out, _ = run(capsys, "study", "fit", "--study", curve, "--draws", 5)
+    assert status == 0
+    assert "backtest" in out
+    assert "\u2026" not in out
+
+
 def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp_path):
     small = ["d_model=32", "num_heads=2", "encoder_layers=1", "decoder_layers=1", "feedforward=16"]
     settings = [x for text in small for x in ("--set", f"model.{text}")]

@@ -25,25 +25,15 @@ from tal_fast.cli.curve_options import (
 from tal_fast.cli.next_steps import given_options, say_after_curves, say_draw
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_compared, check_outputs, told_apart
+from tal_fast.cli.whole_tables import print_tables
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tal_fast.curves import LearningCurve
     from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.planning import TargetPlan, TrialCost
 
 _PICTURES = (".png", ".svg")
-_WIDTH = 150  # of tables in a pipe or a log
-
-
-def _show(*tables: Table) -> None:
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    for table in tables:
-        console.print(table)
-        console.print()
+_WIDTH = 150  # of tables in a pipe or a log, at least
 
 
 def show_notes(notes: Iterable[str]) -> None:
@@ -145,7 +135,9 @@ def study_fit(
         except DataError as error:
             failures[measured.name] = str(error)
     for fitted in fits:
-        _show(fit_table(fitted), *([backtest_table(fitted)] if errors else []))
+        print_tables(
+            fit_table(fitted), *([backtest_table(fitted)] if errors else []), width=_WIDTH, gap=True
+        )
         show_notes(f"{fitted.curve.name}: {note}" for note in fitted.notes)
     if fits:
         numbers = {"fits": [fit_dict(fitted) for fitted in fits], "failures": failures}
@@ -195,7 +187,7 @@ def study_extrapolate(
     check_times(measured, times)
     ensemble = build_ensemble(measured, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     extrapolation = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
-    _show(tables.extrapolation_table(extrapolation))
+    print_tables(tables.extrapolation_table(extrapolation), width=_WIDTH, gap=True)
     print(tables.extrapolation_line(extrapolation))
     show_notes(extrapolation.notes)
     numbers = tables.extrapolation_dict(extrapolation)
@@ -231,7 +223,7 @@ def _plan_trials(
 
     ranked = planning.rank_candidates(ensemble, percents, share, cost)
     before = ranked[0].deviation + ranked[0].gained
-    _show(tables.candidate_table(ranked, share, cost, before))
+    print_tables(tables.candidate_table(ranked, share, cost, before), width=_WIDTH, gap=True)
     notes = []
     if ranked[0].gained < 0.02 * before:
         notes.append(
@@ -316,7 +308,7 @@ def study_plan(
     ensemble = build_ensemble(pilot, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     plan = None if target is None else planning.plan_target(ensemble, target)
     if plan is not None:
-        _show(tables.target_table(plan))
+        print_tables(tables.target_table(plan), width=_WIDTH, gap=True)
     trials, notes = _plan_trials(ensemble, percent(goal), percents, cost, hours)
     ranking = None
     if others:
@@ -328,7 +320,7 @@ def study_plan(
             replicates=fit.draws,
             seed=fit.seed,
         )
-        _show(*ranking_tables.ranking_tables(ranking))
+        print_tables(*ranking_tables.ranking_tables(ranking), width=_WIDTH, gap=True)
         print("\n".join(ranking_tables.ranking_lines(ranking)))
         notes += ranking.notes
     show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])

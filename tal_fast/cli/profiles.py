@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,11 +23,8 @@ from tal_fast.cli.options import (
     Threads,
     TrainVideos,
 )
+from tal_fast.cli.whole_tables import widen
 from tal_fast.errors import ConfigError, MissingExtraError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
@@ -104,15 +101,9 @@ def print_profile(folder: Path) -> None:
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
         if "phases" not in profile:
-            _widen(console, table)
+            widen(console, table)
         console.print(table)
     _draw(folder)
-
-
-def _widen(console: Console, table: Table) -> None:
-    """Makes room for whole numbers, even where a narrow terminal breaks the lines."""
-    measured = console.measure(table, options=console.options.update(width=1000))
-    console.width = max(console.width, measured.maximum)
 
 
 def _draw(folder: Path) -> None:
@@ -424,7 +415,7 @@ def profile_compare(
     comparison = compare(folders, force=force)
     console = Console()
     for table in comparison_tables(comparison):
-        _widen(console, table)
+        widen(console, table)
         console.print(table)
     if out is not None:
         for path in write_comparison(comparison, out):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +21,7 @@ from tal_fast.cli.options import (
     SettingOptions,
     TrustTimes,
 )
+from tal_fast.cli.whole_tables import print_tables
 
 if TYPE_CHECKING:
     from tal_fast.study import StudyResult
@@ -31,14 +31,9 @@ DRAWS, ADAPTIVE = "What is drawn and trained", "Until something is known"
 
 
 def _print_study(result: StudyResult, out: Path) -> None:
-    from rich.console import Console
-
     from tal_fast.study.display import curve_tables
 
-    # A fixed width keeps the table whole in a pipe or a log.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    for table in curve_tables(result.curves):
-        console.print(table)
+    print_tables(*curve_tables(result.curves), width=120)
     if result.ran == 0:
         typer.echo(f"all {result.reused} trials were there already, nothing was trained")
     for name, path in result.files.items():
