@@ -258,12 +258,12 @@ class TestStatus:
             (
                 MemoryError("Unable to"),
                 1,
-                "error: memory does not suffice: Unable to",
+                "error: not enough memory: Unable to",
             ),
             (
                 RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes\nline"),
                 1,
-                "error: memory does not suffice: DefaultCPUAllocator: can't allocate",
+                "error: not enough memory: DefaultCPUAllocator: can't allocate",
             ),
         ],
     )

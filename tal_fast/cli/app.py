@@ -183,7 +183,7 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
                 raise typer.Exit(1) from None
             message = str(error)
             if _no_memory(error):
-                message = f"memory does not suffice: {message.partition(chr(10))[0]}"
+                message = f"not enough memory: {message.partition(chr(10))[0]}"
             elif isinstance(error, OSError) and not isinstance(error, TalFastError):
                 message = f"{error.filename or 'system'}: {error.strerror or error}"
             who = "" if place is None else f"process {place[0]} of {place[1]}: "

@@ -133,7 +133,9 @@ def _own_choice(
         ("fps", timing.fps),
     ):
         if value is not None:
-            raise ConfigError(f"--{option}: --rate says it; expected none beside it, got {value:g}")
+            raise ConfigError(
+                f"--{option}: --rate already says how rows lie in time; got {value:g} as well"
+            )
     if not 0.0 < timing.rate < math.inf:
         raise ConfigError(f"--rate: expected rows per second above 0, got {timing.rate:g}")
     return feature_choice(paths, form, TimingOptions(1.0, 1.0, timing.rate), packing)

@@ -285,7 +285,7 @@ def profile_predict(
     known = "--checkpoint" if checkpoint is not None else "--data" if data is not None else None
     for option, value in given.items():
         if known is not None and value is not None:
-            raise ConfigError(f"{option}: {known} says it; expected none beside it, got {value}")
+            raise ConfigError(f"{option}: {known} already tells the number; got {value} as well")
     asked = None if lengths is None else _lengths(lengths)
 
     from tal_fast.data import open_dataset

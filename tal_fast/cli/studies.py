@@ -216,7 +216,7 @@ class AdaptiveOptions:
         if not self.adaptive:
             for name, value in of_adaptive.items():
                 if value is not None:
-                    raise ConfigError(f"{name}: is for a study with --adaptive")
+                    raise ConfigError(f"{name}: only a study with --adaptive has it")
             return None
         if self.target is None:
             raise ConfigError(f"--adaptive: expected --target {GRAMMAR}")

@@ -319,7 +319,7 @@ def _refuse_extra(streams: Sequence[Stream], annotations: Annotations) -> None:
         raise DataError(
             f"{streams[0].path}: {len(extra)} feature files without annotation: "
             f"{shown_names(extra)}{same_to_the_eye(extra[0], annotations.videos)} "
-            "(extra_features: ignore lets them be)"
+            "(extra_features: ignore accepts them)"
         )
 
 

@@ -138,7 +138,7 @@ def check_labels(model: Detector, candidates: Candidates) -> None:
 def _told(model: Detector, method: str, **given: Any) -> Iterator[None]:
     """Names the method, what it was given and the line where one's own code fails.
 
-    What memory does not suffice for is no mistake, and a fault of this library keeps its traceback.
+    A lack of memory is no mistake of the model, and a fault of this library keeps its traceback.
     """
     try:
         yield

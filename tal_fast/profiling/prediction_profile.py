@@ -95,7 +95,7 @@ def ready_model(
     """
     if checkpoint is not None:
         if settings:
-            raise ConfigError("--set: a checkpoint has its settings; expected none beside it")
+            raise ConfigError("--set: a checkpoint comes with its settings; expected none")
         model, config, _ = load_model(checkpoint)
         return model, config
     config = load_config(preset=name, overrides=settings)

@@ -157,7 +157,8 @@ class StudySpec:
             )
         if self.ray is None and self.gpus_per_trial is not None:
             raise ConfigError(
-                f"{argument('gpus_per_trial')}: is for a study on a Ray cluster, {argument('ray')}"
+                f"{argument('gpus_per_trial')}: only a study on a Ray cluster has it; "
+                f"give its address with {argument('ray')}"
             )
         if self.adaptive is not None:
             self.adaptive.check()

@@ -171,7 +171,7 @@ def _prepare(
     if has_subsets:
         if test_share is not None:
             raise ConfigError(
-                f"{argument('test_share')}: {file.origin} has subsets; expected none beside them, "
+                f"{argument('test_share')}: {file.origin} has subsets, so no videos are drawn; "
                 f"got {test_share:g}"
             )
         file, chosen, told = _named_splits(file, splits)
