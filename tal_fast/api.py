@@ -255,7 +255,9 @@ def _scored(
 ) -> GroundTruthSource:
     """Returns the annotations of what is to be scored."""
     if split is not None and subset is not None:
-        raise ConfigError(f"split: subset says it; expected none beside it, got {split!r}")
+        raise ConfigError(
+            f"split: expected either split or subset, got both: {split!r} and {subset!r}"
+        )
     chosen = split or ("all" if subset is not None else "test")
     if isinstance(annotations, TALDataset):
         return dataset_annotations(annotations, chosen)
@@ -264,7 +266,8 @@ def _scored(
         return annotations if chosen == "all" else dataset_annotations(annotations, chosen)
     if split is not None:
         raise ConfigError(
-            f"split: is of a data directory; of annotations say subset, got {split!r}"
+            f"split: only a data directory has splits; of an annotation file name a subset, got "
+            f"{split!r}"
         )
     return annotations
 

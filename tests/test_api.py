@@ -178,9 +178,9 @@ class TestTrain:
 
     def test_a_complete_config_stands_alone(self, folder, tmp_path):
         config = tal_fast.training.preset("tadtr-small")
-        with pytest.raises(ConfigError, match="model: the config is complete"):
+        with pytest.raises(ConfigError, match="model: config holds all settings"):
             tal_fast.train(folder, tmp_path, config=config, model="tridet")
-        with pytest.raises(ConfigError, match="settings: the config is complete"):
+        with pytest.raises(ConfigError, match="settings: config holds all settings"):
             tal_fast.train(folder, tmp_path, config=config, seed=3)
 
     def test_what_has_ended_is_not_replaced(self, folder, trained):
@@ -234,7 +234,7 @@ class TestPredictAndEvaluate:
         found = tal_fast.predict(trained, folder, progress=False)
         with pytest.raises(ConfigError, match="split: expected one of train, test, all, got"):
             tal_fast.evaluate(folder, found, split="tets")
-        with pytest.raises(ConfigError, match="split: subset says it"):
+        with pytest.raises(ConfigError, match="split: expected either split or subset, got both"):
             tal_fast.evaluate(folder, found, split="test", subset="validation")
         with pytest.raises(ConfigError, match="split: is of a data directory"):
             tal_fast.evaluate(folder / "annotations.json", found, split="test")

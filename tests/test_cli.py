@@ -258,12 +258,12 @@ class TestStatus:
             (
                 MemoryError("Unable to"),
                 1,
-                "error: memory does not suffice: Unable to",
+                "error: not enough memory: Unable to",
             ),
             (
                 RuntimeError("DefaultCPUAllocator: can't allocate memory: 64 bytes\nline"),
                 1,
-                "error: memory does not suffice: DefaultCPUAllocator: can't allocate",
+                "error: not enough memory: DefaultCPUAllocator: can't allocate",
             ),
         ],
     )
@@ -652,6 +652,16 @@ def few(tmp_path) -> Path:
         DatasetSpec("few", feature=FeatureSpec(fps=10), exclude={"lost": ["c"]}), tmp_path / "few"
     )
     return tmp_path / "few"
+
+
+def test_tables_are_whole_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    curve = Path(__file__).parents[1] / "docs/results/hapt"
+    status, out, _ = run(capsys, "study", "fit", "--study", curve, "--draws", 5)
+    assert status == 0
+    assert "backtest" in out
+    assert "\u2026" not in out
 
 
 def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp_path):

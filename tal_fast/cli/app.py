@@ -133,12 +133,12 @@ def write_json(path: Path | None, content: Any, indent: int = 2) -> None:
 
         from tal_fast.data.files import write_text_atomically
 
-        text = json.dumps(content, indent=indent) + "\n"
+        serialised = json.dumps(content, indent=indent) + "\n"
         if path == STANDARD_OUTPUT:
-            _json_output[-1].write(text)
+            _json_output[-1].write(serialised)
             _json_output[-1].flush()
             return
-        write_text_atomically(path, text)
+        write_text_atomically(path, serialised)
         say(f"numbers: {path}")
 
 
@@ -181,13 +181,13 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
             if isinstance(error, BrokenPipeError):  # `tal-fast ... | head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
-            text = str(error)
+            message = str(error)
             if _no_memory(error):
-                text = f"memory does not suffice: {text.partition(chr(10))[0]}"
+                message = f"not enough memory: {message.partition(chr(10))[0]}"
             elif isinstance(error, OSError) and not isinstance(error, TalFastError):
-                text = f"{error.filename or 'system'}: {error.strerror or error}"
+                message = f"{error.filename or 'system'}: {error.strerror or error}"
             who = "" if place is None else f"process {place[0]} of {place[1]}: "
-            say(f"{who}error: {text}")
+            say(f"{who}error: {message}")
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
     return run

@@ -34,7 +34,7 @@ Picture = Annotated[
     Path | None,
     typer.Option("--picture", help="Also write this PNG and SVG.", rich_help_panel=OUTPUT),
 ]
-Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.")]
+Confidence = Annotated[float, typer.Option("--confidence", help="Confidence of the intervals.")]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TableOptions:
         typer.Option(
             "--repetitions",
             min=1,
-            help="Draws per share, where no column n tells.",
+            help="Draws per share, if the table has no column n.",
             rich_help_panel=CURVE,
         ),
     ] = None
@@ -76,7 +76,7 @@ class PartOptions:
         float | None,
         typer.Option(
             "--until",
-            help="Largest fraction to use, as if it were the last.",
+            help="Largest fraction to use, as if it were the last one measured.",
             rich_help_panel=CURVE,
         ),
     ] = None
@@ -84,7 +84,7 @@ class PartOptions:
         float | None,
         typer.Option(
             "--deviation",
-            help="Standard deviation, in points, where p was run once.",
+            help="Standard deviation in points, for a curve whose p were run once.",
             rich_help_panel=CURVE,
         ),
     ] = None
@@ -100,7 +100,7 @@ class BootstrapOptions:
     ] = 1000
     seed: Annotated[
         int,
-        typer.Option("--seed", min=0, help="Of the bootstrap draws.", rich_help_panel=FIT),
+        typer.Option("--seed", min=0, help="Seed of the bootstrap draws.", rich_help_panel=FIT),
     ] = 0
 
 
@@ -112,7 +112,7 @@ class FitOptions(BootstrapOptions):
         str | None,
         typer.Option(
             "--families",
-            help="Names with commas: wbl4,mmf4; all by default.",
+            help="Families to fit, with commas: wbl4,mmf4; all by default.",
             rich_help_panel=FIT,
         ),
     ] = None
@@ -129,5 +129,5 @@ class FitOptions(BootstrapOptions):
 
 Curve = Annotated[
     str | None,
-    typer.Option("--curve", help="Which, if there are several.", rich_help_panel=CURVE),
+    typer.Option("--curve", help="Name of the curve, if there are several.", rich_help_panel=CURVE),
 ]

@@ -25,25 +25,15 @@ from tal_fast.cli.curve_options import (
 from tal_fast.cli.next_steps import given_options, say_after_curves, say_draw
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_compared, check_outputs, told_apart
+from tal_fast.cli.whole_tables import print_tables
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from tal_fast.curves import LearningCurve
     from tal_fast.curves.ensemble import Ensemble
     from tal_fast.curves.planning import TargetPlan, TrialCost
 
 _PICTURES = (".png", ".svg")
-_WIDTH = 150  # of tables in a pipe or a log
-
-
-def _show(*tables: Table) -> None:
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    for table in tables:
-        console.print(table)
-        console.print()
+_WIDTH = 150  # of tables in a pipe or a log, at least
 
 
 def show_notes(notes: Iterable[str]) -> None:
@@ -93,10 +83,10 @@ def _measured(
         raise ConfigError(f"--deviation: expected points above 0, got {deviation:g}")
     if until is not None and not 0.0 < until <= 1.0:
         raise ConfigError(f"--until: expected a fraction above 0 and at most 1, got {until:g}")
-    found = read_curve(study, curve, repetitions=table.repetitions, form=table.form())
+    measured = read_curve(study, curve, repetitions=table.repetitions, form=table.form())
     if deviation is not None:
-        found = found.with_deviation(deviation)
-    return found if until is None else found.until(percent(until))
+        measured = measured.with_deviation(deviation)
+    return measured if until is None else measured.until(percent(until))
 
 
 def _of(curve: str | None) -> tuple[str, ...]:
@@ -139,17 +129,19 @@ def study_fit(
     else:
         curves = [read_curve(study, curve, repetitions=table.repetitions, form=form)]
     fits, failures = [], {}
-    for one in curves:
+    for measured in curves:
         try:
-            fits.append(fit_curve(one, chosen, replicates=fit.draws, seed=fit.seed))
+            fits.append(fit_curve(measured, chosen, replicates=fit.draws, seed=fit.seed))
         except DataError as error:
-            failures[one.name] = str(error)
+            failures[measured.name] = str(error)
     for fitted in fits:
-        _show(fit_table(fitted), *([backtest_table(fitted)] if errors else []))
+        print_tables(
+            fit_table(fitted), *([backtest_table(fitted)] if errors else []), width=_WIDTH, gap=True
+        )
         show_notes(f"{fitted.curve.name}: {note}" for note in fitted.notes)
     if fits:
-        content = {"fits": [fit_dict(fitted) for fitted in fits], "failures": failures}
-        write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
+        numbers = {"fits": [fit_dict(fitted) for fitted in fits], "failures": failures}
+        write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import fit_picture
 
@@ -172,7 +164,9 @@ def study_fit(
 @command(study_app, "extrapolate", "tal-fast study extrapolate --study results/hapt --times 3")
 def study_extrapolate(
     study: Measured,
-    times: Annotated[float, typer.Option(help="Amount of data over the full training set.")],
+    times: Annotated[
+        float, typer.Option(help="Amount of data to ask about: 3 is three full training sets.")
+    ],
     table: TableOptions,
     part: PartOptions,
     fit: FitOptions,
@@ -192,16 +186,16 @@ def study_extrapolate(
     measured.require_rising()
     check_times(measured, times)
     ensemble = build_ensemble(measured, fit.chosen(), replicates=fit.draws, seed=fit.seed)
-    found = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
-    _show(tables.extrapolation_table(found))
-    print(tables.extrapolation_line(found))
-    show_notes(found.notes)
-    content = tables.extrapolation_dict(found)
-    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
+    extrapolation = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
+    print_tables(tables.extrapolation_table(extrapolation), width=_WIDTH, gap=True)
+    print(tables.extrapolation_line(extrapolation))
+    show_notes(extrapolation.notes)
+    numbers = tables.extrapolation_dict(extrapolation)
+    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
     if picture is not None:
         from tal_fast.curves.pictures import extrapolation_picture
 
-        _write_picture(picture, extrapolation_picture(ensemble, content))
+        _write_picture(picture, extrapolation_picture(ensemble, numbers))
     given = given_options(table, part, fit)
     say_next("tal-fast", "study", "plan", "--study", study, *_of(curve), "--goal", f"{times:g}",
              *given)  # fmt: skip
@@ -229,7 +223,7 @@ def _plan_trials(
 
     ranked = planning.rank_candidates(ensemble, percents, share, cost)
     before = ranked[0].deviation + ranked[0].gained
-    _show(tables.candidate_table(ranked, share, cost, before))
+    print_tables(tables.candidate_table(ranked, share, cost, before), width=_WIDTH, gap=True)
     notes = []
     if ranked[0].gained < 0.02 * before:
         notes.append(
@@ -258,13 +252,15 @@ def study_plan(
     fit: FitOptions,
     curve: Curve = None,
     target: Annotated[float | None, typer.Option(help="mAP in points to reach.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Time for further trials.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours for further trials.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="Of a trial at p = 1, where the study does not tell.")
+        float | None, typer.Option(help="Seconds of a trial at p = 1, if the study has no times.")
     ] = None,
     goal: Annotated[
         float | None,
-        typer.Option(help="Data, over the full set, that trials are to tell about; 1 or 2."),
+        typer.Option(
+            help="Amount of data at which mAP is wanted, in full sets; default 1, or 2 after p = 1."
+        ),
     ] = None,
     candidates: Annotated[
         str, typer.Option(help="Fractions of further trials: first:last:step, or with commas.")
@@ -304,7 +300,7 @@ def study_plan(
     check_compared(compared, [pilot, *others])
     if others:
         pairs = zip(compared, [pilot, *others], strict=True)
-        pilot, *others = told_apart([(path, [one]) for (path, _), one in pairs])
+        pilot, *others = told_apart([(path, [pilot_curve]) for (path, _), pilot_curve in pairs])
     if goal is None:
         goal = 1.0 if pilot.share[-1] < 100.0 else 2.0
     check_times(pilot, goal, "--goal")
@@ -312,7 +308,7 @@ def study_plan(
     ensemble = build_ensemble(pilot, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     plan = None if target is None else planning.plan_target(ensemble, target)
     if plan is not None:
-        _show(tables.target_table(plan))
+        print_tables(tables.target_table(plan), width=_WIDTH, gap=True)
     trials, notes = _plan_trials(ensemble, percent(goal), percents, cost, hours)
     ranking = None
     if others:
@@ -324,13 +320,13 @@ def study_plan(
             replicates=fit.draws,
             seed=fit.seed,
         )
-        _show(*ranking_tables.ranking_tables(ranking))
+        print_tables(*ranking_tables.ranking_tables(ranking), width=_WIDTH, gap=True)
         print("\n".join(ranking_tables.ranking_lines(ranking)))
         notes += ranking.notes
     show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
-    content = tables.plan_dict(target=plan, **trials)
+    numbers = tables.plan_dict(target=plan, **trials)
     if ranking is not None:
-        content["ranking"] = ranking_tables.ranking_dict(ranking)
-    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
+        numbers["ranking"] = ranking_tables.ranking_dict(ranking)
+    write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
     _picture_of_target(picture, plan, pilot.name)
     say_draw(study, [*_of(curve), *given_options(table)])

@@ -48,7 +48,7 @@ def pack(
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard; memory is as much.")] = 256,
     allow_pickle: AllowPickle = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew instead of going on.")
+        bool, typer.Option("--overwrite", help="Start over instead of continuing.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Only compare a store with its checksums.")
@@ -129,13 +129,14 @@ class WindowOptions:
     overlap: Annotated[
         float,
         typer.Option(
-            help="Part of a training window that the next one repeats.", rich_help_panel=WINDOWS
+            help="Share of a training window that the next one repeats.", rich_help_panel=WINDOWS
         ),
     ] = 0.75
     min_inside: Annotated[
         float,
         typer.Option(
-            help="Part of an instance that a window must hold to own it.", rich_help_panel=WINDOWS
+            help="Share of an instance that a window must hold to learn it.",
+            rich_help_panel=WINDOWS,
         ),
     ] = 0.75
 
@@ -150,10 +151,12 @@ def validate(
         Path | None, typer.Option("--data", help="Prepared data directory; or the options below.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Expression for what must stay in one split: 'user(\\d+)'.")
+        str | None,
+        typer.Option(help="Regular expression for what must stay in one split: 'user(\\d+)'."),
     ] = None,
     accept: Annotated[
-        list[str] | None, typer.Option(metavar="CHECK", help="Errors that do not count.")
+        list[str] | None,
+        typer.Option(metavar="CHECK", help="Check whose errors are accepted; may be repeated."),
     ] = None,
     headers_only: Annotated[
         bool, typer.Option("--headers-only", help="Do not read the features themselves.")

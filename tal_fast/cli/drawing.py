@@ -43,19 +43,24 @@ class LookOptions:
     """How a picture looks."""
 
     bars: Annotated[
-        str, typer.Option(help="sd, se (standard error) or none.", rich_help_panel=LOOK)
+        str, typer.Option(help="Error bars: sd, se (standard error) or none.", rich_help_panel=LOOK)
     ] = "sd"
-    width: Annotated[float, typer.Option(help="Inches.", rich_help_panel=LOOK)] = 3.5
+    width: Annotated[float, typer.Option(help="Width in inches.", rich_help_panel=LOOK)] = 3.5
     height: Annotated[
-        float | None, typer.Option(help="Inches; what suits, by default.", rich_help_panel=LOOK)
+        float | None,
+        typer.Option(help="Height in inches; default: what suits.", rich_help_panel=LOOK),
     ] = None
-    font_size: Annotated[float, typer.Option(help="Points.", rich_help_panel=LOOK)] = 8.0
+    font_size: Annotated[float, typer.Option(help="Font size in points.", rich_help_panel=LOOK)] = (
+        8.0
+    )
     font: Annotated[
         str | None,
-        typer.Option(help="Such as serif; matplotlib's own else.", rich_help_panel=LOOK),
+        typer.Option(help="Font, such as serif; default: matplotlib's.", rich_help_panel=LOOK),
     ] = None
-    log: Annotated[bool, typer.Option("--log", help="Logarithmic p.", rich_help_panel=LOOK)] = False
-    map_label: Annotated[str, typer.Option(help="What was measured.", rich_help_panel=LOOK)] = (
+    log: Annotated[
+        bool, typer.Option("--log", help="Logarithmic axis for p.", rich_help_panel=LOOK)
+    ] = False
+    map_label: Annotated[str, typer.Option(help="Label of the mAP axis.", rich_help_panel=LOOK)] = (
         "average mAP"
     )
 
@@ -66,7 +71,7 @@ class LookOptions:
 def study_draw(
     study: Annotated[
         list[Path],
-        typer.Option("--study", help="As for fit; several are drawn together."),
+        typer.Option("--study", help="Study or table, as for fit; several are drawn together."),
     ],
     picture: Annotated[
         list[Path], typer.Option("--picture", help="File to write: .svg, .pdf or .png; repeatable.")
@@ -75,11 +80,12 @@ def study_draw(
     table: TableOptions,
     bootstrap: BootstrapOptions,
     curve: Annotated[
-        list[str] | None, typer.Option("--curve", help="Which, in this order; all by default.")
+        list[str] | None,
+        typer.Option("--curve", help="Curves to draw, in this order; all by default."),
     ] = None,
     times: Annotated[
         float | None,
-        typer.Option(help="Where lines end, over the full set; by default with the data."),
+        typer.Option(help="Where lines end, in full training sets; default: with the data."),
     ] = None,
     confidence: Confidence = 0.9,
     json_out: JsonOut = None,
@@ -100,9 +106,9 @@ def study_draw(
     figure = draw_lines(drawn, confidence=confidence, **vars(look))
     for file in picture:
         print(f"picture: {save_figure(figure, file)}")
-    show_notes(f"{one.curve.name}: {note}" for one in drawn for note in one.notes)
-    content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
-    write_json(json_out, {**content, "curves": drawn_dict(drawn)}, indent=1)
+    show_notes(f"{line.curve.name}: {note}" for line in drawn for note in line.notes)
+    numbers = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
+    write_json(json_out, {**numbers, "curves": drawn_dict(drawn)}, indent=1)
     first = [curve for _, curves in read[:1] for curve in curves]
     if not say_after_curves("plan", study[0], first, given_options(table, bootstrap)):
         say_open(picture[0])

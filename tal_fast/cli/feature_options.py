@@ -40,7 +40,7 @@ Fps = Annotated[
     float | None,
     typer.Option(
         "--fps",
-        help="Frames per second of all videos; each video's own by default.",
+        help="Frames per second of all videos; default: each video's own.",
         rich_help_panel=TIMING,
     ),
 ]
@@ -170,9 +170,9 @@ def named_subsets(given: list[str] | None) -> dict[str, list[str]] | None:
         ConfigError: one has another form.
     """
     splits: dict[str, list[str]] = {}
-    for text in given or ():
-        name, equal, subset = text.partition("=")
+    for pair in given or ():
+        name, equal, subset = pair.partition("=")
         if not (name and equal and subset):
-            raise ConfigError(f"--split: expected NAME=SUBSET, got {text!r}")
+            raise ConfigError(f"--split: expected NAME=SUBSET, got {pair!r}")
         splits.setdefault(name, []).append(subset)
     return splits or None

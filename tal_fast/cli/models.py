@@ -69,7 +69,8 @@ def train(
     model: ModelOfConfig = None,
     videos: TrainVideos = "train",
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with what is in --out.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Continue an interrupted training in --out."),
     ] = True,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set training.seed=N.")] = None,
     profile: Annotated[
@@ -141,8 +142,8 @@ def predict(
 
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
-    found = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
-    typer.echo(f"{len(found)} detections in {len(found.videos)} videos\n{out}")
+    detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
+    typer.echo(f"{len(detections)} detections in {len(detections.videos)} videos\n{out}")
     if any(len(dataset.annotations.videos[name].labels) for name in names):
         say_next("tal-fast", "evaluate", "--annotations", data, "--split", split,
                  "--predictions", out)  # fmt: skip
@@ -171,7 +172,8 @@ class RuleOptions:
     ties: Annotated[
         str | None,
         typer.Option(
-            help="stable or numpy; as the dialect says by default.", rich_help_panel=RULES
+            help="Order of equal scores: stable or numpy; default: the dialect's.",
+            rich_help_panel=RULES,
         ),
     ] = None
     strict_times: Annotated[
@@ -208,7 +210,7 @@ class ReportOptions:
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Other results: is the difference more than noise?", rich_help_panel=MORE
+            help="Other results to compare with: is the difference noise?", rich_help_panel=MORE
         ),
     ] = None
     recall: Annotated[
@@ -251,10 +253,10 @@ def evaluate(
     more: ReportOptions,
     split: Annotated[
         str | None,
-        typer.Option(help="Of a data directory: split to evaluate, or all; test by default."),
+        typer.Option(help="Split of a data directory to score, or all; default test."),
     ] = None,
     subset: Annotated[
-        str | None, typer.Option(help="Subset to evaluate; of a file, all by default.")
+        str | None, typer.Option(help="Subset of an annotation file to score; default: all videos.")
     ] = None,
     tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
         "0.3:0.7:0.1"
@@ -287,13 +289,13 @@ def evaluate(
 
     result = run(predictions)
     typer.echo(result.table())
-    content = result.to_dict()
+    scores = result.to_dict()
     other = None if more.against is None else run(more.against)
-    _more_numbers(result, other, more, content)
+    _more_numbers(result, other, more, scores)
     analysis = None
     if more.errors or more.report is not None:
         analysis = evaluation.analyse_errors(result)
-        content["errors"] = analysis.to_dict()
+        scores["errors"] = analysis.to_dict()
         if more.errors:
             typer.echo(f"\n{analysis.table()}")
     for note in result.notes:
@@ -308,7 +310,7 @@ def evaluate(
             replicates=more.replicates or 1000,
         )
         typer.echo(f"\npage: {page}")
-    write_json(more.json_out, content)
+    write_json(more.json_out, scores)
     if is_dataset(annotations):
         say_next("tal-fast", "study", "run", "--data", annotations,
                  "--out", free_place("results/first"))  # fmt: skip
@@ -373,7 +375,7 @@ def import_checkpoint(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="ema or raw; the average where there is one by default."),
+        typer.Option(help="ema or raw; default: the moving average if there is one."),
     ] = None,
 ) -> None:
     """Turn an official checkpoint into one that predict takes.

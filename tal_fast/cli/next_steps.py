@@ -29,10 +29,10 @@ _REPETITIONS = 3
 
 def free_place(place: str) -> Path:
     """Returns a directory like ``runs/first`` that is not there yet."""
-    path, number = Path(place), 2
+    path, attempt = Path(place), 2
     while path.exists():
-        path = Path(f"{place}-{number}")
-        number += 1
+        path = Path(f"{place}-{attempt}")
+        attempt += 1
     return path
 
 
@@ -84,7 +84,7 @@ def _words(option: str, value: Any) -> list[str]:
     if value is True:
         return [option]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [word for one in values for word in (option, f"{one:g}" if _real(one) else str(one))]
+    return [word for item in values for word in (option, f"{item:g}" if _real(item) else str(item))]
 
 
 def _real(value: Any) -> bool:

@@ -74,7 +74,7 @@ TrustTimes = Annotated[
     bool,
     typer.Option(
         "--trust-times",
-        help="Go on although feature files have another size or time: they hold what they held.",
+        help="Continue although feature files have a new size or time: their content is the same.",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -74,7 +74,7 @@ class SplitOptions:
             rich_help_panel=SPLITS,
         ),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of that draw.", rich_help_panel=SPLITS)] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of that draw.", rich_help_panel=SPLITS)] = 0
     classes: Annotated[
         str | None,
         typer.Option(
@@ -104,10 +104,10 @@ def _classes(given: str) -> list[str]:
             names = file.read_text("utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise ConfigError(f"--classes: {file}: expected text in UTF-8: {error}") from None
-    found = [name.strip() for name in names if name.strip()]
-    if not found or len(set(found)) != len(found):
+    classes = [name.strip() for name in names if name.strip()]
+    if not classes or len(set(classes)) != len(classes):
         raise ConfigError(f"--classes: expected one or more names, each once, got {given!r}")
-    return found
+    return classes
 
 
 def _own_choice(
@@ -133,7 +133,9 @@ def _own_choice(
         ("fps", timing.fps),
     ):
         if value is not None:
-            raise ConfigError(f"--{option}: --rate says it; expected none beside it, got {value:g}")
+            raise ConfigError(
+                f"--{option}: --rate already says how rows lie in time; got {value:g} as well"
+            )
     if not 0.0 < timing.rate < math.inf:
         raise ConfigError(f"--rate: expected rows per second above 0, got {timing.rate:g}")
     return feature_choice(paths, form, TimingOptions(1.0, 1.0, timing.rate), packing)
@@ -159,12 +161,13 @@ def prepare_csv(
         list[str] | None,
         typer.Option(
             metavar="COLUMN=NAME",
-            help="What a column is called otherwise, as in label=class; may be repeated.",
+            help="Another name of a column, as in label=class; may be repeated.",
             rich_help_panel=SEGMENTS,
         ),
     ] = None,
     unit: Annotated[
-        str, typer.Option(help="Of start and end: seconds or frames.", rich_help_panel=SEGMENTS)
+        str,
+        typer.Option(help="Unit of start and end: seconds or frames.", rich_help_panel=SEGMENTS),
     ] = "seconds",
 ) -> None:
     """Make a data directory of your own segments (CSV) and features.
@@ -334,7 +337,7 @@ def prepare_activitynet13(
 def prepare_synthetic(
     out: Out,
     size: Annotated[str, typer.Option(help="demo, demo-hard, small or thumos14.")] = "demo",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the data.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make synthetic THUMOS14-like data: 20 classes whose features carry them, with noise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,11 +23,8 @@ from tal_fast.cli.options import (
     Threads,
     TrainVideos,
 )
+from tal_fast.cli.whole_tables import widen
 from tal_fast.errors import ConfigError, MissingExtraError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 # What a table needs; a narrower terminal breaks its lines.
 _WIDTH = 140
@@ -104,15 +101,9 @@ def print_profile(folder: Path) -> None:
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
         if "phases" not in profile:
-            _widen(console, table)
+            widen(console, table)
         console.print(table)
     _draw(folder)
-
-
-def _widen(console: Console, table: Table) -> None:
-    """Makes room for whole numbers, even where a narrow terminal breaks the lines."""
-    measured = console.measure(table, options=console.options.update(width=1000))
-    console.width = max(console.width, measured.maximum)
 
 
 def _draw(folder: Path) -> None:
@@ -182,7 +173,7 @@ def profile_model(
 @command(profile_app, "machine", "tal-fast profile machine")
 def profile_machine(
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again, though it was done in the last day.")
+        bool, typer.Option("--fresh", help="Measure again, even if it was done within a day.")
     ] = False,
     json_out: JsonOut = None,
 ) -> None:
@@ -191,9 +182,9 @@ def profile_machine(
 
     from tal_fast.profiling.ceilings import ceiling_table, machine_ceilings
 
-    found = machine_ceilings(fresh=fresh)
-    Console().print(ceiling_table(found))
-    write_json(json_out, found)
+    ceilings = machine_ceilings(fresh=fresh)
+    Console().print(ceiling_table(ceilings))
+    write_json(json_out, ceilings)
     say_next(
         "tal-fast", "profile", "model", "--model", "tadtr", "--channels", 2048, "--classes", 20
     )
@@ -252,7 +243,9 @@ def profile_predict(
     model: Annotated[
         str | None, typer.Option("--model", help="Preset or own model, with fresh weights.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Or a file written by train.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Or a checkpoint written by train.")
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Take clips of this data directory.", rich_help_panel=CLIPS),
@@ -292,7 +285,7 @@ def profile_predict(
     known = "--checkpoint" if checkpoint is not None else "--data" if data is not None else None
     for option, value in given.items():
         if known is not None and value is not None:
-            raise ConfigError(f"{option}: {known} says it; expected none beside it, got {value}")
+            raise ConfigError(f"{option}: {known} already tells the number; got {value} as well")
     asked = None if lengths is None else _lengths(lengths)
 
     from tal_fast.data import open_dataset
@@ -365,12 +358,12 @@ def _external(tool: str, training: list[str], out: Path | None) -> None:
     from tal_fast.profiling.external import folder_of, run_external
 
     folder = folder_of(training, out)
-    found = run_external(tool, training, folder, typer.echo)
-    for note in found.notes:
+    outcome = run_external(tool, training, folder, typer.echo)
+    for note in outcome.notes:
         say(f"note: {note}")
-    if found.reason is not None:
-        say(f"note: nothing from {tool}: {found.reason}")
-    for name, rows in found.tables.items():
+    if outcome.reason is not None:
+        say(f"note: nothing from {tool}: {outcome.reason}")
+    for name, rows in outcome.tables.items():
         typer.echo(f"\n{name}")
         for row in rows:
             typer.echo("  " + "  ".join(str(cell) for cell in row.values()))
@@ -409,7 +402,9 @@ def profile_compare(
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also of different machines: shares of their ceilings alone."),
+        typer.Option(
+            "--force", help="Also compare different machines, by shares of their ceilings alone."
+        ),
     ] = False,
 ) -> None:
     """Put profiles side by side: trainings by step, predictions by length and minute of video."""
@@ -417,12 +412,12 @@ def profile_compare(
 
     from tal_fast.profiling.compare import compare, comparison_tables, write_comparison
 
-    found = compare(folders, force=force)
+    comparison = compare(folders, force=force)
     console = Console()
-    for table in comparison_tables(found):
-        _widen(console, table)
+    for table in comparison_tables(comparison):
+        widen(console, table)
         console.print(table)
     if out is not None:
-        for path in write_comparison(found, out):
+        for path in write_comparison(comparison, out):
             typer.echo(path)
     say_next("tal-fast", "profile", "machine")

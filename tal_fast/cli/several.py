@@ -70,21 +70,24 @@ def check_compared(
     from tal_fast.errors import ConfigError
 
     several = named if len(named) > 1 else ()
-    told = [(path, own) for path, _ in several if (own := study_thresholds(path))]
-    for path, own in told[1:]:
+    told = [(path, thresholds) for path, _ in several if (thresholds := study_thresholds(path))]
+    for path, thresholds in told[1:]:
         first, wanted = told[0]
-        if own != wanted:
+        if thresholds != wanted:
             raise ConfigError(
                 f"--compare: expected the tIoU thresholds of {first} ({_listed(wanted)}), got "
-                f"{_listed(own)} of {path}: their averages are not of one kind"
+                f"{_listed(thresholds)} of {path}: their averages are not of one kind"
             )
 
     known = set()
     for (path, _), curve in zip(named, curves, strict=True):
         place = path.resolve()  # a study's tables are the study
-        one = (place if path.is_dir() or place.name not in _TABLES else place.parent, curve.name)
-        if one in known:
+        identity = (
+            place if path.is_dir() or place.name not in _TABLES else place.parent,
+            curve.name,
+        )
+        if identity in known:
             raise ConfigError(
                 f"--compare: expected each curve once, got {path}, {curve.name}, again"
             )
-        known.add(one)
+        known.add(identity)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +21,7 @@ from tal_fast.cli.options import (
     SettingOptions,
     TrustTimes,
 )
+from tal_fast.cli.whole_tables import print_tables
 
 if TYPE_CHECKING:
     from tal_fast.study import StudyResult
@@ -31,14 +31,9 @@ DRAWS, ADAPTIVE = "What is drawn and trained", "Until something is known"
 
 
 def _print_study(result: StudyResult, out: Path) -> None:
-    from rich.console import Console
-
     from tal_fast.study.display import curve_tables
 
-    # A fixed width keeps the table whole in a pipe or a log.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    for table in curve_tables(result.curves):
-        console.print(table)
+    print_tables(*curve_tables(result.curves), width=120)
     if result.ran == 0:
         typer.echo(f"all {result.reused} trials were there already, nothing was trained")
     for name, path in result.files.items():
@@ -109,7 +104,8 @@ class DrawOptions:
         ),
     ] = "data"
     seed: Annotated[
-        int, typer.Option(min=0, help="Of split, samples and trainings.", rich_help_panel=DRAWS)
+        int,
+        typer.Option(min=0, help="Seed of split, samples and trainings.", rich_help_panel=DRAWS),
     ] = 0
 
 
@@ -176,26 +172,28 @@ class AdaptiveOptions:
     target: Annotated[
         str | None,
         typer.Option(
-            help="Of --adaptive: '±1.5 at 100 %', 'gain at 3x ±3' (half of the interval, points) "
+            help="With --adaptive: '±1.5 at 100 %', 'gain at 3x ±3' (half of the interval, points) "
             "or 'rank' (the order of this model and those of --compare-with).",
             rich_help_panel=ADAPTIVE,
         ),
     ] = None
     confidence: Annotated[
         float | None,
-        typer.Option(help="Of the answer of --adaptive; default 0.9.", rich_help_panel=ADAPTIVE),
+        typer.Option(
+            help="With --adaptive: confidence of the answer; default 0.9.", rich_help_panel=ADAPTIVE
+        ),
     ] = None
     hours: Annotated[
         float | None,
         typer.Option(
-            help="Of --adaptive: training time that all trials may take together.",
+            help="With --adaptive: hours of training that all trials may take together.",
             rich_help_panel=ADAPTIVE,
         ),
     ] = None
     compare_with: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Of --target rank: another model's study; repeat for more.",
+            help="With --target rank: another model's study; repeat for more.",
             rich_help_panel=ADAPTIVE,
         ),
     ] = None
@@ -218,7 +216,7 @@ class AdaptiveOptions:
         if not self.adaptive:
             for name, value in of_adaptive.items():
                 if value is not None:
-                    raise ConfigError(f"{name}: is for a study with --adaptive")
+                    raise ConfigError(f"{name}: only a study with --adaptive has it")
             return None
         if self.target is None:
             raise ConfigError(f"--adaptive: expected --target {GRAMMAR}")

@@ -54,10 +54,12 @@ def attend_in_two_dimensions(
     queries = locations.shape[1]
     levels = value.split([height * width for height, width in shapes], dim=1)
     total = value.new_zeros(batch * heads, channels, queries)
-    for number, (level, (height, width)) in enumerate(zip(levels, shapes, strict=True)):
+    for level_number, (level, (height, width)) in enumerate(zip(levels, shapes, strict=True)):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        grid = locations[:, :, :, number].transpose(1, 2).flatten(0, 1) * 2 - 1  # [B * H, Q, P, 2]
+        grid = (
+            locations[:, :, :, level_number].transpose(1, 2).flatten(0, 1) * 2 - 1
+        )  # [B * H, Q, P, 2]
         samples = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
-        of_level = weights[:, :, :, number].transpose(1, 2).flatten(0, 1)  # [B * H, Q, P]
+        of_level = weights[:, :, :, level_number].transpose(1, 2).flatten(0, 1)  # [B * H, Q, P]
         total = total + torch.einsum("ncqp,nqp->ncq", samples, of_level)
     return total.view(batch, heads * channels, queries).transpose(1, 2).contiguous()

@@ -73,8 +73,8 @@ class Examiner:
             return
         parameters = list(inspect.signature(original).parameters)
         if not known.fits(parameters):
-            found = ", ".join(parameters)
-            self.report.add("left", full, f"expected parameters {known}, found ({found})")
+            names = ", ".join(parameters)
+            self.report.add("left", full, f"expected parameters {known}, found ({names})")
             return
         if not self.options.verify:
             self.report.add("left", full, "not proved (verify=False)")
@@ -129,5 +129,7 @@ class Examiner:
 
 
 def _user_modules() -> list[ModuleType]:
-    found = list(sys.modules.values())
-    return [module for module in found if isinstance(module, ModuleType) and is_user_module(module)]
+    modules = list(sys.modules.values())
+    return [
+        module for module in modules if isinstance(module, ModuleType) and is_user_module(module)
+    ]

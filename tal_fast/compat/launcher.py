@@ -118,9 +118,9 @@ def _shown_by(shown: Hook, *, hint: bool) -> Hook:
     """
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        own = _without_launcher(trace)
-        if own is not None or isinstance(error, SyntaxError):
-            trace = own
+        lines = _without_launcher(trace)
+        if lines is not None or isinstance(error, SyntaxError):
+            trace = lines
         shown(kind, error.with_traceback(trace), trace)
         if hint and any(words in str(error) for words in _NO_GPU):
             _explain_missing_gpu(trace)

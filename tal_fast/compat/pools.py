@@ -130,29 +130,29 @@ def loops_for(module: ModuleType) -> dict[str, tuple[Any, str]] | str:
 
     Or, in words, why its pools stay.
     """
-    found: dict[str, tuple[Any, str]] = {}
+    loops: dict[str, tuple[Any, str]] = {}
     processes = False
     for name, value in vars(module).items():
         home = getattr(value, "__module__", "") or ""
         if isinstance(value, type) and value.__name__ == "Parallel" and home.startswith("joblib"):
-            found[name] = (Parallel, "joblib.Parallel")
+            loops[name] = (Parallel, "joblib.Parallel")
         elif value is concurrent.futures.ProcessPoolExecutor:
-            found[name] = (ProcessPoolExecutor, "concurrent.futures.ProcessPoolExecutor")
+            loops[name] = (ProcessPoolExecutor, "concurrent.futures.ProcessPoolExecutor")
         elif isinstance(value, ModuleType):
             if value.__name__ == "multiprocessing" or value.__name__ == "torch.multiprocessing":
                 processes = True
-                found[name] = (_Instead(value, Process=Process, Manager=Manager), value.__name__)
+                loops[name] = (_Instead(value, Process=Process, Manager=Manager), value.__name__)
             elif value.__name__ == "joblib":
-                found[name] = (_Instead(value, Parallel=Parallel), "joblib.Parallel")
+                loops[name] = (_Instead(value, Parallel=Parallel), "joblib.Parallel")
             elif value.__name__ in ("concurrent.futures", "concurrent"):
                 ours = _Instead(concurrent.futures, ProcessPoolExecutor=ProcessPoolExecutor)
                 if value.__name__ == "concurrent":
                     ours = _Instead(value, futures=ours)
-                found[name] = (ours, "concurrent.futures.ProcessPoolExecutor")
+                loops[name] = (ours, "concurrent.futures.ProcessPoolExecutor")
     talking = _TALK & _names_used(module) if processes else set()
     if talking:
         return f"its processes talk with each other ({', '.join(sorted(talking))})"
-    return found
+    return loops
 
 
 def _names_used(module: ModuleType) -> set[str]:

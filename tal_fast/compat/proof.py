@@ -160,5 +160,5 @@ def with_fallback(report: Report, name: str, original: Function, proof: Proof) -
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:120]
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}"[:120]

@@ -98,8 +98,8 @@ class Report:
         """All entries, by kind."""
         order = list(KINDS)
         with _lock:
-            found = list(self._entries.values())
-        return tuple(sorted(found, key=lambda entry: order.index(entry.kind)))
+            entries = list(self._entries.values())
+        return tuple(sorted(entries, key=lambda entry: order.index(entry.kind)))
 
     def names(self, kind: str) -> set[str]:
         """Returns the names of one kind."""

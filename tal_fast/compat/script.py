@@ -36,9 +36,9 @@ def check_script(path: str) -> None:
         raise ConfigError(f"tal_fast.compat: expected a script, got {path!r}: {what}")
     folder = Path(path).resolve()
     folder = folder if folder.is_dir() else folder.parent
-    own = Path(__file__).resolve().parents[1]
+    library = Path(__file__).resolve().parents[1]
     for other in (folder / "tal_fast", folder / "tal_fast.py"):
-        if other.exists() and other.resolve() != own:
+        if other.exists() and other.resolve() != library:
             raise ConfigError(
                 f"tal_fast.compat: {other} and this library would shadow each other; rename it"
             )

@@ -59,16 +59,16 @@ def _delimiter(source: Path, header: str) -> str:
     """Returns what separates the columns: what splits the header."""
     fields = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in _DELIMITERS}
     most = max(fields.values())
-    found = [mark for mark, count in fields.items() if count == most]
+    marks = [mark for mark, count in fields.items() if count == most]
     if most < 2:
         return ","
-    if len(found) > 1:
-        names = " and ".join(_DELIMITERS[mark] for mark in found)
+    if len(marks) > 1:
+        names = " and ".join(_DELIMITERS[mark] for mark in marks)
         raise DataError(
             f"{source}, line 1: expected columns separated by commas, semicolons or tabs, got a "
             f"header with as many {names}"
         )
-    return found[0]
+    return marks[0]
 
 
 def read_rows(source: Path) -> Rows:

@@ -136,8 +136,8 @@ def study_thresholds(path: str | Path) -> tuple[float, ...]:
             columns = file.readline().strip().split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source}: cannot be read: {error}") from error
-    found = (re.fullmatch(r"(?:map|mean)_(\d+(?:\.\d+)?)", column) for column in columns)
-    return tuple(float(match[1]) for match in found if match)
+    matches = (re.fullmatch(r"(?:map|mean)_(\d+(?:\.\d+)?)", column) for column in columns)
+    return tuple(float(match[1]) for match in matches if match)
 
 
 def _of_study(rows: Rows, repetitions: int | None) -> list[LearningCurve]:
@@ -203,7 +203,7 @@ def read_curves(
     if any(set(kind) <= set(rows.header) for kind in (_TRAININGS, _POINTS)):
         return _of_study(rows, repetitions)
     form = TableForm() if form is None else form
-    found, notes = paper_points(rows, form, repetitions)
+    by_name, notes = paper_points(rows, form, repetitions)
     return [
         LearningCurve(
             name or source.stem,
@@ -212,7 +212,7 @@ def read_curves(
             form.videos or _whole_set(points),
             (*rows.notes, *notes),
         )
-        for name, points in found.items()
+        for name, points in by_name.items()
     ]
 
 

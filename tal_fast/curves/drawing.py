@@ -107,8 +107,8 @@ def draw_lines(
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         handles = [
-            _curve(axes, one, style, bars, text_for(usetex, one.curve.name))
-            for one, style in zip(drawn, _STYLES, strict=False)
+            _curve(axes, line, style, bars, text_for(usetex, line.curve.name))
+            for line, style in zip(drawn, _STYLES, strict=False)
         ]
         handles += _keys(drawn, bars, text_for(usetex, f"{band_name(confidence)} interval"))
         _frame(axes, drawn, bars, log)
@@ -164,26 +164,26 @@ def _keys(drawn: Sequence[DrawnCurve], bars: str, band: str) -> list[Any]:
     from matplotlib.patches import Patch
 
     keys: list[Any] = []
-    if bars != "none" and any((_half(one, bars) > 0.0).any() for one in drawn):
+    if bars != "none" and any((_half(line, bars) > 0.0).any() for line in drawn):
         upright = Line2D(
             [], [], color="0.35", linestyle="none", marker="|", markersize=7, label=_BARS[bars]
         )
         keys.append(upright)
-    if any(one.x[-1] > one.curve.share[-1] for one in drawn):
+    if any(line.x[-1] > line.curve.share[-1] for line in drawn):
         look: Any = {"color": "0.35", "linestyle": "--", "linewidth": 1.1}
         keys.append(Line2D([], [], label="beyond the data", **look))
-    if any(np.isfinite(one.high).sum() > 1 for one in drawn):
+    if any(np.isfinite(line.high).sum() > 1 for line in drawn):
         keys.append(Patch(facecolor="0.35", alpha=0.2, linewidth=0, label=band))
     return keys
 
 
 def _frame(axes: Any, drawn: Sequence[DrawnCurve], bars: str, log: bool) -> None:
-    top = max(float(np.max(one.curve.mean + _half(one, bars))) for one in drawn)
-    top = max(top, *(float(np.nanmax([0.0, *one.high, *one.y])) for one in drawn))
+    top = max(float(np.max(line.curve.mean + _half(line, bars))) for line in drawn)
+    top = max(top, *(float(np.nanmax([0.0, *line.high, *line.y])) for line in drawn))
     axes.set_ylim(0.0, min(CEILING, 1.04 * top))
-    right = max(float(one.x[-1]) for one in drawn)
+    right = max(float(line.x[-1]) for line in drawn)
     if log:
-        left = min(float(one.x[0]) for one in drawn)
+        left = min(float(line.x[0]) for line in drawn)
         axes.set_xscale("log")
         axes.set_xlim(left / 1.12, right * 1.12)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

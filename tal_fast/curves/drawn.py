@@ -75,7 +75,7 @@ def drawn_curves(
     check_confidence(confidence)
     if times is not None and not 0.0 < times < math.inf:
         raise ConfigError(f"--times: expected a positive number, got {times:g}")
-    found = []
+    drawn = []
     for curve in curves:
         first, last = (float(curve.share[i]) for i in (0, -1)) if len(curve) else (1.0, 1.0)
         end = last
@@ -104,23 +104,25 @@ def drawn_curves(
                 fit = fit_curve(curve)
                 ranks = [name for name, _ in fit.backtest.ranking() if name != LAST]
                 family = ranks[0] if ranks else fit.families[0].family.name
-                points = next(one for one in fit.replicates if one.family.name == family).point
+                points = next(
+                    replicate for replicate in fit.replicates if replicate.family.name == family
+                ).point
                 y = np.clip(points(x)[0], 0.0, CEILING)
                 notes += [*curve.remarks(), f"no interval; the line is {family} alone"]
         except DataError as error:
             notes.append(f"no line: {error}")
-        found.append(DrawnCurve(curve, x, y, low, high, family, tuple(notes)))
-    return found
+        drawn.append(DrawnCurve(curve, x, y, low, high, family, tuple(notes)))
+    return drawn
 
 
 def drawn_dict(drawn: Sequence[DrawnCurve]) -> list[dict[str, Any]]:
     """Returns the numbers of a picture for JSON."""
     return [
         {
-            "curve": curve_dict(one.curve),
-            "family": one.family,
-            **plain({key: getattr(one, key).tolist() for key in ("x", "y", "low", "high")}),
-            "notes": list(one.notes),
+            "curve": curve_dict(line.curve),
+            "family": line.family,
+            **plain({key: getattr(line, key).tolist() for key in ("x", "y", "low", "high")}),
+            "notes": list(line.notes),
         }
-        for one in drawn
+        for line in drawn
     ]

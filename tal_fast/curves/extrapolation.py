@@ -194,13 +194,13 @@ def extrapolate(
     low, middle, high = (float(q) for q in ensemble.quantiles(at, levels)[:, 0])
     members = []
     for index, fit in enumerate(ensemble.fits):
-        own = np.quantile(ensemble.family(index, at)[:, 0], (tail, 1.0 - tail))
+        bounds = np.quantile(ensemble.family(index, at)[:, 0], (tail, 1.0 - tail))
         members.append(
             Member(
                 family=fit.family,
                 weight=float(ensemble.weights[index]),
                 value=float(np.clip(fit.point(at)[0, 0], 0.0, CEILING)),
-                interval=(float(own[0]), float(own[1])),
+                interval=(float(bounds[0]), float(bounds[1])),
                 backtest_rmse=ensemble.tests.rmse(fit.family.name),
             )
         )

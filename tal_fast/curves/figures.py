@@ -119,7 +119,7 @@ def panel_figure(panels: int, *, lines: int, columns: int = 2) -> tuple[Any, lis
     room = _LEGEND_ROW * -(-lines // 2)
     high, top = high + room, top + room
     figure = _new_figure((columns * wide, rows * high))
-    found = []
+    artists = []
     for index in range(panels):
         row, column = divmod(index, columns)
         axes = figure.add_axes(
@@ -132,8 +132,8 @@ def panel_figure(panels: int, *, lines: int, columns: int = 2) -> tuple[Any, lis
         )
         axes.set_gid(f"panel{index}")
         _style(axes, 10.5)
-        found.append(axes)
-    return figure, found
+        artists.append(axes)
+    return figure, artists
 
 
 def label_panel(axes: Any, title: str, x: str, y: str) -> None:
@@ -205,16 +205,16 @@ def draw_svg(figure: Any, name: str) -> str:
 
 def _for_page(svg: str) -> ElementTree.Element:
     """Returns a drawing as an element: colours as variables, no idle ids, no size, no notes."""
-    text = svg[svg.index("<svg") :]
+    markup = svg[svg.index("<svg") :]
     for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    used = {word for match in _REFERENCE.findall(text) for word in match if word}
+        markup = markup.replace(colour, f"var({variable})")
+    used = {word for match in _REFERENCE.findall(markup) for word in match if word}
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
-    root = ElementTree.fromstring(text)
+    root = ElementTree.fromstring(markup)
     for element in root.iter():
-        own = element.get("id")
-        if own is not None and not own.startswith("panel") and own not in used:
+        identifier = element.get("id")
+        if identifier is not None and not identifier.startswith("panel") and identifier not in used:
             del element.attrib["id"]
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
@@ -257,9 +257,9 @@ def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) ->
     panels: dict[str, ElementTree.Element] = {}
     for parent in list(root.iter()):
         for element in list(parent):
-            own = element.get("id", "")
-            if own.startswith("panel"):
-                panels[own] = element
+            identifier = element.get("id", "")
+            if identifier.startswith("panel"):
+                panels[identifier] = element
                 del element.attrib["id"]
                 parent.remove(element)
     columns = min(columns, len(titles))
@@ -267,7 +267,7 @@ def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) ->
     left, top, width, height = map(float, root.get("viewBox", "").split())
     wide, high = (width - left) / columns, (height - top) / rows
     shared = [child for child in root if child.tag == f"{{{_SVG}}}defs"]
-    found = []
+    svgs = []
     for index, title in enumerate(titles):
         row, column = divmod(index, columns)
         box = f"{column * wide:g} {row * high:g} {wide:g} {high:g}"
@@ -277,9 +277,9 @@ def page_svgs(svg: str, ids: str, titles: Sequence[str], *, columns: int = 2) ->
         if index == 0:
             part.extend(shared)
         part.append(panels[f"panel{index}"])
-        found.append(part)
-    slim(found, ids)
-    return [text_of(part) for part in found]
+        svgs.append(part)
+    slim(svgs, ids)
+    return [text_of(part) for part in svgs]
 
 
 def save_pictures(
@@ -303,6 +303,6 @@ def save_pictures(
     contents = {"png": _render(figure, "png", name)} if png else {}
     contents["svg"] = (draw_svg(figure, name) if svg is None else svg).encode()
     return [
-        write_bytes_atomically(directory / f"{name}.{kind}", content)
-        for kind, content in contents.items()
+        write_bytes_atomically(directory / f"{name}.{kind}", picture)
+        for kind, picture in contents.items()
     ]

@@ -160,19 +160,19 @@ class Backtest:
         NaN if it predicted nothing.
         """
         errors = self.errors[name]
-        own = _predicted(errors)
+        predicted = _predicted(errors)
         common = self.common
-        if not own.any() or not common.any():
+        if not predicted.any() or not common.any():
             return math.nan
-        if own[common].all():
+        if predicted[common].all():
             return _root_mean_square(errors[common])
         ratios = [
-            _root_mean_square(other[common]) / _root_mean_square(other[own])
+            _root_mean_square(other[common]) / _root_mean_square(other[predicted])
             for key, other in self.errors.items()
-            if key not in (name, LAST) and _predicted(other)[common | own].all()
+            if key not in (name, LAST) and _predicted(other)[common | predicted].all()
         ]
         harder = math.exp(np.mean(np.log(ratios))) if ratios else 1.0
-        return _root_mean_square(errors[own]) * harder
+        return _root_mean_square(errors[predicted]) * harder
 
     def own_cuts(self, name: str) -> int:
         """Returns from how many cuts a family predicted."""
@@ -251,7 +251,7 @@ def refine(curve: LearningCurve, fit: BatchFit) -> tuple[Floats, float]:
     start = np.concatenate((fit.a[:1], fit.b[: 1 if family.affine else 0], fit.theta[0]))
     # scipy wants a start strictly inside; one step of rounding is enough.
     start = np.clip(start, np.nextafter(low, np.inf), np.nextafter(high, -np.inf))
-    found = least_squares(
+    fitted = least_squares(
         residuals,
         start,
         jacobian,
@@ -262,7 +262,7 @@ def refine(curve: LearningCurve, fit: BatchFit) -> tuple[Floats, float]:
         gtol=1e-12,
         max_nfev=200,
     )
-    return found.x, float(2.0 * found.cost)
+    return fitted.x, float(2.0 * fitted.cost)
 
 
 @dataclass(frozen=True)

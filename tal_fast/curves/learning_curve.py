@@ -88,8 +88,8 @@ def _components(draws: Sequence[Sequence[float]]) -> tuple[float | None, float |
     if len(draws) < 2:
         return math.sqrt(within), None
     between = _variance([_mean(values) for values in draws])
-    own = within / statistics.harmonic_mean([len(values) for values in draws])
-    return math.sqrt(within), math.sqrt(max(0.0, between - own))
+    of_training = within / statistics.harmonic_mean([len(values) for values in draws])
+    return math.sqrt(within), math.sqrt(max(0.0, between - of_training))
 
 
 @dataclass(frozen=True)
@@ -300,37 +300,37 @@ class LearningCurve:
 
     def remarks(self) -> list[str]:
         """Returns what a reader of a fit has to know about the data."""
-        found = list(self.notes)
+        remarks = list(self.notes)
         missing = [f"{x:g}" for x in self.share[np.isnan(self.deviation)]]
         if len(missing) == len(self):
-            found.append(
+            remarks.append(
                 "no level has repetitions: all weigh the same, and nothing tells how far a draw "
                 "of the data moves the curve"
             )
         elif missing:
-            found.append(
+            remarks.append(
                 f"no repetitions at p = {', '.join(missing)} %: the pooled standard deviation of "
                 f"the other levels ({self.pooled_deviation:.2f}) stands in"
             )
         flat = [f"{x:g}" for x in self.share[self.deviation == 0.0]]
         if flat:
-            found.append(
+            remarks.append(
                 f"zero spread at p = {', '.join(flat)} %: weighted with a standard deviation of "
                 f"{DEVIATION_FLOOR:g}"
             )
         counts = np.unique(self.repetitions)
         if len(counts) > 1:
-            found.append(f"repetitions differ between levels, from {counts[0]} to {counts[-1]}")
+            remarks.append(f"repetitions differ between levels, from {counts[0]} to {counts[-1]}")
         for index in range(1, len(self)):
             fall = self.mean[index - 1] - self.mean[index]
             error = math.hypot(self.standard_error[index - 1], self.standard_error[index])
             if fall > _DIP * error:
-                found.append(
+                remarks.append(
                     f"mAP falls by {fall:.2f} from p = {self.share[index - 1]:g} to "
                     f"{self.share[index]:g} %, {fall / error:.1f} standard errors: no family here "
                     "can fall"
                 )
-        return found
+        return remarks
 
     def require_rising(self) -> None:
         """Checks that a rising shape can be laid through the curve.

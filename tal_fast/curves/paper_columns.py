@@ -98,28 +98,28 @@ def columns_of(rows: Rows) -> dict[str, Column]:
     Raises:
         DataError: two columns have one role, or there is none of p or of mAP.
     """
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for name in rows.header:
         understood = _understood(name)
         if understood is None:
             continue
         role, column = understood
-        if role in found:
+        if role in columns:
             raise DataError(
-                f"{rows.source}, line 1: expected one column of {role}, got {found[role].name!r} "
+                f"{rows.source}, line 1: expected one column of {role}, got {columns[role].name!r} "
                 f"and {name!r}; leave out or rename one"
             )
-        found[role] = column
-    missing = "mean" not in found or not ("share" in found or "videos" in found)
+        columns[role] = column
+    missing = "mean" not in columns or not ("share" in columns or "videos" in columns)
     if missing:
         raise DataError(
             f"{rows.source}, line 1: expected {_EXPECTED}; got {', '.join(rows.header)}"
         )
-    spreads = [found[role].name for role in ("sd", "se", "spread") if role in found]
-    if found["mean"].paired:
-        spreads.append(found["mean"].name)
+    spreads = [columns[role].name for role in ("sd", "se", "spread") if role in columns]
+    if columns["mean"].paired:
+        spreads.append(columns["mean"].name)
     if len(spreads) > 1:
         raise DataError(
             f"{rows.source}, line 1: expected one spread, got {' and '.join(map(repr, spreads))}"
         )
-    return found
+    return columns

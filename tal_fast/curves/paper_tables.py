@@ -66,11 +66,11 @@ class TableForm:
         Raises:
             ConfigError: a word is none of them.
         """
-        known = [one.name for one in fields(cls)]
+        known = [field_of_form.name for field_of_form in fields(cls)]
         given: dict[str, str | float] = {}
         for word in words:
-            key, found, value = word.partition("=")
-            if not found or key not in known:
+            key, equals, value = word.partition("=")
+            if not equals or key not in known:
                 raise ConfigError(
                     f"--table: expected one of {', '.join(f'{name}=...' for name in known)}, "
                     f"got {word!r}{nearest(key, known)}"
@@ -105,9 +105,9 @@ class _Cells:
         """Returns a cell's number, what follows a ±, and whether a % follows."""
         line, cells = row
         name = self.columns[role].name
-        text = cells[name].replace("$", "").strip()
-        marked = "%" in text
-        pieces = [piece.strip(" %") for piece in PLUS_MINUS.split(text)]
+        cell = cells[name].replace("$", "").strip()
+        marked = "%" in cell
+        pieces = [piece.strip(" %") for piece in PLUS_MINUS.split(cell)]
         if len(pieces) > 2 or (len(pieces) == 2 and role != "mean"):
             number(self.rows.source, line, name, cells[name])  # refuses
         values = [self._number(line, name, piece) if piece else None for piece in pieces]

@@ -237,10 +237,16 @@ def fit_picture(fit: CurveFit) -> Any:
     figure, (left, right) = blank_figure(2, size=(10.2, 4.3))
     curve, tests = fit.curve, fit.backtest
     x = np.geomspace(curve.share[0], 100.0, 300)
-    points = {one.family.name: one for one in fit.replicates}
-    for one in fit.families:
-        name = one.family.name
-        _family(left, name, x, points[name].point(x)[0], f"{one.family.title} ({one.rmse:.2f})")
+    points = {replicate.family.name: replicate for replicate in fit.replicates}
+    for family_fit in fit.families:
+        name = family_fit.family.name
+        _family(
+            left,
+            name,
+            x,
+            points[name].point(x)[0],
+            f"{family_fit.family.title} ({family_fit.rmse:.2f})",
+        )
     _measured(left, curve, dots=True)
     left.set_xlim(0, 104)
     left.set_ylim(bottom=0.0)

@@ -213,13 +213,13 @@ def _after(covariance: Floats, noise: Floats, index: int) -> Floats:
 
 
 def _check_candidates(curve: LearningCurve, candidates: Sequence[float]) -> Floats:
-    found = np.asarray(sorted(set(candidates)), dtype=np.float64)
-    if not len(found):
+    share = np.asarray(sorted(set(candidates)), dtype=np.float64)
+    if not len(share):
         raise ConfigError("--candidates: expected at least one p, got none")
-    if found[0] <= 0.0 or found[-1] > 100.0:
-        wrong = found[0] if found[0] <= 0.0 else found[-1]
+    if share[0] <= 0.0 or share[-1] > 100.0:
+        wrong = share[0] if share[0] <= 0.0 else share[-1]
         raise ConfigError(f"--candidates: expected p above 0 and at most 1, got {part(wrong):g}")
-    return found
+    return share
 
 
 def rank_candidates(

@@ -200,15 +200,15 @@ def _level(curve: LearningCurve, share: float) -> CurvePoint | None:
 
 
 def _common_levels(curves: Sequence[LearningCurve]) -> list[float]:
-    found = set(np.round(curves[0].share, 6))
+    levels = set(np.round(curves[0].share, 6))
     for curve in curves[1:]:
-        found &= set(np.round(curve.share, 6))
-    if not found:
+        levels &= set(np.round(curve.share, 6))
+    if not levels:
         raise DataError(
             f"{', '.join(curve.name for curve in curves)}: expected a level of p that all have, "
             "got none"
         )
-    return sorted(float(share) for share in found)
+    return sorted(float(share) for share in levels)
 
 
 class _Resampled:
@@ -244,8 +244,8 @@ class _Resampled:
                 off, new = _again(values, rows)
                 scale = together
             else:
-                own = rng.integers(point.n, size=(_RESAMPLED, point.n + MOST_TRAININGS))
-                off, new = _alone(curve, point, own, rng)
+                drawn = rng.integers(point.n, size=(_RESAMPLED, point.n + MOST_TRAININGS))
+                off, new = _alone(curve, point, drawn, rng)
                 pooled = int(np.maximum(curve.repetitions - 1, 0).sum())
                 scale = _t_scale(point.n - 1 if point.n > 1 else pooled, rng)
             assert scale is not None

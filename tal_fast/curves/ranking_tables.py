@@ -26,12 +26,14 @@ def ranking_tables(found: Ranking) -> list[Table]:
         ["model"],
         ["mAP", band_name(found.confidence), "from"],
     )
-    for one in found.standings:
-        low, high = one.interval
+    for standing in found.standings:
+        low, high = standing.interval
         source = (
-            f"{one.trainings} trainings" if one.trainings else f"forecast, p <= {one.reach:g} %"
+            f"{standing.trainings} trainings"
+            if standing.trainings
+            else f"forecast, p <= {standing.reach:g} %"
         )
-        order.add_row(one.name, number(one.value), f"{low:.2f} to {high:.2f}", source)
+        order.add_row(standing.name, number(standing.value), f"{low:.2f} to {high:.2f}", source)
     pairs = table_of(
         "every two of them",
         ["better", "worse"],
@@ -79,7 +81,7 @@ def ranking_lines(found: Ranking) -> list[str]:
     if not told:
         return lines
     if not lines:
-        lines.append("at 100 %: " + " > ".join(one.name for one in found.standings))
+        lines.append("at 100 %: " + " > ".join(standing.name for standing in found.standings))
     small, cheap = found.enough, found.cheapest
     what = "this order" if len(told) == len(found.pairs) else "the order of the others"
     if small is None or cheap is None:

@@ -74,8 +74,8 @@ def _slim_attributes(element: ElementTree.Element) -> None:
 
 
 def _rounded(match: re.Match[str]) -> str:
-    text = f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+    shortened = f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+    return "0" if shortened == "-0" else shortened
 
 
 def _path(text: str) -> str:
@@ -112,14 +112,14 @@ def _thinned(match: re.Match[str]) -> str:
 
 def _one_font(root: ElementTree.Element) -> None:
     """Gives the drawing the family that all its texts have."""
-    found = re.compile(r"font-family:([^;]*);?")
-    texts = [e for e in root.iter(f"{_SVG}text") if found.search(e.get("style", ""))]
-    if len({found.findall(e.attrib["style"])[0] for e in texts}) != 1:
+    font = re.compile(r"font-family:([^;]*);?")
+    texts = [e for e in root.iter(f"{_SVG}text") if font.search(e.get("style", ""))]
+    if len({font.findall(e.attrib["style"])[0] for e in texts}) != 1:
         return
     # matplotlib's list ends with families that hardly any machine has.
     root.set("font-family", "DejaVu Sans, system-ui, sans-serif")
     for element in texts:
-        element.set("style", found.sub("", element.attrib["style"]).strip(";"))
+        element.set("style", font.sub("", element.attrib["style"]).strip(";"))
 
 
 def _fewer_groups(parent: ElementTree.Element) -> None:
@@ -257,8 +257,8 @@ def _shortest(path: str) -> str:
 def _short_ids(drawings: Sequence[ElementTree.Element], name: str) -> None:
     """Numbers the ids that are referred to."""
     elements = [element for root in drawings for element in root.iter()]
-    own = [element.attrib["id"] for element in elements if "id" in element.attrib]
-    numbers = {text: f"{name}i{number}" for number, text in enumerate(own)}
+    ids = [element.attrib["id"] for element in elements if "id" in element.attrib]
+    numbers = {identifier: f"{name}i{number}" for number, identifier in enumerate(ids)}
     for element in elements:
         for key, value in element.attrib.items():
             if key == "id":

@@ -102,21 +102,21 @@ def fit_table(fit: CurveFit) -> Table:
         "RMSE: residuals; backtest: RMSE of predicting the rest from p <= q, over every q",
     )
     table.add_column("parameters", no_wrap=False)
-    for one in fit.families:
-        interval = one.asymptote_interval
+    for family_fit in fit.families:
+        interval = family_fit.asymptote_interval
         span = "-" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
         table.add_row(
-            one.family.title,
-            number(one.rmse),
-            number(one.chi2 / one.freedom, 1),
-            number(one.aic, 1),
-            number(one.aicc, 1),
-            number(one.bic, 1),
-            number(one.asymptote, 1),
+            family_fit.family.title,
+            number(family_fit.rmse),
+            number(family_fit.chi2 / family_fit.freedom, 1),
+            number(family_fit.aic, 1),
+            number(family_fit.aicc, 1),
+            number(family_fit.bic, 1),
+            number(family_fit.asymptote, 1),
             span,
-            number(one.backtest_rmse),
-            str(one.backtest_cuts),
-            ", ".join(f"{key} {value:.4g}" for key, value in one.parameters.items()),
+            number(family_fit.backtest_rmse),
+            str(family_fit.backtest_cuts),
+            ", ".join(f"{key} {value:.4g}" for key, value in family_fit.parameters.items()),
         )
     table.add_section()
     last = fit.backtest
@@ -159,24 +159,24 @@ def fit_dict(fit: CurveFit) -> dict[str, Any]:
         "families": [
             plain(
                 {
-                    "family": one.family.name,
-                    "formula": one.family.formula,
-                    "parameters": one.parameters,
-                    "rmse": one.rmse,
-                    "chi2": one.chi2,
-                    "degrees_of_freedom": one.freedom,
-                    "aic": one.aic,
-                    "aicc": one.aicc,
-                    "bic": one.bic,
-                    "asymptote": one.asymptote,
-                    "asymptote_interval_90": one.asymptote_interval,
-                    "converged": one.converged,
-                    "draws_converged": one.draws_converged,
-                    "backtest_rmse": one.backtest_rmse,
-                    "backtest_cuts": one.backtest_cuts,
+                    "family": family_fit.family.name,
+                    "formula": family_fit.family.formula,
+                    "parameters": family_fit.parameters,
+                    "rmse": family_fit.rmse,
+                    "chi2": family_fit.chi2,
+                    "degrees_of_freedom": family_fit.freedom,
+                    "aic": family_fit.aic,
+                    "aicc": family_fit.aicc,
+                    "bic": family_fit.bic,
+                    "asymptote": family_fit.asymptote,
+                    "asymptote_interval_90": family_fit.asymptote_interval,
+                    "converged": family_fit.converged,
+                    "draws_converged": family_fit.draws_converged,
+                    "backtest_rmse": family_fit.backtest_rmse,
+                    "backtest_cuts": family_fit.backtest_cuts,
                 }
             )
-            for one in fit.families
+            for family_fit in fit.families
         ],
         "backtest": {
             "q": [float(fit.curve.share[count - 1]) for count in tests.cuts],
@@ -305,10 +305,10 @@ def candidate_table(
         [],
         ["p", "cost", "deviation after", "gained", f"per {unit}"],
     )
-    for one in candidates:
+    for candidate in candidates:
         table.add_row(
-            f"{one.share:g} %", _price(cost, one.cost), f"{one.deviation:.2f}",
-            f"{one.gained:.3f}", f"{one.per_cost:.2f}",
+            f"{candidate.share:g} %", _price(cost, candidate.cost), f"{candidate.deviation:.2f}",
+            f"{candidate.gained:.3f}", f"{candidate.per_cost:.2f}",
         )  # fmt: skip
     return table
 
@@ -337,13 +337,13 @@ def plan_dict(
     cost: TrialCost,
 ) -> dict[str, Any]:
     """Returns a plan for JSON."""
-    content: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "goal": goal,
         "cost_unit": "seconds" if cost.known else "full trainings",
         "candidates": [vars(candidate) for candidate in candidates],
     }
     if target is not None:
-        content["target"] = {
+        fields["target"] = {
             "map": target.target,
             "share": target.share.tolist(),
             "probability": target.probability.tolist(),
@@ -359,8 +359,8 @@ def plan_dict(
             "notes": target.notes,
         }
     if budget is not None:
-        content["budget"] = {
+        fields["budget"] = {
             **vars(budget),
             "trials": {f"{share:g}": count for share, count in budget.trials.items()},
         }
-    return plain(content)
+    return plain(fields)

@@ -126,8 +126,8 @@ class AnnotationFile:
 
     def labels(self, ignored: Collection[str] = ()) -> set[str]:
         """Returns all labels but those that are ignored."""
-        found = {item.label for video in self.videos for item in video.instances}
-        return {label for label in found if label is not None and label not in ignored}
+        names = {item.label for video in self.videos for item in video.instances}
+        return {label for label in names if label is not None and label not in ignored}
 
     def class_ids(
         self, ignored: Collection[str] = (), given: Sequence[str] | None = None
@@ -184,8 +184,8 @@ def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple
     """Returns (name for messages, content, repeated videos)."""
     if isinstance(source, Mapping):
         return what, source, ()
-    origin, text = read_bytes(source, what)
-    content, repeats = parse_with_repeats(origin, text)
+    origin, raw = read_bytes(source, what)
+    content, repeats = parse_with_repeats(origin, raw)
     refused = [repeat for repeat in repeats if not (allow_repeated and repeat.video)]
     if refused:
         raise repeated_keys(origin, refused)
@@ -274,8 +274,8 @@ def _times(
 
 
 def _positive(value: Any) -> float | None:
-    found = finite_or_none(value)
-    return found if found is not None and found > 0 else None
+    finite = finite_or_none(value)
+    return finite if finite is not None and finite > 0 else None
 
 
 def _instance(position: int, item: Any) -> AnnotatedInstance:

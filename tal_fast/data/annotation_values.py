@@ -35,8 +35,8 @@ def number(value: Any) -> float | None:
 
 def finite_or_none(value: Any) -> float | None:
     """Returns a finite number as a float; None for what is none."""
-    found = None if value is None else number(value)
-    return found if found is not None and abs(found) < float("inf") else None
+    finite = None if value is None else number(value)
+    return finite if finite is not None and abs(finite) < float("inf") else None
 
 
 def subset_name(where: str, entry: Mapping[str, Any]) -> str:

@@ -50,13 +50,13 @@ def collect_class_ids(
             without += 1
             missing = missing or f"video {video!r}, annotation {position} ({label!r})"
             continue
-        own = ids.setdefault(label, value)
+        first_id = ids.setdefault(label, value)
         other = names.setdefault(value, label)
-        if own != value or other != label:
+        if first_id != value or other != label:
             doubtful |= {label, other}
             contradiction = contradiction or (
                 f"video {video!r}, annotation {position}: label {label!r} with label_id {value} "
-                f"contradicts label_id {own} of {other!r} elsewhere in the file"
+                f"contradicts label_id {first_id} of {other!r} elsewhere in the file"
             )
     ordered = [tuple(names) for names in lists if names is not None]
     places = [{name: i for i, name in enumerate(names)} for names in ordered]
@@ -111,7 +111,7 @@ def ordered_classes(
         class_ids: their numbers.
         listed: a list of classes that counts what it names, also without an annotation.
     """
-    found = set(labels)
-    if class_ids.complete and found.issuperset(listed or ()):
-        return tuple(sorted(found, key=class_ids.numbers.__getitem__))
-    return (*(listed or ()), *sorted(found.difference(listed or ())))
+    names = set(labels)
+    if class_ids.complete and names.issuperset(listed or ()):
+        return tuple(sorted(names, key=class_ids.numbers.__getitem__))
+    return (*(listed or ()), *sorted(names.difference(listed or ())))

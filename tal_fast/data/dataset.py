@@ -292,7 +292,7 @@ def left_out_by_name(
         DataError: if it names a video that is not annotated.
     """
     known, used = set(annotated), set(wanted)
-    found = {}
+    why_left_out = {}
     for reason, videos in spec.exclude.items():
         for video in videos:
             if video not in known:
@@ -302,8 +302,8 @@ def left_out_by_name(
                 )
         mine = tuple(video for video in videos if video in used)
         if mine:
-            found[f"{reason} (exclude)" if reason else "excluded by name (exclude)"] = mine
-    return found
+            why_left_out[f"{reason} (exclude)" if reason else "excluded by name (exclude)"] = mine
+    return why_left_out
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -319,7 +319,7 @@ def _refuse_extra(streams: Sequence[Stream], annotations: Annotations) -> None:
         raise DataError(
             f"{streams[0].path}: {len(extra)} feature files without annotation: "
             f"{shown_names(extra)}{same_to_the_eye(extra[0], annotations.videos)} "
-            "(extra_features: ignore lets them be)"
+            "(extra_features: ignore accepts them)"
         )
 
 

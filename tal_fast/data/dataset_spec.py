@@ -151,8 +151,8 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value <= sys.float_info.max
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and 0 < value <= sys.float_info.max
 
 
 def _list_of(item: Callable[[Any], bool], *, empty: bool = False) -> Callable[[Any], bool]:
@@ -234,7 +234,7 @@ def load_spec(file: Path) -> DatasetSpec:
             should be; the message names file, key, what was expected and what was found.
     """
     try:
-        content = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        parsed = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         raise DataError(
             f"{file}: no such file; a data directory holds a dataset.yaml (tal-fast prepare)"
@@ -243,7 +243,7 @@ def load_spec(file: Path) -> DatasetSpec:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not valid YAML: {error}") from error
-    values = _checked(file, "", content, DatasetSpec)
+    values = _checked(file, "", parsed, DatasetSpec)
     feature = _checked(file, "feature.", values.get("feature", {}), FeatureSpec)
     values["feature"] = FeatureSpec(**feature)
     if "name" not in values:

@@ -112,23 +112,23 @@ def two_axes(where: str, shape: Sequence[int], layout: Layout) -> tuple[int, int
     Raises:
         DataError: if they are not two, or one of them has length 0.
     """
-    found = list(shape)
-    if len(found) > 2:
-        longer = [size for size in found if size != 1]
-        channels = found[-1] if layout == "TC" else found[0]
+    axes = list(shape)
+    if len(axes) > 2:
+        longer = [size for size in axes if size != 1]
+        channels = axes[-1] if layout == "TC" else axes[0]
         if len(longer) == 2:
-            found = longer
+            axes = longer
         elif longer in ([channels], []):
-            found = [1, channels] if layout == "TC" else [channels, 1]
-    if len(found) != 2:
+            axes = [1, channels] if layout == "TC" else [channels, 1]
+    if len(axes) != 2:
         crops = "; tal-fast pack --reduce takes one crop of [T, N, C], or their mean"
         raise DataError(
             f"{where}: expected a 2-D array [{', '.join(layout)}], got shape {list(shape)}"
             f"{crops if len(shape) == 3 and 1 not in shape else ''}"
         )
-    if 0 in found:
+    if 0 in axes:
         raise DataError(f"{where}: expected at least one row and channel, got shape {list(shape)}")
-    return found[0], found[1]
+    return axes[0], axes[1]
 
 
 def checked_extent(

@@ -63,7 +63,7 @@ def feature_files(folder: str, beside: Collection[str] | None = None) -> list[st
             while below and below not in wanted:
                 wanted.add(below)
                 below = os.path.dirname(below)
-    found: list[str] = []
+    files: list[str] = []
     waiting, seen = [""], set()
     while waiting:
         below = waiting.pop()
@@ -85,5 +85,5 @@ def feature_files(folder: str, beside: Collection[str] | None = None) -> list[st
             elif name[0] != "." or (
                 kind_of_name(name) is not None and not (name.startswith("._") and name[2:] in names)
             ):
-                found.append(relative)
-    return sorted(found)
+                files.append(relative)
+    return sorted(files)

@@ -139,18 +139,18 @@ def index_streams(
 def _index_stream(
     opened: OpenStream, names: Sequence[str], layout: Layout, faults: list[str]
 ) -> dict[str, Extent]:
-    found: dict[str, Extent] = {}
+    extents: dict[str, Extent] = {}
     missing: list[str] = []
     for video in names:
         try:
-            found[video] = opened.extent(video, layout)
+            extents[video] = opened.extent(video, layout)
         except (KeyError, FileNotFoundError):
             missing.append(video)
         except DataError as error:
             faults.append(f"video {video!r}: {error}")
     if missing:
         faults.insert(0, _describe_missing(missing, opened))
-    return found
+    return extents
 
 
 def _describe_missing(missing: list[str], opened: OpenStream) -> str:

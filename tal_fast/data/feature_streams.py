@@ -91,16 +91,19 @@ def streams_of(
                 f"features: expected one {name} or {len(chosen)}, one per folder, got {len(each)}"
             )
         columns.append(each)
-    for text in columns[0]:
-        if text is not None and text.count("%s") != 1:
+    for given_template in columns[0]:
+        if given_template is not None and given_template.count("%s") != 1:
             raise ConfigError(
-                f"features: expected a template with one %s for the video's name, got {text!r}"
+                "features: expected a template with one %s for the video's name, got "
+                f"{given_template!r}"
             )
     if around is not None and template is not None and around not in (("", ""), ("", ".npy")):
         raise ConfigError("features: expected a template, or prefix and suffix, got both")
     return tuple(
-        Stream(os.fspath(path), _template(path, around) if template is None else text, name)
-        for path, text, name in zip(chosen, *columns, strict=True)
+        Stream(
+            os.fspath(path), _template(path, around) if template is None else given_template, name
+        )
+        for path, given_template, name in zip(chosen, *columns, strict=True)
     )
 
 
@@ -385,16 +388,16 @@ class OpenStream:
                 name = self._name(video, datasets, path)
                 return f"{path}: dataset {name!r}", datasets.array(name)
         if self.is_folder:
-            content = array_file(path, kind, allow_pickle=self._allow_pickle)
+            arrays = array_file(path, kind, allow_pickle=self._allow_pickle)
             try:
-                return path, pick(path, content, self.stream.key)
+                return path, pick(path, arrays, self.stream.key)
             finally:
-                close_array_file(content)
+                close_array_file(arrays)
         name = self.entry(video)
-        content = self._mapping(path)
-        if name not in content:
+        arrays = self._mapping(path)
+        if name not in arrays:
             raise KeyError(name)
-        return f"{path}: {name!r}", pick(path, content, name)
+        return f"{path}: {name!r}", pick(path, arrays, name)
 
     def files(self, video: str) -> list[str]:
         """Returns all files that a video's numbers come from, :meth:`file` first.
@@ -466,12 +469,12 @@ class OpenStream:
     def _mapping(self, path: str) -> Mapping[str, Any]:
         if self._arrays is None or self._arrays[0] != path:
             assert self._kind is not None
-            content = array_file(path, self._kind, allow_pickle=self._allow_pickle)
-            if not isinstance(content, Mapping):
+            arrays = array_file(path, self._kind, allow_pickle=self._allow_pickle)
+            if not isinstance(arrays, Mapping):
                 raise DataError(
-                    f"{path}: expected arrays by video, got {type(content).__name__}; a file per "
+                    f"{path}: expected arrays by video, got {type(arrays).__name__}; a file per "
                     "video lies in a folder"
                 )
-            self._arrays = (path, content)
+            self._arrays = (path, arrays)
         mapping: Mapping[str, Any] = self._arrays[1]
         return mapping

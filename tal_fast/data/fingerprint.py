@@ -70,16 +70,16 @@ def data_facts(dataset: TALDataset, videos: Iterable[str]) -> dict[str, Any]:
             known[path] = [status.st_size, status.st_mtime_ns]
         return known[path]
 
-    found = {}
+    facts = {}
     for name in videos:
         digest = hashlib.sha256()
         _take_in(digest, dataset, name)
         parts = dataset.features[name].parts
-        found[name] = {
+        facts[name] = {
             "annotations": digest.hexdigest()[:16],
             "features": [list(file_facts(part.path)) for part in parts],
         }
-    return {"classes": list(dataset.classes), "videos": found}
+    return {"classes": list(dataset.classes), "videos": facts}
 
 
 def changed_annotations(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -77,19 +77,19 @@ def read_bytes(source: object, what: str) -> tuple[str, bytes]:
         raise DataError(f"{what}: expected a path or a mapping, got {type(source).__name__}")
     origin = os.fspath(source)
     try:
-        content = Path(source).read_bytes()
+        raw = Path(source).read_bytes()
     except FileNotFoundError:
         raise DataError(f"{origin}: no such file ({what})") from None
     # ValueError: a name with a NUL character.
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise DataError(f"{origin}: cannot be read: {reason or error}") from error
-    if content[:2] == _GZIP:
+    if raw[:2] == _GZIP:
         try:
-            content = gzip.decompress(content)
+            raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{origin}: not a whole gzip file: {error}") from error
-    return origin, content
+    return origin, raw
 
 
 def parse_json(origin: str, text: bytes) -> Any:
@@ -99,10 +99,10 @@ def parse_json(origin: str, text: bytes) -> Any:
         DataError: it is none, and the message says where it stops being one; or an object holds a
             key twice.
     """
-    content, repeated = parse_with_repeats(origin, text)
+    parsed, repeated = parse_with_repeats(origin, text)
     if repeated:
         raise repeated_keys(origin, repeated)
-    return content
+    return parsed
 
 
 def repeated_keys(origin: str, repeated: Sequence[RepeatedKey]) -> DataError:
@@ -120,11 +120,11 @@ def parse_with_repeats(origin: str, text: bytes) -> tuple[Any, tuple[RepeatedKey
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal lost
-        content = dict(items)
-        if len(content) < len(items):
+        items_by_key = dict(items)
+        if len(items_by_key) < len(items):
             lost = True
-            content = _Repeating(items)
-        return content
+            items_by_key = _Repeating(items)
+        return items_by_key
 
     try:
         with without_collector():
@@ -175,8 +175,8 @@ def read_json(source: FilePath | Mapping[str, Any], what: str) -> tuple[str, Any
     """
     if isinstance(source, Mapping):
         return what, source
-    origin, text = read_bytes(source, what)
-    return origin, parse_json(origin, text)
+    origin, raw = read_bytes(source, what)
+    return origin, parse_json(origin, raw)
 
 
 class _Repeating(dict[str, Any]):

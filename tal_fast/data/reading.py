@@ -165,7 +165,7 @@ class FeatureReader:
         pending: collections.deque[tuple[int, Token, Any, Any]] = collections.deque()
         source = iter(requests)
         exhausted = False
-        torch_dtype, _, number = SLOT_DTYPES[self.dtype]
+        torch_dtype, _, dtype_number = SLOT_DTYPES[self.dtype]
         channels_first = self.layout == "CT"
         try:
             while True:
@@ -182,7 +182,7 @@ class FeatureReader:
                     )
                     mask = self._masks.take((count, length))
                     jobs = self._jobs(request.rows)
-                    ticket = reader.submit(features, mask, jobs, number, int(channels_first))
+                    ticket = reader.submit(features, mask, jobs, dtype_number, int(channels_first))
                     pending.append((ticket, request.token, features, mask))
                     del request, features, mask
                 if not pending:

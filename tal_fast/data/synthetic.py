@@ -284,27 +284,27 @@ def _draw_instances(
     if sum(gaps) > free:
         gaps = [gap * free / sum(gaps) for gap in gaps]
     with_shot = label == BOWLING and rng.random() < BOWLING_WITH_SHOT
-    found: list[tuple[float, float, int]] = []
+    instances: list[tuple[float, float, int]] = []
     # What the gaps leave free lies before the first instance and after the last.
     start = 0.2 + (0.9 * seconds - sum(lengths) - sum(gaps)) * rng.random() ** 2
     for length, gap in zip(lengths, gaps, strict=True):
-        start = max(0.1, start + gap if found else start + gap * rng.random())
+        start = max(0.1, start + gap if instances else start + gap * rng.random())
         end = min(round(start + length, 1), math.floor((seconds - 0.1) * 10) / 10)
         start = round(start, 1)
         if end - start < 0.3:
             break
-        found.append((start, end, label))
+        instances.append((start, end, label))
         if label == CLIFF:
-            found.append((start, end, DIVING))
+            instances.append((start, end, DIVING))
         if with_shot:
             shot = round(end + 0.2 + 0.3 * rng.random(), 1)
             stats = CLASS_STATISTICS["CricketShot"]
             stop = round(shot + max(0.4, _log_normal(rng, stats.length, stats.length_spread)), 1)
             if stop <= seconds - 0.1:
-                found.append((shot, stop, SHOT))
+                instances.append((shot, stop, SHOT))
                 end = stop
         start = end
-    return found
+    return instances
 
 
 def _log_normal(rng: np.random.Generator, median: float, spread: float) -> float:
@@ -325,7 +325,7 @@ class _World:
             x = rng.standard_normal((*shape, channels)).astype(np.float32)
             return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), dtype=np.float32)
 
-        own, pair = directions(classes), directions(len(LOOK_ALIKES))
+        of_class, pair = directions(classes), directions(len(LOOK_ALIKES))
         pair_of = np.zeros(classes, dtype=np.int64)
         mate = np.zeros(classes, dtype=np.int64)
         for i, names in enumerate(LOOK_ALIKES):
@@ -333,7 +333,7 @@ class _World:
             pair_of[[a, b]] = i
             mate[[a, b]] = b, a
         # Look-alikes share a third of their pattern's energy.
-        middle = np.sqrt(0.67) * own + np.sqrt(0.33) * pair[pair_of]
+        middle = np.sqrt(0.67) * of_class + np.sqrt(0.33) * pair[pair_of]
         edge = directions(2, classes)
         shared_edge = directions(2)[:, None]
         self.motion = directions(1)[0]

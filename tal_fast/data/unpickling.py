@@ -34,20 +34,20 @@ _DTYPE_CLASSES = sorted({type(np.dtype(code)) for code in "?bhilqBHILQefdg"}, ke
 @functools.cache
 def array_globals() -> dict[str, Any]:
     """Returns what a pickle of NumPy arrays may name: full name -> object, nothing else."""
-    found: dict[str, Any] = {"_codecs.encode": importlib.import_module("_codecs").encode}
+    functions: dict[str, Any] = {"_codecs.encode": importlib.import_module("_codecs").encode}
     for module in _MODULES:
         # The old module forwards to the new one with a warning, or is gone: its names stay.
         for home in (module.replace(".core.", "._core."), module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 try:
-                    content = importlib.import_module(home)
-                    names = {n: getattr(content, n) for n in _NAMES if hasattr(content, n)}
+                    home_module = importlib.import_module(home)
+                    names = {n: getattr(home_module, n) for n in _NAMES if hasattr(home_module, n)}
                 except ImportError:
                     continue
-            found.update({f"{module}.{name}": value for name, value in names.items()})
+            functions.update({f"{module}.{name}": value for name, value in names.items()})
             break
-    return found
+    return functions
 
 
 def torch_globals() -> list[Any]:

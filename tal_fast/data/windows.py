@@ -341,13 +341,13 @@ class WindowSet:
         labels, edges = self._labels[index], self._edges[index]
         start = window.start
         if self._jitter:
-            number = item_numbers(seed, epoch, index, _JITTER, 1)[0]
+            draw = item_numbers(seed, epoch, index, _JITTER, 1)[0]
             size = window.stop - window.start
-            moved = start - self._jitter + below(number, 2 * self._jitter + 1)
+            moved = start - self._jitter + below(draw, 2 * self._jitter + 1)
             moved = min(max(moved, 0), rows - size)
-            found = self._inside(window.video, moved, moved + size)
-            if len(found[0]) or not self._drop_empty:
-                start, labels, edges = moved, *found
+            inside = self._inside(window.video, moved, moved + size)
+            if len(inside[0]) or not self._drop_empty:
+                start, labels, edges = moved, *inside
         return Clip(window.video, start, start + window.stop - window.start, rows, labels, edges)
 
     def _inside(self, name: str, start: int, stop: int) -> tuple[Ints, Floats]:

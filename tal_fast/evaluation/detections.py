@@ -93,7 +93,7 @@ class Detections:
         ]
         sizes = [len(label) for label, _, _ in columns]
         segments = _join([s for _, s, _ in columns], np.float64, 2)
-        found = cls(
+        joined = cls(
             videos=tuple(detections),
             classes=names,
             video=np.repeat(np.arange(len(sizes), dtype=np.int64), sizes),
@@ -103,8 +103,8 @@ class Detections:
             score=_join([score for _, _, score in columns], np.float64),
             origin=origin,
         )
-        found.check()
-        return found
+        joined.check()
+        return joined
 
     @classmethod
     def concatenate(cls, parts: Sequence[Detections]) -> Detections:

@@ -236,8 +236,8 @@ def _characteristics(source: Problem) -> dict[str, Floats]:
     values = {"length": length}
     if source.durations is not None:
         values["coverage"] = length / source.durations[source.truth.video]
-    own = source.truth.video * len(source.classes) + source.truth.label
-    _, inverse, counts = np.unique(own, return_inverse=True, return_counts=True)
+    group = source.truth.video * len(source.classes) + source.truth.label
+    _, inverse, counts = np.unique(group, return_inverse=True, return_counts=True)
     values["instances"] = counts[inverse].astype(np.float64)
     return values
 
@@ -273,22 +273,22 @@ def _sensitivity(
     missed: Mask,
     normalizer: float,
 ) -> Sensitivity:
-    number = len(edges) + 1
+    num_bins = len(edges) + 1
     # A value on an edge belongs below it.
     which = np.searchsorted(np.array(edges), values, side="left").astype(np.int64)
     which[np.isnan(values)] = -1
-    ap = native.ap_of_bins(which, number, normalizer)  # [B, C, T]
+    ap = native.ap_of_bins(which, num_bins, normalizer)  # [B, C, T]
     there = ~np.isnan(ap)
     with_any = there.any(axis=1)
     total = np.where(there, ap, 0.0).sum(axis=1)
     mean = np.where(with_any, total / np.maximum(there.sum(axis=1), 1), np.nan)
-    sizes = np.bincount(which[which >= 0], minlength=number)
+    sizes = np.bincount(which[which >= 0], minlength=num_bins)
     counts = np.stack(
         [
-            np.bincount(which[which >= 0], weights=row[which >= 0], minlength=number)
+            np.bincount(which[which >= 0], weights=row[which >= 0], minlength=num_bins)
             for row in missed.astype(np.float64)
         ],
         axis=1,
     )
     shares = np.where(sizes[:, None] > 0, counts / np.maximum(sizes, 1)[:, None], np.nan)
-    return Sensitivity(name, _SIZES[number], edges, sizes.astype(np.int64), mean, shares)
+    return Sensitivity(name, _SIZES[num_bins], edges, sizes.astype(np.int64), mean, shares)

@@ -105,13 +105,13 @@ def evaluate(
         else:
             truth = read_ground_truth(ground_truth, subset, dialect=rules, strict=strict)
         if isinstance(predictions, Detections):
-            found = predictions
-            found.check()
+            detections = predictions
+            detections.check()
         else:
-            found = read_results(predictions, allow_pickle=allow_pickle)
+            detections = read_results(predictions, allow_pickle=allow_pickle)
         problem = pair(
             truth,
-            found,
+            detections,
             rules,
             subset=subset,
             strict=strict,
@@ -121,8 +121,8 @@ def evaluate(
     if len(truth.label) == 0:
         where = "" if subset is None else f" in subset {subset!r}"
         raise DataError(f"{truth.origin}: expected at least one annotation{where}, got none")
-    if len(found) == 0 and not isinstance(predictions, Detections) and not strict:
-        raise DataError(f"{found.origin}: expected at least one prediction, got none")
+    if len(detections) == 0 and not isinstance(predictions, Detections) and not strict:
+        raise DataError(f"{detections.origin}: expected at least one prediction, got none")
     return _run(problem, thresholds)
 
 
@@ -311,8 +311,8 @@ def _compact(truth: Ints, found: Ints) -> tuple[Ints, Ints, int]:
     if low >= 0 and high < 4 * len(both) + 1024:
         used = np.zeros(high + 1, dtype=bool)
         used[both] = True
-        number = np.cumsum(used) - 1
-        return number[truth], number[found], int(number[-1]) + 1
+        position = np.cumsum(used) - 1
+        return position[truth], position[found], int(position[-1]) + 1
     names, inverse = np.unique(both, return_inverse=True)
     inverse = inverse.astype(np.int64, copy=False)
     return inverse[: len(truth)], inverse[len(truth) :], len(names)

@@ -117,7 +117,7 @@ def _classes(
     classes, ids = truth.classes, truth.class_ids
     index: dict[str | int, int] = {name: i for i, name in enumerate(classes)}
     if not truth.no_numbers:
-        index.update((number, i) for i, number in enumerate(ids) if number is not None)
+        index.update((class_id, i) for i, class_id in enumerate(ids) if class_id is not None)
     known = np.array([name in index for name in found.classes], dtype=bool)
     used = ~known[found.label] if len(found) else np.zeros(0, dtype=bool)
     if used.any():

@@ -53,16 +53,16 @@ def read_results(source: FilePath | Mapping[str, Any], *, allow_pickle: bool = F
         if "video-id" in source:
             return _from_columns("predictions", source)
         return _from_content("predictions", source)
-    origin, text = read_bytes(source, "predictions")
+    origin, raw = read_bytes(source, "predictions")
     if origin.endswith((".pkl", ".pickle")):
         if not allow_pickle:
             raise DataError(
                 f"{origin}: a pickle is read only with {argument('allow_pickle', True)}"
             )
-        return _from_columns(origin, unpickle_arrays(origin, text))
+        return _from_columns(origin, unpickle_arrays(origin, raw))
     if origin.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
-        return _from_lines(origin, text)
-    return _from_json(origin, text)
+        return _from_lines(origin, raw)
+    return _from_json(origin, raw)
 
 
 def _from_json(origin: str, text: bytes) -> Detections:
@@ -78,8 +78,8 @@ def _from_content(origin: str, content: Any) -> Detections:
     results = content.get("results") if isinstance(content, Mapping) else None
     if not isinstance(results, Mapping):
         mapping = isinstance(content, Mapping)
-        found = sorted(map(str, content))[:5] if mapping else type(content).__name__
-        raise DataError(f"{origin}: expected an object with an object 'results', got {found}")
+        keys = sorted(map(str, content))[:5] if mapping else type(content).__name__
+        raise DataError(f"{origin}: expected an object with an object 'results', got {keys}")
     records: list[Any] = []
     sizes: list[int] = []
     videos: dict[str, None] = {}
@@ -103,14 +103,14 @@ def _from_lines(origin: str, text: bytes) -> Detections:
     records: list[Any] = []
     videos: dict[str, int] = {}
     owners: list[int] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for line_number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        record = parse_json(f"{origin}, line {number}", line)
+        record = parse_json(f"{origin}, line {line_number}", line)
         video = record.get("video") if isinstance(record, Mapping) else None
         if not isinstance(video, str):
             raise DataError(
-                f"{origin}, line {number}: expected an object with video, segment, label and "
+                f"{origin}, line {line_number}: expected an object with video, segment, label and "
                 f"score, got {record!r:.60}"
             )
         owners.append(videos.setdefault(video, len(videos)))
@@ -152,16 +152,14 @@ def _from_records(
 def _from_columns(origin: str, content: Any) -> Detections:
     keys = ("video-id", "t-start", "t-end", "label", "score")
     if not isinstance(content, Mapping) or not all(key in content for key in keys):
-        found = (
-            sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        )
-        raise DataError(f"{origin}: expected columns {', '.join(keys)}, got {found}")
+        got = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise DataError(f"{origin}: expected columns {', '.join(keys)}, got {got}")
     columns = {key: as_array(f"{origin}: column {key}", content[key]) for key in keys}
     sizes = {key: list(column.shape) for key, column in columns.items()}
     if any(len(size) != 1 or size != sizes["score"] for size in sizes.values()):
         raise DataError(f"{origin}: expected columns of equal length, got {sizes}")
-    text = "UTO"  # text, text of NumPy 2, and objects, as which tables keep text
-    kinds = {"video-id": text, "label": f"iu{text}"}
+    text_kinds = "UTO"  # text, text of NumPy 2, and objects, as which tables keep text
+    kinds = {"video-id": text_kinds, "label": f"iu{text_kinds}"}
     kinds.update(dict.fromkeys(("t-start", "t-end", "score"), "iuf"))
     for key, column in columns.items():
         if len(column) and column.dtype.kind not in kinds[key]:
@@ -218,8 +216,8 @@ def write_results(
         if classes is None:
             raise DataError(f"{os.fspath(path)}: expected classes with a mapping, got None")
         detections = Detections.from_videos(detections, classes, origin=os.fspath(path))
-    content = detections.to_results(version=version)
-    return write_text_atomically(path, json.dumps(content, allow_nan=False) + "\n")
+    results = detections.to_results(version=version)
+    return write_text_atomically(path, json.dumps(results, allow_nan=False) + "\n")
 
 
 def _values(records: list[Any], key: str, names: Detections) -> list[Any]:

@@ -206,7 +206,7 @@ def numpy_order(score: Floats, group: Ints, num_groups: int) -> Ints:
     begin = 0
     for end in ends.tolist():
         if end - begin > 1:
-            own = by_group[begin:end]
-            by_group[begin:end] = own[np.argsort(score[own])[::-1]]
+            of_group = by_group[begin:end]
+            by_group[begin:end] = of_group[np.argsort(score[of_group])[::-1]]
         begin = end
     return by_group

@@ -109,10 +109,10 @@ def average_recall(
         ConfigError: a number is not positive.
         DataError: there is no proposal, or too few to keep one.
     """
-    number = max_proposals if cut_offs is None else cut_offs
-    if max_proposals < 1 or number < 1:
+    most_cut_offs = max_proposals if cut_offs is None else cut_offs
+    if max_proposals < 1 or most_cut_offs < 1:
         raise ConfigError(
-            f"average_recall: expected numbers >= 1, got {max_proposals} and {number}"
+            f"average_recall: expected numbers >= 1, got {max_proposals} and {most_cut_offs}"
         )
     source = result.require_source("average_recall")
     thresholds = tuple(tiou_thresholds) if tiou_thresholds is not None else result.tiou_thresholds
@@ -131,7 +131,7 @@ def average_recall(
         raise DataError(
             f"average_recall: keeping {max_proposals} per video leaves no prediction of {total}"
         )
-    shares = np.arange(1, number + 1) / float(number)
+    shares = np.arange(1, most_cut_offs + 1) / float(most_cut_offs)
     shares = shares * (max_proposals * float(len(videos)) / retrieved)
     limits = kept[source.truth.video]  # [G]
     # A video whose proposals were all cut has one that reaches nothing.
@@ -141,7 +141,7 @@ def average_recall(
     )
     average = recall.mean(axis=0)
     proposals = shares * (float(retrieved) / len(videos))
-    area = float(np.trapezoid(average, proposals)) if number > 1 else float("nan")
+    area = float(np.trapezoid(average, proposals)) if most_cut_offs > 1 else float("nan")
     return AverageRecall(recall, average, proposals, area / float(proposals[-1]), thresholds)
 
 

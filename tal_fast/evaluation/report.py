@@ -158,8 +158,8 @@ def _precision_recall(result: EvaluationResult, c: int) -> list[tuple[Floats, Fl
         native = source.native(result.tiou_thresholds)
         native.match()
     ranked = native.ranked
-    own = ranked[source.found.label[ranked] == c]
-    hits = native.hits[own]
+    of_class = ranked[source.found.label[ranked] == c]
+    hits = native.hits[of_class]
     curves = []
     for k in range(len(result.tiou_thresholds)):
         hit = (hits >> np.uint64(k)) & np.uint64(1) == 1

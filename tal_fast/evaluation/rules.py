@@ -90,11 +90,11 @@ def _drop_duplicates(problem: Problem) -> Problem:
     earlier: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for i in np.flatnonzero(suspects).tolist():
         start, end = float(truth.start[i]), float(truth.end[i])
-        own = earlier.setdefault((int(truth.video[i]), int(truth.label[i])), [])
-        if any(abs(start - s) <= tolerance and abs(end - e) <= tolerance for s, e in own):
+        kept_before = earlier.setdefault((int(truth.video[i]), int(truth.label[i])), [])
+        if any(abs(start - s) <= tolerance and abs(end - e) <= tolerance for s, e in kept_before):
             kept[i] = False
         else:
-            own.append((start, end))
+            kept_before.append((start, end))
     return _keep_truth(problem, kept, f"duplicates within {tolerance} s")
 
 
@@ -196,7 +196,7 @@ def _confused(problem: Problem) -> dict[int, int]:
     present = problem.present
     numbers = range(len(problem.classes)) if problem.class_ids is None else problem.class_ids
     # Without a number there is nothing to confuse; a class with instances always has one.
-    ids = [-1 if number is None else number for number in numbers]
+    ids = [-1 if class_id is None else class_id for class_id in numbers]
     ranked = sorted(np.flatnonzero(present).tolist(), key=lambda c: ids[c])
     # Class number n becomes the n-th class that has instances.
     return {

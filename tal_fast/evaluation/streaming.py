@@ -94,10 +94,16 @@ class Evaluator:
             raise DataError(f"Evaluator: expected each video once, got {video!r} again")
         names: Any = self._classes
         if names is None:  # names and numbers stand for themselves
-            own = as_labels(f"predictions: video {video!r}", labels)
-            names = () if np.ndim(own) != 1 else tuple(dict.fromkeys(plain(own)))
+            names_or_numbers = as_labels(f"predictions: video {video!r}", labels)
+            names = (
+                ()
+                if np.ndim(names_or_numbers) != 1
+                else tuple(dict.fromkeys(plain(names_or_numbers)))
+            )
             index = {name: i for i, name in enumerate(names)}
-            labels = [index[name] for name in plain(own)] if names else own
+            labels = (
+                [index[name] for name in plain(names_or_numbers)] if names else names_or_numbers
+            )
         self._found[video] = Detections.from_videos({video: (segments, labels, scores)}, names)
 
     def merge(self, other: Evaluator) -> None:
@@ -128,5 +134,5 @@ class Evaluator:
         """
         place = {video: i for i, video in enumerate(self._truth.videos)}
         names = sorted(self._found, key=lambda video: (place.get(video, len(place)), video))
-        found = Detections.concatenate([self._found[name] for name in names])
-        return evaluate(self._truth, found, self._thresholds, self._subset, **self._options)
+        detections = Detections.concatenate([self._found[name] for name in names])
+        return evaluate(self._truth, detections, self._thresholds, self._subset, **self._options)

@@ -43,9 +43,9 @@ def choose_videos(
     assert result.source is not None
     truth = result.source.truth
     total = np.bincount(truth.video, minlength=len(names))
-    found = np.zeros(len(truth), dtype=bool)
-    found[errors.matched[k][errors.matched[k] >= 0]] = True
-    missed = np.bincount(truth.video[~found], minlength=len(names))
+    hit = np.zeros(len(truth), dtype=bool)
+    hit[errors.matched[k][errors.matched[k] >= 0]] = True
+    missed = np.bincount(truth.video[~hit], minlength=len(names))
     with_any = np.flatnonzero(total)
     ordered = with_any[np.lexsort((-total[with_any], -missed[with_any] / total[with_any]))]
     picked = np.unique(np.linspace(0, len(ordered) - 1, min(4, len(ordered))).astype(int))

@@ -172,7 +172,7 @@ def compare(
             raise ConfigError(
                 f"compare: expected results with equal {name}, got {a!r:.80} and {b!r:.80}"
             )
-    one = _replicates("compare", first, replicates, confidence, seed)
+    replicates_of_first = _replicates("compare", first, replicates, confidence, seed)
     other = _replicates("compare", second, replicates, confidence, seed)
     truths = [
         (truth.video, truth.label, truth.start, truth.end)
@@ -180,7 +180,7 @@ def compare(
     ]
     if not all(np.array_equal(a, b) for a, b in zip(*truths, strict=True)):
         raise ConfigError("compare: expected results over the same instances, got others")
-    gained = _means(other) - _means(one)
+    gained = _means(other) - _means(replicates_of_first)
     average = gained.mean(axis=1)
     difference = _interval(second.average_map - first.average_map, average, confidence)
     below = (1 + np.count_nonzero(average <= 0)) / (replicates + 1)

@@ -138,7 +138,7 @@ def check_labels(model: Detector, candidates: Candidates) -> None:
 def _told(model: Detector, method: str, **given: Any) -> Iterator[None]:
     """Names the method, what it was given and the line where one's own code fails.
 
-    What memory does not suffice for is no mistake, and a fault of this library keeps its traceback.
+    A lack of memory is no mistake of the model, and a fault of this library keeps its traceback.
     """
     try:
         yield
@@ -152,9 +152,9 @@ def _told(model: Detector, method: str, **given: Any) -> Iterator[None]:
         shapes = ", ".join(f"{name} {_shown(value)}" for name, value in given.items())
         frame = _own_line(model, error)
         line = f", line {frame.lineno} of {frame.filename}" if frame is not None else ""
-        text = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{_name(model)}.{method}, given {shapes}: {type(error).__name__}: {text}{line} "
+            f"{_name(model)}.{method}, given {shapes}: {type(error).__name__}: {reason}{line} "
             "(TAL_FAST_TRACEBACK=1 shows the traceback)"
         ) from error
 

@@ -138,14 +138,14 @@ def _imported(place: str) -> type[Detector]:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            own = [
+            detectors = [
                 key
                 for key, item in vars(module).items()
                 if inspect.isclass(item) and issubclass(item, Detector) and item is not Detector
             ]
             raise ConfigError(
-                f"model {place!r}: {source} has no {attribute!r}{nearest(attribute, own)} "
-                f"(detectors there: {', '.join(own) or 'none'})"
+                f"model {place!r}: {source} has no {attribute!r}{nearest(attribute, detectors)} "
+                f"(detectors there: {', '.join(detectors) or 'none'})"
             )
         found = getattr(found, part)
     if not (inspect.isclass(found) and issubclass(found, Detector)):
@@ -196,7 +196,7 @@ def _from_file(source: str, place: str) -> ModuleType:
 
 
 def _broken(place: str, error: Exception) -> ConfigError:
-    text = str(error)
+    reason = str(error)
     if isinstance(error, SyntaxError):
-        text = f"{error.msg} ({error.filename}, line {error.lineno})"
-    return ConfigError(f"model {place!r}: cannot be imported: {type(error).__name__}: {text}")
+        reason = f"{error.msg} ({error.filename}, line {error.lineno})"
+    return ConfigError(f"model {place!r}: cannot be imported: {type(error).__name__}: {reason}")

@@ -33,8 +33,8 @@ def detector_config(name: str, settings: Mapping[str, Mapping[str, Any]] | None 
     found = recipe(name)
     merged = plain(asdict(found.detector.Config()))
     for changes in (found.settings, settings or {}):
-        own = {key: value for key, value in changes.items() if key != "training"}
-        merge(merged, own, model=name)
+        sections = {key: value for key, value in changes.items() if key != "training"}
+        merge(merged, sections, model=name)
     return checked(found.detector.Config, merged)
 
 

@@ -86,17 +86,17 @@ def machine_ceilings(cache: Path | None = None, *, fresh: bool = False) -> dict[
         if kept is not None:
             return kept
     before = (time.perf_counter(), time.process_time(), procfs.machine_cpu())
-    found = [asdict(ceiling) for ceiling in measure_ceilings()]
-    content = {
+    ceilings = [asdict(ceiling) for ceiling in measure_ceilings()]
+    measured = {
         "format": FORMAT,
         "time": time.time(),
         "environment": machine,
         "others_cores": procfs.others_since(*before),
-        "ceilings": found,
+        "ceilings": ceilings,
     }
     cache.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(cache, json.dumps(content, indent=2) + "\n")
-    return content
+    write_text_atomically(cache, json.dumps(measured, indent=2) + "\n")
+    return measured
 
 
 def kept_ceilings(cache: Path | None = None) -> dict[str, Any] | None:
@@ -116,12 +116,12 @@ def _cache_file() -> Path:
 
 def _kept(cache: Path, machine: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        content: Any = json.loads(cache.read_text("utf-8"))
-        age = time.time() - content["time"]
-        fits = content["format"] == FORMAT and content["environment"] == machine
+        measured: Any = json.loads(cache.read_text("utf-8"))
+        age = time.time() - measured["time"]
+        fits = measured["format"] == FORMAT and measured["environment"] == machine
     except (OSError, ValueError, KeyError, TypeError):  # not there, or no such file of ours
         return None
-    return content if fits and 0 <= age < _DAY else None
+    return measured if fits and 0 <= age < _DAY else None
 
 
 def measure_ceilings(seconds: float = 0.5) -> list[Ceiling]:
@@ -130,18 +130,18 @@ def measure_ceilings(seconds: float = 0.5) -> list[Ceiling]:
     Args:
         seconds: that each is repeated for; at least three times.
     """
-    found = []
+    ceilings = []
     for threads in dict.fromkeys((1, usable_cores())):
         with with_threads(threads):
-            found += [
+            ceilings += [
                 product_ceiling((1, _SIDE, _SIDE, _SIDE), dtype, threads, seconds)
                 for dtype in _dtypes()
             ]
-            found += _memory(threads, seconds)
+            ceilings += _memory(threads, seconds)
     with with_threads(1):
-        found += _calls(seconds)
-        found.append(_file(seconds))
-    return found
+        ceilings += _calls(seconds)
+        ceilings.append(_file(seconds))
+    return ceilings
 
 
 def _dtypes() -> list[torch.dtype]:
@@ -241,15 +241,15 @@ def _last_cache() -> int:
     """Returns the bytes of the largest cache of a core, or a guess."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text("ascii").strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) << 10)
+        size = file.read_text("ascii").strip()
+        if size.endswith("K") and size[:-1].isdigit():
+            sizes.append(int(size[:-1]) << 10)
     return max(sizes, default=_NO_CACHE)
 
 
 def _memory(threads: int, seconds: float) -> list[Ceiling]:
     cache = _last_cache()
-    found = []
+    ceilings = []
     for where, size in (("memory", _CACHES * cache), ("cache", cache // 2)):
         # All arrays of a kind together have this size.
         a, b, c = (torch.ones(max(1, size // 12)) for _ in range(3))
@@ -264,8 +264,8 @@ def _memory(threads: int, seconds: float) -> list[Ceiling]:
             ("read", each, lambda a=a: a.sum()),  # type: ignore[misc]
         ]
         for kind, amount, work in kinds:
-            found.append(rate_of(f"{kind}, {where}", threads, amount, "GB/s", work, seconds))
-    return found
+            ceilings.append(rate_of(f"{kind}, {where}", threads, amount, "GB/s", work, seconds))
+    return ceilings
 
 
 def _calls(seconds: float) -> list[Ceiling]:
@@ -284,7 +284,7 @@ def _calls(seconds: float) -> list[Ceiling]:
         "tal_fast local_attn": lambda: ops.local_attn(x, x, x, 3),
         "tal_fast segment_iou": lambda: ops.segment_iou(segments, segments),
     }
-    found = []
+    ceilings = []
     for name, work in kinds.items():
 
         def many(work: Callable[[], Any] = work) -> None:
@@ -292,8 +292,8 @@ def _calls(seconds: float) -> list[Ceiling]:
                 work()
 
         times = [1e6 * t / _TINY for t in _run_times(many, 1, seconds / 2)]
-        found.append(Ceiling(f"call of {name}", 1, min(times), statistics.median(times), "us"))
-    return found
+        ceilings.append(Ceiling(f"call of {name}", 1, min(times), statistics.median(times), "us"))
+    return ceilings
 
 
 def _file(seconds: float) -> Ceiling:
@@ -319,7 +319,7 @@ def ceiling_table(content: dict[str, Any]) -> Table:
     table.add_column("ceiling", no_wrap=True)
     for name in ("threads", "best", "median", "unit"):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-    for one in content["ceilings"]:
-        best, median = (f"{one[key]:.1f}" for key in ("best", "median"))
-        table.add_row(one["name"], str(one["threads"]), best, median, one["unit"])
+    for ceiling in content["ceilings"]:
+        best, median = (f"{ceiling[key]:.1f}" for key in ("best", "median"))
+        table.add_row(ceiling["name"], str(ceiling["threads"]), best, median, ceiling["unit"])
     return table

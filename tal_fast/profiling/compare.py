@@ -103,11 +103,11 @@ class Comparison:
         self.profiles = list(profiles)
         self.differences: list[str] = []
         for key in _MACHINE:
-            found = dict.fromkeys(
+            kinds = dict.fromkeys(
                 str(own.get("environment", {}).get(key)) for _, own in self.profiles
             )
-            if len(found) > 1:
-                self.differences.append(f"{key}: {'; '.join(found)}")
+            if len(kinds) > 1:
+                self.differences.append(f"{key}: {'; '.join(kinds)}")
         self.disturbed = [name for name, own in self.profiles if _is_disturbed(own)]
 
     @property
@@ -132,16 +132,17 @@ def compare(folders: Sequence[str | Path], *, force: bool = False) -> Comparison
         raise ConfigError(f"compare: expected two profiles or more, got {len(paths)}")
     if len(set(paths)) < len(paths):
         raise ConfigError("compare: expected different profiles, got one twice")
-    found = Comparison(list(zip(_names(paths), map(read_profile, paths), strict=True)))
-    for folder, (_, own) in zip(folders, found.profiles, strict=True):
-        if not {"phases", "lengths"} & own.keys():
+    comparison = Comparison(list(zip(_names(paths), map(read_profile, paths), strict=True)))
+    for folder, (_, profile) in zip(folders, comparison.profiles, strict=True):
+        if not {"phases", "lengths"} & profile.keys():
             raise DataError(f"{folder}: its profile has neither steps nor lengths to compare")
-    if not force and not found.of_one_machine:
+    if not force and not comparison.of_one_machine:
         raise ConfigError(
-            f"compare: the profiles are of different machines ({', '.join(found.differences)}): "
-            f"{argument('force', True)} compares their shares of each machine's ceilings"
+            "compare: the profiles are of different machines "
+            f"({', '.join(comparison.differences)}): {argument('force', True)} compares their "
+            "shares of each machine's ceilings"
         )
-    return found
+    return comparison
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -158,12 +159,12 @@ def _training_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
     columns = [(title, value) for title, value, safe in _TRAINING if safe or found.of_one_machine]
     names = ["profile", "model", "amp", "threads", *(title for title, _ in columns)]
     rows = []
-    for name, own in found.profiles:
-        if "phases" not in own:
+    for name, profile in found.profiles:
+        if "phases" not in profile:
             continue
-        setting = own.get("training", {})
+        setting = profile.get("training", {})
         told = [setting.get(key) for key in ("model", "amp", "threads")]
-        rows.append([name, *told, *(value(own) for _, value in columns)])
+        rows.append([name, *told, *(value(profile) for _, value in columns)])
     return names, rows
 
 
@@ -171,9 +172,9 @@ def _prediction_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
     columns = [(title, value) for title, value, safe in _PREDICTION if safe or found.of_one_machine]
     names = ["rows", "profile", "model", "amp", "threads", *(title for title, _ in columns)]
     rows = []
-    for name, own in found.profiles:
-        for entry in own.get("lengths") or []:
-            told = [own["prediction"].get(key) for key in ("model", "amp", "threads")]
+    for name, profile in found.profiles:
+        for entry in profile.get("lengths") or []:
+            told = [profile["prediction"].get(key) for key in ("model", "amp", "threads")]
             rows.append([entry["rows"], name, *told, *(value(entry) for _, value in columns)])
     return names, sorted(rows, key=lambda row: row[0])
 

@@ -181,8 +181,8 @@ class CostCounter:
         # Number of the first node of each stretch of the forward, and the part it belongs to.
         self._firsts: list[int] = []
         self._parts: list[str] = []
-        own = [*model.parameters(), *model.buffers()]
-        self._kept = {_storage(tensor): tensor.untyped_storage() for tensor in own}
+        stored = [*model.parameters(), *model.buffers()]
+        self._kept = {_storage(tensor): tensor.untyped_storage() for tensor in stored}
 
     @contextmanager
     def counting(self, phase: str) -> Iterator[None]:
@@ -236,8 +236,8 @@ class CostCounter:
         if node is None:
             return self._parts[-1]
         # Nodes that add up the gradients of a leaf have the greatest number of all.
-        number = min(node._sequence_nr(), self._firsts[-1])
-        return self._parts[max(0, bisect.bisect_right(self._firsts, number) - 1)]
+        sequence_number = min(node._sequence_nr(), self._firsts[-1])
+        return self._parts[max(0, bisect.bisect_right(self._firsts, sequence_number) - 1)]
 
     def _at(self, table: dict[tuple[str, str], Cost], name: str) -> Cost:
         return table.setdefault((self.phase, name), Cost())

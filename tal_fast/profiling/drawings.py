@@ -51,19 +51,19 @@ def _colour(kind: str) -> str:
 
 
 def _number(row: Row, name: str) -> float | None:
-    text = row.get(name, "")
-    return float(text) if text else None
+    cell = row.get(name, "")
+    return float(cell) if cell else None
 
 
 def _rates(rows: Sequence[Row], name: str) -> list[float] | None:
     """Returns how fast a sum grows between samples; None where the system did not say."""
     values = [(_number(row, "time"), _number(row, name)) for row in rows]
-    found = []
+    rates = []
     for (t0, first), (t1, last) in itertools.pairwise(values):
         if t0 is None or t1 is None or first is None or last is None:
             return None
-        found.append(max(0.0, last - first) / max(t1 - t0, 1e-9))
-    return found
+        rates.append(max(0.0, last - first) / max(t1 - t0, 1e-9))
+    return rates
 
 
 def _titled(axes: Any, title: str, x: str, y: str) -> None:
@@ -100,14 +100,17 @@ def timeline_picture(rows: Sequence[Row], cores: int) -> Any | None:
     start = float(rows[0]["time"])
     times = [float(row["time"]) - start for row in rows]
     middle = [(a + b) / 2 for a, b in itertools.pairwise(times)]
-    own, children = _rates(rows, "cpu"), _rates(rows, "children_cpu") or [0.0] * len(middle)
+    this_process, children = (
+        _rates(rows, "cpu"),
+        _rates(rows, "children_cpu") or [0.0] * len(middle),
+    )
     figure, (left, right) = blank_figure(2, size=_WIDE)
     busy = _rates(rows, "machine_busy")
-    layers = [("this process", own or [0.0] * len(middle), LEVEL_COLOURS[1])]
+    layers = [("this process", this_process or [0.0] * len(middle), LEVEL_COLOURS[1])]
     if any(children):
         layers.append(("processes below it", children, LEVEL_COLOURS[2]))
-    if busy is not None and own is not None:
-        rest = [max(0.0, b - o - c) for b, o, c in zip(busy, own, children, strict=True)]
+    if busy is not None and this_process is not None:
+        rest = [max(0.0, b - o - c) for b, o, c in zip(busy, this_process, children, strict=True)]
         layers.append(("others", rest, "#c9ced6"))
     left.stackplot(
         middle,
@@ -174,11 +177,11 @@ def roofline_picture(rows: Sequence[Row], profile: Mapping[str, Any]) -> Any | N
                   xytext=(6, 0), textcoords="offset points", va="top")  # fmt: skip
     kinds = dict.fromkeys(row["kind"] for row, *_ in dots)
     for mark, kind in zip(itertools.cycle(_MARKS), kinds, strict=False):
-        own = [dot for dot in dots if dot[0]["kind"] == kind]
+        of_kind = [dot for dot in dots if dot[0]["kind"] == kind]
         axes.scatter(
-            [x for _, x, _, _ in own],
-            [y for _, _, y, _ in own],
-            s=[18 + 500 * share for *_, share in own],
+            [x for _, x, _, _ in of_kind],
+            [y for _, _, y, _ in of_kind],
+            s=[18 + 500 * share for *_, share in of_kind],
             color=_colour(kind),
             marker=mark,
             alpha=0.8,
@@ -248,15 +251,15 @@ def lengths_picture(
     panels = _STEP_PANELS if training else _PREDICTION_PANELS
     first = panels[0][0]
     shown = []
-    for name, own in profiles:
-        entries = [e for e in own.get("lengths") or [] if value_of(e, first) is not None]
+    for name, profile in profiles:
+        entries = [e for e in profile.get("lengths") or [] if value_of(e, first) is not None]
         if entries:
-            shown.append((name, own, entries))
+            shown.append((name, profile, entries))
     if not shown:
         return None
     figure, axes = blank_figure(3, size=(11.4, 3.7))
     # As rates are: where others used the cores, the clock tells of them.
-    by_cpu = any(own["prediction"].get("rates_by") == "CPU time" for _, own, _ in shown)
+    by_cpu = any(profile["prediction"].get("rates_by") == "CPU time" for _, profile, _ in shown)
     if by_cpu:
         panels = ((f"{first}_cpu", *panels[0][1:3], "ms of CPU time"), *panels[1:])
     for (colour, dashes, mark), (name, _, entries) in zip(

@@ -243,14 +243,14 @@ def run_external(
     path = shutil.which(name)
     known = None if path is None else _help_of(tool)
     command, notes = external_command(tool, arguments, file, known)
-    found = Found(_shell(tool, command), notes=notes)
-    said(found.command)
+    outcome = Found(_shell(tool, command), notes=notes)
+    said(outcome.command)
     if path is None:
-        found.reason = f"{name} is not installed, or not on PATH"
+        outcome.reason = f"{name} is not installed, or not on PATH"
     else:
-        _run(tool, command, arguments, file, found, said)
-    _keep(folder, name, found)
-    return found
+        _run(tool, command, arguments, file, outcome, said)
+    _keep(folder, name, outcome)
+    return outcome
 
 
 def _shell(tool: Tool, command: Sequence[str]) -> str:
@@ -337,8 +337,8 @@ def _nsys(file: Path) -> tuple[dict[str, Rows], list[str]]:
         if rows:
             tables[report] = rows
         else:
-            text = (done.stderr or done.stdout).strip().splitlines()
-            notes.append(f"no {report}: {text[-1] if text else 'nothing was recorded'}")
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            notes.append(f"no {report}: {lines[-1] if lines else 'nothing was recorded'}")
     return tables, notes
 
 

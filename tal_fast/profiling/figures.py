@@ -34,18 +34,18 @@ def value_of(profile: Mapping[str, Any] | None, *path: str) -> Any:
         profile: content of a ``profile.json``, or a part of it.
         path: keys down to the figure.
     """
-    found: Any = profile
+    value: Any = profile
     for key in path:
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             return None
-        found = found[key]
-    return found.get("value") if isinstance(found, Mapping) else found
+        value = value[key]
+    return value.get("value") if isinstance(value, Mapping) else value
 
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:
     """Returns rows as CSV; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(
         [["" if value is None else value for value in row] for row in rows]
     )
-    return text.getvalue()
+    return buffer.getvalue()

@@ -76,8 +76,8 @@ def tried(
     reasons = {**left_out, **failed}
     base = took.get(AS_IT_IS)
     runs = {
-        name: _entry(text, took.get(name), base, reasons.get(name, "it was not run"))
-        for name, text in what.items()
+        name: _entry(description, took.get(name), base, reasons.get(name, "it was not run"))
+        for name, description in what.items()
     }
     fixed, marginal = _fit(took, rig.config.training.batch_size)
     why = "fewer than three sizes of batches were timed"
@@ -114,9 +114,9 @@ def _variants(rig: Rig) -> tuple[dict[str, Variant], dict[str, str]]:
     if other is not None:
         variants[f"amp {other}"] = Variant(partial(rig.from_memory, None, other))
         what[f"amp {other}"] = f"training.amp={other}, batches in memory"
-    for number in _thread_counts():
-        variants[f"threads {number}"] = Variant(rig.from_memory, number)
-        what[f"threads {number}"] = f"{number} torch threads, batches in memory"
+    for threads in _thread_counts():
+        variants[f"threads {threads}"] = Variant(rig.from_memory, threads)
+        what[f"threads {threads}"] = f"{threads} torch threads, batches in memory"
     what["passive"] = "OMP_WAIT_POLICY=passive in a process of its own, batches in memory"
     return variants, what
 
@@ -124,7 +124,7 @@ def _variants(rig: Rig) -> tuple[dict[str, Variant], dict[str, str]]:
 def _thread_counts() -> list[int]:
     cores, now = usable_cores(), torch.get_num_threads()
     powers = [2**i for i in range(cores.bit_length()) if 2**i < cores]
-    return [number for number in (*powers, cores) if number != now]
+    return [threads for threads in (*powers, cores) if threads != now]
 
 
 def _other_precision(rig: Rig) -> str | None:
@@ -194,8 +194,8 @@ def _passive(
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return f"it failed: {lines[-1] if lines else f'exit {done.returncode}'}"
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Took(found["wall"], found["cpu"])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return Took(told["wall"], told["cpu"])
 
 
 def _entry(text: str, took: Took | None, base: Took | None, reason: str) -> dict[str, Any]:
@@ -221,11 +221,11 @@ _UNITS = (("wall", "ms"), ("cpu", "ms"), ("gain", "times as fast"))
 def _fit(took: Mapping[str, Took], clips: int) -> tuple[float | None, float | None]:
     """Returns the milliseconds of a step that it takes anyway, and those of each clip."""
     sizes = {clips: took[CACHED]} if CACHED in took else {}
-    for name, one in took.items():
+    for name, variant in took.items():
         if name.startswith("batch "):
-            sizes[int(name.split()[1])] = one
+            sizes[int(name.split()[1])] = variant
     if len(sizes) < 3:
         return None, None
-    times = [1e3 * statistics.median(one.wall) for one in sizes.values()]
+    times = [1e3 * statistics.median(variant.wall) for variant in sizes.values()]
     marginal, fixed = np.polyfit(list(sizes), times, 1)
     return float(fixed), float(marginal)

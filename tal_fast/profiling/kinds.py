@@ -97,8 +97,8 @@ def kind_of(op: str, within: str | None = None) -> str:
         return _BY_RANGE[within]
     if op.rpartition("::")[2] in _VIEWS:
         return DISPATCH
-    found = (kind for kind, words in KINDS.items() if any(word in op for word in words))
-    return next(found, OTHER)
+    kinds = (kind for kind, words in KINDS.items() if any(word in op for word in words))
+    return next(kinds, OTHER)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def step_ops(events: Iterable[Any]) -> list[StepOps]:
     """
     events = [event for event in events if event.device_type.name == "CPU"]
     marks = [event for event in events if event.name == STEP]
-    found = []
+    ops = []
     # Backward ops of a GPU run in a thread of their own: they belong to the step of their time.
     elsewhere = [e for e in events if e.cpu_parent is None and e.name != STEP]
     for mark in marks:
@@ -183,10 +183,10 @@ def step_ops(events: Iterable[Any]) -> list[StepOps]:
         if not step.ops:
             continue
         time = mark.time_range
-        own = [e for e in elsewhere if time.start <= e.time_range.start < time.end]
-        _walk([e for e in own if e.thread != mark.thread], None, step)
-        found.append(step)
-    return found
+        of_step = [e for e in elsewhere if time.start <= e.time_range.start < time.end]
+        _walk([e for e in of_step if e.thread != mark.thread], None, step)
+        ops.append(step)
+    return ops
 
 
 def _walk(events: Iterable[Any], within: str | None, step: StepOps) -> None:
@@ -219,12 +219,12 @@ def _op_of(name: str) -> str | None:
     Where Python registered the gradient, the kernel of ``tal_fast::x`` runs under a generated name.
     """
     if name.startswith(_GENERATED):
-        own, _, backward = name.removeprefix(_GENERATED).rpartition("_default")
-        return f"tal_fast::{own}{'_backward' if backward else ''}"
-    space, separator, own = name.partition("::")
+        op, _, backward = name.removeprefix(_GENERATED).rpartition("_default")
+        return f"tal_fast::{op}{'_backward' if backward else ''}"
+    space, separator, op = name.partition("::")
     if not separator or space in ("autograd", "profiler") or not hasattr(torch.ops, space):
         return None
-    packet = getattr(getattr(torch.ops, space), own, None)
+    packet = getattr(getattr(torch.ops, space), op, None)
     if packet is None:
         return None
     # Variants that write into a given tensor are no composites where the op is one.

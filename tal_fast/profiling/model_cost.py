@@ -162,22 +162,22 @@ def model_cost(
     for length in lengths:
         if length < 1:
             raise ConfigError(f"lengths: expected at least 1 row, got {length}")
-    found = recipe(name)
-    timing = timing_of(found.detector, name, fps, stride)
+    chosen = recipe(name)
+    timing = timing_of(chosen.detector, name, fps, stride)
     config = load_config(preset=name, overrides=settings)
-    model = _on_meta(found.detector, name, channels, classes, config)
+    model = _on_meta(chosen.detector, name, channels, classes, config)
     batch = config.training.batch_size if batch is None else batch
     sizes: dict[str, int] = {}
-    for parameter, number in ((n, p.numel()) for n, p in model.named_parameters()):
+    for parameter, count in ((n, p.numel()) for n, p in model.named_parameters()):
         part = part_of(parameter.rpartition(".")[0])
-        sizes[part] = sizes.get(part, 0) + number
+        sizes[part] = sizes.get(part, 0) + count
     if not lengths:
-        own = model.rows_of_recipe(config.detector, 1)
-        lengths = (own if own > 1 else _NO_RECIPE,)
+        smallest = model.rows_of_recipe(config.detector, 1)
+        lengths = (smallest if smallest > 1 else _NO_RECIPE,)
     parameters = sum(sizes.values())
     return ModelCost(
         name=name,
-        detector=f"{found.detector.__module__}:{found.detector.__qualname__}",
+        detector=f"{chosen.detector.__module__}:{chosen.detector.__qualname__}",
         channels=channels,
         classes=classes,
         parameters=parameters,
@@ -207,9 +207,9 @@ def timing_of(
     for argument, value in (("fps", fps), ("stride", stride)):
         if value is not None and not value > 0:
             raise ConfigError(f"{argument}: expected more than 0, got {value}")
-    own = detector.timing.get(name)
-    if own is not None:
-        return (own[0] if fps is None else fps, own[1] if stride is None else stride)
+    of_preset = detector.timing.get(name)
+    if of_preset is not None:
+        return (of_preset[0] if fps is None else fps, of_preset[1] if stride is None else stride)
     if (fps is None) != (stride is None):
         lacking = "fps" if fps is None else "stride"
         raise ConfigError(f"{lacking}: expected with the other, {name!r} does not say: give both")
@@ -228,8 +228,8 @@ def _on_meta(
 
 
 def _first_sentence(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0].partition(". ")[0]
-    return text.removesuffix(".") or type(error).__name__
+    sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return sentence.removesuffix(".") or type(error).__name__
 
 
 def _of_length(
@@ -240,17 +240,17 @@ def _of_length(
     batch: int,
     timing: tuple[float, float] | None,
 ) -> LengthCost:
-    own = model.rows_needed(config.detector, rows)
+    padded = model.rows_needed(config.detector, rows)
     of_recipe = model.rows_of_recipe(config.detector, rows)
     counter = CostCounter(model)
     with _plain_attention():
-        _predict(model, name, counter, rows, own)
-        left_out = _step(model, name, counter, rows, own, batch)
+        _predict(model, name, counter, rows, padded)
+        left_out = _step(model, name, counter, rows, padded, batch)
         counted = counter.total("prediction").macs
-        formula = _formula(model, own)
+        formula = _formula(model, padded)
         macs: float = counted if formula is None else sum(formula.values())
         longer = macs
-        if of_recipe != own:
+        if of_recipe != padded:
             recipes = _formula(model, of_recipe)
             if recipes is not None:
                 longer = sum(recipes.values())
@@ -261,11 +261,11 @@ def _of_length(
     phases = dict.fromkeys(phase for phase, _ in counter.by_part if phase != "prediction")
     per_minute = None
     if timing is not None:
-        clips = clips_per_minute(model, config, timing, rows, own)
+        clips = clips_per_minute(model, config, timing, rows, padded)
         per_minute = PerMinute(clips, clips * macs, clips * longer)
     return LengthCost(
         rows=rows,
-        rows_of_batch=own,
+        rows_of_batch=padded,
         rows_of_recipe=of_recipe,
         formula=formula,
         macs=macs,

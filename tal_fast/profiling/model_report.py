@@ -37,7 +37,7 @@ def headline(cost: ModelCost) -> str:
 
 def cost_tables(cost: ModelCost) -> list[Table]:
     """Returns all lengths in one table, and a table of parts for each."""
-    return [_lengths(cost), *(_parts(cost, one) for one in cost.lengths)]
+    return [_lengths(cost), *(_parts(cost, length) for length in cost.lengths)]
 
 
 def _table(title: str, caption: str | None = None) -> Table:
@@ -64,15 +64,15 @@ def _lengths(cost: ModelCost) -> Table:
         "rows", "of batch", "of recipe", "GMAC", "GFLOP", "recipe's GMAC", "step GMAC", "GFLOP",
         "MB", "saved MB", "GMAC/min", "recipe's",
     )  # fmt: skip
-    for one in cost.lengths:
-        step, minute = one.whole_step, one.per_minute
+    for length in cost.lengths:
+        step, minute = length.whole_step, length.per_minute
         table.add_row(
-            f"{one.rows:,}",
-            f"{one.rows_of_batch:,}",
-            f"{one.rows_of_recipe:,}",
-            _giga(one.macs),
-            _giga(2 * one.macs),
-            _giga(one.macs_of_recipe),
+            f"{length.rows:,}",
+            f"{length.rows_of_batch:,}",
+            f"{length.rows_of_recipe:,}",
+            _giga(length.macs),
+            _giga(2 * length.macs),
+            _giga(length.macs_of_recipe),
             _giga(step.macs / cost.batch),
             _giga(step.flops / cost.batch),
             _mega(step.bytes / cost.batch),
@@ -101,10 +101,12 @@ def _parts(cost: ModelCost, one: LengthCost) -> Table:
     _columns(table, "saved MB")
     parts = dict.fromkeys([part for _, part in one.by_part] + [*cost.parameters_by_part])
     for part in parts:
-        own = one.by_part.get(("prediction", part), Cost())
+        cost_of_part = one.by_part.get(("prediction", part), Cost())
         step = _sum(one.by_part.get((phase, part), Cost()) for phase in ("forward", "backward"))
         size = cost.parameters_by_part.get(part, 0)
-        table.add_row(part or _OUTSIDE, f"{size:,}", *_cells(own), *_cells(step), _mega(step.saved))
+        table.add_row(
+            part or _OUTSIDE, f"{size:,}", *_cells(cost_of_part), *_cells(step), _mega(step.saved)
+        )
     if "loss" in one.step:
         loss = one.step["loss"]
         table.add_row("loss", "0", *_cells(Cost()), *_cells(loss), _mega(loss.saved))
@@ -158,7 +160,7 @@ def cost_dict(cost: ModelCost) -> dict[str, Any]:
         "stride": None if cost.timing is None else cost.timing[1],
         "overlap": cost.overlap,
         "optimizer_bytes": cost.optimizer_bytes,
-        "lengths": [_length_dict(one) for one in cost.lengths],
+        "lengths": [_length_dict(length) for length in cost.lengths],
     }
 
 
@@ -178,11 +180,12 @@ def _length_dict(one: LengthCost) -> dict[str, Any]:
             "all": _cost_dict(one.whole_step),
         },
         "by_part": [
-            {"phase": phase, "part": part or _OUTSIDE, **_cost_dict(own)}
-            for (phase, part), own in one.by_part.items()
+            {"phase": phase, "part": part or _OUTSIDE, **_cost_dict(cost_of_part)}
+            for (phase, part), cost_of_part in one.by_part.items()
         ],
         "by_op": [
-            {"phase": phase, "op": op, **_cost_dict(own)} for (phase, op), own in one.by_op.items()
+            {"phase": phase, "op": op, **_cost_dict(cost_of_part)}
+            for (phase, op), cost_of_part in one.by_op.items()
         ],
         "left_out": list(one.left_out),
         "per_minute": None

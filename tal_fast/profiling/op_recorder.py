@@ -221,8 +221,8 @@ class OpRecorder:
         with tempfile.TemporaryDirectory(prefix="tal_fast_trace_") as folder:
             file = Path(folder) / "trace.json"
             self._trace.export_chrome_trace(str(file))
-            content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        return gzip.compress(json.dumps(_first_steps(content)).encode())
+            trace: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return gzip.compress(json.dumps(_first_steps(trace)).encode())
 
 
 def _first_steps(content: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def ready_model(
     """
     if checkpoint is not None:
         if settings:
-            raise ConfigError("--set: a checkpoint has its settings; expected none beside it")
+            raise ConfigError("--set: a checkpoint comes with its settings; expected none")
         model, config, _ = load_model(checkpoint)
         return model, config
     config = load_config(preset=name, overrides=settings)
@@ -144,13 +144,15 @@ def clips_of_data(model: Detector, data: TALDataset, videos: Sequence[str]) -> l
     order = sorted(range(len(clips)), key=lambda index: int(clips.lengths[index]))
     places = [order[(len(order) - 1) * i // (_LENGTHS - 1)] for i in range(_LENGTHS)]
     by_length = {int(clips.lengths[index]): index for index in places}
-    found = []
+    clip_inputs = []
     with FeatureLoader(clips, 1, rank=0, world_size=1) as loader:
         for index in by_length.values():
             loader.resume(0, index)
             batch = next(iter(loader))
-            found.append(ClipInput(batch.features.clone(), batch.mask.clone(), batch.lengths[0]))
-    return found
+            clip_inputs.append(
+                ClipInput(batch.features.clone(), batch.mask.clone(), batch.lengths[0])
+            )
+    return clip_inputs
 
 
 def profile_prediction(
@@ -209,13 +211,15 @@ def profile_prediction(
     others = procfs.others_since(*before)
     said("measuring the machine")
     ceilings = machine_ceilings()
-    number = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     limits = roofs(
-        ceilings, products=products, amp=setting.amp, threads=number, device=setting.device
+        ceilings, products=products, amp=setting.amp, threads=threads_before, device=setting.device
     )
     # On a busy machine the clock says more of others than of one thread's work.
     busy = others is not None and others > DISTURBING * usable_cores()
-    rates_by = "CPU time" if busy and number == 1 and setting.device.type == "cpu" else "clock"
+    rates_by = (
+        "CPU time" if busy and threads_before == 1 and setting.device.type == "cpu" else "clock"
+    )
     for entry in entries:
         _against(entry, limits, rates_by)
     profile = {
@@ -253,11 +257,11 @@ def _sizes(model: Detector, setting: Setting) -> dict[str, Any]:
 def _repeated(model: Detector, setting: Setting, clip: ClipInput, repeats: int) -> _Runs:
     runs = _Runs()
     end = time.perf_counter() + _PATIENCE
-    for number in range(_WARM_UP + repeats):
+    for repeat in range(_WARM_UP + repeats):
         late = time.perf_counter() > end and len(runs.cpu) >= 3
         if late:
             break
-        kept = runs if number >= _WARM_UP else _Runs()
+        kept = runs if repeat >= _WARM_UP else _Runs()
         began = time.process_time()
         _run(model, setting, clip, kept)
         kept.cpu.append(time.process_time() - began)

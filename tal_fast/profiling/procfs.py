@@ -100,8 +100,8 @@ def others_since(wall: float, cpu: float, machine: Machine | None) -> float | No
     now = machine_cpu()
     if machine is None or now is None:
         return None
-    busy, own = now.busy - machine.busy, time.process_time() - cpu
-    return max(0.0, busy - own) / (time.perf_counter() - wall)
+    busy, this_process = now.busy - machine.busy, time.process_time() - cpu
+    return max(0.0, busy - this_process) / (time.perf_counter() - wall)
 
 
 def children_cpu(process: psutil.Process) -> float:
@@ -119,8 +119,8 @@ def children_cpu(process: psutil.Process) -> float:
 def bytes_read(process: psutil.Process) -> tuple[int, int] | None:
     """Returns the bytes that a process has asked for, and those that came from storage."""
     try:
-        text = (_PROC / str(process.pid) / "io").read_text("ascii")
-        values = dict(line.split(": ") for line in text.splitlines())
+        counters = (_PROC / str(process.pid) / "io").read_text("ascii")
+        values = dict(line.split(": ") for line in counters.splitlines())
         return int(values["rchar"]), int(values["read_bytes"])
     except (OSError, KeyError, ValueError):
         return None
@@ -130,8 +130,8 @@ def throttled() -> int | None:
     """Returns how often the limit of this process's control group held it back."""
     for place in ("/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"):
         try:
-            text = Path(place).read_text("ascii")
-            return int(dict(line.split() for line in text.splitlines())["nr_throttled"])
+            statistics = Path(place).read_text("ascii")
+            return int(dict(line.split() for line in statistics.splitlines())["nr_throttled"])
         except (OSError, KeyError, ValueError):
             continue
     return None

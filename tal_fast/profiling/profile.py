@@ -83,10 +83,10 @@ def _around(record: StepRecord, samples: Sequence[Sample]) -> dict[str, float]:
     start = max(samples[0].time, record.start - margin)
     end = min(samples[-1].time, record.start + record.whole.wall + margin)
     names = ("machine_busy", "machine_steal", "cpu", "children_cpu")
-    busy, stolen, own, children = (_between(samples, name, start, end) for name in names)
-    if end <= start or busy is None or stolen is None or own is None:
+    busy, stolen, this_process, children = (_between(samples, name, start, end) for name in names)
+    if end <= start or busy is None or stolen is None or this_process is None:
         return {}
-    others = max(0.0, busy - own - (children or 0.0))
+    others = max(0.0, busy - this_process - (children or 0.0))
     return {"others": others / (end - start), "stolen": stolen / (end - start)}
 
 

@@ -185,10 +185,10 @@ class StepRecorder:
     def _phase(self, name: str) -> PhaseTime | None:
         """Returns the time of a range within those that are open."""
         path = [opened.removeprefix(_PREFIX) for opened, _ in self._open[1:]]
-        own = name.removeprefix(_PREFIX)
-        if path[-1:] == [own]:  # a phase that the layer below calls the same
+        phase = name.removeprefix(_PREFIX)
+        if path[-1:] == [phase]:  # a phase that the layer below calls the same
             return None
-        return self._phases.setdefault("/".join([*path, own]), PhaseTime())
+        return self._phases.setdefault("/".join([*path, phase]), PhaseTime())
 
     def _end(self, began: _Moment, whole: PhaseTime) -> None:
         if not self._on or not any(name != "data" for name in self._phases):

@@ -125,17 +125,17 @@ def recorded(out: Path, setting: Setting, *, steps: int, warm_up: int = 10) -> I
         warm_up: steps before them.
     """
     recording = start_recording(setting, steps=steps, warm_up=warm_up)
-    content: Mapping[str, Any] | None = None
+    known: Mapping[str, Any] | None = None
     try:
         yield recording
         recording.stop()
         if recording.steps.records:
-            content = machine_ceilings()
+            known = machine_ceilings()
     finally:
         recording.stop()
         if recording.steps.records:
-            found = kept_ceilings() if content is None else content
-            write_profile(out, profile_files(recording, found))
+            ceilings = kept_ceilings() if known is None else known
+            write_profile(out, profile_files(recording, ceilings))
 
 
 def start_recording(setting: Setting, *, steps: int, warm_up: int) -> Recording:
@@ -218,9 +218,13 @@ def write_files(out: Path, files: Mapping[str, Any]) -> None:
         files: text or bytes by name; dicts become JSON.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in sorted(files.items(), key=lambda item: item[0] == "profile.json"):
-        if isinstance(content, bytes):
-            write_bytes_atomically(out / name, content)
+    for name, file_content in sorted(files.items(), key=lambda item: item[0] == "profile.json"):
+        if isinstance(file_content, bytes):
+            write_bytes_atomically(out / name, file_content)
             continue
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-        write_text_atomically(out / name, text)
+        serialised = (
+            file_content
+            if isinstance(file_content, str)
+            else json.dumps(file_content, indent=2) + "\n"
+        )
+        write_text_atomically(out / name, serialised)

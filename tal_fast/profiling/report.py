@@ -50,15 +50,15 @@ def read_profile(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "profile.json"
     try:
-        found: Any = json.loads(path.read_text("utf-8"))
+        profile: Any = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}: expected a profile") from error
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(found, dict) or found.get("format") not in FORMATS:
-        got = found.get("format") if isinstance(found, dict) else type(found).__name__
+    if not isinstance(profile, dict) or profile.get("format") not in FORMATS:
+        got = profile.get("format") if isinstance(profile, dict) else type(profile).__name__
         raise DataError(f"{path}: expected a profile of format {FORMAT}, got {got!r}")
-    return found
+    return profile
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -98,7 +98,7 @@ def write_page(folder: str | Path) -> Path:
             save_pictures(picture, folder, name, svg=svg)
             element = page.markup(page_svg(svg, f"figure-{name}"))
             drawn.append({"name": name, "svg": element, "caption": _CAPTIONS[name]})
-    text = page.render(
+    html = page.render(
         title=f"Profile of {_name(profile)}",
         profile=profile,
         verdict=verdict_of(profile).lines() if "phases" in profile else [],
@@ -110,11 +110,13 @@ def write_page(folder: str | Path) -> Path:
         hidden_ops=max(0, len(ops) - _OPS),
         tried=_tried(profile),
         lengths=profile.get("lengths") or [],
-        trained=any(value_of(one, "step") is not None for one in profile.get("lengths") or []),
+        trained=any(
+            value_of(length, "step") is not None for length in profile.get("lengths") or []
+        ),
         external=profile.get("external") or {},
         environment=profile.get("environment") or {},
     )
-    return write_text_atomically(folder / "index.html", text + "\n")
+    return write_text_atomically(folder / "index.html", html + "\n")
 
 
 def _name(profile: Mapping[str, Any]) -> str:
@@ -135,21 +137,21 @@ def _phases(profile: Mapping[str, Any]) -> list[list[str]]:
         **({"step": profile["step"]} if "step" in profile else {}),
     }
     return [
-        [name, *(_shown(own[key]) for key in ("wall", "thread_cpu", "cpu", "queue_wait")),
-         f"{100 * own['share']['value']:.1f}"]
-        for name, own in named.items()
+        [name, *(_shown(figures[key]) for key in ("wall", "thread_cpu", "cpu", "queue_wait")),
+         f"{100 * figures['share']['value']:.1f}"]
+        for name, figures in named.items()
     ]  # fmt: skip
 
 
 def _kinds(profile: Mapping[str, Any]) -> list[list[str]]:
     kinds = (profile.get("work") or {}).get("kinds") or {}
     rows = []
-    for kind, own in kinds.items():
-        roof = own["roof"]["value"]
+    for kind, figures in kinds.items():
+        roof = figures["roof"]["value"]
         rows.append(
-            [kind, f"{100 * own['share']['value']:.1f}", _shown(own["time"]),
-             f"{own['calls']['value']:.0f}", f"{own['flops']['value'] / 1e9:.3f}",
-             f"{own['bytes']['value'] / 1e6:.1f}", own["limit"] or "-",
+            [kind, f"{100 * figures['share']['value']:.1f}", _shown(figures["time"]),
+             f"{figures['calls']['value']:.0f}", f"{figures['flops']['value'] / 1e9:.3f}",
+             f"{figures['bytes']['value'] / 1e6:.1f}", figures["limit"] or "-",
              "-" if roof is None else f"{100 * roof:.0f}"]
         )  # fmt: skip
     return rows

@@ -75,26 +75,26 @@ def in_turn(
     """
     took = {name: Took() for name in variants}
     failed: dict[str, str] = {}
-    own = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     end = time.perf_counter() + seconds
     for _ in range(turns):
         for name, variant in variants.items():
             if name in failed or time.perf_counter() > end:
                 continue
-            torch.set_num_threads(variant.threads or own)
+            torch.set_num_threads(variant.threads or threads_before)
             try:
-                for number in range(variant.warm_up + variant.timed):
+                for step in range(variant.warm_up + variant.timed):
                     began = time.perf_counter(), time.process_time()
                     variant.step()
                     ended = time.perf_counter(), time.process_time()
-                    if number >= variant.warm_up:
+                    if step >= variant.warm_up:
                         took[name].wall.append(ended[0] - began[0])
                         took[name].cpu.append(ended[1] - began[1])
             except (RuntimeError, ValueError) as error:
-                text = str(error).strip().partition("\n")[0]
-                failed[name] = f"it failed: {text or type(error).__name__}"
+                reason = str(error).strip().partition("\n")[0]
+                failed[name] = f"it failed: {reason or type(error).__name__}"
             finally:
-                torch.set_num_threads(own)
+                torch.set_num_threads(threads_before)
     for name, found in took.items():
         if not found.wall:
             failed.setdefault(name, "there was no time")
@@ -183,7 +183,7 @@ class Rig:
     def held_bytes(self) -> dict[str, int]:
         """Returns the bytes of parameters, of their gradients, and of the optimiser's state."""
         parameters = list(self.model.parameters())
-        own = sum(p.numel() * p.element_size() for p in parameters)
+        of_weights = sum(p.numel() * p.element_size() for p in parameters)
         learned = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
         states: list[Any] = [s.optimizer.state for s in self._steppers.values()][:1]
         kept = sum(
@@ -193,7 +193,7 @@ class Rig:
             for value in values.values()
             if isinstance(value, Tensor)
         )
-        return {"parameters": own, "gradients": learned, "optimizer": kept}
+        return {"parameters": of_weights, "gradients": learned, "optimizer": kept}
 
 
 def first_clips(batch: Batch, clips: int) -> Batch:

@@ -93,12 +93,12 @@ def step_of_clip(
     wall: list[float] = []
     cpu: list[float] = []
     end = time.perf_counter() + _PATIENCE
-    for number in range(_WARM_UP + repeats):
+    for repeat in range(_WARM_UP + repeats):
         if len(wall) >= 3 and time.perf_counter() > end:
             break
         began = time.perf_counter(), time.process_time()
         step()
-        if number >= _WARM_UP:
+        if repeat >= _WARM_UP:
             wall.append(time.perf_counter() - began[0])
             cpu.append(time.process_time() - began[1])
     channels, classes = model.in_channels, model.num_classes

@@ -60,12 +60,12 @@ _FIGURES: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 
 
 def _at(profile: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
-    found: Any = profile
+    value: Any = profile
     for key in path:
-        if not isinstance(found, Mapping) or key not in found:
+        if not isinstance(value, Mapping) or key not in value:
             return None
-        found = found[key]
-    return found if isinstance(found, Mapping) else None
+        value = value[key]
+    return value if isinstance(value, Mapping) else None
 
 
 def figure_text(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -86,9 +86,9 @@ def figure_rows(profile: Mapping[str, Any]) -> dict[str, list[tuple[str, str, st
     for title, rows in _FIGURES.items():
         shown = []
         for name, path in rows:
-            found = _at(profile, path)
-            if found is not None:
-                shown.append((name, *figure_text(found)))
+            figures = _at(profile, path)
+            if figures is not None:
+                shown.append((name, *figure_text(figures)))
         if shown:
             tables[title] = shown
     return tables
@@ -144,16 +144,17 @@ def tried_table(tried: Mapping[str, Any]) -> Table:
 
 def length_table(profile: Mapping[str, Any]) -> Table:
     """Returns what prediction takes by length: time, rates, memory, what is beside the network."""
-    own = profile["prediction"]
+    prediction = profile["prediction"]
     others = value_of(profile, "disturbance", "others")
-    noun = "thread" if own["threads"] == 1 else "threads"
+    noun = "thread" if prediction["threads"] == 1 else "threads"
     beside = "" if others is None else f" Meanwhile others used {others:.1f} cores."
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=f"{own['model']}, {own['weights']} weights, {own['amp']}, {own['device']}, "
-        f"{own['threads']} {noun}; medians of repeats, network with quartiles; rates by the "
-        f"{own.get('rates_by', 'clock')}.{beside}",
+        caption=f"{prediction['model']}, {prediction['weights']} weights, {prediction['amp']}, "
+        f"{prediction['device']}, "
+        f"{prediction['threads']} {noun}; medians of repeats, network with quartiles; rates by the "
+        f"{prediction.get('rates_by', 'clock')}.{beside}",
         caption_justify="left",
     )
     for name in ("rows", "padded", "network ms", "quartiles", "CPU ms", "candidates",
@@ -162,26 +163,26 @@ def length_table(profile: Mapping[str, Any]) -> Table:
     trained = value_of(profile["lengths"][0], "step") is not None
     for name in ("step ms", "step MB", "of peak") if trained else ():
         table.add_column(name, justify="right", no_wrap=True)
-    for one in profile["lengths"]:
-        low, high = one["network_quartiles"]
-        memory, minute = one["memory"]["value"], one["minute"]["value"]
+    for length in profile["lengths"]:
+        low, high = length["network_quartiles"]
+        memory, minute = length["memory"]["value"], length["minute"]["value"]
         step = []
         if trained:
-            taken = value_of(one, "step_memory")
-            step.append(f"{one['step']['value']:.1f}")
+            taken = value_of(length, "step_memory")
+            step.append(f"{length['step']['value']:.1f}")
             step.append("-" if taken is None else f"{taken / 1e6:.1f}")
-            step.append(f"{one['step_share']['value']:.1%}")
+            step.append(f"{length['step_share']['value']:.1%}")
         table.add_row(
-            f"{one['rows']:,}",
-            f"{one['padded']:,}",
-            f"{one['network']['value']:.1f}",
+            f"{length['rows']:,}",
+            f"{length['padded']:,}",
+            f"{length['network']['value']:.1f}",
             f"{low:.1f} to {high:.1f}",
-            f"{one['network_cpu']['value']:.1f}",
-            f"{one['candidates']['value']:.1f}",
-            f"{one['suppression']['value']:.1f}",
-            f"{one['macs']['value'] / 1e9:.3f}",
-            f"{one['macs_rate']['value']:.1f}",
-            f"{one['peak_share']['value']:.1%}",
+            f"{length['network_cpu']['value']:.1f}",
+            f"{length['candidates']['value']:.1f}",
+            f"{length['suppression']['value']:.1f}",
+            f"{length['macs']['value'] / 1e9:.3f}",
+            f"{length['macs_rate']['value']:.1f}",
+            f"{length['peak_share']['value']:.1%}",
             "-" if memory is None else f"{memory / 1e6:.1f}",
             "-" if minute is None else f"{minute:.0f}",
             *step,

@@ -88,10 +88,10 @@ def ncu_tables(text: str) -> dict[str, Rows]:
 
 def _kernel(name: str, launches: list[dict[str, float]]) -> dict[str, Any]:
     def mean(key: str) -> float | None:
-        known = [own[key] for own in launches if key in own]
+        known = [launch[key] for launch in launches if key in launch]
         return round(sum(known) / len(known), 2) if known else None
 
-    times = [own["time"] for own in launches if "time" in own]
+    times = [launch["time"] for launch in launches if "time" in launch]
     return {
         "kernel": name,
         "launches": len(launches),
@@ -111,7 +111,7 @@ def speedscope_rows(content: Mapping[str, Any]) -> Rows:
         it called did.
     """
     frames = content["shared"]["frames"]
-    own: dict[int, float] = {}
+    self_time: dict[int, float] = {}
     within: dict[int, float] = {}
     total = 0.0
     for profile in content["profiles"]:
@@ -119,15 +119,15 @@ def speedscope_rows(content: Mapping[str, Any]) -> Rows:
             if not stack:
                 continue
             total += weight
-            own[stack[-1]] = own.get(stack[-1], 0.0) + weight
+            self_time[stack[-1]] = self_time.get(stack[-1], 0.0) + weight
             for frame in set(stack):
                 within[frame] = within.get(frame, 0.0) + weight
-    order = sorted(own, key=lambda frame: -own[frame])[:_MOST]
+    order = sorted(self_time, key=lambda frame: -self_time[frame])[:_MOST]
     return [
         {
             "function": frames[frame]["name"],
             "file": _file(frames[frame]),
-            "itself %": round(100 * own[frame] / total, 1),
+            "itself %": round(100 * self_time[frame] / total, 1),
             "with what it calls %": round(100 * within[frame] / total, 1),
         }
         for frame in order

@@ -87,7 +87,7 @@ def verdict_of(profile: Mapping[str, Any]) -> Verdict:
         raise DataError(f"profile: expected format {FORMAT}, got {profile.get('format')!r}")
     if "phases" not in profile:
         raise DataError("profile: expected that of a training, got one without phases")
-    found = (
+    verdict = (
         _machine(profile)
         or _data(profile)
         or _host(profile)
@@ -95,7 +95,7 @@ def verdict_of(profile: Mapping[str, Any]) -> Verdict:
         or _limited(profile)
         or _work(profile)
     )
-    return replace(found, notes=(*found.notes, *_notes(profile)))
+    return replace(verdict, notes=(*verdict.notes, *_notes(profile)))
 
 
 def _notes(profile: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,8 +145,8 @@ def _checked(attributed: float, measured: float | None, how: str) -> tuple[bool 
     if measured is None:
         return None, []
     confirmed = abs(measured - attributed) <= _WITHIN * attributed
-    text = "Confirmed" if confirmed else "Not confirmed"
-    return confirmed, [f"{text}: {attributed:.0%} attributed, {measured:.0%} {how}."]
+    verdict = "Confirmed" if confirmed else "Not confirmed"
+    return confirmed, [f"{verdict}: {attributed:.0%} attributed, {measured:.0%} {how}."]
 
 
 def _best_change(profile: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -211,8 +211,12 @@ def _beside_others(profile: Mapping[str, Any]) -> str:
 
 def _spinning(profile: Mapping[str, Any]) -> Verdict | None:
     """Threads that wait for each other and use cores meanwhile."""
-    one, own = _cpu_of(profile, "threads 1"), _cpu_of(profile, "cached")
-    if one is None or own is None or own <= _SPINNING * one:
+    with_one_thread, with_threads = _cpu_of(profile, "threads 1"), _cpu_of(profile, "cached")
+    if (
+        with_one_thread is None
+        or with_threads is None
+        or with_threads <= _SPINNING * with_one_thread
+    ):
         return None
     best = _best_change(profile)
     # Cores that are spent for speed are well spent.
@@ -221,7 +225,8 @@ def _spinning(profile: Mapping[str, Any]) -> Verdict | None:
     return Verdict(
         "machine",
         None,
-        f"Machine: its threads spin: {own / one:.1f} times the CPU time of one thread.",
+        f"Machine: its threads spin: {with_threads / with_one_thread:.1f} times the CPU time of "
+        "one thread.",
         f"{best[0]}: {best[1]:.1f}x as fast (measured).",
         confirmed=True,
     )
@@ -241,11 +246,11 @@ def _loading(profile: Mapping[str, Any]) -> float | None:
     Known for one torch thread: then what other threads take is theirs.
     """
     waited = value_of(profile, "disturbance", "queue_wait")
-    cpu, own = value_of(profile, "step", "cpu"), value_of(profile, "step", "thread_cpu")
-    one = value_of(profile, "training", "threads") == 1
-    if not one or not cpu or own is None or waited is None or waited < _PARTLY:
+    cpu, of_thread = value_of(profile, "step", "cpu"), value_of(profile, "step", "thread_cpu")
+    single = value_of(profile, "training", "threads") == 1
+    if not single or not cpu or of_thread is None or waited is None or waited < _PARTLY:
         return None
-    return float((cpu - own) / cpu)
+    return float((cpu - of_thread) / cpu)
 
 
 def _data(profile: Mapping[str, Any]) -> Verdict | None:

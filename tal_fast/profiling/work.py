@@ -45,7 +45,7 @@ def roofs(
     with with_threads(threads):
         measured = [product_ceiling(s, dtype, threads, _SECONDS, device) for s in shapes]
         bandwidth = _bandwidth(content, threads, device)
-    best = max(measured, key=lambda one: one.best)
+    best = max(measured, key=lambda ceiling: ceiling.best)
     call = None
     if content is not None:
         found = [c["best"] for c in content["ceilings"] if c["name"] == "call of add"]
@@ -56,7 +56,8 @@ def roofs(
         "dtype": amp,
         "device": str(device),
         "products": [
-            {"name": one.name, "best": figure(one.best, one.unit, "clock")} for one in measured
+            {"name": ceiling.name, "best": figure(ceiling.best, ceiling.unit, "clock")}
+            for ceiling in measured
         ],
         "flops": figure(best.best, "GFLOP/s", "clock"),
         "bytes": figure(bandwidth, "GB/s", "clock", why),
@@ -106,14 +107,14 @@ def work_of(
     on_gpu = any(row.device_seconds is not None for row in rows)
     kinds: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(row.kind for row in rows):
-        own = [row for row in rows if row.kind == kind]
-        kinds[kind] = _kind(own, total, limits)
+        of_kind = [row for row in rows if row.kind == kind]
+        kinds[kind] = _kind(of_kind, total, limits)
     order = sorted(kinds, key=lambda kind: -kinds[kind]["time"]["value"])
     limited = {"compute": 0.0, "memory": 0.0}
     for row in rows:
-        found = _roof(row, limits)
-        if found is not None and row.kind != DISPATCH:
-            limited[found[0]] += row.time
+        roof = _roof(row, limits)
+        if roof is not None and row.kind != DISPATCH:
+            limited[roof[0]] += row.time
     launches = statistics.median(step.launches for step in steps)
     flops, touched = sum(row.flops for row in rows), sum(row.bytes for row in rows)
     peak = value_of(limits, "flops")
@@ -172,7 +173,7 @@ def _kind(rows: Sequence[OpRow], total: float, limits: Mapping[str, Any]) -> dic
         sum(row.flops for row in rows),
         sum(row.bytes for row in rows),
     )
-    found = _roof(sums, limits) if sums.kind != DISPATCH else None
+    roof = _roof(sums, limits) if sums.kind != DISPATCH else None
     why = "no bytes were counted, or no ceiling was measured"
     return {
         "calls": figure(sums.calls, "per step", "counter"),
@@ -180,8 +181,8 @@ def _kind(rows: Sequence[OpRow], total: float, limits: Mapping[str, Any]) -> dic
         "share": figure(sums.time / total if total else 0.0, "of the time", "clock"),
         "flops": figure(sums.flops, "FLOP", "formula"),
         "bytes": figure(sums.bytes, "bytes", "formula"),
-        "limit": found[0] if found else None,
-        "roof": figure(found[1] if found else None, "of the limit", "formula", why),
+        "limit": roof[0] if roof else None,
+        "roof": figure(roof[1] if roof else None, "of the limit", "formula", why),
     }
 
 
@@ -209,8 +210,8 @@ def ops_csv(rows: Sequence[OpRow], limits: Mapping[str, Any]) -> str:
          "flops_per_byte", "limit", "share_of_limit"),
     ]  # fmt: skip
     for row in rows:
-        found = _roof(row, limits) if row.kind != DISPATCH else None
-        limit, reached = found if found is not None else (None, None)
+        roof = _roof(row, limits) if row.kind != DISPATCH else None
+        limit, reached = roof if roof is not None else (None, None)
         device = None if row.device_seconds is None else 1e3 * row.device_seconds
         lines.append(
             (row.op, row.kind, row.calls, 1e3 * row.seconds, device, row.time / total, row.flops,
@@ -225,17 +226,21 @@ def kind_table(work: Mapping[str, Any]) -> Table:
     table.add_column("kind of work", no_wrap=True)
     for name in ("share", "ms", "calls", "GFLOP", "MB", "FLOP/B", "limit", "of it"):
         table.add_column(name, justify="left" if name == "limit" else "right", no_wrap=True)
-    for kind, own in (work["kinds"] or {}).items():
-        flops, touched, roof = own["flops"]["value"], own["bytes"]["value"], own["roof"]["value"]
+    for kind, figures in (work["kinds"] or {}).items():
+        flops, touched, roof = (
+            figures["flops"]["value"],
+            figures["bytes"]["value"],
+            figures["roof"]["value"],
+        )
         table.add_row(
             kind,
-            f"{own['share']['value']:.0%}",
-            f"{own['time']['value']:.1f}",
-            f"{own['calls']['value']:.0f}",
+            f"{figures['share']['value']:.0%}",
+            f"{figures['time']['value']:.1f}",
+            f"{figures['calls']['value']:.0f}",
             f"{flops / 1e9:.2f}",
             f"{touched / 1e6:.1f}",
             f"{flops / touched:.1f}" if touched else "-",
-            own["limit"] or "-",
+            figures["limit"] or "-",
             "-" if roof is None else f"{roof:.0%}" if roof <= 1 else f"{roof:.0%}, from cache",
         )
     return table

@@ -53,10 +53,13 @@ def _points(group: Sequence[TrialRecord], modes: Iterable[str]) -> dict[str, Cur
         scores = [[record.scores[mode] for record in draw] for draw in draws.values()]
         points[mode] = CurvePoint.of_draws(
             group[0].trial.share,
-            [[percent(one.average_map) for one in draw] for draw in scores],
+            [[percent(scores_of_draw.average_map) for scores_of_draw in draw] for draw in scores],
             {
-                key: [[percent(one.map_per_threshold[key]) for one in draw] for draw in scores]
-                for key in _thresholds(one for draw in scores for one in draw)
+                key: [
+                    [percent(scores_of_draw.map_per_threshold[key]) for scores_of_draw in draw]
+                    for draw in scores
+                ]
+                for key in _thresholds(scores_of_draw for draw in scores for scores_of_draw in draw)
             },
             **known,
         )
@@ -88,9 +91,9 @@ def build_curves(records: Iterable[TrialRecord]) -> list[LearningCurve]:
         points = [_points(group, modes) for group in levels.values()]
         for mode in modes:
             labels = {"sampling": sampling, "budget": budget, "ema": mode}
-            own = tuple(level[mode] for level in points)
-            videos = percent(own[-1].videos or 0.0) / own[-1].share
-            curves.append(LearningCurve(model, own, labels, videos))
+            of_mode = tuple(level[mode] for level in points)
+            videos = percent(of_mode[-1].videos or 0.0) / of_mode[-1].share
+            curves.append(LearningCurve(model, of_mode, labels, videos))
     return [replace(curve, name=curve_name(curve, curves) or model) for curve in curves]
 
 

@@ -169,13 +169,13 @@ def _raise_failures(out: Path, failed: list[Outcome]) -> None:
     first = failed[0]
     assert first.error is not None
     more = f" ({len(failed) - 1} more failed)" if len(failed) > 1 else ""
-    text = (
+    message = (
         f"trial {first.trial} failed: {first.error}{more}; details in "
         f"{_failure_log(out, first)}; finished trials are kept, and the same command runs what is "
         "missing"
     )
     kind = type(first.error) if isinstance(first.error, (DataError, ConfigError)) else TalFastError
-    raise kind(text) from first.error
+    raise kind(message) from first.error
 
 
 def _check_same(
@@ -183,11 +183,11 @@ def _check_same(
 ) -> None:
     """Checks that the study in the directory is of the same data and settings."""
     out = plan.spec.out
-    found = store.read_data_facts(out)
-    if found is not None and study["settings"].get("split") == plan.spec.split:
-        store.check_same_data(out, found, facts, trust_times=plan.spec.trust_times)
+    facts_then = store.read_data_facts(out)
+    if facts_then is not None and study["settings"].get("split") == plan.spec.split:
+        store.check_same_data(out, facts_then, facts, trust_times=plan.spec.trust_times)
     store.check_same_settings(out, study["settings"], plan.settings)
-    if found is None:
+    if facts_then is None:
         console.print(
             f"{out}: began under an earlier version, which kept nothing of its feature files: "
             "changes of them until now cannot be told",
@@ -432,19 +432,19 @@ def _kept_starts(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> li
     decay = study["settings"].get("config", {}).get("training", {}).get("ema_decay")
     if decay is None:  # an experiment of one's own
         return []
-    found = {
+    starts = {
         record.trial.fraction: start_kept(decay, steps)
         for record in sorted(records, key=lambda record: record.trial.fraction, reverse=True)
         if set(record.scores) == {"plain"} and (steps := record.told("steps")) is not None
     }
-    kept = {p: start for p, start in found.items() if start > NOTED_START}
+    kept = {p: start for p, start in starts.items() if start > NOTED_START}
     if not kept:
         return []
     p, most = max(kept.items(), key=lambda one: one[1])
     return [
         f"the averaged weights keep more than {100 * NOTED_START:g} % of their random start at "
-        f"{len(kept)} of {len(found)} shares, {100 * most:.0f} % at {100 * p:g} % of the data: the "
-        "curve shows short trainings as well as little data. Compare with --ema off,plain or "
+        f"{len(kept)} of {len(starts)} shares, {100 * most:.0f} % at {100 * p:g} % of the data: "
+        "the curve shows short trainings as well as little data. Compare with --ema off,plain or "
         "--budget steps"
     ]
 

@@ -156,11 +156,11 @@ def instances_of_windows(windows: WindowSet, positions: Sequence[int]) -> dict[s
 
     Windows overlap; an instance that lies in several of them is there once.
     """
-    found: dict[str, set[int]] = {}
+    instances: dict[str, set[int]] = {}
     for position in positions:
         name = windows.windows[position].video
-        found.setdefault(name, set()).update(windows.instances(position).tolist())
-    return found
+        instances.setdefault(name, set()).update(windows.instances(position).tolist())
+    return instances
 
 
 #: The ways of drawing a sample; :func:`draw_sample` says what they are.

@@ -122,19 +122,19 @@ def fractions_of_videos(counts: str | Sequence[int], total: int) -> tuple[float,
     numbers = sorted(_whole(item, counts) for item in items)
     if not numbers:
         raise ConfigError("numbers of videos: expected at least one, got none")
-    for number in (numbers[0], numbers[-1]):
-        if not 1 <= number <= total:
+    for videos in (numbers[0], numbers[-1]):
+        if not 1 <= videos <= total:
             raise ConfigError(
-                f"numbers of videos: expected 1 to {total}, the training videos, got {number}"
+                f"numbers of videos: expected 1 to {total}, the training videos, got {videos}"
             )
-    for before, number in itertools.pairwise(numbers):
-        if before == number:
-            raise ConfigError(f"numbers of videos: expected each once, got {number} twice")
-    fractions = tuple(rounded(number / total) for number in numbers)
-    for number, fraction in zip(numbers, fractions, strict=True):
-        if not fraction or sample_size(fraction, total) != number:
+    for before, videos in itertools.pairwise(numbers):
+        if before == videos:
+            raise ConfigError(f"numbers of videos: expected each once, got {videos} twice")
+    fractions = tuple(rounded(videos / total) for videos in numbers)
+    for videos, fraction in zip(numbers, fractions, strict=True):
+        if not fraction or sample_size(fraction, total) != videos:
             raise ConfigError(
-                f"numbers of videos: {number} of {total} is no fraction of six digits; "
+                f"numbers of videos: {videos} of {total} is no fraction of six digits; "
                 "give fractions instead"
             )
     return fractions

@@ -157,7 +157,8 @@ class StudySpec:
             )
         if self.ray is None and self.gpus_per_trial is not None:
             raise ConfigError(
-                f"{argument('gpus_per_trial')}: is for a study on a Ray cluster, {argument('ray')}"
+                f"{argument('gpus_per_trial')}: only a study on a Ray cluster has it; "
+                f"give its address with {argument('ray')}"
             )
         if self.adaptive is not None:
             self.adaptive.check()
@@ -231,7 +232,7 @@ class StudyPlan:
         ones, so that at the end no process waits long for the last one.
         """
         spec = self.spec
-        found = []
+        ordered = []
         for repetition in range(spec.repetitions):
             for training in range(spec.seeds):
                 some = [
@@ -249,8 +250,8 @@ class StudyPlan:
                     for sampling in spec.samplings
                     for budget in self.budgets
                 ]
-                found += sorted(some, key=lambda trial: trial.cost, reverse=True)
-        return found
+                ordered += sorted(some, key=lambda trial: trial.cost, reverse=True)
+        return ordered
 
     def _options(self, budget: str) -> dict[str, Any]:
         missing = budget == "convergence" and self.holdout == 0.0

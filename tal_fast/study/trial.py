@@ -165,9 +165,9 @@ class TrialRecord:
         modes = self.result.get("ema") or {"off": self.result}
         return {
             mode: Scores(
-                float(found["average_map"]), found["map_per_threshold"], found.get("held_out")
+                float(scored["average_map"]), scored["map_per_threshold"], scored.get("held_out")
             )
-            for mode, found in modes.items()
+            for mode, scored in modes.items()
         }
 
     def told(self, name: str) -> float | None:
@@ -206,9 +206,9 @@ class TrialRecord:
         if missing is not None:
             raise DataError(f"{where}: expected the fields of a trial, {missing!r} is missing")
         result = content["result"]
-        for mode, one in (("", result), *result.get("ema", {}).items()):
+        for mode, scored in (("", result), *result.get("ema", {}).items()):
             for key in ("average_map", "map_per_threshold"):
-                if key not in one:
+                if key not in scored:
                     place = f"result.ema.{mode}" if mode else "result"
                     raise DataError(f"{where}: expected {place}.{key}, found none")
         try:

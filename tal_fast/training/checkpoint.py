@@ -81,13 +81,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         TrainingError: the file is missing, damaged or of another kind.
     """
-    content = read_torch_file(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    checkpoint = read_torch_file(path)
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != _FORMAT:
         raise TrainingError(
             f"{path}: expected checkpoint format {_FORMAT} of tal_fast, "
-            f"found {described_content(content)}"
+            f"found {described_content(checkpoint)}"
         )
-    return content
+    return checkpoint
 
 
 def _why(error: Exception) -> str:
@@ -121,13 +121,13 @@ def save_model(
     in_channels: int,
 ) -> None:
     """Writes weights with all that is needed to use them."""
-    content = {
+    checkpoint = {
         "model": dict(weights),
         "config": config_to_dict(config),
         "classes": list(classes),
         "in_channels": in_channels,
     }
-    write_checkpoint(path, content)
+    write_checkpoint(path, checkpoint)
 
 
 def _is_weight(key: Any, value: Any) -> bool:
@@ -150,23 +150,25 @@ def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str,
         TrainingError: the file is missing or damaged, or its weights do not fit its settings or
             are not finite.
     """
-    content = read_checkpoint(path)
-    missing = {"model", "config", "classes", "in_channels"} - content.keys()
+    checkpoint = read_checkpoint(path)
+    missing = {"model", "config", "classes", "in_channels"} - checkpoint.keys()
     if missing:
-        unfinished = "; it is the state of an unfinished training" if "identity" in content else ""
+        unfinished = (
+            "; it is the state of an unfinished training" if "identity" in checkpoint else ""
+        )
         raise TrainingError(
             f"{path}: not a model checkpoint, it lacks {sorted(missing)}{unfinished}"
         )
-    weights, classes = content["model"], content["classes"]
+    weights, classes = checkpoint["model"], checkpoint["classes"]
     if not isinstance(weights, dict) or not all(map(_is_weight, weights, weights.values())):
         raise TrainingError(f"{path}: expected a state dict of real tensors under 'model'")
     if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         raise TrainingError(f"{path}: expected names under 'classes', got {classes!r:.60}")
-    channels = content["in_channels"]
+    channels = checkpoint["in_channels"]
     if not isinstance(channels, int) or channels < 1:
         raise TrainingError(f"{path}: expected 'in_channels' above 0, got {channels!r}")
     try:
-        config = config_from_dict(content["config"])
+        config = config_from_dict(checkpoint["config"])
     except ConfigError as error:
         raise TrainingError(f"{path}: {error}") from error
     # Without initial weights: drawing them took longer than reading the trained ones.
@@ -176,9 +178,9 @@ def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str,
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        text = " ".join(lines[1:] or lines)
+        reason = " ".join(lines[1:] or lines)
         raise TrainingError(
-            f"{path}: weights do not fit the model: {text[:300]}{'…' * (len(text) > 300)}"
+            f"{path}: weights do not fit the model: {reason[:300]}{'…' * (len(reason) > 300)}"
         ) from error
     first = not_finite_weights(weights)
     if first is not None:

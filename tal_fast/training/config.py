@@ -232,20 +232,20 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a text has another form.
     """
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
+    overrides: dict[str, Any] = {}
+    for override in texts:
+        key, equals, value = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"override {text!r}: expected section.field=value")
-        found[key.strip()] = parse_yaml(value, f"override {text!r}", ConfigError)
-    return found
+            raise ConfigError(f"override {override!r}: expected section.field=value")
+        overrides[key.strip()] = parse_yaml(value, f"override {override!r}", ConfigError)
+    return overrides
 
 
 def _defaults(name: str) -> dict[str, Any]:
     """Returns the settings of a named model as nested dicts."""
-    found = recipe(name)
+    chosen = recipe(name)
     training = plain(asdict(TrainingConfig()))
-    merge(training, found.settings.get("training", {}), "training.", model=name)
+    merge(training, chosen.settings.get("training", {}), "training.", model=name)
     sections = plain(asdict(detector_config(name)))
     return {"name": name, **sections, "training": training}
 

@@ -141,15 +141,15 @@ class GraphedSteps:
         if isinstance(shape, str):
             say_once(f"for some batches: {shape}")
             return None
-        found = self._shapes.get(shape)
-        if found is None:
+        recorded = self._shapes.get(shape)
+        if recorded is None:
             if len(self._shapes) >= _MOST_SHAPES:
                 say_once(f"for some batches: there are more than {_MOST_SHAPES} shapes of them")
                 return None
-            found = _Recorded(StaticBatch(shape, batch, self._device))
-            self._shapes[shape] = found
-        found.static.fill(batch)
-        return self._run(found)
+            recorded = _Recorded(StaticBatch(shape, batch, self._device))
+            self._shapes[shape] = recorded
+        recorded.static.fill(batch)
+        return self._run(recorded)
 
     def _run(self, found: _Recorded) -> Numbers | None:
         def step() -> Numbers:

@@ -40,8 +40,8 @@ def resolve_device(name: str) -> torch.device:
             raise ConfigError(
                 f"training.device is {name!r}, but torch sees {torch.cuda.device_count()} of them"
             )
-    own = distributed.own_gpu() if str(device) == "cuda" else None
-    return device if own is None else torch.device("cuda", own)
+    gpu = distributed.own_gpu() if str(device) == "cuda" else None
+    return device if gpu is None else torch.device("cuda", gpu)
 
 
 def resolve_amp(device: torch.device, amp: str) -> str:

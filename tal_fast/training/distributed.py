@@ -195,14 +195,14 @@ def _store(timeout: timedelta) -> Any:
 
 
 def _timeout() -> float:
-    text = os.environ.get(_TIMEOUT, "1800")
+    given = os.environ.get(_TIMEOUT, "1800")
     try:
-        seconds = float(text)
+        seconds = float(given)
         timedelta(seconds=seconds)
     except (ValueError, OverflowError):
         seconds = -1.0
     if not seconds > 0:
-        raise ConfigError(f"{_TIMEOUT}: expected seconds above 0, got {text!r}")
+        raise ConfigError(f"{_TIMEOUT}: expected seconds above 0, got {given!r}")
     return seconds
 
 

@@ -117,8 +117,8 @@ def train(
 
     def validate(model: Detector) -> float:
         def score() -> float:
-            found = detect(model, data, held, config.training)
-            return _score(data, held, found).average_map
+            detections = detect(model, data, held, config.training)
+            return _score(data, held, detections).average_map
 
         return distributed.from_first(score)
 
@@ -246,10 +246,10 @@ def _test(
                 progress(ProgressEvent("predict", before * total + done, modes * total))
 
         name = checkpoint.with_suffix(".json").name.replace("checkpoint", "predictions")
-        found = predict(checkpoint, data, test_videos, out / name, progress=predicting)
+        detections = predict(checkpoint, data, test_videos, out / name, progress=predicting)
         if progress is not None:
             progress(ProgressEvent("evaluate", number, len(summary.checkpoints)))
-        score = _score(data, test_videos, found)
+        score = _score(data, test_videos, detections)
         evaluations[mode] = score.to_dict()
         per_threshold = zip(score.tiou_thresholds, score.map_per_threshold, strict=True)
         scores[mode] = Scores(

@@ -40,9 +40,9 @@ def first_not_finite(model: nn.Module, features: Tensor, mask: Tensor) -> str | 
         features: ``Tensor[B, T, C]``.
         mask: ``BoolTensor[B, T]``.
     """
-    found = not_finite_weights(model.state_dict())
-    if found is not None:
-        return found
+    weight = not_finite_weights(model.state_dict())
+    if weight is not None:
+        return weight
     seen: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:

@@ -71,14 +71,14 @@ def _zip(path: Path) -> str | None:
 
 def _text(head: bytes) -> str | None:
     try:
-        text = head.decode()
+        decoded = head.decode()
     except UnicodeDecodeError as error:
         if error.start < len(head) - 3:  # else it is cut within a character
             return None
-        text = head[: error.start].decode()
-    if not all(character.isprintable() or character.isspace() for character in text):
+        decoded = head[: error.start].decode()
+    if not all(character.isprintable() or character.isspace() for character in decoded):
         return None
-    start = " ".join(text.split())[:40]
+    start = " ".join(decoded.split())[:40]
     if start.lower().startswith(("<!doctype html", "<html")):
         return "an HTML page, as a download that needs another address or a login gives"
     return f"a text file that begins {start!r}"

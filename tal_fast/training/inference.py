@@ -75,10 +75,10 @@ def predict(
             f"{data.name} has {list(data.annotations.classes)}"
         )
     model.to(resolve_device(device or config.training.device))
-    found = detect(model, data, videos, config.training, progress=progress)
+    detections = detect(model, data, videos, config.training, progress=progress)
     if out is not None:
-        write_results(out, found)
-    return found
+        write_results(out, detections)
+    return detections
 
 
 @torch.inference_mode()
@@ -110,7 +110,7 @@ def detect(
     """
     settings = model.config
     clips = model.clips(settings, data, videos, training=False)
-    found = _Found(data, videos, settings.postprocess)
+    collected = _Found(data, videos, settings.postprocess)
     was_training = model.training
     model.eval()
     try:
@@ -123,14 +123,14 @@ def detect(
         ) as loader:
             done = 0
             for batch in loader:
-                found.add(batch, _candidates(model, batch, config))
+                collected.add(batch, _candidates(model, batch, config))
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(clips))
     finally:
         model.train(was_training)
     with ranges.range("tal_fast.nms"):
-        return found.merged()
+        return collected.merged()
 
 
 def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candidates:
@@ -149,10 +149,10 @@ def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candid
             given = proposals_of(model, output, mask)
         valid = None if given.valid is None else given.valid.cpu()
         scores, labels, segments = (item.cpu() for item in given[:3])
-        found = Candidates(scores, labels, segments, valid)
-        check_labels(model, found)
+        candidates = Candidates(scores, labels, segments, valid)
+        check_labels(model, candidates)
         if all(bool(torch.isfinite(item).all()) for item in (scores, segments)):
-            return found
+            return candidates
     except (RuntimeError, ValueError) as error:
         failure = error  # ops on a CPU refuse what is not finite
     with autocast(device, config.amp):
@@ -262,9 +262,9 @@ class _Found:
         video = owners[clips[kept.indices]].numpy()
         segments = kept.segments.numpy()
         if not config.nms_clipped:
-            for number in np.unique(video):
-                mine = video == number
-                segments[mine] = self._within(segments[mine], self._videos[number])
+            for video_number in np.unique(video):
+                mine = video == video_number
+                segments[mine] = self._within(segments[mine], self._videos[video_number])
         start, end = np.ascontiguousarray(segments.T)
         return Detections(
             videos=self._videos,

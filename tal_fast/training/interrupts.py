@@ -27,19 +27,19 @@ def deferred_interrupt(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     pressed = False
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *also)}
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, *also)}
 
     def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def remember(signum: int, frame: FrameType | None) -> None:
         nonlocal pressed
         pressed = True
         restore()
 
-    for number in previous:
-        signal.signal(number, remember)
+    for signum in previous:
+        signal.signal(signum, remember)
     try:
         yield lambda: pressed
     finally:

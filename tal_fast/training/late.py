@@ -112,8 +112,8 @@ class LateNumbers(Generic[_T]):
         return self._take(0)
 
     def _take(self, left: int) -> list[Read[_T]]:
-        found = []
+        read = []
         while len(self._waiting) > left:
             names, token, note = self._waiting.popleft()
-            found.append(Read(dict(zip(names, self._reads.finish(token), strict=True)), note))
-        return found
+            read.append(Read(dict(zip(names, self._reads.finish(token), strict=True)), note))
+        return read

@@ -127,7 +127,8 @@ def resolved_config(
         for name, given in (("model", model), ("settings", settings)):
             if given:
                 raise ConfigError(
-                    f"{name}: the config is complete; expected none beside it, got {given!r}"
+                    f"{name}: config holds all settings already; expected none besides, got "
+                    f"{given!r}"
                 )
         return config
     path = None if config is None else Path(config)

@@ -58,8 +58,8 @@ def read_state(
             f"{path}: not the state of a training, it lacks {sorted(missing)}; {anew}"
         )
     if state["identity"] != identity:
-        own = state["identity"] if isinstance(state["identity"], dict) else {}
-        what = differences(_named(own), _named(identity), shown=3)
+        identity_then = state["identity"] if isinstance(state["identity"], dict) else {}
+        what = differences(_named(identity_then), _named(identity), shown=3)
         told = f": {what}" if what else ""
         raise TrainingError(
             f"{path} is of a training with other settings, code or videos{told}; {anew}"

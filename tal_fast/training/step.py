@@ -113,8 +113,8 @@ class Stepper:
         groups = self.optimizer.param_groups
         self.rate = rate * groups[0]["scale"]
         for number, group in enumerate(groups):
-            own = rate * group["scale"]
-            group["lr"] = self._rates[number].fill_(own) if self._rates else own
+            group_rate = rate * group["scale"]
+            group["lr"] = self._rates[number].fill_(group_rate) if self._rates else group_rate
 
     def run(self, batch: Batch, when: str) -> dict[str, Tensor]:
         """Makes a step, without waiting for it to end on a GPU.

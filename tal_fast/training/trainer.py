@@ -241,7 +241,7 @@ class Trainer:
         self._saving = (ended - began, ended)
 
     def _write_state(self, random: list[Any]) -> None:
-        content = {
+        state = {
             "identity": self._identity(),
             "data": self._facts,
             **self.stepper.state_dict(),
@@ -254,7 +254,7 @@ class Trainer:
             "log": self.log,
             "sums": self.sums,
         }
-        write_checkpoint(self.out / "resume.pt", content)
+        write_checkpoint(self.out / "resume.pt", state)
 
     def _saved_state(self) -> dict[str, Any] | None:
         """Returns the state to go on from; the first process alone reads it."""
@@ -338,9 +338,9 @@ class Trainer:
 
     def _take(self, batch: Batch, epoch: int, interrupted: Callable[[], bool]) -> None:
         """Learns from a batch, reports, and rates the weights if that is due."""
-        found, stop = self._step(batch, epoch, interrupted)
+        ready, stop = self._step(batch, epoch, interrupted)
         self.batches_done += 1
-        for read in found:
+        for read in ready:
             self._report(read)
         every = self.budget.check_every
         if every is not None and self.step % every == 0:
@@ -352,11 +352,11 @@ class Trainer:
 
     def _settle(self) -> None:
         """Takes in the numbers of all steps made, before something is said or kept of them."""
-        found = self.numbers.drain()
-        if not found:
+        ready = self.numbers.drain()
+        if not ready:
             return
-        self._check_finite(found)
-        for read in self._added_up(found, 0.0, False)[0]:
+        self._check_finite(ready)
+        for read in self._added_up(ready, 0.0, False)[0]:
             self._report(read)
 
     def _when(self) -> str:
@@ -392,11 +392,11 @@ class Trainer:
         when = self._when()
         values = self.stepper.run(batch, when)
         self.numbers.put(values, MadeStep(self.step, epoch, when, batch.videos))
-        found = self.numbers.ready()
-        self._check_finite(found)
+        ready = self.numbers.ready()
+        self._check_finite(ready)
         seconds = time.perf_counter() - self._began if distributed.is_first() else 0.0
-        found, self.seconds, stop = self._added_up(found, seconds, interrupted())
-        return found, stop
+        ready, self.seconds, stop = self._added_up(ready, seconds, interrupted())
+        return ready, stop
 
     def _check_finite(self, found: Sequence[Read[MadeStep]]) -> None:
         for numbers, made in found:

@@ -290,7 +290,7 @@ class TestSplits:
         with pytest.raises(ConfigError, match=r"--split .*: .* has no subsets"):
             own.prepare(splits={"train": ["a"]})
         own.column("subset", subset)
-        with pytest.raises(ConfigError, match=r"--test-share .*: .* has subsets; expected none"):
+        with pytest.raises(ConfigError, match=r"--test-share .*: .* has subsets, so no"):
             own.prepare(test_share=0.3)
 
 
@@ -503,7 +503,10 @@ class TestCommands:
         ("more", "message"),
         [
             ([], "expected how rows of features lie in time: --rate ROWS_PER_SECOND, or --stride"),
-            (["--rate", "5", "--fps", "30"], "--fps: --rate says it; expected none beside it"),
+            (
+                ["--rate", "5", "--fps", "30"],
+                "--fps: --rate already says how rows lie in time; got 30 as well",
+            ),
             (["--rate", "0"], "--rate: expected rows per second above 0, got 0"),
             (["--rate", "5", "--column", "label"], "--column: expected COLUMN=NAME, got 'label'"),
             (

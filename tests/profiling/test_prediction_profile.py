@@ -213,9 +213,9 @@ def test_command_with_a_checkpoint(data, tmp_path, capsys):
     assert "trained weights" in shown.out
     assert json.loads((out / "profile.json").read_text())["prediction"]["weights"] == "trained"
     assert cli.main([str(word) for word in [*arguments, "--set", "training.seed=1"]]) == 2
-    assert "a checkpoint has its settings" in capsys.readouterr().err
+    assert "a checkpoint comes with its settings" in capsys.readouterr().err
     assert cli.main([str(word) for word in [*arguments, "--channels", "9"]]) == 2
-    assert "--channels: --checkpoint says it" in capsys.readouterr().err
+    assert "--channels: --checkpoint already tells" in capsys.readouterr().err
 
 
 def test_nothing_of_an_earlier_profile_stays(tmp_path):

@@ -283,8 +283,8 @@ class TestRefused:
         ("options", "message"),
         [
             (["--adaptive"], "--adaptive: expected --target"),
-            (["--target", TARGET], "--target: is for a study with --adaptive"),
-            (["--hours", "1"], "--hours: is for a study with --adaptive"),
+            (["--target", TARGET], "--target: only a study with --adaptive"),
+            (["--hours", "1"], "--hours: only a study with --adaptive"),
             (["--adaptive", "--target", TARGET, "--confidence", "2"], "between 0.5 and 1, got 2"),
             (["--adaptive", "--target", "±x"], "got '±x'"),
         ],

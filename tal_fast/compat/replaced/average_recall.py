@@ -38,9 +38,9 @@ def prove(original: Callable[..., Any], options: Options) -> Proof:
         return np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in given])
 
     candidates = {
-        f"{words}, matches as {name}": _make(original, name, number)
+        f"{words}, matches as {name}": _make(original, name, most)
         for name in RULES
-        for words, number in _CUT_OFFS.items()
+        for words, most in _CUT_OFFS.items()
     }
     name, off = first_that_agrees(
         partial(run, original),

@@ -49,8 +49,8 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
             return _load_torch(path)
         if kind == "csv":
             return load_csv(path)
-        content = unpickle_arrays(path, Path(path).read_bytes())
-        return _by_name(path, content) if isinstance(content, Mapping) else content
+        arrays = unpickle_arrays(path, Path(path).read_bytes())
+        return _by_name(path, arrays) if isinstance(arrays, Mapping) else arrays
     except FileNotFoundError:
         raise DataError(f"{path}: no such feature file") from None
     except OSError as error:
@@ -74,7 +74,7 @@ def _load_torch(path: str) -> Any:
 
     try:
         with torch.serialization.safe_globals(torch_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a broken pickle fails in any way it likes
@@ -88,9 +88,9 @@ def _load_torch(path: str) -> Any:
         raise DataError(
             f"{path}: cannot be loaded by torch as tensors and arrays alone: {reason}"
         ) from error
-    if isinstance(content, Mapping):
-        return _by_name(path, {k: _as_array(path, value) for k, value in content.items()})
-    return _as_array(path, content)
+    if isinstance(loaded, Mapping):
+        return _by_name(path, {k: _as_array(path, value) for k, value in loaded.items()})
+    return _as_array(path, loaded)
 
 
 def _by_name(path: str, content: Mapping[Any, Any]) -> dict[str, Any]:

@@ -148,9 +148,9 @@ class Hdf5File:
             KeyError: if there is no such dataset.
         """
         dataset = self._open(name)
-        found = {file_of(dataset), *other_files(self._where(name), dataset)}
-        own = os.path.realpath(self.path)
-        return sorted(path for path in found if os.path.realpath(path) != own)
+        paths = {file_of(dataset), *other_files(self._where(name), dataset)}
+        this_file = os.path.realpath(self.path)
+        return sorted(path for path in paths if os.path.realpath(path) != this_file)
 
     def _where(self, name: str) -> str:
         return f"{self.path}: dataset {name!r}"

@@ -166,7 +166,7 @@ def _raw_files(where: str, dataset: Any, properties: Any) -> list[str]:
     """HDF5 looks for them in the current directory, unless the environment says where."""
     (prefix,) = _prefixes("HDF5_EXTFILE_PREFIX", dataset)[:1] or [""]
     left = dataset.get_storage_size()
-    found = []
+    files = []
     for number in range(properties.get_external_count()):
         name, offset, size = properties.get_external(number)
         path = os.path.join(prefix, os.fsdecode(name))
@@ -180,14 +180,14 @@ def _raw_files(where: str, dataset: Any, properties: Any) -> list[str]:
                 f"{where}: its raw file {path}: expected {offset + part} bytes, got {there}"
             )
         left -= part
-        found.append(path)
-    return found
+        files.append(path)
+    return files
 
 
 def _virtual_sources(
     where: str, dataset: Any, properties: Any, chain: frozenset[tuple[str, bytes]]
 ) -> list[str]:
-    own = file_of(dataset)
+    this_file = file_of(dataset)
     total = math.prod(dataset.shape)
     covered = 0
     sources: dict[tuple[str, str], None] = {}
@@ -207,14 +207,14 @@ def _virtual_sources(
         raise DataError(
             f"{where}: expected numbers, but {total - covered} of its {total} have no source"
         )
-    found: list[str] = []
+    paths: list[str] = []
     for name, inner in sources:
-        path = own if name == "." else _find_source(where, name, dataset, own)
+        path = this_file if name == "." else _find_source(where, name, dataset, this_file)
         key = (os.path.realpath(path), inner.encode())
         if key in chain:
             raise DataError(f"{where}: it is a source of its own ({path}: {inner!r})")
-        found += _files_of_source(f"{where}: its source {path}: {inner!r}", key, chain | {key})
-    return sorted(set(found))
+        paths += _files_of_source(f"{where}: its source {path}: {inner!r}", key, chain | {key})
+    return sorted(set(paths))
 
 
 def _files_of_source(
@@ -242,5 +242,5 @@ def _find_source(where: str, name: str, dataset: Any, own: str) -> str:
 
 def _prefixes(variable: str, dataset: Any) -> list[str]:
     origin = os.path.dirname(os.path.abspath(file_of(dataset)))
-    text = os.environ.get(variable, "").replace("${ORIGIN}", origin)
-    return [part for part in text.split(":") if part not in ("", ".")]
+    folders = os.environ.get(variable, "").replace("${ORIGIN}", origin)
+    return [part for part in folders.split(":") if part not in ("", ".")]

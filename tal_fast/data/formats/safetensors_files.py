@@ -127,12 +127,12 @@ def store_index(folder: str) -> str | None:
         DataError: if there are several, or the folder cannot be read.
     """
     try:
-        found = sorted(n for n in os.listdir(folder) if n.endswith(INDEX_SUFFIX) and n[0] != ".")
+        indices = sorted(n for n in os.listdir(folder) if n.endswith(INDEX_SUFFIX) and n[0] != ".")
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    if len(found) > 1:
-        raise DataError(f"{folder}: expected one index of shards, got {', '.join(found)}")
-    return os.path.join(folder, found[0]) if found else None
+    if len(indices) > 1:
+        raise DataError(f"{folder}: expected one index of shards, got {', '.join(indices)}")
+    return os.path.join(folder, indices[0]) if indices else None
 
 
 def read_store_index(path: str) -> dict[str, str]:
@@ -141,8 +141,8 @@ def read_store_index(path: str) -> dict[str, str]:
     Raises:
         DataError: if the index cannot be read or is not such an index.
     """
-    _, content = read_json(path, "index of shards")
-    shards = content.get("weight_map") if isinstance(content, Mapping) else None
+    _, index = read_json(path, "index of shards")
+    shards = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(shards, Mapping) or not all(
         isinstance(file, str) and os.path.basename(file) == file for file in shards.values()
     ):

@@ -188,8 +188,8 @@ def _check_arguments(
                 f"pack: expected {name} among {', '.join(known)}, got {value!r}"
                 f"{nearest(value, known)}"
             )
-    number = isinstance(reduce, int) and not isinstance(reduce, bool) and reduce >= 0
-    if reduce not in (None, "mean") and not number:
+    is_crop = isinstance(reduce, int) and not isinstance(reduce, bool) and reduce >= 0
+    if reduce not in (None, "mean") and not is_crop:
         raise ConfigError(
             f"pack: expected reduce 'mean' or the number of a crop from 0 on, got {reduce!r}"
         )
@@ -348,7 +348,7 @@ class _Packer:
 
     def _sources(self, video: str) -> list[list[int]]:
         """Returns size and time of change of each file that a video comes from."""
-        found = []
+        sources = []
         for stream in self.opened:
             try:
                 paths = stream.files(video)
@@ -361,8 +361,8 @@ class _Packer:
                     raise DataError(
                         f"video {video!r}: {path}: {error.strerror or error}"
                     ) from error
-                found.append([status.st_size, status.st_mtime_ns])
-        return found
+                sources.append([status.st_size, status.st_mtime_ns])
+        return sources
 
     def _finish(self, shards: list[Shard], resumed: int) -> PackReport:
         everything = [about for shard in shards for about in shard.values()]

@@ -168,10 +168,10 @@ def _metadata(path: Path) -> Shard:
 
     SafetensorsFile(path)  # says what is wrong with a file that is not whole
     with safetensors.safe_open(path, "numpy") as file:
-        text = (file.metadata() or {}).get(_METADATA)
-    if text is None:
+        metadata = (file.metadata() or {}).get(_METADATA)
+    if metadata is None:
         raise DataError(f"{path}: expected a shard of tal-fast pack, got one without its metadata")
-    videos: Shard = json.loads(text)
+    videos: Shard = json.loads(metadata)
     return videos
 
 
@@ -181,11 +181,11 @@ def existing_shards(folder: Path) -> list[Shard]:
     Raises:
         DataError: if one is broken, none of ours, or missing between others.
     """
-    found = sorted(folder.glob("features-*.safetensors"))
-    for number, path in enumerate(found, 1):
+    paths = sorted(folder.glob("features-*.safetensors"))
+    for number, path in enumerate(paths, 1):
         if path.name != shard_name(number):
             raise DataError(f"{folder}: expected {shard_name(number)} before {path.name}")
-    return [_metadata(path) for path in found]
+    return [_metadata(path) for path in paths]
 
 
 def write_index(folder: Path, shards: list[Shard], facts: Mapping[str, Any]) -> Path:
@@ -194,13 +194,13 @@ def write_index(folder: Path, shards: list[Shard], facts: Mapping[str, Any]) -> 
     Raises:
         DataError: if it cannot be written.
     """
-    content = {
+    index = {
         "metadata": dict(facts),
         "weight_map": {
             video: shard_name(number) for number, shard in enumerate(shards, 1) for video in shard
         },
     }
-    return write_text_atomically(folder / INDEX, json.dumps(content, indent=0) + "\n")
+    return write_text_atomically(folder / INDEX, json.dumps(index, indent=0) + "\n")
 
 
 def verify_store(folder: FilePath, progress: VideoProgress | None = None) -> int:

@@ -246,11 +246,13 @@ def _check_counts(source: Path, annotations: Annotations, training: int) -> None
     recordings = len(annotations.videos)
     labels = [v.labels for v in annotations.videos.values()]
     seen = len(np.unique(np.concatenate(labels))) if labels else 0
-    found = (recordings, training, recordings - training, annotations.num_instances, seen)
+    counted = (recordings, training, recordings - training, annotations.num_instances, seen)
     expected = (RECORDINGS, TRAINING, TEST, SEGMENTS, CLASSES)
-    if found != expected:
+    if counted != expected:
         words = "{} recordings, {} training and {} test, {} segments, {} labels"
-        raise DataError(f"{source}: expected {words.format(*expected)}; got {words.format(*found)}")
+        raise DataError(
+            f"{source}: expected {words.format(*expected)}; got {words.format(*counted)}"
+        )
 
 
 def _statistics(signals: list[Signal]) -> tuple[Signal, Signal]:

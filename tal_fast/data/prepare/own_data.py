@@ -171,7 +171,7 @@ def _prepare(
     if has_subsets:
         if test_share is not None:
             raise ConfigError(
-                f"{argument('test_share')}: {file.origin} has subsets; expected none beside them, "
+                f"{argument('test_share')}: {file.origin} has subsets, so no videos are drawn; "
                 f"got {test_share:g}"
             )
         file, chosen, told = _named_splits(file, splits)
@@ -203,13 +203,13 @@ def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> Annot
         rate = table.fps.get(name)
         per_second = 1.0
         if unit == "frames":
-            own = rate or fps
-            if own is None:
+            frames_per_second = rate or fps
+            if frames_per_second is None:
                 raise ConfigError(
                     f"unit: frames become seconds by their rate; expected fps for video {name!r} "
                     "(a column fps, or one for all)"
                 )
-            per_second = own
+            per_second = frames_per_second
         instances = tuple(
             AnnotatedInstance(
                 at, row.label, None, (row.start / per_second, row.end / per_second), None

@@ -134,14 +134,14 @@ def _lines(origin: str) -> list[tuple[int, list[str]]]:
             delimiter = next((mark for mark in ",;\t" if mark in first), ",")
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-            found = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except FileNotFoundError:
         raise DataError(f"{origin}: no such file") from None
     except OSError as error:
         raise DataError(f"{origin}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{origin}: expected CSV in UTF-8, got {error}") from error
-    return [(line, cells) for line, cells in found if any(cells)]
+    return [(line, cells) for line, cells in rows if any(cells)]
 
 
 def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
@@ -311,15 +311,15 @@ def lookalikes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     Args:
         counts: label -> how often it occurs.
     """
-    found = []
+    pairs = []
     by_form: dict[str, str] = {}
     for label in sorted(counts, key=lambda name: (-counts[name], name)):
         form = re.sub(r"[\s_-]+", "", label.casefold())
         other = by_form.setdefault(form, label)
         if other != label:
-            found.append((label, other))
+            pairs.append((label, other))
             continue
         frequent = [name for name in by_form.values() if counts[name] >= _RARE * counts[label]]
         close = difflib.get_close_matches(label, frequent, n=1, cutoff=0.75)
-        found += [(label, other) for other in close]
-    return found
+        pairs += [(label, other) for other in close]
+    return pairs

@@ -141,12 +141,12 @@ def _read(source: Path, device: str, progress: VideoProgress | None) -> list[_Re
         names = {file.stem: file for file in files if _NAME.match(file.stem)}
         if not names:
             raise DataError(f"{source}: expected files s01/s01_01_{device}.csv, got none")
-        found = []
+        recordings = []
         for done, (name, file) in enumerate(sorted(names.items()), 1):
-            found.append(_from_csv(file))
+            recordings.append(_from_csv(file))
             if progress is not None:
                 progress(done, len(names), name)
-        return found
+        return recordings
     try:
         archive = np.load(source, allow_pickle=False)
     except FileNotFoundError:
@@ -159,17 +159,17 @@ def _read(source: Path, device: str, progress: VideoProgress | None) -> list[_Re
         keys = sorted(key for key in archive.files if _NAME.match(key) and key.endswith(device))
         if not keys:
             raise DataError(f"{source}: expected arrays s01_01_{device}, got none")
-        found = []
+        recordings = []
         for done, key in enumerate(keys, 1):
             parts = []
             for suffix in ("", "_y", "_t"):
                 if key + suffix not in archive.files:
                     raise DataError(f"{source}: recording {key} has no array {key + suffix}")
                 parts.append(archive[key + suffix])
-            found.append(_checked(f"{source}: recording {key}", key, *parts))
+            recordings.append(_checked(f"{source}: recording {key}", key, *parts))
             if progress is not None:
                 progress(done, len(keys), key)
-        return found
+        return recordings
 
 
 def _from_csv(file: Path) -> _Recording:

@@ -48,11 +48,11 @@ def prepare_thumos14(
         DataError: as :func:`tal_fast.data.prepare.video_features.prepare_videos`.
         ConfigError: as there.
     """
-    found = {
+    ambiguous = {
         video.subset.lower() for video in read_annotation_file(annotations, bare="timed").videos
     }
     # "validation" is the training data, unless there is another subset of that name.
-    if found & {"training", "train"}:
+    if ambiguous & {"training", "train"}:
         splits = {"train": ["training", "train"], "test": ["validation", "val", "test", "testing"]}
     else:
         splits = {"train": ["validation", "val"], "test": ["test", "testing"]}

@@ -185,9 +185,9 @@ def _check_arguments(features: FeatureChoice, repairs: Repairs) -> None:
     ):
         if value not in known:
             raise ConfigError(f"prepare: expected {name} among {', '.join(known)}, got {value!r}")
-    for name, number in (("stride", features.stride), ("frames", features.frames)):
-        if not number > 0:
-            raise ConfigError(f"prepare: expected {name} > 0, got {number}")
+    for name, count in (("stride", features.stride), ("frames", features.frames)):
+        if not count > 0:
+            raise ConfigError(f"prepare: expected {name} > 0, got {count}")
 
 
 def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str]:
@@ -195,13 +195,13 @@ def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str
     spelt = {video.subset.lower(): video.subset for video in file.videos}
     chosen = {}
     for split, names in wanted.items():
-        found = next((spelt[name] for name in names if name in spelt), None)
-        if found is None:
+        subset = next((spelt[name] for name in names if name in spelt), None)
+        if subset is None:
             raise DataError(
                 f"{file.origin}: expected a subset {' or '.join(names)} for split {split!r}, got "
                 f"{', '.join(sorted(map(repr, spelt.values())))}"
             )
-        chosen[split] = found
+        chosen[split] = subset
     return chosen
 
 
@@ -352,14 +352,14 @@ def _durations_of_rows(
         last = max(ends, default=0.0)
         return last if covered < last < covered + feature.stride / fps else covered
 
-    found = [
+    timed = [
         video._replace(duration=duration(video)) if video.name in extents else video
         for video in videos
     ]
     most = min(
         (
             extents[video.name].rows / item.span[1]
-            for video in found
+            for video in timed
             if video.name in extents
             for item in video.instances
             if item.span is not None and item.span[1] > (video.duration or 0.0)
@@ -367,8 +367,8 @@ def _durations_of_rows(
         default=None,
     )
     if most is None:
-        return found, ""
-    return found, (
+        return timed, ""
+    return timed, (
         ". Durations are those of the rows here: is it right how many there are per second? With "
         f"at most {most:.4g} all segments end within their videos; or start and end are no seconds"
     )

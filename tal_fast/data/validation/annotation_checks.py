@@ -41,13 +41,13 @@ class Faults:
     def findings(self) -> tuple[Finding, ...]:
         """Returns one finding per kind, errors first."""
         rank = {"error": 0, "warning": 1, "accepted": 2}
-        found = []
+        findings = []
         for key, count in self._counts.items():
             check, severity, message = key
             if severity == "error" and check in self._accepted:
                 severity = "accepted"
-            found.append(Finding(check, severity, count, message, tuple(self._examples[key])))
-        return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
+            findings.append(Finding(check, severity, count, message, tuple(self._examples[key])))
+        return tuple(sorted(findings, key=lambda finding: rank[finding.severity]))
 
 
 def classes_of(
@@ -115,11 +115,11 @@ def annotation_faults(
                            f"{where}: {item.label!r}{nearest(item.label, known)}")  # fmt: skip
             if item.label_id is not None:
                 other = names_by_id.setdefault(item.label_id, item.label)
-                number = ids_by_name.setdefault(item.label, item.label_id)
-                if other != item.label or number != item.label_id:
+                class_id = ids_by_name.setdefault(item.label, item.label_id)
+                if other != item.label or class_id != item.label_id:
                     faults.add("label", "error", "label and label_id contradict another annotation",
                                f"{where}: {item.label!r} with {item.label_id}, elsewhere "
-                               f"{other!r} with {number}")  # fmt: skip
+                               f"{other!r} with {class_id}")  # fmt: skip
             start, end = span
             segment = f"{where}: [{start:g}, {end:g}]"
             if end <= start:

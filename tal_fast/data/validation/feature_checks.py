@@ -53,12 +53,12 @@ def find_extents(
     """
     parts: list[dict[str, Extent]] = []
     for stream in streams:
-        found: dict[str, Extent] = {}
+        of_stream: dict[str, Extent] = {}
         with OpenStream(stream) as opened:
             entries: list[str] | None = None
             for video in wanted:
                 try:
-                    found[video] = opened.extent(video, layout)
+                    of_stream[video] = opened.extent(video, layout)
                 except (KeyError, FileNotFoundError):
                     entry = opened.entry(video)
                     if not entry.isascii() and entries is None:
@@ -69,16 +69,16 @@ def find_extents(
                 except (DataError, OSError) as error:
                     faults.add("unreadable", "error", "faulty, or not to be read in place",
                                f"video {video!r}: {error}")  # fmt: skip
-        parts.append(found)
+        parts.append(of_stream)
     for video in unannotated(streams, annotated):
         faults.add("extra-features", "error" if refuse_extra else "warning",
                    "features without annotation", f"video {video!r}")  # fmt: skip
     extents: dict[str, Extent] = {}
     for video in wanted:
-        if not all(video in found for found in parts):
+        if not all(video in of_stream for of_stream in parts):
             continue
         try:
-            extents[video] = beside([found[video] for found in parts])
+            extents[video] = beside([of_stream[video] for of_stream in parts])
         except DataError as error:
             faults.add(
                 "unreadable", "error", "streams of unequal rows", f"video {video!r}: {error}"
@@ -122,8 +122,8 @@ def timing_faults(
         return None, []
     rows = np.array([extents[name].rows for name in names], dtype=np.float64)
     seconds = np.array([videos[name].duration for name in names], dtype=np.float64)
-    own = [videos[name].rate for name in names]
-    own_fps = None if None in own else np.array(own, dtype=np.float64)
+    rates = [videos[name].rate for name in names]
+    own_fps = None if None in rates else np.array(rates, dtype=np.float64)
     fps = own_fps if given.fps is None else np.full_like(rows, given.fps)
     assert fps is not None
     over, wrong = disagreement(rows, seconds, fps, given.stride, given.frames)

@@ -163,7 +163,7 @@ class ValidationResult:
             rows = [["", "check", "count", "what"]]
             for finding in self.findings:
                 rows.append([finding.severity, finding.check, str(finding.count), finding.message])
-                rows += [["", "", "", f"  {text}"] for text in finding.examples[:3]]
+                rows += [["", "", "", f"  {example}"] for example in finding.examples[:3]]
                 if finding.count > 3 and len(finding.examples) >= 3:
                     rows.append(["", "", "", f"  and {finding.count - 3} more"])
             lines += [*_columns(rows), ""]
@@ -202,7 +202,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return [
         "  ".join(
-            [*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[-1]]
+            [*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]
         ).rstrip()
         for row in rows
     ]

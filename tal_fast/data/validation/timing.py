@@ -116,8 +116,8 @@ def propose(
         if whole < 1 or abs(stride - whole) > 0.01 * whole:
             continue
         frames = _frames(whole * (0.5 - intercept), whole)
-        found = Proposal(whole, fps, frames, 0.0)
-        share = _fitting(rows, seconds, each, found)
+        candidate = Proposal(whole, fps, frames, 0.0)
+        share = _fitting(rows, seconds, each, candidate)
         candidates[whole, fps] = Proposal(whole, fps, frames, share)
     better = [c for c in candidates.values() if c.fitting > given.fitting + 0.01]
 

@@ -158,10 +158,10 @@ class ActionFormer(PyramidDetector):
         sizes: ActionFormerSizes = self.config.model
         attention = 0
         for level in range(sizes.levels):
-            window, own = sizes.window(level), rows >> level
-            seen = min(2 * (window // 2) + 1, own) if window > 1 else own
+            window, level_rows = sizes.window(level), rows >> level
+            seen = min(2 * (window // 2) + 1, level_rows) if window > 1 else level_rows
             blocks = sizes.stem_layers if level == 0 else 1
-            attention += blocks * 2 * own * seen * sizes.width
+            attention += blocks * 2 * level_rows * seen * sizes.width
         points = sum(rows >> level for level in range(sizes.levels))
         return {
             **self.backbone.macs(rows),

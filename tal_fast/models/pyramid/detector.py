@@ -226,12 +226,12 @@ class PyramidDetector(Detector):
         with ranges.range("tal_fast.targets"):
             wanted = self.assign(output, targets, points)
         positive = (wanted.classes.sum(-1) > 0) & output.valid
-        number = self._positives(positive, whole)
+        positives = self._positives(positive, whole)
         classes = wanted.classes
         if config.smoothing:
             classes = classes * (1 - config.smoothing) + config.smoothing / (self.num_classes + 1)
         classification, regression = self.sums(output, wanted, classes, positive)
-        classification, regression = classification / number, regression / number
+        classification, regression = classification / positives, regression / positives
         weight: float | Tensor = config.weight
         if not weight:
             weight = whole.sum(classification.detach()) / whole.sum(regression.detach()).clamp(

@@ -364,9 +364,9 @@ def position_code(padded: Tensor, rows: int, width: int, longest: int) -> Tensor
         longest: rows of the code.
     """
     device = padded.device
-    number = torch.arange(longest, dtype=torch.float64, device=device)[:, None]
+    row = torch.arange(longest, dtype=torch.float64, device=device)[:, None]
     exponent = torch.arange(0, width, 2, dtype=torch.float64, device=device) / width
-    phase = number / 10_000.0**exponent
+    phase = row / 10_000.0**exponent
     code = torch.stack((phase.sin(), phase.cos()), dim=-1).flatten(1).float() / math.sqrt(width)
     stretch = longest / padded.clamp(min=longest).double()  # [B]
     place = (torch.arange(rows, device=device) + 0.5) * stretch[:, None] - 0.5  # [B, rows]

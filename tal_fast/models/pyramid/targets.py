@@ -100,6 +100,6 @@ def _of_clip(
     wins = (lengths <= shortest[:, None] + _TIE) & has[:, None]
     classes = (wins.float() @ F.one_hot(labels, num_classes).float()).clamp(max=1.0)
     both = torch.stack((left, right), dim=-1)  # [P, N, 2]
-    own = both.gather(1, chosen[:, None, None].expand(-1, 1, 2))[:, 0]
-    own = own / points.stride[:, None]
-    return classes, own.masked_fill(~has[:, None], 0.0)
+    nearest_edges = both.gather(1, chosen[:, None, None].expand(-1, 1, 2))[:, 0]
+    nearest_edges = nearest_edges / points.stride[:, None]
+    return classes, nearest_edges.masked_fill(~has[:, None], 0.0)

@@ -90,14 +90,14 @@ def tadtr_loss(
         "iou": missed / instances,
     }
     if output.actionness is not None:
-        own = predicted[-1].detach()
+        last = predicted[-1].detach()
         if config.actionness_targets == "video":
-            target = _best_iou(own, all_targets, counts, real)
+            target = _best_iou(last, all_targets, counts, real)
         else:
             everywhere = whole.targets()
             if everywhere is not targets:
-                all_targets = to_device(_shares(everywhere), own.device).to(own.dtype)
-            target = _best_iou(own, all_targets, real=real)
+                all_targets = to_device(_shares(everywhere), last.device).to(last.dtype)
+            target = _best_iou(last, all_targets, real=real)
         distance = F.l1_loss(output.actionness, target, reduction="sum")
         losses["actionness"] = distance / (whole.clips * output.actionness.shape[1])
     weights = {
@@ -138,6 +138,6 @@ def _best_iou(
         overlap = overlap * real
     if counts is not None:
         owner = ops.ragged_index(counts, overlap).group
-        own = owner == torch.arange(batch, device=overlap.device)[:, None]
-        overlap = overlap * own[:, None]
+        same_clip = owner == torch.arange(batch, device=overlap.device)[:, None]
+        overlap = overlap * same_clip[:, None]
     return overlap.amax(-1)

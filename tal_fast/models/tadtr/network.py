@@ -325,12 +325,13 @@ class TadTR(Detector):
             return projections + 2 * asking * sizes.num_points * width  # two rows per sample
 
         feedforward = 2 * width * hidden
-        own = 4 * queries * width**2 + 2 * queries**2 * width
+        of_queries = 4 * queries * width**2 + 2 * queries**2 * width
         heads = queries * (width * self.num_classes + 2 * width**2 + 2 * width)
         parts = {
             "input": rows * self.in_channels * width,
             "encoder": sizes.encoder_layers * (deformable(rows) + rows * feedforward),
-            "decoder": sizes.decoder_layers * (own + deformable(queries) + queries * feedforward)
+            "decoder": sizes.decoder_layers
+            * (of_queries + deformable(queries) + queries * feedforward)
             + queries * width,
             "heads": sizes.decoder_layers * heads,
         }

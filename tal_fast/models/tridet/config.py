@@ -127,7 +127,10 @@ def _epic(window: int, widening: float, smoothing: float, **training: Any) -> An
 
 def _hacs(model: Any, data: Any, loss: Any, training: Any) -> Any:
     changes = {"model": model, "data": data, "loss": loss, "training": training}
-    return {**_HACS, **{name: {**_HACS.get(name, {}), **own} for name, own in changes.items()}}
+    return {
+        **_HACS,
+        **{name: {**_HACS.get(name, {}), **changed} for name, changed in changes.items()},
+    }
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

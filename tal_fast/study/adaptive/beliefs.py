@@ -120,11 +120,11 @@ def _near(curve: LearningCurve, share: float) -> tuple[float, int]:
         if share < ALL <= point.share:
             continue  # no draws there
         if share < ALL:
-            own = _squares(point.draws)
+            squares_here = _squares(point.draws)
         else:
             count = len(point.trainings) - point.n
-            own = ((point.seed_deviation or 0.0) ** 2 * count, count)
-        squares, freedom = squares + own[0], freedom + own[1]
+            squares_here = ((point.seed_deviation or 0.0) ** 2 * count, count)
+        squares, freedom = squares + squares_here[0], freedom + squares_here[1]
     return squares, freedom
 
 

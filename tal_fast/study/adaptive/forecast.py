@@ -75,8 +75,10 @@ class Forecast:
         Over the last value where p = 100 % was measured, as extrapolations have it.
         """
         if self.curve.share[-1] >= ALL:
-            found = extrapolate(self.curve, times, confidence=confidence, ensemble=self._ensemble)
-            return (found.gain, *found.gain_interval)
+            forecast = extrapolate(
+                self.curve, times, confidence=confidence, ensemble=self._ensemble
+            )
+            return (forecast.gain, *forecast.gain_interval)
         values = self._ensemble.sample(np.array([ALL, times * ALL]))
         gains = (values[:, 1] - values[:, 0])[:, None]
         tail = (1.0 - confidence) / 2.0
@@ -113,9 +115,11 @@ class Forecast:
             rng = np.random.default_rng(seed)
             points = []
             for share, mean, deviation in zip(shares.tolist(), centre, spread, strict=True):
-                own = () if share not in measured else measured[share].draws
-                made = mean + deviation * rng.standard_normal(max(0, draws[share] - len(own)))
-                values = [*own, *np.clip(made, 0.0, CEILING).tolist()]
+                draws_there = () if share not in measured else measured[share].draws
+                made = mean + deviation * rng.standard_normal(
+                    max(0, draws[share] - len(draws_there))
+                )
+                values = [*draws_there, *np.clip(made, 0.0, CEILING).tolist()]
                 points.append(CurvePoint.of_draws(share, [[value] for value in values]))
             with contextlib.suppress(DataError):
                 widths.append(width(Forecast(LearningCurve(self.curve.name, tuple(points)))))

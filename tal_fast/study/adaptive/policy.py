@@ -290,20 +290,20 @@ def _narrow(target: Level | Gain, desk: Desk, ask: Ask) -> Decision:
 
 def _decide_order(target: Rank, desk: Desk) -> Decision:
     others = [_at_all(curve, desk) for curve in desk.situation.others]
-    own = None if desk.curve is None else measured_belief(desk.curve, ALL)
+    belief = None if desk.curve is None else measured_belief(desk.curve, ALL)
     direct = ALL in desk.choices.shares
-    if own is None and not direct:
+    if belief is None and not direct:
         pilot = _pilot(desk)
         if pilot is not None:
             return pilot
-        own = _at_all(desk.curve, desk)
-        if own is None:
+        belief = _at_all(desk.curve, desk)
+        if belief is None:
             return _no_forecast(desk)
-    if own is None:
+    if belief is None:
         return _train_at(ALL, 0.0, desk, None, None, _error)
     comparisons = {
         curve.name: compare(
-            own, other, target.tie, desk.confidence, pairs=len(others),
+            belief, other, target.tie, desk.confidence, pairs=len(others),
             prices=(desk.prices(ALL), Prices(curve)(ALL)),
         )
         for curve, other in zip(desk.situation.others, others, strict=True)
@@ -311,10 +311,12 @@ def _decide_order(target: Rank, desk: Desk) -> Decision:
     }  # fmt: skip
     answer = _order_answer(desk, comparisons)
     missing = [curve.name for curve in desk.situation.others if curve.name not in comparisons]
-    undecided = {name: one for name, one in comparisons.items() if not one.decided}
+    undecided = {
+        name: comparison for name, comparison in comparisons.items() if not comparison.decided
+    }
     if not missing and not undecided:
         return Decision("known", "every two are told apart or are a tie", None, answer)
-    mine = [one for one in undecided.values() if one.needs_first]
+    mine = [comparison for comparison in undecided.values() if comparison.needs_first]
     if not mine:
         if desk.situation.running:
             return Decision("wait", "what runs may decide it", None, answer)
@@ -325,10 +327,10 @@ def _decide_order(target: Rank, desk: Desk) -> Decision:
         return Decision("elsewhere", why, None, answer)
     if not direct:
         why = "100 % is not among the fractions, and the forecasts do not decide it"
-        return Decision("unreachable", why, None, answer, own.error)
+        return Decision("unreachable", why, None, answer, belief.error)
     # The smallest of what the undecided differences ask for.
-    goal = min(one.error_needed for one in mine)
-    return _train_at(ALL, goal, desk, own, answer, _error)
+    goal = min(comparison.error_needed for comparison in mine)
+    return _train_at(ALL, goal, desk, belief, answer, _error)
 
 
 def _error(belief: Belief, more: int) -> float:
@@ -350,6 +352,6 @@ def _at_all(curve: LearningCurve | None, desk: Desk) -> Belief | None:
 
 def _order_answer(desk: Desk, comparisons: Mapping[str, Comparison]) -> Answer:
     assert desk.curve is not None
-    words = [one.words(desk.curve.name, name) for name, one in comparisons.items()]
-    verdicts = tuple(one.verdict for one in comparisons.values())
+    words = [comparison.words(desk.curve.name, name) for name, comparison in comparisons.items()]
+    verdicts = tuple(comparison.verdict for comparison in comparisons.values())
     return Answer(tuple(words), source="order", verdicts=verdicts)

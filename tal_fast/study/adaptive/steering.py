@@ -94,7 +94,7 @@ def other_curve(path: Path, plan: StudyPlan) -> LearningCurve:
     # What a random split holds follows from the study's seed.
     keys = ("data", "split", "seed") if plan.spec.split == "random" else ("data", "split")
     there, here = (
-        {key: one.get(key) for key in keys} for one in (study["settings"], plan.settings)
+        {key: settings.get(key) for key in keys} for settings in (study["settings"], plan.settings)
     )
     if there != here:
         raise ConfigError(
@@ -102,9 +102,9 @@ def other_curve(path: Path, plan: StudyPlan) -> LearningCurve:
             f"{differences(there, here)}; if its test videos are the same all the same (other "
             f"features), give its table: --compare-with {path / 'trials.csv'}"
         )
-    found = scan_trials(path / TRIALS, study["hash"])
+    records = scan_trials(path / TRIALS, study["hash"])
     curve = _curve(
-        {name: record for name, record in found.items() if _same_curve(record, plan)}, str(path)
+        {name: record for name, record in records.items() if _same_curve(record, plan)}, str(path)
     )
     if curve is None:
         raise DataError(
@@ -144,7 +144,9 @@ class Steering:
             plan.spec.repetitions,
             plan.spec.seeds,
         )
-        self._records = {name: one for name, one in records.items() if _same_curve(one, plan)}
+        self._records = {
+            name: record for name, record in records.items() if _same_curve(record, plan)
+        }
         self._running: dict[str, Choice] = {}
         self._failed: set[Choice] = set()
         self._others = tuple(other_curve(path, plan) for path in self._request.compare_with)
@@ -189,8 +191,8 @@ class Steering:
 
     def _situation(self) -> Situation:
         finished = {
-            Choice(one.trial.share, one.trial.repetition, one.trial.training)
-            for one in self._records.values()
+            Choice(record.trial.share, record.trial.repetition, record.trial.training)
+            for record in self._records.values()
         }
         return Situation(
             curve=_curve(self._records, str(self._plan.spec.out)),
@@ -252,8 +254,8 @@ class Steering:
             "running": sorted(self._running),
             "spent_seconds": round(situation.spent, 3),
         }
-        content = plain(line)
-        if trial is None and _last_line(self._path) == content:
+        entry = plain(line)
+        if trial is None and _last_line(self._path) == entry:
             return  # the same command again, with nothing new
         time_now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        append_line(self._path, {"time": time_now, **content})
+        append_line(self._path, {"time": time_now, **entry})

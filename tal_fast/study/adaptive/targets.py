@@ -65,21 +65,21 @@ def parse_target(text: str) -> Target:
         ConfigError: it is none, or a number is out of range; the message shows the grammar.
     """
     plain = re.sub(r"\s+", "", text.lower().replace("+/-", "±").replace("+-", "±"))
-    if found := re.fullmatch(rf"±{_NUMBER}at{_NUMBER}%", plain):
-        width, share = map(float, found.groups())
+    if match := re.fullmatch(rf"±{_NUMBER}at{_NUMBER}%", plain):
+        width, share = map(float, match.groups())
         if not 0.0 < share <= 100.0:
             raise ConfigError(f"--target: expected p above 0 and at most 100 %, got {share:g} %")
         target: Target = Level(width, share)
-    elif found := re.fullmatch(rf"gainat{_NUMBER}x±{_NUMBER}", plain):
-        times, width = map(float, found.groups())
+    elif match := re.fullmatch(rf"gainat{_NUMBER}x±{_NUMBER}", plain):
+        times, width = map(float, match.groups())
         if not 1.0 < times <= _MOST_TIMES:
             raise ConfigError(
                 f"--target: expected a gain at more than 1 and at most {_MOST_TIMES:g} times the "
                 f"data, got {times:g}"
             )
         target = Gain(width, times)
-    elif found := re.fullmatch(rf"rank(?:±{_NUMBER})?", plain):
-        width = _TIE if found.group(1) is None else float(found.group(1))
+    elif match := re.fullmatch(rf"rank(?:±{_NUMBER})?", plain):
+        width = _TIE if match.group(1) is None else float(match.group(1))
         target = Rank(width)
     else:
         raise ConfigError(f"--target: expected {GRAMMAR}, got {text!r}")

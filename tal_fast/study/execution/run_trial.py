@@ -125,10 +125,10 @@ def remove_left(root: Path, finished: Iterable[str]) -> None:
 def _take_over(partial: Path, header: dict[str, Any]) -> bool:
     """Makes ``partial`` ready for this trial; returns whether it holds work to continue."""
     try:
-        found = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
+        begun = json.loads((partial / _HEADER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if found == header:
+        begun = None
+    if begun == header:
         return True
     _empty(partial)
     write_text_atomically(partial / _HEADER, json.dumps(header, indent=1))
@@ -138,8 +138,8 @@ def _take_over(partial: Path, header: dict[str, Any]) -> bool:
 def _trial_config(task: TrialTask) -> Any:
     from tal_fast.training.config import load_config
 
-    own = {"training.seed": task.trial.seed, "training.budget": task.trial.budget}
-    return load_config(task.config, overrides={**own, **task.trial.options})
+    of_trial = {"training.seed": task.trial.seed, "training.budget": task.trial.budget}
+    return load_config(task.config, overrides={**of_trial, **task.trial.options})
 
 
 def execute_trial(
@@ -354,8 +354,8 @@ def why_not_kept(path: Path) -> str | None:
         wanted = "all" if path.suffix == ".pt" else "predictions"
         return f"{path}: this trial was run with --keep metrics, which keeps none; {again} {wanted}"
     level = record.name.rpartition("_r")[0]
-    found = sorted(path.parent.parent.glob(f"{level}_r*/{path.name}"))
-    best = f" ({found[0]})" if found else ""
+    kept = sorted(path.parent.parent.glob(f"{level}_r*/{path.name}"))
+    best = f" ({kept[0]})" if kept else ""
     return (
         f"{path}: this trial was run with --keep predictions, which keeps the weights of the best "
         f"trial of its level{best}; {again} all"

@@ -56,8 +56,8 @@ _BUSY = (errno.EAGAIN, errno.EACCES, errno.ESTALE)
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
     """Returns the hash that every trial of a study with these settings carries."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -213,8 +213,8 @@ def load_trial(directory: Path) -> TrialRecord:
     again = f"remove {directory.name} to run the trial again"
     try:
         with open(path, "rb") as file:
-            content = _read_json(file.read())
-        return TrialRecord.from_dict(content, str(path))
+            record_fields = _read_json(file.read())
+        return TrialRecord.from_dict(record_fields, str(path))
     except FileNotFoundError:
         raise DataError(
             f"{directory}: expected a finished trial with {RECORD}, found none; "

@@ -155,13 +155,13 @@ def _apart(share: float, first: _Side, second: _Side) -> Difference:
 
 
 def _compare(cells: Scores, first: Key, second: Key, *, paired: bool) -> Comparison | None:
-    found = []
+    differences = []
     for share in sorted(set(cells[first]) & set(cells[second])):
         sides = cells[first][share], cells[second][share]
-        one = _paired(share, *sides) if paired else _apart(share, *sides)
-        if one is not None:
-            found.append(one)
-    return Comparison(first, second, tuple(found)) if found else None
+        difference = _paired(share, *sides) if paired else _apart(share, *sides)
+        if difference is not None:
+            differences.append(difference)
+    return Comparison(first, second, tuple(differences)) if differences else None
 
 
 def _against_first(keys: Sequence[Key], place: int) -> Iterator[tuple[Key, Key]]:
@@ -186,8 +186,8 @@ def compare(scores: Scores, curves: Sequence[LearningCurve], by: str) -> list[Co
     """
     keys = [key_of(curve) for curve in curves]
     pairs = _against_first(keys, LABELS.index(by))
-    found = (_compare(scores, *pair, paired=by != "sampling") for pair in pairs)
-    return [one for one in found if one is not None]
+    comparisons = (_compare(scores, *pair, paired=by != "sampling") for pair in pairs)
+    return [comparison for comparison in comparisons if comparison is not None]
 
 
 @dataclass(frozen=True)

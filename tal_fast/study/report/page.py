@@ -76,11 +76,11 @@ def fitting_order(curves: Sequence[LearningCurve]) -> list[LearningCurve]:
 
 
 def _fit_key(curve: LearningCurve) -> str:
-    content = [
+    key_parts = [
         [curve.name, tal_fast.__version__, _FITS_FORMAT, DRAWS, _TIMES],
         [[point.share, *point.draws] for point in curve.points],
     ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()
 
 
 def _rounded(value: Any) -> Any:
@@ -97,9 +97,12 @@ def _rounded(value: Any) -> Any:
 def _best_families(fit: CurveFit) -> list[Replicates]:
     """Returns the families to draw: those that predicted best, then those that fit best."""
     ranks = {name: rank for rank, (name, _) in enumerate(fit.backtest.ranking())}
-    best = sorted(fit.families, key=lambda one: (ranks.get(one.family.name, len(ranks)), one.rmse))
-    fits = {one.family.name: one for one in fit.replicates}
-    return [fits[one.family.name] for one in best[:_FAMILIES_DRAWN]]
+    best = sorted(
+        fit.families,
+        key=lambda replicate: (ranks.get(replicate.family.name, len(ranks)), replicate.rmse),
+    )
+    fits = {replicate.family.name: replicate for replicate in fit.replicates}
+    return [fits[replicate.family.name] for replicate in best[:_FAMILIES_DRAWN]]
 
 
 def _fit(curve: LearningCurve) -> dict[str, Any]:
@@ -108,33 +111,33 @@ def _fit(curve: LearningCurve) -> dict[str, Any]:
     from tal_fast.curves.extrapolation import extrapolate
     from tal_fast.curves.fit import fit_curve
 
-    found: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
+    fitted: dict[str, Any] = {"fit": None, "extrapolation": None, "problems": [], "drawing": None}
     ensemble = None
     share = last = float(curve.share[-1])
     try:
         fit = fit_curve(curve, replicates=DRAWS)
-        found["fit"] = fit_dict(fit)
-        titles = {one.family.name: one.family.title for one in fit.families}
-        for row in found["fit"]["families"]:
+        fitted["fit"] = fit_dict(fit)
+        titles = {family_fit.family.name: family_fit.family.title for family_fit in fit.families}
+        for row in fitted["fit"]["families"]:
             row["title"] = titles[row["family"]]
         require_spread(curve)
         ensemble = join_families(curve, fit.replicates, fit.backtest, np.random.default_rng(1))
         result = extrapolate(curve, _TIMES * part(last), confidence=_CONFIDENCE, ensemble=ensemble)
-        found["extrapolation"] = extrapolation_dict(result)
+        fitted["extrapolation"] = extrapolation_dict(result)
         share = result.share
     except TalFastError as error:
-        found["problems"].append(str(error))
-    if found["fit"] is not None:
-        found["drawing"] = lines_of(curve, _best_families(fit), ensemble, share, _CONFIDENCE)
-    return _rounded(found)
+        fitted["problems"].append(str(error))
+    if fitted["fit"] is not None:
+        fitted["drawing"] = lines_of(curve, _best_families(fit), ensemble, share, _CONFIDENCE)
+    return _rounded(fitted)
 
 
 def _read_fits(path: Path) -> dict[str, Any]:
     """Returns the fits found before by key; none where the file is not there or of another kind."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] == _FITS_FORMAT:
-            return {one["key"]: one for one in content["curves"]}
+        kept_fits = json.loads(path.read_text(encoding="utf-8"))
+        if kept_fits["format"] == _FITS_FORMAT:
+            return {entry["key"]: entry for entry in kept_fits["curves"]}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # it holds nothing that cannot be found again
     return {}
@@ -171,13 +174,13 @@ def fit_curves(
             results[name] = {"key": key, "name": curve.name, **_fit(curve)}
         else:
             left_out.append(name)
-    content = {
+    file_content = {
         "format": _FITS_FORMAT,
         "draws": DRAWS,
         "confidence": _CONFIDENCE,
         "curves": list(results.values()),
     }
-    write_text_atomically(path, json.dumps(content) + "\n")
+    write_text_atomically(path, json.dumps(file_content) + "\n")
     return results, left_out, path
 
 
@@ -221,8 +224,8 @@ def _key(
 ) -> str:
     """Returns a hash of all that a report is made from."""
     trials = [[record.name, record.seconds, record.sample.missing_classes] for record in records]
-    content = [tal_fast.__version__, fits, study, repr(curves), trials]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    key_parts = [tal_fast.__version__, fits, study, repr(curves), trials]
+    return hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()
 
 
 def _made_before(out: Path, key: str) -> dict[str, Path] | None:
@@ -232,10 +235,10 @@ def _made_before(out: Path, key: str) -> dict[str, Path] | None:
             head = file.read(_HEAD)
     except (OSError, UnicodeDecodeError):
         return None
-    found = re.search(r'<meta name="made-from" content="(\w+) ([^"]+)">', head)
-    if found is None or found[1] != key:
+    mark = re.search(r'<meta name="made-from" content="(\w+) ([^"]+)">', head)
+    if mark is None or mark[1] != key:
         return None
-    files = {name: out / name for name in found[2].split()}
+    files = {name: out / name for name in mark[2].split()}
     if not all(path.is_file() for path in files.values()):
         return None
     return {("fits" if name == FITS_FILE else name): path for name, path in files.items()} | {
@@ -315,11 +318,11 @@ def write_report(
         "averages": sections.averages_section(scores, curves, decay),
     }
     samplings = sections.samplings_section(scores, curves)
-    found, left_out, file = fit_curves(out, curves, most=fits)
+    made, left_out, file = fit_curves(out, curves, most=fits)
     pictures = _Pictures(out)
     drawn = compared | ({"samplings": samplings["tables"]} if samplings else {})
-    _draw(pictures, curves, drawn, found, subtitle)
-    text = _render(
+    _draw(pictures, curves, drawn, made, subtitle)
+    html = _render(
         page,
         study,
         curves,
@@ -332,15 +335,15 @@ def write_report(
         },
         samplings=samplings,
         decay=decay,
-        summary=sections.summary_rows(curves, found),
+        summary=sections.summary_rows(curves, made),
         made_from=" ".join([key, file.name, *pictures.files]),
-        fits={**sections.fits_section(found, left_out), "draws": DRAWS},
+        fits={**sections.fits_section(made, left_out), "draws": DRAWS},
         **compared,
     )
     return {
         **pictures.files,
         "fits": file,
-        "page": write_text_atomically(out / _PAGE, text),
+        "page": write_text_atomically(out / _PAGE, html),
     }
 
 

@@ -61,14 +61,14 @@ def shown_dots(points: Sequence[CurvePoint], curves: int = 1) -> list[tuple[floa
         curves: how many curves the picture has.
     """
     share = _share_of_dots(curves, len(points))
-    found = []
+    dots = []
     for point in points:
         values = sorted(point.trainings)
         if len(values) > share:
             last = len(values) - 1
             values = [values[round(last * rank / (share - 1))] for rank in range(share)]
-        found += [(point.share, value) for value in values]
-    return found
+        dots += [(point.share, value) for value in values]
+    return dots
 
 
 def _limits(axes: Any, curves: Sequence[Sequence[CurvePoint]]) -> None:
@@ -256,10 +256,10 @@ def comparison_picture(
     """
     figure, rows = panel_figure(len(panels), lines=max(len(lines) for *_, lines in panels))
     ends = [
-        one.mean + sign * (one.error or 0.0)
+        difference.mean + sign * (difference.error or 0.0)
         for _, _, lines in panels
         for _, comparison in lines
-        for one in comparison.differences
+        for difference in comparison.differences
         for sign in (-1.0, 1.0)
     ]
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -271,9 +271,9 @@ def comparison_picture(
             # A small shift keeps the bars of several lines apart.
             shift = 0.7 * (index - (len(lines) - 1) / 2)
             axes.errorbar(
-                [one.share + shift for one in comparison.differences],
-                [one.mean for one in comparison.differences],
-                yerr=[one.error or 0.0 for one in comparison.differences],
+                [difference.share + shift for difference in comparison.differences],
+                [difference.mean for difference in comparison.differences],
+                yerr=[difference.error or 0.0 for difference in comparison.differences],
                 color=colour,
                 linestyle=dashes,
                 linewidth=1.7,

@@ -77,10 +77,10 @@ _MANY_CLASSES = 40
 
 
 def _sampling_text(sampling: str) -> str:
-    text = _SAMPLING.get(sampling.removeprefix("nested-"), "")
+    title = _SAMPLING.get(sampling.removeprefix("nested-"), "")
     if sampling.startswith("nested-"):
-        text += " Each repetition's sample holds its samples of smaller p."
-    return text.strip()
+        title += " Each repetition's sample holds its samples of smaller p."
+    return title.strip()
 
 
 def budget_texts(curves: Sequence[LearningCurve]) -> list[str]:
@@ -193,7 +193,9 @@ def fits_section(fits: Mapping[str, Mapping[str, Any]], left_out: Sequence[str])
     return {
         "shown": shown,
         "named": len(fits) + len(left_out) > 1,
-        "problems": [(name, text) for name, found in fits.items() for text in found["problems"]],
+        "problems": [
+            (name, problem) for name, found in fits.items() for problem in found["problems"]
+        ],
         "unfitted": [name for name in fits if name not in fitted],
         "extrapolated": [
             (name, found["extrapolation"])
@@ -219,15 +221,15 @@ def _ranks(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     rows = []
     for family, title in titles.items():
-        found = [cell.get(family) for cell in cells]
-        ranks = [cell["rank"] for cell in found if cell]
+        values = [cell.get(family) for cell in cells]
+        ranks = [cell["rank"] for cell in values if cell]
         if ranks:
-            rows.append({"family": title, "cells": found, "mean": math.fsum(ranks) / len(ranks)})
+            rows.append({"family": title, "cells": values, "mean": math.fsum(ranks) / len(ranks)})
     return sorted(rows, key=lambda row: row["mean"])
 
 
 def _at(comparison: Comparison) -> dict[float, Difference]:
-    return {one.share: one for one in comparison.differences}
+    return {difference.share: difference for difference in comparison.differences}
 
 
 def _table(columns: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
@@ -235,8 +237,8 @@ def _table(columns: Sequence[tuple[str, Comparison]]) -> dict[str, Any]:
     cells = [_at(comparison) for _, comparison in columns]
     rows = []
     for share in sorted({share for cell in cells for share in cell}):
-        found = [cell.get(share) for cell in cells]
-        rows.append({"share": share, "cells": found, "any": next(f for f in found if f)})
+        values = [cell.get(share) for cell in cells]
+        rows.append({"share": share, "cells": values, "any": next(f for f in values if f)})
     return {"names": [name for name, _ in columns], "rows": rows}
 
 
@@ -245,8 +247,10 @@ def _grouped(
 ) -> dict[tuple[str, ...], list[Comparison]]:
     """Returns the comparisons by what their second sides have at ``places``."""
     groups: dict[tuple[str, ...], list[Comparison]] = {}
-    for one in comparisons:
-        groups.setdefault(tuple(one.second[place] for place in places), []).append(one)
+    for comparison in comparisons:
+        groups.setdefault(tuple(comparison.second[place] for place in places), []).append(
+            comparison
+        )
     return groups
 
 
@@ -268,7 +272,7 @@ def _differences(scores: Scores, curves: Sequence[LearningCurve], by: str) -> li
     for key, group in _grouped(compare(scores, curves, by), (0, 1)).items():
         sides = group[0].first[place], key[place]
         where = _words(key, curves, [other for other in (0, 1) if other != place])
-        names = (f"EMA {one.second[2]}" for one in group)
+        names = (f"EMA {comparison.second[2]}" for comparison in group)
         if "ema" not in telling_labels(curves):
             names = ("average mAP" for _ in group)
         lines = list(zip(names, group, strict=True))
@@ -298,10 +302,10 @@ def averages_section(
     section = []
     for key, group in _grouped(compare(scores, curves, "ema"), (0, 1)).items():
         first = group[0].first[2]
-        lines = [(f"{one.second[2]} minus {first}", one) for one in group]
-        own = [curve for curve in curves if key_of(curve)[:2] == key]
-        found = {key_of(curve)[2]: {p.share: p for p in curve.points} for curve in own}
-        kept = {one.share: one for one in weights.get((key[0], key[1]), [])}
+        lines = [(f"{comparison.second[2]} minus {first}", comparison) for comparison in group]
+        of_training = [curve for curve in curves if key_of(curve)[:2] == key]
+        found = {key_of(curve)[2]: {p.share: p for p in curve.points} for curve in of_training}
+        kept = {comparison.share: comparison for comparison in weights.get((key[0], key[1]), [])}
         table = _table(lines)
         for row in table["rows"]:
             row["scores"] = [points.get(row["share"]) for points in found.values()]
@@ -373,9 +377,9 @@ def coverage_section(
     """Returns the coverage of classes per sampling."""
     section = []
     for sampling in dict.fromkeys(curve.labels["sampling"] for curve in curves):
-        own = [record for record in records if record.trial.sampling == sampling]
-        fractions = sorted({record.trial.fraction for record in own})
-        rows = coverage_rows(own, fractions)
+        of_sampling = [record for record in records if record.trial.sampling == sampling]
+        fractions = sorted({record.trial.fraction for record in of_sampling})
+        rows = coverage_rows(of_sampling, fractions)
         full = [name for name, shares in rows if min(shares) == 1.0]
         hidden = full if len(rows) > _MANY_CLASSES else []
         section.append(
@@ -396,18 +400,18 @@ def cost_rows(records: Sequence[TrialRecord], groups: Sequence[Mapping[str, Any]
     rows = []
     for group in groups:
         curve = group["curves"][0]
-        own = [
+        of_curve = [
             record
             for record in records
             if (record.trial.sampling, record.trial.budget) == key_of(curve)[:2]
         ]
-        memory = [record.told("peak_memory_mib") for record in own]
+        memory = [record.told("peak_memory_mib") for record in of_curve]
         known = [value for value in memory if value is not None]
         rows.append(
             {
                 "name": group["name"] or "all trainings",
-                "trials": len(own),
-                "seconds": math.fsum(record.seconds or 0.0 for record in own),
+                "trials": len(of_curve),
+                "seconds": math.fsum(record.seconds or 0.0 for record in of_curve),
                 "first": group["points"][0],
                 "last": group["points"][-1],
                 "memory": max(known) if known else None,

@@ -187,20 +187,20 @@ class _Driver:
         )
 
     def _why_not(self, error: BaseException) -> str:
-        address, text = self._options["address"], " ".join(str(error).split())
-        if isinstance(error, SystemExit) or not text:
-            text = "it does not answer"
-        if "ersion mismatch" in text:
-            return f"ray: the cluster at {address} has other versions than this machine: {text}"
-        if "Failed to connect to Ray cluster" in text:
-            text += " (Ray's log tells more; does it ask for a token, see 'ray get-auth-token'?)"
-        if "ray[client]" in text:
+        address, reason = self._options["address"], " ".join(str(error).split())
+        if isinstance(error, SystemExit) or not reason:
+            reason = "it does not answer"
+        if "ersion mismatch" in reason:
+            return f"ray: the cluster at {address} has other versions than this machine: {reason}"
+        if "Failed to connect to Ray cluster" in reason:
+            reason += " (Ray's log tells more; does it ask for a token, see 'ray get-auth-token'?)"
+        if "ray[client]" in reason:
             return f"ray: {address} needs Ray's client: pip install 'ray[client]'"
-        return f"ray: cannot connect to {address}: {text}"
+        return f"ray: cannot connect to {address}: {reason}"
 
     def _needs(self) -> str:
-        text = f"{self._options['threads']} CPUs"
-        return f"{text} and {self._gpus:g} GPUs" if self._gpus else text
+        needs = f"{self._options['threads']} CPUs"
+        return f"{needs} and {self._gpus:g} GPUs" if self._gpus else needs
 
     def _machines(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -277,8 +277,8 @@ class _Driver:
                 return flight
         if not self._given.tasks:
             return None
-        text = self._given.tasks.popleft()
-        fields = json.loads(text)
+        task_line = self._given.tasks.popleft()
+        fields = json.loads(task_line)
         return _Flight(fields["task"], fields["name"])
 
     def _fetch_mail(self) -> None:
