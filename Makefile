@@ -35,6 +35,10 @@ export MAX_JOBS := $(JOBS)
 # Covers pip's isolated build environments too: without it they would take the newest torch.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
+# Bytecode of the library and the tests is kept: a run starts some hundred processes, and each would
+# compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # For docs: an environment of its own, since no other target needs what a site does.
 DOCS := build/docs
 DOCS_BIN := $(DOCS)/venv/bin

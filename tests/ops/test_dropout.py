@@ -204,8 +204,11 @@ def test_residual_of_another_dtype():
     assert ops.dropout(x, 0.5, residual=torch.randn(6)).dtype == torch.float32
 
 
-def test_compile_falls_back_to_torchs_ops():
-    function = torch.compile(lambda x: ops.dropout(x, 0.5, relu=True), fullgraph=True)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_falls_back_to_torchs_ops(backend):
+    function = torch.compile(
+        lambda x: ops.dropout(x, 0.5, relu=True), fullgraph=True, backend=backend
+    )
     out = function(torch.ones(1000))
     assert 0.3 < (out == 0).float().mean() < 0.7
 
