@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from processes import HANG
 
+from tal_fast.data.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.execution.run_trial import execute_trial
-from tal_fast.study.execution.store import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.sampling import Sample
 from tal_fast.study.trial import Trial, TrialTask
 
