@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +30,8 @@ from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.synthetic import make_synthetic
 from tal_fast.evaluation import evaluate
 from tal_fast.models import detector_of
-from tal_fast.study import StudySpec, report_study, run_study
+from tal_fast.study import report_study
 from tal_fast.training import load_config, train
-from tal_fast.training.config import parse_overrides
 from tal_fast.training.start import training_loader
 
 _FLAT = 1.0  # percent
@@ -173,17 +175,16 @@ def _prepare() -> Iterator[Place]:
         make_synthetic(
             folder / "data", size="demo", train_videos=200, test_videos=20, channels=16, seed=3
         )
+        # In a process of its own: memory that it has freed would hide what is lost later.
         study = folder / "study"
-        settings = [setting.replace("epochs=2", "epochs=1") for setting in SETTINGS]
-        run_study(
-            StudySpec(
-                data=folder / "data",
-                out=study,
-                fractions=(0.5, 1.0),
-                repetitions=2,
-                threads=1,
-                overrides=parse_overrides(settings),
-            )
+        sets = [part for setting in SETTINGS for part in ("--set", setting)]
+        counts = ["--fractions", "0.5,1", "--repetitions", "2", "--threads", "1"]
+        command = ["study", "run", "--data", folder / "data", "--out", study, *counts, *sets]
+        subprocess.run(
+            [sys.executable, "-m", "tal_fast", *command],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         yield Place(folder, open_dataset(folder / "data"), study)
 
