@@ -19,6 +19,7 @@ from tal_fast.curves import LearningCurve
 from tal_fast.curves.curve_files import curve_csv
 from tal_fast.data.files import check_writable, write_text_atomically
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, listing
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
@@ -367,7 +368,7 @@ def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult
     out = spec.out
     check_writable(out)
     busy = f"{out}: another process runs this study"
-    with store.locked_directory(out, wait=1.0, busy=busy):
+    with locked_directory(out, wait=1.0, busy=busy):
         study = _Study(plan, console or Console(stderr=True))
         ran, failed = study.run()
         if failed:

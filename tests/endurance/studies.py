@@ -338,9 +338,9 @@ _KILLS = [
     Kind(
         "driver in its start", "SIGKILLs of studies", 15, _repeated(_started_as_users_do), batch=3
     ),
-    Kind("driver of two workers", "SIGKILLs of studies", 25, _repeated(_of_two("driver")), batch=3),
-    Kind("worker", "SIGKILLs of studies", 25, _repeated(_of_two("worker")), batch=3),
-    Kind("driver and workers", "SIGKILLs of studies", 25, _repeated(_of_two("both")), batch=3),
+    Kind("driver of two workers", "SIGKILLs of studies", 25, _repeated(_of_two("driver"))),
+    Kind("worker", "SIGKILLs of studies", 25, _repeated(_of_two("worker"))),
+    Kind("driver and workers", "SIGKILLs of studies", 25, _repeated(_of_two("both"))),
 ]
 _ON_RAY = [
     Kind("machine of a Ray cluster", "SIGKILLs of studies", 25, _repeated(_on_ray("node"))),

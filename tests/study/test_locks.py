@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 from processes import HANG, wait_for
 
-from tal_fast.study.execution import store
+from tal_fast.data import locks
+from tal_fast.data.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.execution.run_trial import execute_trial
-from tal_fast.study.execution.store import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.sampling import Sample
 from tal_fast.study.trial import Trial, TrialTask
 
@@ -123,7 +123,7 @@ def test_who_waits_takes_the_finished_trial(tmp_path, monkeypatch):
         time.sleep(seconds)
 
     stands_in(monkeypatch, experiment)
-    monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     records = []
     waiting: set[int] = set()
 

@@ -37,6 +37,7 @@ from two_nodes import Nodes
 import tal_fast
 from tal_fast.data import open_dataset
 from tal_fast.data.fingerprint import data_fingerprint
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import ConfigError, MissingExtraError, TalFastError
 from tal_fast.study.execution import worker as ray_trial
 from tal_fast.study.execution.messages import Outcome, is_environment_error, rebuild_error
@@ -45,7 +46,6 @@ from tal_fast.study.execution.ray import driver as ray_driver
 from tal_fast.study.execution.ray import process as ray_process
 from tal_fast.study.execution.ray.cluster import RayCluster
 from tal_fast.study.execution.ray.process import make_short_directory, short_directory_if_needed
-from tal_fast.study.execution.store import locked_directory
 from tal_fast.study.sampling import Sample
 from tal_fast.study.trial import Trial, TrialTask
 

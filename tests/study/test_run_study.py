@@ -18,10 +18,11 @@ import yaml
 from fake_experiment import run_study
 
 from tal_fast.data import open_dataset
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study import report_study
 from tal_fast.study.execution.local import threads_per_job, visible_gpus
-from tal_fast.study.execution.store import load_trial, locked_directory
+from tal_fast.study.execution.store import load_trial
 from tal_fast.study.trial import Trial
 
 ALL = [f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)]

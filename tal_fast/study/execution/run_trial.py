@@ -35,15 +35,10 @@ from typing import Any
 
 import tal_fast
 from tal_fast.data.files import sync_directory, write_error, write_text_atomically
+from tal_fast.data.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.study.execution.messages import Progress, is_environment_error
-from tal_fast.study.execution.store import (
-    LOCK_FILE,
-    RECORD,
-    BusyError,
-    load_trial,
-    locked_directory,
-)
+from tal_fast.study.execution.store import RECORD, load_trial
 from tal_fast.study.trial import TrialRecord, TrialTask
 
 __all__ = [
