@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -50,35 +51,44 @@ def _take(descriptor: int) -> bool:
     return os.fstat(descriptor).st_nlink > 0  # else it was removed before it was locked
 
 
-def _is_left(path: str, *, folder: bool) -> bool:
-    """Whether an unfinished file or directory is of a process that is gone."""
+@contextlib.contextmanager
+def _held_if_left(path: str, *, folder: bool) -> Iterator[bool]:
+    """Tells whether an unfinished file or directory is of a process that is gone.
+
+    Until the block ends its lock is held, so that nobody who has just made it takes it for theirs.
+    """
     try:
         flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False
+        yield False
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left = True
+        except OSError:
+            left = False
+        yield left
     finally:
         os.close(descriptor)
-    return True
 
 
-def _left_beside(target: Path, ending: str) -> list[os.DirEntry[str]]:
-    """Returns what killed processes left of writing ``target``."""
+def _left_beside(target: Path, ending: str) -> Iterator[os.DirEntry[str]]:
+    """Yields what killed processes left of writing ``target``, each while its lock is held."""
     try:
-        with os.scandir(target.parent) as entries:
-            return [
-                entry
-                for entry in entries
-                if entry.name.startswith(f".{target.name}.")
-                and entry.name.endswith(ending)
-                and _is_left(entry.path, folder=entry.is_dir(follow_symlinks=False))
-            ]
+        with os.scandir(target.parent) as scanned:
+            entries = list(scanned)
     except OSError:
-        return []
+        return
+    # No dot between: of `.data.v2.1f.old` is left `data.v2`, not `data`.
+    name = re.compile(rf"\.{re.escape(target.name)}\.\w+{re.escape(ending)}")
+    for entry in entries:
+        if name.fullmatch(entry.name):
+            folder = entry.is_dir(follow_symlinks=False)
+            with _held_if_left(entry.path, folder=folder) as left:
+                if left:
+                    yield entry
 
 
 def remove_unfinished(path: FilePath) -> None:
@@ -257,20 +267,25 @@ def directory_in_one_step(
         yield from _directory_beside(target, held)
 
 
+def _make_beside(target: Path, held: contextlib.ExitStack) -> Path:
+    """Makes an unfinished directory that nobody else takes for left until ``held`` ends."""
+    while True:
+        work = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent)
+        try:
+            descriptor = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # taken for left already
+        if _take(descriptor):
+            held.callback(os.close, descriptor)
+            return Path(work)
+        os.close(descriptor)
+
+
 def _directory_beside(target: Path, held: contextlib.ExitStack) -> Iterator[Path]:
     """As :func:`directory_in_one_step`; ``held`` closes what must stay locked until the end."""
-
-    def hold(directory: Path) -> None:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-        held.callback(os.close, descriptor)
-        _take(descriptor)
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent)
-        )
-        hold(work)
+        work = _make_beside(target, held)
     except OSError as error:
         raise write_error(target, error) from error
     old: Path | None = None
@@ -281,7 +296,9 @@ def _directory_beside(target: Path, held: contextlib.ExitStack) -> Iterator[Path
         work.chmod(0o777 & ~umask)
         yield work
         if target.exists():
-            hold(target)
+            descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            held.callback(os.close, descriptor)
+            _take(descriptor)  # so that nobody puts it back between the two renames
             old = work.with_suffix(_REPLACED)
             os.rename(target, old)
         os.rename(work, target)

@@ -2,6 +2,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,55 @@ def test_a_file_that_is_taken_for_left_before_it_is_locked_is_made_again(tmp_pat
     assert calls
     assert out.read_text() == "text"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_directory_that_is_taken_for_left_before_it_is_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    out, flock, calls = tmp_path / "x", fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:
+            remove_unfinished(out)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with directory_in_one_step(out, overwrite=False) as work:
+        (work / "y").touch()
+    assert len(calls) == 3  # of the one that is lost, of its removal, of the second
+    assert [path.name for path in out.iterdir()] == ["y"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_left_is_locked_until_it_is_gone(tmp_path, monkeypatch, folder):
+    """Else who has just made it would lock it, see it there, and lose it."""
+    left = tmp_path / ".x.4711.tmp"
+    left.mkdir() if folder else left.touch()
+    locked = []
+
+    def look(path: str, *_: object, **__: object) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        locked.append(path)
+
+    monkeypatch.setattr(*((shutil, "rmtree") if folder else (os, "unlink")), look)
+    remove_unfinished(tmp_path / "x")
+    monkeypatch.undo()
+    assert locked == [str(left)]
+
+
+def test_what_is_left_of_another_name_is_not_taken(tmp_path):
+    left = tmp_path / ".data.v2.1f.old"
+    left.mkdir()
+    (left / "dataset.yaml").write_text("of data.v2")
+    with directory_in_one_step(tmp_path / "data", overwrite=False) as work:
+        (work / "dataset.yaml").write_text("of data")
+    assert (tmp_path / "data/dataset.yaml").read_text() == "of data"
+    assert (left / "dataset.yaml").read_text() == "of data.v2"
 
 
 def test_without_locks_nothing_is_taken_for_left(tmp_path, monkeypatch):
