@@ -47,6 +47,8 @@ def _lock(directory: Path, name: str, files: contextlib.ExitStack) -> tuple[int,
             closing.callback(os.close, file)
         except FileNotFoundError:
             return None  # its holder renames or removes it right now
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(directory / name)) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -37,17 +37,41 @@ __all__ = [
 _FORMAT = 1
 
 
+class _Sink:
+    """A file for torch to write into, which remembers why it could not.
+
+    Torch itself tells a full disk by a line of its own source.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a checkpoint atomically.
 
     Raises:
         TrainingError: the file cannot be written (disk full, no permission).
     """
+    sink = None
     try:
         with file_in_one_step(path, sync=True) as file:
-            torch.save({"format": _FORMAT, **content}, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
+            sink = _Sink(file)
+            torch.save({"format": _FORMAT, **content}, cast(Any, sink))
+    except (OSError, RuntimeError) as error:
+        cause = error if sink is None or sink.error is None else sink.error
+        raise TrainingError(f"cannot write the checkpoint {path}: {cause}") from cause
 
 
 def read_torch_file(path: str | Path) -> Any:

@@ -114,7 +114,10 @@ class Expected:
             AssertionError: it is not.
         """
         found = {name for name in files(study) if (study / name).is_file()}
-        told = {name for name in found if name.startswith("logs/") and name.endswith(".txt")}
+        # What went wrong in a trial or a process is kept; a log of nothing is not.
+        told = {
+            name for name in found if name.startswith("logs/") and (study / name).stat().st_size
+        }
         more = sorted(found - told - self.contents.keys())
         assert not more, f"left behind: {more}"
         missing = sorted(self.contents.keys() - found)

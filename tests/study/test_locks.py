@@ -109,6 +109,15 @@ def test_a_file_in_place_of_the_directory(tmp_path):
         pass
 
 
+def test_a_lock_file_that_cannot_be_made_is_named_in_full(tmp_path):
+    (tmp_path / "a" / LOCK_FILE).mkdir(parents=True)
+    with (
+        pytest.raises(OSError, match=rf"'{tmp_path}/a/\{LOCK_FILE}'"),
+        locked_directory(tmp_path / "a", wait=HANG, busy="busy"),
+    ):
+        pass
+
+
 def test_who_waits_takes_the_finished_trial(tmp_path, monkeypatch):
     calls, inside, go_on = [], threading.Event(), threading.Event()
 

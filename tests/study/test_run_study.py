@@ -386,7 +386,7 @@ class TestSettings:
         def full(self, *args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(os, "replace", full)
         with pytest.raises(DataError, match="cannot be written: No space left on device"):
             run_study(spec, experiment=fake.learn)
         assert ran(spec) == []
