@@ -88,7 +88,7 @@ def imported(path: Path, *, run: bool = False) -> Iterator[tuple[int, str]]:
 
 
 # What training and what stands on it may know of models: the class, and how to find one.
-OF_MODELS = {"base", "registry", "settings"}
+OF_MODELS = {"base", "called", "registry", "settings"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -202,7 +202,7 @@ def load_config(
             f"{path}: its settings are those of the model {str(named)!r}, expected of {preset!r}, "
             f"which {argument('model')} names; leave one of the two out"
         )
-    name = preset or str(named or fallback)
+    name = str(fallback if named is None else named) if preset is None else preset
     settings = _defaults(name)
     merge(settings, {**from_file, "name": name}, model=name)
     chosen = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides)
