@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import command, say_next, study_app, write_json
+from tal_fast.cli.app import command, say, say_next, show, study_app, write_json
 from tal_fast.cli.curve_options import (
     Confidence,
     Curve,
@@ -48,7 +48,7 @@ def _show(*tables: Table) -> None:
 def show_notes(notes: Iterable[str]) -> None:
     """Prints notes beside the results, each once."""
     for note in dict.fromkeys(notes):
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
 
 
 def _stem(path: Path) -> str:
@@ -77,7 +77,7 @@ def _write_picture(path: Path, figure: Any) -> None:
     from tal_fast.curves.figures import save_pictures
 
     for file in save_pictures(figure, path.parent, _stem(path)):
-        print(f"picture: {file}")
+        show(f"picture: {file}")
 
 
 def _measured(
@@ -190,7 +190,7 @@ def study_extrapolate(
     ensemble = build_ensemble(measured, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     found = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
     _show(tables.extrapolation_table(found))
-    print(tables.extrapolation_line(found))
+    show(tables.extrapolation_line(found))
     show_notes(found.notes)
     content = tables.extrapolation_dict(found)
     write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **content}, indent=1)
@@ -233,7 +233,7 @@ def _plan_trials(
     budget = None
     if hours is not None:
         budget = planning.plan_budget(ensemble, percents, share, cost, 3600.0 * hours)
-        print(tables.budget_line(budget, share, cost) + "\n")
+        show(tables.budget_line(budget, share, cost) + "\n")
     return {"goal": share, "cost": cost, "candidates": ranked, "budget": budget}, notes
 
 
@@ -316,7 +316,7 @@ def study_plan(
             seed=fit.seed,
         )
         _show(*ranking_tables.ranking_tables(ranking))
-        print("\n".join(ranking_tables.ranking_lines(ranking)))
+        show("\n".join(ranking_tables.ranking_lines(ranking)))
         notes += ranking.notes
     show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
     content = tables.plan_dict(target=plan, **trials)

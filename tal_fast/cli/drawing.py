@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, say_next, study_app, write_json
+from tal_fast.cli.app import command, say_next, show, study_app, write_json
 from tal_fast.cli.curve_options import BootstrapOptions, Confidence, TableOptions
 from tal_fast.cli.curves import show_notes
 from tal_fast.cli.options import JsonOut
@@ -98,7 +98,7 @@ def study_draw(
     drawn = drawn_curves(curves, times=times, confidence=confidence, draws=draws, seed=seed)
     figure = draw_lines(drawn, confidence=confidence, **vars(look))
     for file in picture:
-        print(f"picture: {save_figure(figure, file)}")
+        show(f"picture: {save_figure(figure, file)}")
     show_notes(f"{one.curve.name}: {note}" for one in drawn for note in one.notes)
     content = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
     write_json(json_out, {**content, "curves": drawn_dict(drawn)}, indent=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import MODELS, app, command, say, say_next, write_json
+from tal_fast.cli.app import MODELS, app, command, say, say_next, show, write_json
 from tal_fast.cli.options import (
     OUTPUT,
     Data,
@@ -103,7 +103,7 @@ def train(
         summary = plan.run(threads=machine.threads, trust_times=machine.trust_times)
     if not plan.first:
         return
-    typer.echo(summary)
+    show(summary)
     for note in plan.notes_after(summary):
         say(f"note: {note}")
     if recording is not None and recording.steps.records:
@@ -139,7 +139,7 @@ def predict(
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
     found = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
-    typer.echo(f"{len(found)} detections in {len(found.videos)} videos\n{out}")
+    show(f"{len(found)} detections in {len(found.videos)} videos\n{out}")
     say_next("tal-fast", "evaluate", "--annotations", data, "--split", split, "--predictions", out)
 
 
@@ -279,7 +279,7 @@ def evaluate(
             )
 
     result = run(predictions)
-    typer.echo(result.table())
+    show(result.table())
     content = result.to_dict()
     other = None if more.against is None else run(more.against)
     _more_numbers(result, other, more, content)
@@ -288,7 +288,7 @@ def evaluate(
         analysis = evaluation.analyse_errors(result)
         content["errors"] = analysis.to_dict()
         if more.errors:
-            typer.echo(f"\n{analysis.table()}")
+            show(f"\n{analysis.table()}")
     for note in result.notes:
         say(f"note: {note}")
     if more.report is not None:
@@ -300,7 +300,7 @@ def evaluate(
             errors=analysis,
             replicates=more.replicates or 1000,
         )
-        typer.echo(f"\npage: {page}")
+        show(f"\npage: {page}")
     write_json(more.json_out, content)
     if is_dataset(annotations):
         say_next("tal-fast", "study", "run", "--data", annotations, "--out", "results/first")
@@ -324,13 +324,13 @@ def _more_numbers(
     if more.replicates:
         interval = evaluation.bootstrap(result, replicates=more.replicates)
         content["bootstrap"] = interval.to_dict()
-        typer.echo(
+        show(
             f"\naverage mAP {interval.average_map}, {interval.confidence:.0%} interval over videos"
         )
     if other is not None:
         difference = evaluation.compare(other, result, replicates=more.replicates or 1000)
         content["against"] = difference.to_dict()
-        typer.echo(f"\nagainst {more.against}: {difference}")
+        show(f"\nagainst {more.against}: {difference}")
     if more.recall:
         at_kx = evaluation.recall_at_kx(result, (1, 5))
         proposals = evaluation.average_recall(result).to_dict()
@@ -338,8 +338,8 @@ def _more_numbers(
         content["average_recall"] = proposals
         for k, values in content["recall_at_kx"].items():
             each = "  ".join(f"{x:.4f}" for x in [*values, sum(values) / len(values)])
-            typer.echo(f"Recall@{k}  {each}")
-        typer.echo("  ".join(f"{name} {value:.4f}" for name, value in proposals.items()))
+            show(f"Recall@{k}  {each}")
+        show("  ".join(f"{name} {value:.4f}" for name, value in proposals.items()))
 
 
 @command(
@@ -375,5 +375,5 @@ def import_checkpoint(
     config = load_config(preset=preset, overrides=settings or [])
     classes = dataset_annotations(data).classes
     checkpoint = run(file, config, classes, out, weights=weights)
-    typer.echo(checkpoint)
+    show(checkpoint)
     _say_predict(Path(checkpoint), data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, profile_app, say, say_next, write_json
+from tal_fast.cli.app import command, profile_app, say, say_next, show, write_json
 from tal_fast.cli.options import (
     OUTPUT,
     SETTINGS,
@@ -93,7 +93,7 @@ def print_profile(folder: Path) -> None:
 
     profile = read_profile(folder)
     if "phases" in profile:
-        typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
+        show("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
     console = Console()
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
@@ -114,10 +114,10 @@ def _draw(folder: Path) -> None:
     from tal_fast.profiling.report import write_page
 
     try:
-        typer.echo(write_page(folder))
+        show(write_page(folder))
     except MissingExtraError as error:
         say(f"note: no page: {error}")
-        typer.echo(folder / "profile.json")
+        show(folder / "profile.json")
 
 
 @command(
@@ -163,7 +163,7 @@ def profile_model(
     )
     console = Console()
     console.width = max(console.width, _WIDTH)
-    typer.echo(headline(cost))
+    show(headline(cost))
     for table in cost_tables(cost):
         console.print(table)
     write_json(json_out, cost_dict(cost))
@@ -330,15 +330,15 @@ def _external(tool: str, training: list[str], out: Path | None) -> None:
     from tal_fast.profiling.external import folder_of, run_external
 
     folder = folder_of(training, out)
-    found = run_external(tool, training, folder, typer.echo)
+    found = run_external(tool, training, folder, show)
     for note in found.notes:
         say(f"note: {note}")
     if found.reason is not None:
         say(f"note: nothing from {tool}: {found.reason}")
     for name, rows in found.tables.items():
-        typer.echo(f"\n{name}")
+        show(f"\n{name}")
         for row in rows:
-            typer.echo("  " + "  ".join(str(cell) for cell in row.values()))
+            show("  " + "  ".join(str(cell) for cell in row.values()))
     _draw(folder)
     say_next("tal-fast", "profile", "machine")
 
@@ -389,5 +389,5 @@ def profile_compare(
         console.print(table)
     if out is not None:
         for path in write_comparison(found, out):
-            typer.echo(path)
+            show(path)
     say_next("tal-fast", "profile", "machine")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, say, say_next, study_app
+from tal_fast.cli.app import command, say, say_next, show, study_app
 from tal_fast.cli.options import (
     MACHINE,
     MOST_THREADS,
@@ -39,13 +39,13 @@ def _print_study(result: StudyResult, out: Path) -> None:
     for table in curve_tables(result.curves):
         console.print(table)
     if result.ran == 0:
-        typer.echo(f"all {result.reused} trials were there already, nothing was trained")
+        show(f"all {result.reused} trials were there already, nothing was trained")
     for name, path in result.files.items():
-        typer.echo(f"{name + ':':15} {path}")
+        show(f"{name + ':':15} {path}")
     for note in result.notes:
         say(f"note: {note}")
     for line in result.answer:
-        typer.echo(line)
+        show(line)
     say_next("tal-fast", "study", "extrapolate", "--study", out, "--times", 3)
 
 
