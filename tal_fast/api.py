@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tal_fast.data import TALDataset, dataset_annotations, open_dataset
 from tal_fast.data.dataset_spec import is_dataset
-from tal_fast.errors import ConfigError, nearest
+from tal_fast.errors import ConfigError, nearest, printable
 from tal_fast.progress import bar
 from tal_fast.typing import FilePath
 
@@ -389,4 +389,4 @@ def run_study(
 
 def _say(notes: Iterable[str]) -> None:
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)

@@ -26,6 +26,7 @@ __all__ = [
     "listing",
     "nearest",
     "others",
+    "printable",
     "same_to_the_eye",
 ]
 
@@ -174,6 +175,16 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
+
+
+# What a terminal obeys instead of showing: control characters but for those that lay text out, and
+# the marks that turn the direction of what follows.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Returns a text with what a terminal would obey written out: names in files are anybody's."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def others(count: int) -> str:

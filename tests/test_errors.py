@@ -29,6 +29,11 @@ def test_the_examples_in_its_docstrings():
     assert doctest.testmod(errors, raise_on_error=True).attempted == 7
 
 
+def test_what_a_terminal_would_obey_is_written_out():
+    assert errors.printable("a\x1b[2J\u202eb\x9b\r\ud800") == r"a\x1b[2J\u202eb\x9b\r\ud800"
+    assert errors.printable("two\n\tlines, größer ▁▂█") == "two\n\tlines, größer ▁▂█"
+
+
 def test_differences_are_named_by_dotted_key():
     there = {"a": {"b": 1, "same": 2}, "gone": 3}
     assert errors.differences(there, {"a": {"b": 2, "same": 2}, "new": 4}) == (

@@ -18,7 +18,7 @@ import typer
 
 from tal_fast.cli.grouped_help import GroupedCommand, GroupedGroup
 from tal_fast.cli.options import STANDARD_OUTPUT, JsonOut, flattened
-from tal_fast.errors import ConfigError, TalFastError
+from tal_fast.errors import ConfigError, TalFastError, printable
 from tal_fast.waiting import wait_briefly
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "prepare_app",
     "profile_app",
     "say",
+    "show",
     "say_next",
     "study_app",
     "write_json",
@@ -101,7 +102,12 @@ app.add_typer(profile_app, name="profile", rich_help_panel=STUDIES)
 
 def say(message: str) -> None:
     """Prints beside the results: notes and errors."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
+
+
+def show(result: object) -> None:
+    """Prints results."""
+    typer.echo(printable(str(result)))
 
 
 def say_next(*words: object) -> None:
@@ -227,7 +233,7 @@ def info(json_out: JsonOut = None) -> None:
     from tal_fast.info import collect
 
     facts = collect()
-    typer.echo(yaml.safe_dump(facts, sort_keys=False).rstrip())
+    show(yaml.safe_dump(facts, sort_keys=False).rstrip())
     write_json(json_out, facts)
     say_next("tal-fast", "study", "demo", "--out", "results/demo")
 

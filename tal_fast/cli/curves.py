@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import command, say_next, study_app, write_json
+from tal_fast.cli.app import command, say, say_next, show, study_app, write_json
 from tal_fast.cli.curve_options import (
     Confidence,
     Curve,
@@ -39,7 +38,7 @@ _WIDTH = 150  # of tables in a pipe or a log, at least
 def show_notes(notes: Iterable[str]) -> None:
     """Prints notes beside the results, each once."""
     for note in dict.fromkeys(notes):
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
 
 
 def _stem(path: Path) -> str:
@@ -68,7 +67,7 @@ def _write_picture(path: Path, figure: Any) -> None:
     from tal_fast.curves.figures import save_pictures
 
     for file in save_pictures(figure, path.parent, _stem(path)):
-        print(f"picture: {file}")
+        show(f"picture: {file}")
 
 
 def _measured(
@@ -188,7 +187,7 @@ def study_extrapolate(
     ensemble = build_ensemble(measured, fit.chosen(), replicates=fit.draws, seed=fit.seed)
     extrapolation = extrapolate(measured, times, confidence=confidence, ensemble=ensemble)
     print_tables(tables.extrapolation_table(extrapolation), width=_WIDTH, gap=True)
-    print(tables.extrapolation_line(extrapolation))
+    show(tables.extrapolation_line(extrapolation))
     show_notes(extrapolation.notes)
     numbers = tables.extrapolation_dict(extrapolation)
     write_json(json_out, {"draws": fit.draws, "seed": fit.seed, **numbers}, indent=1)
@@ -233,7 +232,7 @@ def _plan_trials(
     budget = None
     if hours is not None:
         budget = planning.plan_budget(ensemble, percents, share, cost, 3600.0 * hours)
-        print(tables.budget_line(budget, share, cost) + "\n")
+        show(tables.budget_line(budget, share, cost) + "\n")
     return {"goal": share, "cost": cost, "candidates": ranked, "budget": budget}, notes
 
 
@@ -321,7 +320,7 @@ def study_plan(
             seed=fit.seed,
         )
         print_tables(*ranking_tables.ranking_tables(ranking), width=_WIDTH, gap=True)
-        print("\n".join(ranking_tables.ranking_lines(ranking)))
+        show("\n".join(ranking_tables.ranking_lines(ranking)))
         notes += ranking.notes
     show_notes([*pilot.remarks(), *(plan.notes if plan else ()), *notes])
     numbers = tables.plan_dict(target=plan, **trials)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import DATA, app, command, say, say_next, write_json
+from tal_fast.cli.app import DATA, app, command, say, say_next, show, write_json
 from tal_fast.cli.feature_options import (
     AllowPickle,
     FormOptions,
@@ -65,7 +65,7 @@ def pack(
     if verify:
         with bar("comparing") as update:
             count = verify_store(out, update)
-        typer.echo(f"{count} videos, all as they were packed")
+        show(f"{count} videos, all as they were packed")
         say(f"next: name {out} under `features` in dataset.yaml")
         return
     if not features:
@@ -83,7 +83,7 @@ def pack(
             overwrite=overwrite,
             progress=update,
         )
-    typer.echo("\n".join(report.lines()))
+    show("\n".join(report.lines()))
     say_next("tal-fast", "pack", "--verify", "--out", out)
 
 
@@ -213,9 +213,9 @@ def validate(
                 out_of_range=out_of_range,
                 **options,
             )
-    typer.echo(result.table())
+    show(result.table())
     if report is not None:
-        typer.echo(f"\npage: {validation.write_report(report, result)}")
+        show(f"\npage: {validation.write_report(report, result)}")
     write_json(json_out, result.to_dict())
     if not result.ok:
         raise typer.Exit(1)

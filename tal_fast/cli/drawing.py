@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, study_app, write_json
+from tal_fast.cli.app import command, show, study_app, write_json
 from tal_fast.cli.curve_options import BootstrapOptions, Confidence, TableOptions
 from tal_fast.cli.curves import show_notes
 from tal_fast.cli.next_steps import given_options, say_after_curves, say_open
@@ -105,7 +105,7 @@ def study_draw(
     drawn = drawn_curves(curves, times=times, confidence=confidence, draws=draws, seed=seed)
     figure = draw_lines(drawn, confidence=confidence, **vars(look))
     for file in picture:
-        print(f"picture: {save_figure(figure, file)}")
+        show(f"picture: {save_figure(figure, file)}")
     show_notes(f"{line.curve.name}: {note}" for line in drawn for note in line.notes)
     numbers = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
     write_json(json_out, {**numbers, "curves": drawn_dict(drawn)}, indent=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import MODELS, app, command, say, say_next, write_json
+from tal_fast.cli.app import MODELS, app, command, say, say_next, show, write_json
 from tal_fast.cli.next_steps import free_place, given_options, say_open
 from tal_fast.cli.options import (
     OUTPUT,
@@ -105,7 +105,7 @@ def train(
         summary = plan.run(threads=machine.threads, trust_times=machine.trust_times)
     if not plan.first:
         return
-    typer.echo(summary)
+    show(summary)
     for note in plan.notes_after(summary):
         say(f"note: {note}")
     if recording is not None and recording.steps.records:
@@ -143,7 +143,7 @@ def predict(
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
     detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
-    typer.echo(f"{len(detections)} detections in {len(detections.videos)} videos\n{out}")
+    show(f"{len(detections)} detections in {len(detections.videos)} videos\n{out}")
     if any(len(dataset.annotations.videos[name].labels) for name in names):
         say_next("tal-fast", "evaluate", "--annotations", data, "--split", split,
                  "--predictions", out)  # fmt: skip
@@ -288,7 +288,7 @@ def evaluate(
             )
 
     result = run(predictions)
-    typer.echo(result.table())
+    show(result.table())
     scores = result.to_dict()
     other = None if more.against is None else run(more.against)
     _more_numbers(result, other, more, scores)
@@ -297,7 +297,7 @@ def evaluate(
         analysis = evaluation.analyse_errors(result)
         scores["errors"] = analysis.to_dict()
         if more.errors:
-            typer.echo(f"\n{analysis.table()}")
+            show(f"\n{analysis.table()}")
     for note in result.notes:
         say(f"note: {note}")
     if more.report is not None:
@@ -309,7 +309,7 @@ def evaluate(
             errors=analysis,
             replicates=more.replicates or 1000,
         )
-        typer.echo(f"\npage: {page}")
+        show(f"\npage: {page}")
     write_json(more.json_out, scores)
     if is_dataset(annotations):
         say_next("tal-fast", "study", "run", "--data", annotations,
@@ -339,13 +339,13 @@ def _more_numbers(
     if more.replicates:
         interval = evaluation.bootstrap(result, replicates=more.replicates)
         content["bootstrap"] = interval.to_dict()
-        typer.echo(
+        show(
             f"\naverage mAP {interval.average_map}, {interval.confidence:.0%} interval over videos"
         )
     if other is not None:
         difference = evaluation.compare(other, result, replicates=more.replicates or 1000)
         content["against"] = difference.to_dict()
-        typer.echo(f"\nagainst {more.against}: {difference}")
+        show(f"\nagainst {more.against}: {difference}")
     if more.recall:
         at_kx = evaluation.recall_at_kx(result, (1, 5))
         proposals = evaluation.average_recall(result).to_dict()
@@ -353,8 +353,8 @@ def _more_numbers(
         content["average_recall"] = proposals
         for k, values in content["recall_at_kx"].items():
             each = "  ".join(map(points, [*values, sum(values) / len(values)]))
-            typer.echo(f"Recall@{k}  {each}")
-        typer.echo("  ".join(f"{name} {points(value)}" for name, value in proposals.items()))
+            show(f"Recall@{k}  {each}")
+        show("  ".join(f"{name} {points(value)}" for name, value in proposals.items()))
 
 
 @command(
@@ -391,5 +391,5 @@ def import_checkpoint(
     config = load_config(preset=preset, overrides=settings or [])
     classes = dataset_annotations(data).classes
     checkpoint = run(file, config, classes, out, weights=weights)
-    typer.echo(checkpoint)
+    show(checkpoint)
     _say_predict(Path(checkpoint), data, load_spec(spec_file(data)).splits)

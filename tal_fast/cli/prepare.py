@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import command, prepare_app, say_next
+from tal_fast.cli.app import command, prepare_app, say_next, show
 from tal_fast.cli.feature_options import (
     TIMING,
     Features,
@@ -39,7 +39,7 @@ Annotation = Annotated[Path, typer.Option(help="Annotation JSON.")]
 
 
 def _print_report(report: Any, out: Path) -> None:
-    typer.echo("\n".join(report.lines()))
+    show("\n".join(report.lines()))
     say_next("tal-fast", "validate", "--data", out)
 
 
@@ -347,7 +347,7 @@ def prepare_synthetic(
     path = make_synthetic(out, size=size, seed=seed, overwrite=overwrite)
     data = open_dataset(path)
     splits = ", ".join(f"{len(videos)} {name}" for name, videos in data.splits.items())
-    typer.echo(
+    show(
         f"{len(data.features)} videos ({splits}), {data.annotations.num_instances} instances of "
         f"{data.num_classes} classes, {data.channels} channels\nwritten to {path}"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tal_fast.cli.app import command, profile_app, say, say_next, write_json
+from tal_fast.cli.app import command, profile_app, say, say_next, show, write_json
 from tal_fast.cli.next_steps import free_place, given_options, say_open
 from tal_fast.cli.options import (
     OUTPUT,
@@ -96,7 +96,7 @@ def print_profile(folder: Path) -> None:
 
     profile = read_profile(folder)
     if "phases" in profile:
-        typer.echo("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
+        show("\n" + "\n".join([*verdict_of(profile).lines(), summary(profile)]))
     console = Console()
     console.width = max(console.width, _NARROW if "phases" in profile else _WIDTH)
     for table in profile_tables(profile):
@@ -111,10 +111,10 @@ def _draw(folder: Path) -> None:
     from tal_fast.profiling.report import write_page
 
     try:
-        typer.echo(write_page(folder))
+        show(write_page(folder))
     except MissingExtraError as error:
         say(f"note: no page: {error}")
-        typer.echo(folder / "profile.json")
+        show(folder / "profile.json")
 
 
 @command(
@@ -160,7 +160,7 @@ def profile_model(
     )
     console = Console()
     console.width = max(console.width, _WIDTH)
-    typer.echo(headline(cost))
+    show(headline(cost))
     for table in cost_tables(cost):
         console.print(table)
     write_json(json_out, cost_dict(cost))
@@ -358,15 +358,15 @@ def _external(tool: str, training: list[str], out: Path | None) -> None:
     from tal_fast.profiling.external import folder_of, run_external
 
     folder = folder_of(training, out)
-    outcome = run_external(tool, training, folder, typer.echo)
+    outcome = run_external(tool, training, folder, show)
     for note in outcome.notes:
         say(f"note: {note}")
     if outcome.reason is not None:
         say(f"note: nothing from {tool}: {outcome.reason}")
     for name, rows in outcome.tables.items():
-        typer.echo(f"\n{name}")
+        show(f"\n{name}")
         for row in rows:
-            typer.echo("  " + "  ".join(str(cell) for cell in row.values()))
+            show("  " + "  ".join(str(cell) for cell in row.values()))
     _draw(folder)
     say_next("tal-fast", "profile", "machine")
 
@@ -419,5 +419,5 @@ def profile_compare(
         console.print(table)
     if out is not None:
         for path in write_comparison(comparison, out):
-            typer.echo(path)
+            show(path)
     say_next("tal-fast", "profile", "machine")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tal_fast.cli.app import command, say, study_app
+from tal_fast.cli.app import command, say, show, study_app
 from tal_fast.cli.next_steps import say_after_study
 from tal_fast.cli.options import (
     MACHINE,
@@ -35,13 +35,13 @@ def _print_study(result: StudyResult, out: Path) -> None:
 
     print_tables(*curve_tables(result.curves), width=120)
     if result.ran == 0:
-        typer.echo(f"all {result.reused} trials were there already, nothing was trained")
+        show(f"all {result.reused} trials were there already, nothing was trained")
     for name, path in result.files.items():
-        typer.echo(f"{name + ':':15} {path}")
+        show(f"{name + ':':15} {path}")
     for note in result.notes:
         say(f"note: {note}")
     for line in result.answer:
-        typer.echo(line)
+        show(line)
     if result.curves:
         say_after_study(out, result.files.get("page"))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, printable
 
 __all__ = ["Row", "Rows", "number", "optional_number", "read_rows"]
 
@@ -101,7 +101,7 @@ def read_rows(source: Path) -> Rows:
                         f"{source}, line 1: expected each column once, got {name} twice"
                     )
             for cells in reader:
-                values = tuple(cell.strip() for cell in cells)
+                values = tuple(printable(cell.strip()) for cell in cells)
                 line = reader.line_num
                 if not any(values):
                     continue

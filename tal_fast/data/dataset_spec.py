@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from tal_fast.data.feature_folder import is_file_name
 from tal_fast.data.feature_streams import Stream, streams_of
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.yaml_files import parse_yaml
@@ -147,7 +148,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and "\0" not in value
+    return isinstance(value, str) and bool(value) and is_file_name(value)
 
 
 def _is_number(value: Any) -> bool:

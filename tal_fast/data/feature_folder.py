@@ -10,7 +10,15 @@ from collections.abc import Collection
 from tal_fast.data.formats import kind_of_name
 from tal_fast.errors import DataError
 
-__all__ = ["feature_files", "is_there", "require_file_name"]
+__all__ = ["feature_files", "is_file_name", "is_there", "require_file_name"]
+
+
+def is_file_name(text: str) -> bool:
+    """Whether the system takes a text as (part of) the name of a file, as long as it is short."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def is_there(path: str) -> bool:

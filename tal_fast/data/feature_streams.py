@@ -17,7 +17,12 @@ from typing import Any
 import numpy.typing as npt
 
 from tal_fast.data.extents import Extent, Layout
-from tal_fast.data.feature_folder import feature_files, is_there, require_file_name
+from tal_fast.data.feature_folder import (
+    feature_files,
+    is_file_name,
+    is_there,
+    require_file_name,
+)
 from tal_fast.data.formats import (
     IN_PLACE,
     KEYED,
@@ -75,8 +80,9 @@ def streams_of(
             before it in an array's name, which ends with it.
 
     Raises:
-        ConfigError: if there is no path, a template has not one ``%s``, there are fewer or more
-            templates than paths, or a template comes with a text other than ``.npy`` around names.
+        ConfigError: if there is no path, a template (or the texts around names) has not one ``%s``
+            or cannot be part of a file's name, there are fewer or more templates than paths, or a
+            template comes with a text other than ``.npy`` around names.
     """
     chosen = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not chosen:
@@ -91,20 +97,28 @@ def streams_of(
                 f"features: expected one {name} or {len(chosen)}, one per folder, got {len(each)}"
             )
         columns.append(each)
-    for given_template in columns[0]:
-        if given_template is not None and given_template.count("%s") != 1:
-            raise ConfigError(
-                "features: expected a template with one %s for the video's name, got "
-                f"{given_template!r}"
-            )
     if around is not None and template is not None and around not in (("", ""), ("", ".npy")):
         raise ConfigError("features: expected a template, or prefix and suffix, got both")
-    return tuple(
-        Stream(
-            os.fspath(path), _template(path, around) if template is None else given_template, name
-        )
-        for path, given_template, name in zip(chosen, *columns, strict=True)
+    streams = tuple(
+        Stream(os.fspath(path), _template(path, around) if template is None else given, name)
+        for path, given, name in zip(chosen, *columns, strict=True)
     )
+    for stream in streams:
+        if stream.template is not None:
+            _check_template(stream.template)
+    return streams
+
+
+def _check_template(template: str) -> None:
+    """Checks that one video's name makes one name of a file or array."""
+    if template.count("%s") != 1:
+        raise ConfigError(
+            f"features: expected a template with one %s for the video's name, got {template!r}"
+        )
+    if not is_file_name(template):
+        raise ConfigError(
+            f"features: expected a template that the name of a file can have, got {template!r}"
+        )
 
 
 def _template(path: FilePath, around: tuple[str, str] | None) -> str | None:

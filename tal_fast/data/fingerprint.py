@@ -91,7 +91,11 @@ def changed_annotations(then: Mapping[str, Any], now: Mapping[str, Any]) -> str 
         ([name for name in before if name not in after], "is no longer there"),
         ([name for name in after if name not in before], "is new"),
         (
-            [n for n in after if before[n]["annotations"] != after[n]["annotations"]],
+            [
+                name
+                for name in after
+                if name in before and before[name]["annotations"] != after[name]["annotations"]
+            ],
             "has other annotations or features of another shape",
         ),
     ):

@@ -39,7 +39,7 @@ class Columns(NamedTuple):
 def read_columns(text: bytes) -> Columns | None:
     """Returns the predictions, not yet checked for finite and ordered times; None if it cannot."""
     decode = _decoder()
-    if decode is None:
+    if decode is None or not _is_utf8(text):
         return None
     try:
         results = decode(text).results
@@ -61,6 +61,14 @@ def read_columns(text: bytes) -> Columns | None:
         end=np.ascontiguousarray(segments[:, 1]),
         score=np.array([record.score for record in records], dtype=np.float64),
     )
+
+
+def _is_utf8(text: bytes) -> bool:
+    """Returns whether a text is UTF-8, also in the fields that msgspec skips."""
+    try:
+        return text.isascii() or bool(text.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _is_whole(text: bytes, videos: int, records: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,17 @@ from typing import Any
 
 from tal_fast.averaging import Scores
 from tal_fast.curves.learning_curve import percent
+from tal_fast.data.plain_fields import (
+    FINITE,
+    LINE,
+    MAPPING,
+    NUMBER,
+    SHARE,
+    TEXTS,
+    WHOLE,
+    FieldKind,
+    check_fields,
+)
 from tal_fast.errors import DataError
 from tal_fast.study.sampling import Sample
 
@@ -198,23 +210,24 @@ class TrialRecord:
             where: the file, for the errors.
 
         Raises:
-            DataError: a field is missing.
+            DataError: a field is missing, or of another type.
         """
         if not isinstance(content, dict):
             content = {}
         missing = next((key for key in _NEEDED if key not in content), None)
         if missing is not None:
             raise DataError(f"{where}: expected the fields of a trial, {missing!r} is missing")
+        check_fields(where, content, _KINDS, optional=_OPTIONAL)
         result = content["result"]
-        for mode, scored in (("", result), *result.get("ema", {}).items()):
-            for key in ("average_map", "map_per_threshold"):
-                if key not in scored:
-                    place = f"result.ema.{mode}" if mode else "result"
-                    raise DataError(f"{where}: expected {place}.{key}, found none")
-        try:
-            sample = Sample.from_dict(content["sample"])
-        except KeyError as error:
-            raise DataError(f"{where}: expected sample.{error.args[0]}, found none") from None
+        told = {key: NUMBER for key in result if key in _TOLD}
+        check_fields(where, result, told, within="result.", optional=told)
+        check_fields(where, result, {"ema": MAPPING}, within="result.", optional=("ema",))
+        for mode, one in (("", result), *(result.get("ema") or {}).items()):
+            place = f"result.ema.{mode}" if mode else "result"
+            check_fields(where, {place: one}, {place: MAPPING})
+            check_fields(where, one, _OF_SCORES, within=f"{place}.", optional=("held_out",))
+        check_fields(where, content["sample"], _OF_SAMPLE, within="sample.", optional=("windows",))
+        sample = Sample.from_dict(content["sample"])
         fields = {key: content[key] for key in _OF_TRIAL if key in content}
         return cls(
             trial=Trial(**{"model": "", **fields}),
@@ -232,4 +245,37 @@ _NEEDED = (
     *("sample", "result"),
 )
 _IF_KNOWN = ("seconds", "threads", "started", "keep")
+_KINDS: dict[str, FieldKind] = {
+    **dict.fromkeys(("trial", "model", "settings", "sampling", "budget", "started", "keep"), LINE),
+    **dict.fromkeys(("repetition", "seed", "training", "threads"), WHOLE),
+    "fraction": SHARE,
+    "seconds": FINITE,
+    **dict.fromkeys(("options", "sample", "result"), MAPPING),
+}
+_OPTIONAL = (*_IF_KNOWN, "model", "options")
+_OF_SAMPLE: dict[str, FieldKind] = {
+    "videos": TEXTS,
+    "instances": WHOLE,
+    "classes": TEXTS,
+    "missing_classes": TEXTS,
+    "windows": WHOLE,
+}
+
+
+def _are_scores(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    try:
+        return all(math.isfinite(float(key)) and NUMBER[1](one) for key, one in value.items())
+    except (TypeError, ValueError):
+        return False
+
+
+_OF_SCORES: dict[str, FieldKind] = {
+    "average_map": NUMBER,
+    "map_per_threshold": ("numbers by tIoU threshold", _are_scores),
+    "held_out": NUMBER,
+}
+# Numbers that tables and pages ask a result for (:meth:`TrialRecord.told`).
+_TOLD = ("epochs", "steps", "windows", "train_seconds", "total_seconds", "peak_memory_mib")
 _TAKEN = {*_OF_TRIAL, *_NEEDED, *_IF_KNOWN, "format"}

@@ -8,13 +8,15 @@ power cut leaves the last complete one.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tal_fast.data.files import file_in_one_step
 from tal_fast.data.unpickling import torch_globals
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 _FORMAT = 1
+# A model may make a few parameters that it does not keep.
+_SPARE = 8
 
 
 class _Sink:
@@ -164,6 +168,30 @@ def _is_weight(key: Any, value: Any) -> bool:
     )
 
 
+@contextlib.contextmanager
+def _at_most(count: int, path: str | Path) -> Iterator[None]:
+    """Stops the building of a model that has far more parameters than its file has weights.
+
+    A damaged number of layers would else take all time and memory there are.
+    """
+    made = 0
+
+    def note(module: Any, name: str, parameter: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > count:
+            raise TrainingError(
+                f"{path}: weights do not fit the model: its settings make more than {count} "
+                "parameters"
+            )
+
+    handle = register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str, ...]]:
     """Builds the model of a checkpoint written by :func:`save_model`, in evaluation mode.
 
@@ -191,12 +219,15 @@ def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str,
     channels = checkpoint["in_channels"]
     if not isinstance(channels, int) or channels < 1:
         raise TrainingError(f"{path}: expected 'in_channels' above 0, got {channels!r}")
+    settings = checkpoint["config"]
+    if not isinstance(settings, dict):
+        raise TrainingError(f"{path}: expected settings under 'config', got {settings!r:.60}")
     try:
-        config = config_from_dict(checkpoint["config"])
+        config = config_from_dict(settings)
     except ConfigError as error:
         raise TrainingError(f"{path}: {error}") from error
     # Without initial weights: drawing them took longer than reading the trained ones.
-    with plain_defaults("meta"):
+    with plain_defaults("meta"), _at_most(_SPARE * (len(weights) + _SPARE), path):
         model = detector_of(config.name)(channels, len(classes), config.detector)
     try:
         model.load_state_dict(weights, assign=True)

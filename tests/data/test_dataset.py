@@ -177,6 +177,8 @@ def test_unknown_key(tiny, where, key, message):
         ({"feature": {"layout": "TD"}}, "feature.layout 'TC' or 'CT', got 'TD'"),
         ({"feature": {"suffix": ".pt"}}, "4 videos without a feature file <video>.pt"),
         ({"feature": {"template": "x"}}, "dataset.yaml: features: expected a template with one %s"),
+        ({"feature": {"prefix": "%s"}}, "dataset.yaml: features: expected a template with one %s"),
+        ({"feature": {"suffix": "\0.npy"}}, "expected a template that the name of a file can have"),
         ({"feature": {"template": 3}}, "expected feature.template to be text or a list of it"),
         ({"feature": {"key": [3]}}, r"expected feature.key to be text or a list of it, got \[3\]"),
         ({"features": 3}, "expected features to be a path or a list of paths, got 3"),

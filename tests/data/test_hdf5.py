@@ -67,6 +67,35 @@ def test_chunked_and_compressed_ones_name_pack(tmp_path, options):
         np.testing.assert_array_equal(opened.array("a"), values("a"))
 
 
+@pytest.mark.parametrize("mark", [b"SNOD", b"HEAP", b"TREE"])
+def test_a_damaged_group_is_an_error(tmp_path, mark):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file["a"] = ROWS
+    content = path.read_bytes()
+    assert mark in content
+    path.write_bytes(content.replace(mark, b"xxxx"))
+    with pytest.raises(DataError, match=r"x\.h5"), OpenStream(Stream(str(path))) as opened:
+        opened.entries()
+
+
+def test_a_damaged_dataset_is_not_taken_for_a_missing_one(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file["a"] = ROWS
+        at = h5py.h5o.get_info(file.id, b"a").addr
+    content = bytearray(path.read_bytes())
+    content[at] = 99  # the version of its object header
+    path.write_bytes(content)
+    with OpenStream(Stream(str(path))) as opened:
+        assert opened.holds("a")
+        for read in (opened.extent, opened.array, opened.files):
+            with pytest.raises(DataError, match=r"x\.h5: dataset 'a': cannot be read"):
+                read("a")
+    with pytest.raises(DataError, match="cannot be read"):
+        index_features(path, ["a"])
+
+
 def create(file, name, stored_type, array=None, properties=None):
     """Makes a dataset of any HDF5 type, of ROWS' shape."""
     space = h5py.h5s.create_simple(ROWS.shape)

@@ -85,6 +85,14 @@ class TestRoundTrip:
         assert len(read_results(write_results(tmp_path / "f.json", {}, CLASSES))) == 0
 
 
+@pytest.mark.parametrize("text", [b'"\x80"', b'["\xff"]'])
+def test_a_field_that_nobody_reads_must_be_text_as_well(tmp_path, text):
+    path = tmp_path / "r.json"
+    path.write_bytes(b'{"version": ' + text + b', "results": {"v": []}}')
+    with pytest.raises(DataError, match=r"r\.json: expected JSON in UTF-8"):
+        read_results(path)
+
+
 class TestWriting:
     def test_replaces_and_leaves_nothing_behind(self, tmp_path):
         path = tmp_path / "found.json"

@@ -124,6 +124,37 @@ def test_a_record_without_a_part_of_its_sample():
         TrialRecord.from_dict(content, "here")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("result", [], "expected result as an object, got"),
+        ("result.average_map", "0.5", r"expected result.average_map as a number, got '0.5'"),
+        (
+            "result.map_per_threshold",
+            {"x": 1},
+            "expected result.map_per_threshold as numbers by tIoU",
+        ),
+        ("result.steps", "8", "expected result.steps as a number, got '8'"),
+        ("result.ema", [1], "expected result.ema as an object"),
+        ("result.ema", {"off": 1}, "expected result.ema.off as an object, got 1"),
+        ("sample", None, "expected sample as an object, got None"),
+        ("sample.videos", "abc", "expected sample.videos as a list of text, got 'abc'"),
+        ("fraction", "all", r"expected fraction as a number in \(0, 1\], got 'all'"),
+        ("fraction", 1e400, r"expected fraction as a number in \(0, 1\], got inf"),
+        ("repetition", -1, "expected repetition as a whole number of at least 0, got -1"),
+        ("seconds", {}, "expected seconds as a finite number"),
+        ("model", "a\x1b[2J", "expected model as text without control characters, got 'a.x1b"),
+        ("sampling", None, "expected sampling as text without control characters, got None"),
+    ],
+)
+def test_a_record_with_a_value_of_another_type(place, value, message):
+    content = RECORDS[0].to_dict()
+    *within, key = place.split(".")
+    (content[within[0]] if within else content)[key] = value
+    with pytest.raises(DataError, match=f"here: {message}"):
+        TrialRecord.from_dict(content, "here")
+
+
 def test_a_record_survives_its_file():
     for record in (*RECORDS, *BUDGETS):
         assert TrialRecord.from_dict(record.to_dict(), "here") == record

@@ -470,6 +470,7 @@ class TestSumUp:
         ("content", "message"),
         [
             ("{", "expected JSON, got"),
+            ("[" * 100_000, "expected JSON, got"),
             ("[]", "'trial' is missing"),
             ("{}", "'trial' is missing"),
             (None, "expected a finished trial with trial.json, found none"),
@@ -500,6 +501,8 @@ class TestSumUp:
             ("a: 1", "expected a study's settings"),
             ("{format: 9, settings: {}, hash: x, request: {}, runs: []}", "expected format 2"),
             ("{format: 2, settings: {}, hash: x, request: {}, runs: []}", "edited by hand"),
+            ("{format: 2, settings: [], hash: x, request: {}, runs: []}", "settings as an object"),
+            ("{format: 2, settings: {a: 2024-01-01}, hash: x, request: {}, runs: []}", "by hand"),
         ],
     )
     def test_damaged_study_file(self, spec, quiet, content, message):

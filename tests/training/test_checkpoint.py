@@ -106,6 +106,16 @@ def model(data, config):
     return TadTR(data.channels, data.num_classes, config.detector)
 
 
+@pytest.mark.parametrize("layers", ["encoder_layers", "decoder_layers"])
+def test_settings_of_a_model_without_end(data, config, model, path, layers):
+    save_model(path, model.state_dict(), config, data.classes, data.channels)
+    content = torch.load(path)
+    content["config"]["model"][layers] = 2**31
+    torch.save(content, path)
+    with pytest.raises(TrainingError, match=r"do not fit the model: its settings make more than"):
+        load_model(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -122,6 +132,7 @@ def model(data, config):
         ("in_channels", "x", "expected 'in_channels' above 0, got 'x'"),
         ("in_channels", -3, "expected 'in_channels' above 0, got -3"),
         ("config", {"a": 1}, "bad setting"),
+        ("config", [], r"expected settings under 'config', got \[\]"),
         ("in_channels", 7, "weights do not fit the model: size mismatch for input_proj.0.0.weight"),
     ],
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,9 @@ from tal_fast.errors import DataError
 from tal_fast.typing import FilePath
 
 __all__ = ["Hdf5File"]
+
+# What h5py makes of the errors of HDF5: which of them it is depends on where a file is damaged.
+_ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Hdf5File:
@@ -65,8 +69,12 @@ class Hdf5File:
 
         These belong to the list because whoever made the file wanted a dataset there: opening one
         says what is wrong with it.
+
+        Raises:
+            DataError: if the file is damaged.
         """
-        return list(self._walk(self._file, "", ()))
+        with _damage(self.path):
+            return list(self._walk(self._file, "", ()))
 
     def holds(self, name: str) -> bool:
         """Whether there is a dataset of this name, be it readable or not."""
@@ -83,7 +91,7 @@ class Hdf5File:
         for name in group:
             try:
                 about = h5o.get_info(group.id, _encoded(name))
-            except (KeyError, OSError, RuntimeError, ValueError):
+            except _ERRORS:
                 yield above + name
                 continue
             here = (about.fileno, about.addr)
@@ -101,8 +109,11 @@ class Hdf5File:
                 link to it leads nowhere.
             KeyError: if there is no such dataset.
         """
-        where = self._where(name)
-        dataset = self._open(name)
+        where, dataset = self._where(name), self._open(name)
+        with _damage(where):
+            return self._extent(where, dataset, layout)
+
+    def _extent(self, where: str, dataset: Any, layout: Layout) -> Extent:
         dtype = in_place_dtype(where, dataset)
         offset = dataset.get_offset()
         if offset is None:  # it is not in one piece of an HDF5 file
@@ -128,17 +139,12 @@ class Hdf5File:
                 chunks).
             KeyError: if there is no such dataset.
         """
-        where = self._where(name)
-        dataset = self._open(name)
-        check_numbers(where, dataset)
-        self._shape(where, dataset)
-        try:
+        where, dataset = self._where(name), self._open(name)
+        with _damage(where):
+            check_numbers(where, dataset)
+            self._shape(where, dataset)
             other_files(where, dataset)
             return np.asarray(self._h5py.Dataset(dataset)[()])
-        except DataError:
-            raise
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: cannot be read: {error}") from error
 
     def files(self, name: str) -> list[str]:
         """Returns the files that a dataset's numbers come from, beside :attr:`path`.
@@ -147,8 +153,9 @@ class Hdf5File:
             DataError: if one of them is missing.
             KeyError: if there is no such dataset.
         """
-        dataset = self._open(name)
-        paths = {file_of(dataset), *other_files(self._where(name), dataset)}
+        where, dataset = self._where(name), self._open(name)
+        with _damage(where):
+            paths = {file_of(dataset), *other_files(where, dataset)}
         this_file = os.path.realpath(self.path)
         return sorted(path for path in paths if os.path.realpath(path) != this_file)
 
@@ -165,14 +172,17 @@ class Hdf5File:
         # The low-level call: a third of the time of self._file[name], which matters for 20,000.
         try:
             return self._h5py.h5d.open(self._file.id, _encoded(name))
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except _ERRORS as error:
             self._refuse_broken_link(name, error)
             if isinstance(error, (OSError, RuntimeError)):
-                raise DataError(f"{self._where(name)}: cannot be read: {error}") from error
+                raise _unreadable(self._where(name), error) from error
             raise KeyError(name) from None
 
     def _refuse_broken_link(self, name: str, error: Exception) -> None:
-        """Says so if a link on the way to a dataset is there and what it points to is not."""
+        """Says so if a link on the way to a dataset is there, and what it points to is not.
+
+        What a damaged file no longer gives is there as well: it must not be taken for missing.
+        """
         h5py = self._h5py
         parts = name.strip("/").split("/")
         for end in range(1, len(parts) + 1):
@@ -182,14 +192,15 @@ class Hdf5File:
                 if not links.exists(above):
                     return
                 kind = links.get_info(above).type
-                if kind not in (h5py.h5l.TYPE_SOFT, h5py.h5l.TYPE_EXTERNAL):
-                    continue
-                target = links.get_val(above)
-            except (OSError, RuntimeError, TypeError, ValueError):
+                hard = kind not in (h5py.h5l.TYPE_SOFT, h5py.h5l.TYPE_EXTERNAL)
+                target = () if hard else links.get_val(above)
+            except _ERRORS:
                 return
             try:
                 h5py.h5o.open(self._file.id, above)
-            except (KeyError, OSError, RuntimeError, ValueError):
+            except _ERRORS as damage:
+                if hard:
+                    raise _unreadable(self._where(name), damage) from damage
                 names = target if isinstance(target, tuple) else [target]
                 shown = ": ".join(map(os.fsdecode, names))
                 what = "external" if kind == h5py.h5l.TYPE_EXTERNAL else "soft"
@@ -204,3 +215,19 @@ class Hdf5File:
 
 def _encoded(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")  # as h5py decoded it
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return DataError(f"{where}: cannot be read: {text}")
+
+
+@contextlib.contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what h5py raises for a damaged file into an error that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except _ERRORS as error:
+        raise _unreadable(where, error) from error

@@ -20,6 +20,16 @@ import yaml
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import changed_annotations, changed_features
+from tal_fast.data.plain_fields import (
+    FINITE,
+    MAPPING,
+    MAPPINGS,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    FieldKind,
+    check_fields,
+)
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, argument, differences
 from tal_fast.study.trial import TrialRecord
@@ -81,7 +91,25 @@ def read_data_facts(out: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if not isinstance(facts, dict) or not {"classes", "videos"} <= facts.keys():
         raise DataError(f"{path}: expected the keys classes and videos; remove it to begin it anew")
+    check_fields(str(path), facts, {"classes": TEXTS, "videos": MAPPING})
+    videos = dict.fromkeys(facts["videos"], _VIDEO)
+    check_fields(str(path), facts["videos"], videos, within="videos.")
     return facts
+
+
+def _is_video(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("annotations"), str)
+        and isinstance(value.get("features"), list)
+        and all(
+            isinstance(file, list) and len(file) == 2 and all(WHOLE[1](one) for one in file)
+            for file in value["features"]
+        )
+    )
+
+
+_VIDEO: FieldKind = "a digest of annotations, and size and time of feature files", _is_video
 
 
 def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
@@ -136,9 +164,34 @@ def read_study(out: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: expected a study's settings, with the keys {', '.join(keys)}")
     if study["format"] != _FORMAT:
         raise DataError(f"{path}: expected format {_FORMAT}, got {study['format']!r}")
-    if study["hash"] != hash_settings(study["settings"]):
+    check_fields(str(path), study, _OF_STUDY, optional=("command",))
+    try:
+        found = hash_settings(study["settings"])
+    except (TypeError, ValueError, RecursionError):  # YAML holds more than JSON: dates, loops
+        found = None
+    if study["hash"] != found:
         raise DataError(f"{path}: the settings do not match their hash: edited by hand?")
+    check_fields(str(path), study["request"], {"trials": WHOLE}, within="request.")
+    for number, run in enumerate(study["runs"]):
+        place = f"runs[{number}]."
+        check_fields(str(path), run, _OF_RUN, within=place, optional=_OF_RUN)
     return study
+
+
+_OF_STUDY: dict[str, FieldKind] = {
+    "settings": MAPPING,
+    "hash": TEXT,
+    "request": MAPPING,
+    "runs": MAPPINGS,
+    "command": TEXT,
+}
+_OF_RUN: dict[str, FieldKind] = {
+    "started": TEXT,
+    "seconds": FINITE,
+    "energy_joules": FINITE,
+    "machine": MAPPING,
+    **dict.fromkeys(("trials", "jobs", "threads"), WHOLE),
+}
 
 
 def write_study(
@@ -214,7 +267,9 @@ def load_trial(directory: Path) -> TrialRecord:
         ) from None
     except DataError as error:
         raise DataError(f"{error}; {again}") from None
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected JSON, got {error}; {again}") from error
 
 
