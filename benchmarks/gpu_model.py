@@ -10,9 +10,10 @@ A launch takes as long as the slowest of these, at 60 to 80 % of the peak, and i
 
 - ``issue``: instructions of warps over the schedulers of the busiest multiprocessor. Turns of
   marked loops are counted (count_limits.json), instructions of a turn are read from the machine
-  code (kernel_limits.json), from the middle between the shortest and all ways to all ways; what
-  stands outside of marked loops runs at most once per warp. Of kernels without a mark: six to
-  twelve instructions per request of memory or operation of a warp.
+  code (kernel_limits.json), from the middle between the shortest and all ways to all ways; parts
+  that are marked count as often as warps came there, and what stands outside of both at most once
+  per warp. Of kernels without a mark: six to twelve instructions per request of memory or operation
+  of a warp.
 - ``shared memory``: wavefronts, and those of global memory in the same pipe (a request, or four
   sectors), one per clock and multiprocessor.
 - ``L2``: sectors, at best those that are distinct per block, over its bandwidth.
@@ -62,9 +63,8 @@ INNER = {
     "decay": "turn",
     "earlier pick": "turn",
     "late decay": "turn",
+    "settle": "word",
 }
-#: Turns in the source that one turn of the machine code does, by the begin of the kernel's name.
-UNROLLED = {("SegmentIouPairwise<", "row"): 2}
 #: Instructions per request or operation where no loop is marked; best, worst.
 DENSITY = (6.0, 12.0)
 
@@ -126,25 +126,24 @@ def instructions(
     if code is None or not known:
         return DENSITY[0] * counted, DENSITY[1] * counted
     best = worst = 0.0
+    parts = code.get("parts", {})
     for name, turns in known.items():
-        unrolled = next(
-            (
-                n
-                for (kernel, loop), n in UNROLLED.items()
-                if loop == name and row["kernel"].startswith(kernel)
-            ),
-            1,
-        )
         own, least = loops[name][0], loops[name][1]
         for inner, outer in INNER.items():
             if outer == name and inner in loops:
                 own -= loops[inner][0]
+        own -= sum(count for count, loop in parts.values() if loop == name)
         least = min(least, own)
-        best += turns / unrolled * (own + least) / 2
-        worst += turns / unrolled * own
+        best += turns * (own + least) / 2
+        worst += turns * own
+    for name, (count, loop) in parts.items():
+        # A warp takes one way through it, as through what is in none.
+        turns = row["turns"].get(name, 0) * (1.0 if loop else once)
+        best += turns * count / 2
+        worst += turns * count
     inside = sum(facts[0] for name, facts in loops.items() if INNER.get(name) not in loops)
+    inside += sum(count for count, loop in parts.values() if not loop)
     outside = max(0, code["instructions"] - inside) * row["warps"] * once
-    # A warp takes one way through it.
     return best + outside / 2, worst + outside
 
 

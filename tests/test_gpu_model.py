@@ -75,10 +75,13 @@ def test_the_best_is_between_the_shortest_and_all_ways():
     assert gpu_model.instructions(row(turns={"query": 10}), code) == (800, 1000)
 
 
-def test_a_loop_that_the_compiler_unrolled():
-    code = {"instructions": 234, "registers": 48, "loops": {"row": [234, 234, 0, 0]}}
-    pairwise = row(kernel="SegmentIouPairwise<0, float, 4>", turns={"row": 10})
-    assert gpu_model.instructions(pairwise, code) == (5 * 234, 5 * 234)
+def test_parts_count_as_often_as_warps_came_there():
+    code = CODE | {"parts": {"slow": [20, "query"], "rest": [30, ""]}}
+    counted = row(turns={"query": 10, "round": 30, "slow": 2, "rest": 5})
+    best, worst = gpu_model.instructions(counted, code)
+    # A query without rounds and slow parts has 40; 20 of the code are in no loop and no part.
+    assert best == 10 * 40 + 30 * 40 + (2 * 20 + 5 * 30 + 40 * 20) / 2
+    assert worst == 10 * 40 + 30 * 40 + 2 * 20 + 5 * 30 + 40 * 20
 
 
 @pytest.mark.parametrize("code", [None, CODE])
@@ -251,9 +254,6 @@ def test_loops_that_the_model_speaks_of_exist():
     _, codes, _, _ = gpu_model.read()
     loops = {name for code in codes["kernels"].values() for name in code["loops"]}
     assert loops >= {*gpu_model.INNER, *gpu_model.INNER.values()}
-    for kernel, loop in gpu_model.UNROLLED:
-        named = [code for name, code in codes["kernels"].items() if name.startswith(kernel)]
-        assert any(loop in code["loops"] for code in named)
 
 
 def test_the_command():

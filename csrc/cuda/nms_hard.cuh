@@ -29,9 +29,9 @@ TAL_FAST_DEVICE bool suppresses(const NmsOptions<T>& options, const TimedSegment
 }
 
 // The shared memory of a block and what its threads do with it together.
-template <typename T, int kItsThreads = 256>
+template <typename T>
 struct HardTile {
-  static constexpr int kThreads = kItsThreads;
+  static constexpr int kThreads = 256;
   static constexpr int kSize = 1024;  // candidates
   static constexpr int kWords = kSize / kWarp;
   static constexpr int kWarps = kThreads / kWarp;
@@ -212,15 +212,13 @@ struct HardTile {
   }
 };
 
-// One block per problem, one problem after the other. A problem that has the device for itself gets
-// a block of 1024 threads: a warp for every word of a tile.
-template <typename T, int kItsThreads = 256>
+// One block per problem, one problem after the other.
+template <typename T>
 struct NmsHard {
-  using Tile = HardTile<T, kItsThreads>;
-  static constexpr const char* kName =
-      kItsThreads > 256 ? "nms hard, one large block" : "nms hard, a block per problem";
-  static constexpr int kThreads = kItsThreads;
-  static constexpr int kBlocks = 1024 / kThreads;
+  using Tile = HardTile<T>;
+  static constexpr const char* kName = "nms hard, a block per problem";
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kBlocks = 4;
 
   NmsOptions<T> options;
   const int64_t* starts;  // [problems + 1]

@@ -11,6 +11,7 @@
 #include "cuda/launch.h"
 #include "cuda/nms.cuh"
 #include "cuda/nms_hard.cuh"
+#include "cuda/nms_hard_pairs.cuh"
 #include "cuda/nms_soft.cuh"
 #include "cuda/row_order.h"
 #include "cuda/segment_voting.h"
@@ -18,10 +19,10 @@
 
 namespace tal_fast {
 
-// One problem of more segments than this is solved by many blocks; about 4 tiles.
-constexpr int64_t kManyBlocksFrom = 4096;
-// One of more than this gets a large block.
-constexpr int64_t kOneBlockFrom = 256;
+// One problem of up to so many segments is solved by one block, ...
+constexpr int64_t kMostOfOneBlock = 256;
+// ... of up to so many by the words of its pairs; of more, tile by tile.
+constexpr int64_t kMostOfPairs = int64_t{PairWords::kMostWords} * kWarp;
 
 inline dim3 blocks_for(int64_t count, int threads) {
   return dim3(static_cast<unsigned>(ceil_div(std::max<int64_t>(count, 1), threads)));
@@ -187,22 +188,41 @@ class CudaNms {
     return dim3(static_cast<unsigned>(grouped() ? std::min(n_, most) : 1));
   }
 
-  template <typename Kernel>
-  void launch_hard() {
-    launch(scope_, blocks_of_problems(Kernel::kBlocks), Kernel::kThreads,
-           Kernel::Tile::shared_bytes(),
-           Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
-                  const_data<T>(ranked_segments_), const_data<T>(ranked_scores_), kept(), facts()});
+  void solve_hard() {
+    if (grouped() || n_ <= kMostOfOneBlock) {
+      using Kernel = NmsHard<T>;
+      launch(
+          scope_, blocks_of_problems(Kernel::kBlocks), Kernel::kThreads,
+          Kernel::Tile::shared_bytes(),
+          Kernel{options_, const_data<int64_t>(starts_), const_data<int64_t>(order_),
+                 const_data<T>(ranked_segments_), const_data<T>(ranked_scores_), kept(), facts()});
+    } else if (n_ <= kMostOfPairs) {
+      solve_hard_by_pairs();
+    } else {
+      solve_hard_tile_by_tile();
+    }
   }
 
-  void solve_hard() {
+  void solve_hard_by_pairs() {
+    const int n = static_cast<int>(n_);
+    const int words = static_cast<int>(ceil_div(n_, kWarp));
+    const Tensor bits = allocate(in_.segments, {int64_t{words} * words * kWarp}, ScalarType::Int);
+    const PairWords pairs = {reinterpret_cast<uint32_t*>(mutable_data<int32_t>(bits)), words};
+    using Pairs = NmsHardPairs<T>;
+    launch(
+        scope_,
+        dim3(static_cast<unsigned>(ceil_div(words, Pairs::kWarps)), static_cast<unsigned>(words)),
+        Pairs::kThreads, Pairs::shared_bytes(),
+        Pairs{options_, const_data<T>(ranked_segments_), n, pairs});
+    using Scan = NmsHardScan<T>;
+    launch(scope_, dim3(1), static_cast<int>(ceil_div(words * Scan::kParts, kWarp)) * kWarp,
+           Scan::shared_bytes(),
+           Scan{options_, n, pairs, const_data<int64_t>(order_), const_data<T>(ranked_segments_),
+                const_data<T>(ranked_scores_), kept(), facts()});
+  }
+
+  void solve_hard_tile_by_tile() {
     using Tile = HardTile<T>;
-    if (grouped() || n_ <= kOneBlockFrom) {
-      return launch_hard<NmsHard<T>>();
-    }
-    if (n_ <= kManyBlocksFrom) {
-      return launch_hard<NmsHard<T, 1024>>();
-    }
     const int64_t tiles = ceil_div(n_, Tile::kSize);
     const Tensor dead = allocate(in_.segments, {tiles * Tile::kWords}, ScalarType::Int);
     const Tensor ends = numbers(tiles);

@@ -34,18 +34,22 @@ void launch_pairwise(const DeviceScope& scope, const Tensor& a, const Tensor& b,
   using Kernel = SegmentIouPairwise<kind, T, kWidth>;
   const int64_t n = a.size(0);
   const int64_t m = b.size(0);
-  // Columns are read once for the rows of a block: as many as leave every multiprocessor its
-  // blocks.
+  const int64_t packs = ceil_div(m, int64_t{kWidth});
+  const int threads = static_cast<int>(
+      std::min(ceil_div(packs, int64_t{kWarp}) * kWarp, int64_t{Kernel::kThreads}));
+  const int64_t columns = ceil_div(packs, int64_t{threads});
+  // Columns are read once for the rows of a block: as many as leave every multiprocessor its blocks
+  // and none of them a block more than another, but few where threads are.
   constexpr int64_t kLeastRows = 8;
-  constexpr int64_t kMostRows = 64;
-  const int64_t columns = ceil_div(m, int64_t{Kernel::kThreads} * kWidth);
-  const int64_t wanted = int64_t{Kernel::kBlocks} * scope.limits().multiprocessors;
-  const int64_t rows = std::clamp(n * columns / wanted, kLeastRows, kMostRows);
+  const int64_t most_rows = threads == Kernel::kThreads ? 256 : 64;
+  const int64_t at_once = int64_t{Kernel::kBlocks} * scope.limits().multiprocessors;
+  const int64_t waves = ceil_div(columns * ceil_div(n, most_rows), at_once);
+  const int64_t parts = std::clamp(waves * at_once / columns, int64_t{1}, ceil_div(n, kLeastRows));
   const dim3 grid(static_cast<unsigned>(columns),
-                  static_cast<unsigned>(std::min(ceil_div(n, rows), kMostRowsOfBlocks)));
-  launch(scope, grid, Kernel::kThreads, 0,
-         Kernel{const_data<T>(a), const_data<T>(b), n, m, static_cast<int>(rows),
-                static_cast<ComputeType<T>>(eps), mutable_data<T>(out)});
+                  static_cast<unsigned>(std::min(parts, kMostRowsOfBlocks)));
+  launch(scope, grid, threads, Kernel::shared_bytes(threads),
+         Kernel{const_data<T>(a), const_data<T>(b), n, m, static_cast<ComputeType<T>>(eps),
+                mutable_data<T>(out)});
 }
 
 Tensor segment_iou_cuda(const Tensor& a_in,  // [N, 2]

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/platform.cuh"
+#include "cuda/segment_iou_ordinary.cuh"
 #include "math/segment_overlap.h"
 
 namespace tal_fast {
@@ -21,18 +22,78 @@ struct SegmentIouPairwise {
   const T* a;  // [N, 2]
   const T* b;  // [M, 2], packs of 2 * kWidth aligned as load_pack has them
   int64_t n, m;
-  int rows;  // per block and turn
   C eps;
   T* out;  // [N, M]
 
+  static size_t shared_bytes(int threads) { return SharedSize().take<C>(2 * threads).bytes(); }
+
+  // Rows are split evenly between the blocks of a column.
   TAL_FAST_DEVICE void operator()() const {
-    const int64_t column =
-        (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * int64_t{kWidth};
-    if (column >= m) {
-      return;
+    SharedMemory memory;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int threads = static_cast<int>(blockDim.x);
+    const Shared<C> of_rows = memory.take<C>(2 * threads);  // [threads, 2]
+    const int64_t column = (static_cast<int64_t>(blockIdx.x) * threads + thread) * int64_t{kWidth};
+    const bool inside = column < m;
+    C starts[kWidth] = {};
+    C ends[kWidth] = {};
+    if (inside) {
+      read_columns(column, starts, ends);
     }
-    C starts[kWidth];
-    C ends[kWidth];
+    bool ordinary_columns = kMayBeOrdinary;
+    if constexpr (kMayBeOrdinary) {
+      for (int i = 0; i < kWidth; ++i) {
+        ordinary_columns = ordinary_columns && ordinary_segment(starts[i], ends[i]);
+      }
+    }
+    const int64_t last = n * (static_cast<int64_t>(blockIdx.y) + 1) / gridDim.y;
+    for (int64_t first = n * blockIdx.y / gridDim.y; first < last; first += threads) {
+      const int count = static_cast<int>(last - first < threads ? last - first : threads);
+      bool ordinary = ordinary_columns;
+      if (thread < count) {
+        const C start = widen(read(a + 2 * (first + thread)));
+        const C end = widen(read(a + 2 * (first + thread) + 1));
+        of_rows.template store_pack<2>(2 * thread, Pack<C, 2>{{start, end}});
+        if constexpr (kMayBeOrdinary) {
+          ordinary = ordinary && ordinary_row(start, end, eps);
+        }
+      }
+      const bool all_ordinary = __syncthreads_and(ordinary) != 0;
+      T* target = out + first * m + column;
+      if constexpr (kMayBeOrdinary) {
+        if (inside && all_ordinary) {
+          int row = 0;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+          for (; row + kAtOnce <= count; row += kAtOnce, target += kAtOnce * m) {  // hot: rows
+            for (int i = 0; i < kAtOnce; ++i) {
+              write_row<OrdinaryArithmetic>(of_rows, row + i, starts, ends, target + i * m);
+            }
+          }
+          if (row < count) {
+            write_row<OrdinaryArithmetic>(of_rows, row, starts, ends, target);
+          }
+        }
+      }
+      if (inside && !all_ordinary) {
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+        for (int row = 0; row < count; ++row, target += m) {  // hot: any row
+          write_row<PlainArithmetic>(of_rows, row, starts, ends, target);
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+ private:
+  // For double there are no faster instructions.
+  static constexpr bool kMayBeOrdinary = sizeof(C) == 4;
+  static constexpr int kAtOnce = kWidth > 4 ? 1 : 2;  // rows
+
+  TAL_FAST_DEVICE void read_columns(int64_t column, C* starts, C* ends) const {
     constexpr int kPart = kWidth > 1 ? kWidth : 2;  // of the ends of the columns
     Pack<T, kPart> ends_of[2 * kWidth / kPart];
     for (int i = 0; i < 2 * kWidth / kPart; ++i) {
@@ -46,22 +107,18 @@ struct SegmentIouPairwise {
       starts[i] = widen(ends_of[2 * i / kPart][2 * i % kPart]);
       ends[i] = widen(ends_of[2 * i / kPart][2 * i % kPart + 1]);
     }
-    for (int64_t first = static_cast<int64_t>(blockIdx.y) * rows; first < n;
-         first += static_cast<int64_t>(gridDim.y) * rows) {
-      const int64_t last = first + rows < n ? first + rows : n;
-      T* target = out + first * m + column;
-      for (int64_t row = first; row < last; ++row, target += m) {  // hot: row
-        // The same for the whole warp: one broadcast from the cache.
-        const C start = widen(read(a + 2 * row));
-        const C end = widen(read(a + 2 * row + 1));
-        Pack<T, kWidth> values;
-        for (int i = 0; i < kWidth; ++i) {
-          values[i] =
-              narrow<T>(overlap<kind, RatioOfManyZeros>(start, end, starts[i], ends[i], eps));
-        }
-        store_pack<kWidth>(target, values);
-      }
+  }
+
+  template <typename Arithmetic>
+  TAL_FAST_DEVICE void write_row(Shared<C> of_rows, int row, const C* starts, const C* ends,
+                                 T* target) const {
+    const Pack<C, 2> of_row = of_rows.template load_pack<2>(2 * row);
+    Pack<T, kWidth> values;
+    for (int i = 0; i < kWidth; ++i) {
+      values[i] =
+          narrow<T>(overlap<kind, Arithmetic>(of_row[0], of_row[1], starts[i], ends[i], eps));
     }
+    store_pack<kWidth>(target, values);
   }
 };
 

@@ -32,43 +32,42 @@ TAL_FAST_HD V larger(V x, V y) {
   return x > y ? x : y;
 }
 
-// x / y.
-struct PlainRatio {
+// How the overlap compares and divides. Another one (cuda/segment_iou_ordinary.cuh) has the same
+// bits for less than all numbers.
+struct PlainArithmetic {
   template <typename C>
-  TAL_FAST_HD C operator()(C x, C y) const {
-    return x / y;
+  TAL_FAST_HD C smaller_of(C x, C y) const {
+    return smaller(x, y);
   }
-};
-
-// The same bits where a zero is divided often and division by a zero or of one is slow: 1 is found
-// instead of the quotient, which a zero over a positive number does not need.
-struct RatioOfManyZeros {
   template <typename C>
-  TAL_FAST_HD C operator()(C x, C y) const {
-    const bool zero = x == C(0) && y > C(0);
-    const C quotient = (zero ? y : x) / y;
-    return zero ? x : quotient;
+  TAL_FAST_HD C larger_of(C x, C y) const {
+    return larger(x, y);
+  }
+  template <typename C>
+  TAL_FAST_HD C ratio(C x, C y) const {
+    return x / y;
   }
 };
 
 // A NaN in a segment gives NaN: one in b passes through every comparison, one in a makes its length
 // NaN.
-template <IouKind kind, typename Ratio = PlainRatio, typename C>
+template <IouKind kind, typename Arithmetic = PlainArithmetic, typename C>
 TAL_FAST_HD C overlap(C a_start, C a_end, C b_start, C b_end, C eps) {
-  const Ratio ratio{};
-  const C inner = larger(C(0), smaller(a_end, b_end) - larger(a_start, b_start));
+  const Arithmetic by{};
+  const C inner = by.larger_of(C(0), by.smaller_of(a_end, b_end) - by.larger_of(a_start, b_start));
   if constexpr (kind == IouKind::kIoa) {
-    return ratio(inner, (a_end - a_start) + eps);
+    return by.ratio(inner, (a_end - a_start) + eps);
   }
   const C both = (a_end - a_start) + (b_end - b_start) - inner;
-  const C iou = ratio(inner, both + eps);
+  const C iou = by.ratio(inner, both + eps);
   if constexpr (kind == IouKind::kIou) {
     return iou;
   }
-  const C hull = larger(a_end, b_end) - smaller(a_start, b_start);
+  const C hull = by.larger_of(a_end, b_end) - by.smaller_of(a_start, b_start);
   if constexpr (kind == IouKind::kGiou) {
-    return iou - ratio(hull - both, hull + eps);
+    return iou - by.ratio(hull - both, hull + eps);
   }
+  // Squares leave the range of what is divided faster.
   const C distance = C(0.5) * ((a_start + a_end) - (b_start + b_end));
   return iou - (distance * distance) / (hull * hull + eps);
 }

@@ -33,6 +33,11 @@ def facts(code: Code, registers: int, blocks: int) -> dict[str, Any]:
     for loop in code.loops:
         now = [getattr(loop, name) for name in _LOOP]
         loops[loop.name] = [*map(max, loops.get(loop.name, now), now)]
+    # Of several copies of a loop the one with most; without a loop around it, all copies.
+    parts: dict[str, list[Any]] = {}
+    for part in code.parts:
+        of = parts.setdefault(part.name, [0, part.loop])
+        of[0] = max(of[0], part.all) if part.loop else of[0] + part.all
     return {
         "registers": registers,
         "blocks": blocks,
@@ -41,6 +46,7 @@ def facts(code: Code, registers: int, blocks: int) -> dict[str, Any]:
         "narrow_loads": sum(n for width, n in code.loads.items() if width < _WIDEST),
         "narrow_stores": sum(n for width, n in code.stores.items() if width < _WIDEST),
         "loops": loops,
+        **({"parts": parts} if parts else {}),
     }
 
 
@@ -66,6 +72,11 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[
             continue
         for what, x, y in zip(_LOOP, before, new["loops"][name], strict=True):
             compare(f"loop '{name}' {what}", x, y)
+    worse += [
+        f"part '{name}' is not found: its mark is gone"
+        for name in old.get("parts", {})
+        if name not in new.get("parts", {})
+    ]
     better += [f"loop '{name}' is new" for name in new["loops"] if name not in old["loops"]]
     return worse, better
 

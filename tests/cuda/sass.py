@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the machine code (SASS) of kernels, as ``nvdisasm -c -g -hex`` prints it.
+"""Reads the machine code (SASS) of kernels, as ``nvdisasm -c -gi -hex`` prints it.
 
 Counted per kernel: loads and stores of global and shared memory by width, accesses of local memory,
 and, for every loop that the source marks, its instructions. A mark is a comment on the line of the
 ``for``: ``for (...) {  // hot: gather``. The compiler attributes the branch back to that line: so
 the loop is found. One that was unrolled away has no branch and is not.
+
+What stands in the braces behind another mark, ``if (...) {  // hot: name``, is a part: the
+instructions that the compiler attributes to its lines, or to what is called from there.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_LINE = re.compile(r'\s*//## File "(?P<file>[^"]*)", line (?P<line>\d+)')
+_LINE = re.compile(r'\s*//## File "(?P<file>[^"]*)", line (?P<line>\d+)')  # then where it is called
 _LABEL = re.compile(r"^(\.L_\w+):")
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.([^\s,]+)")
 _CODE = re.compile(
@@ -43,10 +46,16 @@ class Instruction:
     text: str
     opcode: str  # without suffixes
     suffixes: tuple[str, ...]
-    source: tuple[str, int] | None  # file and line
+    # File and line, then where that was called from, and so on.
+    chain: tuple[tuple[str, int], ...]
     target: str | None  # the label that it may branch to
     sets: int = 7  # the barrier that its result releases; 7: none
     waits: int = 0  # bit mask of the barriers that it waits for
+
+    @property
+    def source(self) -> tuple[str, int] | None:
+        """File and line."""
+        return self.chain[0] if self.chain else None
 
     @property
     def conditional(self) -> bool:
@@ -71,6 +80,15 @@ class Loop:
 
 
 @dataclass
+class Part:
+    """The instructions of a marked part that are in no loop and no part within it."""
+
+    name: str
+    all: int
+    loop: str  # the marked loop around it, or empty
+
+
+@dataclass
 class Code:
     """What the machine code of one kernel says."""
 
@@ -82,6 +100,7 @@ class Code:
     shared_stores: Counter[int] = field(default_factory=Counter)
     local: int = 0
     loops: list[Loop] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """A form for a file."""
@@ -94,6 +113,7 @@ class Code:
             "shared_stores": dict(self.shared_stores),
             "local": self.local,
             "loops": [vars(loop) for loop in self.loops],
+            "parts": [vars(part) for part in self.parts],
         }
 
     @classmethod
@@ -108,6 +128,7 @@ class Code:
             instructions=data["instructions"],
             local=data["local"],
             loops=[Loop(**loop) for loop in data["loops"]],
+            parts=[Part(**part) for part in data["parts"]],
             **widths,
         )
 
@@ -122,7 +143,7 @@ def find_nvdisasm() -> str | None:
 
 def disassemble(tool: str, cubin: Path) -> str:
     """The listing of one cubin."""
-    command = [tool, "-c", "-g", "-hex", str(cubin)]
+    command = [tool, "-c", "-gi", "-hex", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{cubin}: nvdisasm failed: {done.stderr}")
@@ -140,13 +161,49 @@ def marks(file: str) -> dict[int, str]:
     return {number: mark.group(1) for number, mark in found if mark}
 
 
+@cache
+def parts(file: str) -> list[tuple[int, int, str]]:
+    """First and last line and name of the marked parts of a file, the smaller ones first."""
+    found = []
+    lines = Path(file).read_text(errors="replace").splitlines() if marks(file) else []
+    for begin, name in marks(file).items():
+        if re.match(r"\s*(for|while)\b", lines[begin - 1]):
+            continue
+        depth, end = 1, begin
+        while depth > 0 and end < len(lines):
+            code = lines[end].split("//")[0]
+            # `} else {` ends what is open.
+            for brace in re.findall(r"[{}]", code):
+                depth += 1 if brace == "{" else -1
+                if depth == 0:
+                    break
+            end += 1
+        found.append((begin + 1, end, name))
+    return sorted(found, key=lambda part: part[1] - part[0])
+
+
+def _part_of(chain: tuple[tuple[str, int], ...]) -> str:
+    """The innermost part that an instruction is in."""
+    for file, line in chain:
+        for first, last, name in parts(file):
+            if first <= line <= last:
+                return name
+    return ""
+
+
 def parse(listing: str) -> dict[str, tuple[list[Instruction], dict[str, int]]]:
     """Instructions and labels (to indices of instructions) of each function, by symbol."""
     functions: dict[str, tuple[list[Instruction], dict[str, int]]] = {}
     code: list[Instruction] = []
     labels: dict[str, int] = {}
-    source: tuple[str, int] | None = None
+    chain: tuple[tuple[str, int], ...] = ()
+    called = False  # the line before was one of the chain
     for line in listing.splitlines():
+        if match := _LINE.match(line):
+            here = (match["file"], int(match["line"]))
+            chain, called = ((*chain, here) if called else (here,)), True
+            continue
+        called = False
         if match := _CODE.match(line):
             text = match["text"].strip()
             operation = _OPCODE.match(text)
@@ -157,7 +214,7 @@ def parse(listing: str) -> dict[str, tuple[list[Instruction], dict[str, int]]]:
                     text=text,
                     opcode=operation.group(1) if operation else text,
                     suffixes=tuple(operation.group(2).split(".")[1:]) if operation else (),
-                    source=source,
+                    chain=chain,
                     target=target.group(1) if target else None,
                 )
             )
@@ -167,12 +224,10 @@ def parse(listing: str) -> dict[str, tuple[list[Instruction], dict[str, int]]]:
             if code:
                 code[-1].sets = control >> 5 & 7
                 code[-1].waits = control >> 11 & 0x3F
-        elif match := _LINE.match(line):
-            source = (match["file"], int(match["line"]))
         elif match := _LABEL.match(line):
             labels[match[1]] = len(code)
         elif match := _SECTION.match(line):
-            code, labels, source = [], {}, None
+            code, labels, chain = [], {}, ()
             functions[match[1]] = (code, labels)
     return functions
 
@@ -242,7 +297,10 @@ def _waits(code: list[Instruction], body: list[int]) -> tuple[int, int]:
     return total, early
 
 
-def _loops(code: list[Instruction], labels: dict[str, int]) -> list[Loop]:
+def _loops(
+    code: list[Instruction], labels: dict[str, int]
+) -> list[tuple[Loop, set[int], Instruction]]:
+    """The marked loops, which instructions they have, and the branch back."""
     backs = [
         (i, labels[one.target])
         for i, one in enumerate(code)
@@ -264,8 +322,27 @@ def _loops(code: list[Instruction], labels: dict[str, int]) -> list[Loop]:
     for tail, head, name in named:
         body = _body(tail, head, before)
         total, early = _waits(code, body)
-        loops.append(Loop(name, len(body), _least(head, tail, after, set(body)), total, early))
+        loop = Loop(name, len(body), _least(head, tail, after, set(body)), total, early)
+        loops.append((loop, set(body), code[tail]))
     return loops
+
+
+def _parts(code: list[Instruction], loops: list[tuple[Loop, set[int], Instruction]]) -> list[Part]:
+    """The marked parts: one for each loop, or none, that it is in."""
+    found: Counter[tuple[str, int | None]] = Counter()
+    # A loop whose branch is in the same part is within the part.
+    of_loops = [_part_of(branch.chain) for _, _, branch in loops]
+    for i, one in enumerate(code):
+        name = _part_of(one.chain)
+        around = [j for j, (_, body, _) in enumerate(loops) if i in body]
+        if not name or any(of_loops[j] == name for j in around):
+            continue
+        inner = min(around, key=lambda j: len(loops[j][1]), default=None)
+        found[name, inner] += 1
+    return [
+        Part(name, count, "" if inner is None else loops[inner][0].name)
+        for (name, inner), count in found.items()
+    ]
 
 
 def read(listing: str) -> list[Code]:
@@ -286,6 +363,8 @@ def read(listing: str) -> list[Code]:
             if one.opcode in counters:
                 counters[one.opcode][one.width] += 1
             kernel.local += one.opcode in ("LDL", "STL")
-        kernel.loops = _loops(code, {label: min(i, len(code) - 1) for label, i in labels.items()})
+        loops = _loops(code, {label: min(i, len(code) - 1) for label, i in labels.items()})
+        kernel.loops = [loop for loop, _, _ in loops]
+        kernel.parts = _parts(code, loops)
         kernels.append(kernel)
     return kernels

@@ -41,8 +41,12 @@ def listing(source: Path, lines: list[str | tuple[str, dict[str, int]]]) -> str:
         if code.endswith(":"):
             text.append(code)
             continue
-        if match := re.match(r"(\d+): (.*)", code):
-            text.append(f'\t//## File "{source}", line {match[1]}')
+        if match := re.match(r"(\d+(?: < \d+)*): (.*)", code):
+            # `7 < 3:` is line 7, called from line 3.
+            calls = match[1].split(" < ")
+            for line_number, at_line in zip(calls, [*calls[1:], ""], strict=True):
+                called = f' inlined at "{source}", line {at_line}' if at_line else ""
+                text.append(f'\t//## File "{source}", line {line_number}{called}')
             code = match[2]
         text.append(f"        /*{at:04x}*/                   {code} ;   /* 0x0000000000000001 */")
         text.append(f"                                       /* 0x{control(**barriers)} */")
@@ -129,6 +133,65 @@ def test_code_behind_the_end_belongs_to_the_loop_that_it_returns_to(source: Path
         )
     )
     assert [(x.all, x.least) for x in code.loops] == [(4, 2)]
+
+
+PARTS = """\
+void kernel() {
+  if (block < rows) {  // hot: rows
+    for (int i = 0; i < n; ++i) {  // hot: bin
+      if (slow) {  // hot: slow
+        divide();
+      } else {
+        multiply();
+      }
+    }
+  } else {  // hot: samples
+    divide();
+  }
+}
+void divide() {
+  quotient = 1 / x;
+}
+"""
+
+
+def test_parts_and_loops_have_what_is_in_none_within_them(tmp_path: Path) -> None:
+    path = tmp_path / "parts.cuh"
+    path.write_text(PARTS)
+    code = read_one(
+        listing(
+            path,
+            [
+                "1: MOV R1, R2",
+                "2: @P0 BRA `(.L_x_2)",
+                "3: MOV R1, R2",
+                "MOV R1, R2",
+                ".L_x_0:",
+                "4: @P1 BRA `(.L_x_1)",
+                "15 < 5: MUFU.RCP R1, R2",
+                ".L_x_1:",
+                "7: FMUL R1, R2",
+                "3: @!P1 BRA `(.L_x_0)",
+                "EXIT",
+                ".L_x_2:",
+                "15 < 11: MUFU.RCP R1, R2",
+                "FMUL R1, R2",
+                "1: EXIT",
+            ],
+        )
+    )
+    assert [(loop.name, loop.all) for loop in code.loops] == [("bin", 4)]
+    parts = {(part.name, part.all, part.loop) for part in code.parts}
+    # The two before the loop and the end are of the part of rows.
+    assert parts == {("rows", 3, ""), ("slow", 1, "bin"), ("samples", 2, "")}
+    facts = limits.facts(code, 32, 8)
+    assert facts["parts"] == {"rows": [3, ""], "slow": [1, "bin"], "samples": [2, ""]}
+    gone, _ = limits.compare(
+        {"kernels": {"K": facts}}, {"K": {k: v for k, v in facts.items() if k != "parts"}}
+    )
+    assert len(gone) == 3
+    assert "part 'rows' is not found" in gone[0]
+    assert sass.Code.from_json(code.to_json()) == code
 
 
 LOAD = ("3: LDG.E R4, desc[UR4][R2.64]", {"sets": 0})

@@ -114,6 +114,34 @@ def test_hard_in_every_type(same_bits, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [257, 288, 289, 1000])
+def test_a_list_goes_by_its_pairs(same_bits, launches, n, dtype):
+    """Around whole words; limits that end in the first word, within one and behind all."""
+    segments, scores = (x.to(dtype) for x in spread(n, clustered=True, seed=n))
+    scores[5:9] = scores[4]
+    kept = same_bits(lambda: ops.nms(segments, scores, 0.3))
+    used = launches()
+    if used:  # a GPU does not say
+        assert used.count("nms hard, pairs") == used.count("nms hard, scan of the pairs") == 1
+    for limit in (1, 33, len(kept) - 1, len(kept), n):
+        first = same_bits(lambda: ops.nms(segments, scores, 0.3, max_segments=limit))  # noqa: B023
+        assert torch.equal(first, kept[:limit])
+    options = {"iou_threshold": 0.3, "max_segments": None, "spare_first": True}
+    for least in (0.5, 0.999, 2.0):
+        same_bits(
+            lambda: ops.soft_nms(segments, scores, "hard", min_score=least, **options)  # noqa: B023
+        )
+
+
+def test_a_chain_settles_one_by_one(same_bits):
+    """Each segment suppresses the next in rank: of every word all turns are needed."""
+    start = torch.arange(300.0)
+    segments, scores = torch.stack((start, start + 1.9), 1), torch.linspace(1, 0, 300)
+    kept = same_bits(lambda: ops.nms(segments, scores, 0.3))
+    assert kept.tolist() == list(range(0, 300, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [4096, 4097, 5121])
 def test_large_problems_go_tile_by_tile(same_bits, launches, n, dtype):
     segments, scores = (x.to(dtype) for x in spread(n, clustered=True, seed=n))
@@ -122,7 +150,7 @@ def test_large_problems_go_tile_by_tile(same_bits, launches, n, dtype):
     if used:  # a GPU does not say
         tiles = math.ceil(n / 1024) if n > 4096 else 0
         assert used.count("nms hard, tile by tile") == tiles
-        assert used.count("nms hard, one large block") == (0 if tiles else 1)
+        assert used.count("nms hard, scan of the pairs") == (0 if tiles else 1)
     for limit in (1, len(kept) - 1, len(kept) + 1):
         first = same_bits(lambda: ops.nms(segments, scores, 0.3, max_segments=limit))  # noqa: B023
         assert len(first) == min(limit, len(ops.nms(segments, scores, 0.3)))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 import os
 from pathlib import Path
 
@@ -182,6 +183,33 @@ def test_quotients_of_zeros_have_the_same_bits_on_every_device(
     for columns in (segments[:48], segments[1:], segments):
         for eps in (0.0, 1e-3):
             emulator.assert_same_bits(lambda columns=columns, eps=eps: pairs(columns, eps))
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bits_at_the_ends_of_the_range(kind: str, dtype: torch.dtype) -> None:
+    """A GPU divides faster where every end is +0 or between 2**-56 and 2**40 in size, segments are
+    not turned round and denominators at least 2**-80: at, within and beyond all of these."""
+    sizes = [2.0**e * x for e in (-149, -80, -57, -56, -55, 0, 39, 40, 41, 127) for x in (1, 1.5)]
+    ends = torch.tensor([-x for x in reversed(sizes)] + [0.0] + sizes, dtype=torch.float64)
+    wide = torch.cartesian_prod(ends, ends).to(dtype)  # half of them turned round
+    ordered = wide[wide[:, 0] <= wide[:, 1]]
+    usual = ordered[
+        ((ordered == 0) | ((ordered.abs() >= 2**-56) & (ordered.abs() <= 2**40))).all(1)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    lengths = 2.0 ** torch.randint(-50, 38, (64,), generator=generator)
+    near = torch.rand(64, generator=generator) * lengths
+    near = torch.stack((near, near + lengths * torch.rand(64, generator=generator)), 1).to(dtype)
+    columns = torch.cat((usual[:200], near, usual[:8]))[:256]
+    for eps in (0.0, 2.0**-81, 2.0**-80, 1e-3, 2.0**41, 2.0**42, math.inf):
+        for rows in (usual, near, ordered[:300], wide[::7]):
+            emulator.assert_same_bits(
+                lambda rows=rows, eps=eps: torch.ops.tal_fast.segment_iou(
+                    rows, columns, KINDS.index(kind), False, eps
+                )
+            )
 
 
 @pytest.mark.parametrize("aligned", [False, True])
