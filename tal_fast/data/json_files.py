@@ -8,7 +8,6 @@ video lost, so a repeated key is an error here that says where it stands.
 from __future__ import annotations
 
 import gc
-import gzip
 import json
 import os
 import zlib
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tal_fast.data.unpacked import gunzip
 from tal_fast.errors import DataError, others
 from tal_fast.typing import FilePath
 
@@ -71,7 +71,8 @@ def read_bytes(source: object, what: str) -> tuple[str, bytes]:
     """Returns (name for messages, content) of a file, unpacked if it is gzipped.
 
     Raises:
-        DataError: if the file is missing, unreadable or truncated, or ``source`` is no path.
+        DataError: if the file is missing, unreadable or truncated, unpacks to more than
+            :mod:`~tal_fast.data.unpacked` allows, or ``source`` is no path.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(f"{what}: expected a path or a mapping, got {type(source).__name__}")
@@ -86,7 +87,7 @@ def read_bytes(source: object, what: str) -> tuple[str, bytes]:
         raise DataError(f"{origin}: cannot be read: {reason or error}") from error
     if raw[:2] == _GZIP:
         try:
-            raw = gzip.decompress(raw)
+            raw = gunzip(origin, raw)
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{origin}: not a whole gzip file: {error}") from error
     return origin, raw

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tal_fast.data.files import file_in_one_step
+from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals
-from tal_fast.errors import ConfigError, TrainingError, listing
+from tal_fast.errors import ConfigError, DataError, TrainingError, listing
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
@@ -89,12 +90,15 @@ def read_torch_file(path: str | Path) -> Any:
         other = foreign_file(path)
         if other is not None:
             raise TrainingError(f"{path} is not a checkpoint: it is {other}")
+        check_archive(path)
         with torch.serialization.safe_globals(torch_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TrainingError(f"no checkpoint at {path}") from None
     except TrainingError:
         raise
+    except DataError as error:
+        raise TrainingError(str(error)) from None
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a broken pickle fails in any way it likes

@@ -51,6 +51,10 @@ class TestOneCurve:
         assert list(mean.get_ydata()) == pytest.approx([30, 80])
         assert axes.get_ylim()[0] == 0
 
+    def test_a_name_that_looks_like_a_formula(self):
+        svg = draw_svg(curve_picture(build_curves(RECORDS)[0].points, model=r"$\frac{1}$"), "x")
+        assert r"$\frac{1}$" in svg
+
     def test_one_point(self):
         (axes,) = curve_picture(build_curves(RECORDS[:1])[0].points).axes
         assert not axes.collections  # no band

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tal_fast.data.formats import Kind
 from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
+from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals, unpickle_arrays
 from tal_fast.errors import ConfigError, DataError, argument, listing
 
@@ -43,6 +44,7 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
             "of unknown origin may be harmful"
         )
     try:
+        check_archive(path)
         if kind == "npz":
             return np.load(path, allow_pickle=False)
         if kind == "torch":
