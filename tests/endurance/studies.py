@@ -335,18 +335,14 @@ def _prepare() -> Iterator[Place]:
 
 _KILLS = [
     Kind("driver at a call", "SIGKILLs of studies", 60, _repeated(_at_a_call), batch=5),
-    Kind(
-        "driver in its start", "SIGKILLs of studies", 15, _repeated(_started_as_users_do), batch=3
-    ),
+    Kind("driver in its start", "SIGKILLs of studies", 15, _repeated(_started_as_users_do)),
     Kind("driver of two workers", "SIGKILLs of studies", 25, _repeated(_of_two("driver"))),
     Kind("worker", "SIGKILLs of studies", 25, _repeated(_of_two("worker"))),
     Kind("driver and workers", "SIGKILLs of studies", 25, _repeated(_of_two("both"))),
 ]
 _ON_RAY = [
     Kind("machine of a Ray cluster", "SIGKILLs of studies", 25, _repeated(_on_ray("node"))),
-    Kind(
-        "driver on a Ray cluster", "SIGKILLs of studies", 25, _repeated(_on_ray("driver")), batch=3
-    ),
+    Kind("driver on a Ray cluster", "SIGKILLs of studies", 25, _repeated(_on_ray("driver"))),
 ]
 
 PART = Part(
