@@ -72,13 +72,13 @@ def train(
         settings: single settings over both: ``{"training.epochs": 30}`` or
             ``["training.epochs=30"]``.
         seed: of weights, dropout and order; the same as ``{"training.seed": seed}``.
-        resume: whether to go on with an interrupted training in ``out``; False begins anew and
+        resume: whether to continue an interrupted training in ``out``; False starts over and
             replaces what is there.
         progress: True for a bar on a terminal or in a notebook, False for none, or a function that
             is called with a :class:`~tal_fast.training.ProgressEvent` after every step.
         threads: torch threads; as they are when None.
-        trust_times: go on although feature files have another size or time than when the training
-            was interrupted, since they hold the same.
+        trust_times: continue although feature files have another size or time than when the
+            training was interrupted, because their content is the same.
 
     Returns:
         Where the weights are, and what it took: epochs, steps, seconds.

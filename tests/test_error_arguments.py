@@ -163,4 +163,4 @@ def test_a_packing_that_goes_on_with_another_type(capsys, place):
     assert cli.main(["pack", *PACKED]) == 0
     capsys.readouterr()
     assert cli.main(["pack", *PACKED, "--dtype", "float16"]) == 2
-    assert "now 'float16'; --overwrite (overwrite=True) begins anew" in capsys.readouterr().err
+    assert "now 'float16'; --overwrite (overwrite=True) starts over" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def imported(path: Path, *, run: bool = False) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{module}.{alias.name}" if module == "tal_fast" else module
 
 
-# What training and what stands on it may know of models: the class, and how to find one.
+# What training and what stands on it may know of models: the class, how to find one and to call it.
 OF_MODELS = {"base", "called", "registry", "settings"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -18,6 +18,7 @@ __all__ = [
     "free_place",
     "given_options",
     "say_after_curves",
+    "say_after_prediction",
     "say_after_study",
     "say_draw",
     "say_open",
@@ -179,3 +180,25 @@ def _with_repetitions(out: Path, curves: Sequence[LearningCurve]) -> str | None:
         return None
     words[words.index("--repetitions") + 1] = str(_REPETITIONS)
     return shlex.join(words)
+
+
+def say_after_prediction(out: Path) -> None:
+    """Ends a profile with a comparison where there is another of its kind beside it."""
+    others = (path for path in sorted(out.resolve().parent.iterdir()) if path != out.resolve())
+    other = next((path for path in others if _is_of_lengths(path)), None)
+    if other is not None:
+        say_next("tal-fast", "profile", "compare", out, out.parent / other.name)
+    elif (out / "index.html").is_file():
+        say_open(out / "index.html")
+    else:
+        say_next("tal-fast", "profile", "machine")
+
+
+def _is_of_lengths(folder: Path) -> bool:
+    from tal_fast.errors import DataError
+    from tal_fast.profiling.report import read_profile
+
+    try:
+        return "lengths" in read_profile(folder)
+    except DataError:
+        return False

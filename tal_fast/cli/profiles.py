@@ -10,7 +10,11 @@ from typing import Annotated
 import typer
 
 from tal_fast.cli.app import command, profile_app, say, say_next, show, write_json
-from tal_fast.cli.next_steps import free_place, given_options, say_open
+from tal_fast.cli.next_steps import (
+    free_place,
+    given_options,
+    say_after_prediction,
+)
 from tal_fast.cli.options import (
     OUTPUT,
     SETTINGS,
@@ -321,29 +325,7 @@ def profile_predict(
         said=say,
     )
     print_profile(out)
-    _say_after_prediction(out)
-
-
-def _say_after_prediction(out: Path) -> None:
-    """Ends a profile with a comparison where there is another of its kind beside it."""
-    others = (path for path in sorted(out.resolve().parent.iterdir()) if path != out.resolve())
-    other = next((path for path in others if _is_of_lengths(path)), None)
-    if other is not None:
-        say_next("tal-fast", "profile", "compare", out, out.parent / other.name)
-    elif (out / "index.html").is_file():
-        say_open(out / "index.html")
-    else:
-        say_next("tal-fast", "profile", "machine")
-
-
-def _is_of_lengths(folder: Path) -> bool:
-    from tal_fast.errors import DataError
-    from tal_fast.profiling.report import read_profile
-
-    try:
-        return "lengths" in read_profile(folder)
-    except DataError:
-        return False
+    say_after_prediction(out)
 
 
 Training = Annotated[

@@ -6,7 +6,7 @@ each counts by what it predicted in the backtest, never one alone, and starts fr
 measured value: a family that misses it is drawn to it (:meth:`Ensemble.family`). Deviations from
 the median are taken times :data:`FACTOR`, which was calibrated.
 
-Where too few families are at hand for their differences to say much, nothing is drawn to the last
+Where there are too few families for their differences to say much, nothing is drawn to the last
 value and there is no factor. A third uncertainty is added: where the backtest shows that all
 families together missed by more than they differ, that excess per unit of ln(p / q), the *drift*.
 """

@@ -75,7 +75,7 @@ def segment_columns(segments: Sequence[Any], name: Name) -> tuple[Floats, Floats
 
 
 class TimeFaults(NamedTuple):
-    """How the faults of a segment are told, ``{}`` being the segment."""
+    """How the faults of a segment are described, ``{}`` being the segment."""
 
     infinite: str
     reversed: str

@@ -67,7 +67,7 @@ class Dialect:
             with NaN if it has predictions and 0 if not.
         skip_videos_without_truth: predictions in a video without an instance are skipped, not
             false positives.
-        max_per_video: only the best so many predictions of a video count.
+        max_per_video: number of a video's best predictions that count.
         union: what the tIoU of two zero-length segments is; ``UNGUARDED``, which makes it a hit, is
             strict only.
         single_tiou: tIoU is rounded to float32.

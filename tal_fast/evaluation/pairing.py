@@ -35,7 +35,7 @@ def pair(
         dialect: the rules, here for names that one side lacks.
         subset: of the ground truth, for messages.
         strict: follow the dialect's strict-only rules.
-        strict_times: refuse detections that start before 0 s, which are noted else.
+        strict_times: refuse detections that start before 0 s, which otherwise give a note.
         num_threads: 0 chooses.
 
     Raises:

@@ -164,7 +164,7 @@ class PostprocessConfig(Section):
             their settings say; here they are taken within each class.
         voting_weight: what a vote weighs: its ``score``, or that times the IoU (``score_iou``).
         min_score: detections below it are dropped, after suppression.
-        min_rows: candidates that are not longer than so many rows are dropped, where a model
+        min_rows: candidates of at most this many rows are dropped, where a model
             has points that may give such ones.
         max_detections: most detections per video.
     """

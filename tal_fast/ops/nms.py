@@ -286,8 +286,8 @@ def batched_nms(
         t2: see ``soft_nms``.
         min_score: scores below it are dropped, so the default drops negative scores: give
             ``-math.inf`` to keep logits (method "hard" only).
-        max_segments: keep at most so many per video; None: no limit.
-        max_per_class: keep at most so many per class of a video; None: no limit.
+        max_segments: most segments kept per video; None: no limit.
+        max_per_class: most segments kept per class of a video; None: no limit.
         per_class: False lets segments act on each other whatever their labels.
         voting_threshold: in (0, 1]: segments with this IoU or more with a kept one vote on its
             position, those below ``min_score`` too, with their original scores; None: no voting.

@@ -197,7 +197,7 @@ def batched_nms_padded(
         t1: see ``soft_nms``.
         t2: see ``soft_nms``.
         min_score: scores below it are dropped, see ``batched_nms``.
-        max_per_class: keep at most so many per class of a video; None: no limit.
+        max_per_class: most segments kept per class of a video; None: no limit.
         per_class: False lets segments act on each other whatever their labels.
         voting_threshold: in (0, 1], see ``batched_nms``; None: no voting.
         voting_weight: "score" or "score_iou", see ``segment_voting``.

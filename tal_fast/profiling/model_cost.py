@@ -47,7 +47,7 @@ class PerMinute:
     """What a minute of video costs, by clips of one length.
 
     Attributes:
-        clips: so many clips begin in a minute.
+        clips: number of clips that begin in a minute.
         macs: multiply-adds of the rows of our batches.
         macs_of_recipe: of the rows that the recipe pads clips to.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The profile of a training that is run for nothing else: recorded, then without its suspects."""
+"""The profile of a training that is run only for it: recorded, then without its suspects."""
 
 from __future__ import annotations
 

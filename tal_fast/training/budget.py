@@ -240,7 +240,7 @@ def make_budget(config: TrainingConfig, steps_per_epoch: int) -> Budget:
     if config.schedule == "cosine":
         raise ConfigError(
             "training.budget=convergence: expected training.schedule=drops, since nobody knows "
-            "beforehand when the training will end; got cosine"
+            "in advance when the training will end; got cosine"
         )
     return Convergence(
         config.patience, len(config.lr_drops), config.max_steps, check or _CHECK_EVERY

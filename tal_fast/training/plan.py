@@ -25,7 +25,7 @@ DEFAULT_MODEL = "tadtr-small"
 __all__ = ["DEFAULT_MODEL", "ShownProgress", "TrainingPlan", "plan_training", "resolved_config"]
 
 ShownProgress = bool | Callable[[ProgressEvent], None]
-"""True for a bar on a terminal or in a notebook, False for nothing, or who is told of each step."""
+"""True for a bar on a terminal or in a notebook, False for nothing, or a function for each step."""
 
 
 @dataclass(frozen=True)

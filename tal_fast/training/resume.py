@@ -47,7 +47,7 @@ def read_state(
     """
     if not path.exists():
         return None
-    anew = f"use another directory, or start anew with {argument('resume', False)}"
+    anew = f"use another directory, or start over with {argument('resume', False)}"
     try:
         state = read_checkpoint(path)
     except TrainingError as error:
@@ -69,7 +69,7 @@ def read_state(
     if changed is None and not trust_times:
         changed = changed_features(then, facts)
         trusted = argument("trust_times", True)
-        anew += f"; if the files hold what they held (copied, restored, packed): {trusted}"
+        anew += f"; if the content of the files is the same (copied, restored, packed): {trusted}"
     if changed is not None:
         raise TrainingError(f"{path} is of a training on other data: {changed}; {anew}")
     return state

@@ -266,7 +266,7 @@ class Trainer:
         if len(state["random"]) != distributed.world_size():
             raise TrainingError(
                 f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "
-                f"this one has {distributed.world_size()}: start as many, or anew with "
+                f"this one has {distributed.world_size()}: start as many, or start over with "
                 f"{argument('resume', False)}"
             )
         self.stepper.load_state_dict(state)

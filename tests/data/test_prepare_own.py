@@ -226,7 +226,7 @@ class TestSplits:
         splits = {"train": ["monday", "tuesday"], "test": ["friday"]}
         report = own.prepare(splits=splits)
         assert report.splits == {"train": 8, "test": 2}
-        with pytest.raises(DataError, match="got 'fryday'; did you mean 'friday'"):
+        with pytest.raises(DataError, match="got 'fryday' for test; did you mean 'friday'"):
             own.prepare(splits={"train": ["monday"], "test": ["fryday"]})
 
     def test_the_draw_is_that_of_its_seed(self, own):

@@ -133,7 +133,7 @@ def pack_features(
             ``"mean"``, computed in float64. All videos have to have as many crops.
         shard_bytes: a shard ends with the video before the one that would make it larger.
         allow_pickle: read pickles; of arrays only, all else in them is refused.
-        overwrite: begin anew instead of going on.
+        overwrite: start over instead of continuing.
         progress: called with (videos done, videos in all, video).
 
     Raises:
@@ -237,7 +237,7 @@ def _take_up(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Sh
         if before.get(name) != value:
             raise ConfigError(
                 f"{folder}: begun with {name} {before.get(name)!r}, now {value!r}; "
-                f"{argument('overwrite', True)} begins anew"
+                f"{argument('overwrite', True)} starts over"
             )
     return existing_shards(folder)
 
@@ -297,14 +297,14 @@ class _Packer:
         if sorted(done) != sorted(self.names[: len(done)]):
             raise DataError(
                 f"{self.folder}: its shards hold other videos than the features; "
-                f"{argument('overwrite', True)} begins anew"
+                f"{argument('overwrite', True)} starts over"
             )
         for shard in shards:
             for video, about in shard.items():
                 if about["sources"] != self._sources(video):
                     raise DataError(
                         f"video {video!r}: {self.opened[0].file(video)} has changed since it was "
-                        f"packed; {argument('overwrite', True)} begins anew"
+                        f"packed; {argument('overwrite', True)} starts over"
                     )
                 self._check_channels(video, about["channels"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from tal_fast.data.dataset import (
     save_spec,
     shown_names,
 )
-from tal_fast.data.extents import Extent
 from tal_fast.data.feature_index import index_streams, without_features
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
+from tal_fast.data.prepare.row_durations import durations_of_rows, unchecked_rate
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
@@ -40,9 +40,6 @@ __all__ = ["prepare_videos"]
 WITHOUT_FEATURES = "without features"
 # Features of more videos than this must fit stride and fps; the rest may be cut or damaged.
 _MUST_FIT = 0.5
-# Where at least so many videos without a duration are so many times as long as their segments need,
-# there may be more rows in a second than was said.
-_MANY, _EARLY = 3, 1.25
 
 
 def prepare_videos(
@@ -67,7 +64,8 @@ def prepare_videos(
         name: of the data set.
         annotations: annotation file, of any form of
             :func:`tal_fast.data.annotation_file.read_annotation_file`, or what was read of one.
-            There, a video without a duration has that of its rows (:func:`_durations_of_rows`).
+            There, a video without a duration has that of its rows
+            (:func:`~tal_fast.data.prepare.row_durations.durations_of_rows`).
         features: which features.
         out: directory to make; it appears when it is complete.
         splits: split -> names of its subset, in any case; the first of each that occurs counts.
@@ -135,7 +133,7 @@ def prepare_videos(
         if features.resized:
             wanted = _own_rates(wanted, spec, work)
         else:
-            wanted, doubt = _durations_of_rows(wanted, spec, work, file.origin)
+            wanted, doubt = durations_of_rows(wanted, spec, work, file.origin)
         _write(work, spec, wanted, name)
         try:
             data = open_dataset(work)
@@ -156,7 +154,7 @@ def prepare_videos(
                     f"settings that fit better: {better}"
                 )
             unjudged = [name for name in data.features if name not in known]
-            notes = (*notes, *_unchecked(by_name, unjudged, data.features, features))
+            notes = (*notes, *unchecked_rate(by_name, unjudged, data.features, features))
         report = data.annotations.report
         result = VideoReport(
             path=Path(out),
@@ -314,100 +312,6 @@ def _own_rates(
         else video
         for video in videos
     ]
-
-
-def _durations_of_rows(
-    videos: Sequence[AnnotatedVideo], spec: DatasetSpec, work: Path, origin: str
-) -> tuple[list[AnnotatedVideo], str]:
-    """Gives videos without a duration that of their rows; returns a hint if that looks wrong.
-
-    T rows cover ((T - 1) stride + frames) / fps seconds, and what is left over until a next row
-    would begin is less than a stride. A segment that ends in there sets the duration; one that ends
-    later is as much beyond its video as it is anywhere else.
-
-    Raises:
-        DataError: a video has neither a duration nor features, or no fps.
-    """
-    open_ones = [video.name for video in videos if video.duration is None and not video.faults]
-    excluded = spec.excluded
-    lost = [name for name in open_ones if name in excluded]
-    if lost:
-        raise DataError(
-            f"{origin}: videos without features and without a duration: {len(lost)}, first "
-            f"{lost[0]!r}: give the durations, or leave the videos out: {argument('exclude')}"
-        )
-    feature = spec.feature
-    extents = index_streams(
-        spec.streams(work / "dataset.yaml"),
-        open_ones,
-        layout=feature.layout,  # type: ignore[arg-type]
-    )
-
-    def duration(video: AnnotatedVideo) -> float:
-        fps = feature.fps or video.rate
-        if fps is None:
-            raise DataError(f"{origin}: video {video.name!r} has no fps, and none is given for all")
-        covered = ((extents[video.name].rows - 1) * feature.stride + feature.frames) / fps
-        ends = [item.span[1] for item in video.instances if item.span is not None]
-        last = max(ends, default=0.0)
-        return last if covered < last < covered + feature.stride / fps else covered
-
-    timed = [
-        video._replace(duration=duration(video)) if video.name in extents else video
-        for video in videos
-    ]
-    most = min(
-        (
-            extents[video.name].rows / item.span[1]
-            for video in timed
-            if video.name in extents
-            for item in video.instances
-            if item.span is not None and item.span[1] > (video.duration or 0.0)
-        ),
-        default=None,
-    )
-    if most is None:
-        return timed, ""
-    return timed, (
-        ". Durations are those of the rows here: is it right how many there are per second? With "
-        f"at most {most:.4g} all segments end within their videos; or start and end are no seconds"
-    )
-
-
-def _unchecked(
-    videos: Mapping[str, AnnotatedVideo],
-    names: Sequence[str],
-    extents: Mapping[str, Extent],
-    features: FeatureChoice,
-) -> list[str]:
-    """Says of which videos rows and seconds could not be compared, and what segments tell of them.
-
-    Their durations are those of the rows. Segments that end later are refused; but nothing is
-    impossible about rows that lie closer than is said: the segments then end early.
-    """
-    if not names:
-        return []
-    room = []  # times as many rows a second with which a video's segments still end within it
-    for name in names:
-        duration = videos[name].duration
-        last = max((item.span[1] for item in videos[name].instances if item.span), default=0.0)
-        if duration and last > 0.0:
-            room.append(duration / last)
-    what = f"the rate is not checked for {len(names)} of {len(extents)} videos"
-    if len(names) == len(extents):
-        what = "the rate is not checked"
-    note = (
-        f"{what}: without durations in the annotations they are those of the rows. Compare one by "
-        "hand: rows / rate must be the length of the video in seconds"
-    )
-    if room and features.fps is not None and len(room) >= _MANY and min(room) >= _EARLY:
-        rate = features.fps / features.stride
-        note += (
-            f". Is {rate:g} rows per second too low? No segment ends in the last "
-            f"{100 * (1 - 1 / min(room)):.0f} % of any video; with up to {rate * min(room):.4g} "
-            "rows per second all would still end within their videos"
-        )
-    return [note]
 
 
 def _write(work: Path, spec: DatasetSpec, videos: Sequence[AnnotatedVideo], name: str) -> None:

@@ -108,7 +108,7 @@ class _Block(nn.Module):
         return x + self.drop_path_mlp(out), rows
 
     def macs(self, rows: int) -> int:
-        """Returns the multiply-adds of the convolutions for so many rows of output."""
+        """Returns the multiply-adds of the convolutions for a number of output rows."""
         return conv_macs(self, rows)
 
 

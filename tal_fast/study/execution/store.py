@@ -141,7 +141,7 @@ def check_same_data(
     if changed is not None and not trust_times:
         raise ConfigError(
             f"{out}: holds a study of other data: {changed}; results are never mixed: use another "
-            "--out or, if the files hold what they held (copied, restored, packed), "
+            "--out or, if the content of the files is the same (copied, restored, packed), "
             f"{argument('trust_times', True)}"
         )
 
