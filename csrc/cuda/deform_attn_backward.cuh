@@ -210,6 +210,7 @@ struct DeformAttnBackward {
           : (kStaged ? "deform_attn backward, staged" : "deform_attn backward, general");
   static constexpr int kThreads = 256;
   static constexpr int kBlocks = kStaged && sizeof(T) == 4 && !Source::kFused ? 3 : 2;
+  static constexpr int kRounds = 4;  // of the queries of a block without staged rows
 
   DeformAttnProblem<T, Source> problem;
   RowGradients<T, Source> rows;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/deform_attn_backward.cuh"
+#include "cuda/deform_attn_backward_packs.cuh"
 #include "cuda/deform_attn_launch.h"
 
 namespace tal_fast {
@@ -84,15 +85,17 @@ void launch_sort(const DeviceScope& scope, const DeformAttnShape& shape,
   const int64_t blocks = shape.batch * shape.heads * shape.levels;
   launch(scope, dim3(grid_size(Kernel::kName, blocks)), warps * kWarp,
          Kernel::shared_bytes(warps, bins),
-         Kernel{sizes, source, softmax, sorted, counts, bins, levels});
+         Kernel{sizes, source, softmax, sorted, counts, bins,
+                static_cast<uint32_t>((int64_t{1} << 32) / shape.points + 1), levels});
 }
 
-// There is at least one sample. What the result points to is in `memory`.
-template <typename C, template <typename> typename Source>
+// There is at least one sample. `walked` is `source`, or the same with known dtypes. What the
+// result points to is in `memory`.
+template <typename C, template <typename> typename Source, typename Walked>
 SortedSamples<C> sort_samples(const DeviceScope& scope, const char* op,
                               const DeformAttnShape& shape, const DeformAttnSizes& sizes,
-                              const Levels& levels, const Source<C>& source, const Tensor& like,
-                              std::vector<Tensor>* memory) {
+                              const Levels& levels, const Source<C>& source, const Walked& walked,
+                              const Tensor& like, std::vector<Tensor>* memory) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 4096;  // rounded up to warps it still fits
   const int64_t samples = shape.queries * shape.points;
   TAL_FAST_CHECK(samples < kMost, op,
@@ -129,7 +132,7 @@ SortedSamples<C> sort_samples(const DeviceScope& scope, const char* op,
   const int64_t fitting =
       std::max<int64_t>(0, limit - 1024) / (int64_t{bins} * static_cast<int64_t>(sizeof(int32_t)));
   if (fitting >= std::min(wanted, kFewWarps)) {
-    launch_sort<true>(scope, shape, sizes, levels, source, softmax, sorted, nullptr,
+    launch_sort<true>(scope, shape, sizes, levels, walked, softmax, sorted, nullptr,
                       static_cast<int>(std::min(wanted, fitting)), bins);
   } else {
     const int64_t warps = std::min<int64_t>(wanted, 8);
@@ -140,57 +143,127 @@ SortedSamples<C> sort_samples(const DeviceScope& scope, const char* op,
   return sorted;
 }
 
-template <typename T, bool kStaged, typename Source>
+// How the queries of a head are cut between blocks.
+struct QueryPlan {
+  int64_t per_head;  // blocks
+  int64_t queries;   // of a block
+};
+
+// `rounds` of their queries are for blocks that stage nothing: so many, that what stands before the
+// first costs little, and so few, that blocks are short.
+inline QueryPlan plan_queries(const DeviceLimits& limits, const DeformAttnShape& shape, bool staged,
+                              int threads, int lanes_log2, int64_t rounds) {
+  const int64_t heads = shape.batch * shape.heads;
+  const int64_t lanes = int64_t{2} << lanes_log2;  // per query
+  int64_t per_head =
+      query_blocks(shape, heads, int64_t{2} * limits.multiprocessors, staged, threads / lanes);
+  if (!staged) {
+    per_head = std::max(per_head, ceil_div(shape.queries * lanes, rounds * threads));
+  }
+  const int64_t queries = ceil_div(shape.queries, per_head);
+  return {ceil_div(shape.queries, queries), queries};
+}
+
+// What a launch of the backward has, whatever its kernel.
+template <typename T>
+struct BackwardPlan {
+  T* by_value;  // null: not wanted
+  RowPlan rows;
+  SortedSamples<ComputeType<T>> sorted;
+  int threads;
+  int lanes_log2;      // of the samples
+  int packs_per_lane;  // of the samples
+};
+
+// `samples` are the kernel's, whose queries are still to be cut.
+template <typename Kernel, typename T, typename Source, typename Samples>
 void launch_backward(const DeviceScope& scope, const DeformAttnProblem<T, Source>& problem,
-                     const DeformAttnShape& shape, const T* value, T* by_value, const RowPlan& plan,
-                     const SortedSamples<ComputeType<T>>& sorted,
-                     const SampleOutputs<ComputeType<T>>& outputs, int threads, int lanes_log2,
-                     int packs_per_lane, size_t staged_bytes) {
-  using Kernel = DeformAttnBackward<T, Source, kStaged>;
-  const DeviceLimits limits = scope.limits();
+                     const DeformAttnShape& shape, const BackwardPlan<T>& plan, bool with_samples,
+                     const Samples& samples, size_t staged_bytes) {
   const int64_t heads = shape.batch * shape.heads;
   Kernel kernel{};
   kernel.problem = problem;
   size_t shared_bytes = 0;
 
   int64_t row_blocks = 0;
-  if (by_value != nullptr) {
-    row_blocks = heads * plan.slices * plan.ranges;
-    kernel.rows = {by_value,    sorted,    plan.lanes_log2,
-                   plan.slices, plan.rows, static_cast<int>(plan.ranges),
-                   plan.parts};
-    shared_bytes = plan.bytes;
+  if (plan.by_value != nullptr) {
+    row_blocks = heads * plan.rows.slices * plan.rows.ranges;
+    kernel.rows = {plan.by_value,    plan.sorted,    plan.rows.lanes_log2,
+                   plan.rows.slices, plan.rows.rows, static_cast<int>(plan.rows.ranges),
+                   plan.rows.parts};
+    shared_bytes = plan.rows.bytes;
   }
 
   int64_t sample_blocks = 0;
-  if (outputs.wanted()) {
-    const int64_t lanes = int64_t{2} << lanes_log2;  // per query
-    int64_t per_head =
-        query_blocks(shape, heads, int64_t{2} * limits.multiprocessors, kStaged, threads / lanes);
-    if (!kStaged) {
-      // Nothing to stage, so blocks may be short: four rounds of their queries.
-      per_head = std::max(per_head, ceil_div(shape.queries * lanes, int64_t{4} * threads));
-    }
-    const int64_t queries = ceil_div(shape.queries, per_head);
-    per_head = ceil_div(shape.queries, queries);
-    sample_blocks = heads * per_head;
-    kernel.samples = {value,
-                      lanes_log2,
-                      packs_per_lane,
-                      static_cast<int>(queries),
-                      static_cast<int>(per_head),
-                      outputs.by_position,
-                      outputs.by_weight,
-                      outputs.by_location,
-                      outputs.weight_memory};
+  if (with_samples) {
+    const QueryPlan queries = plan_queries(scope.limits(), shape, staged_bytes > 0, plan.threads,
+                                           plan.lanes_log2, Kernel::kRounds);
+    sample_blocks = heads * queries.per_head;
+    kernel.samples = samples;
+    kernel.samples.queries_per_block = static_cast<int>(queries.queries);
+    kernel.samples.query_blocks = static_cast<int>(queries.per_head);
     shared_bytes = std::max(shared_bytes, staged_bytes);
   }
 
   const unsigned blocks = grid_size(Kernel::kName, row_blocks + sample_blocks);
   kernel.row_blocks = static_cast<int>(row_blocks);
   if (blocks > 0) {
-    launch(scope, dim3(blocks), threads, shared_bytes, kernel);
+    launch(scope, dim3(blocks), plan.threads, shared_bytes, kernel);
   }
+}
+
+template <typename T, bool kStaged, typename Source>
+void launch_general(const DeviceScope& scope, const DeformAttnProblem<T, Source>& problem,
+                    const DeformAttnShape& shape, const T* value, const BackwardPlan<T>& plan,
+                    const SampleOutputs<ComputeType<T>>& outputs, size_t staged_bytes) {
+  const SampleGradients<T, Source, kStaged> samples = {value,
+                                                       plan.lanes_log2,
+                                                       plan.packs_per_lane,
+                                                       0,
+                                                       0,
+                                                       outputs.by_position,
+                                                       outputs.by_weight,
+                                                       outputs.by_location,
+                                                       outputs.weight_memory};
+  launch_backward<DeformAttnBackward<T, Source, kStaged>>(scope, problem, shape, plan,
+                                                          outputs.wanted(), samples, staged_bytes);
+}
+
+// ---- samples of known dtypes --------------------------------------------------------------------
+
+// Lanes of a row of 32 channels, which the kernels of deform_attn_backward_packs.cuh are for.
+template <typename T>
+constexpr int kPackLanesLog2 = sizeof(T) == 2 ? 2 : 3;
+
+template <typename T, typename Source>
+bool fits_backward_packs(const DeformAttnShape& shape, const Source& source, bool aligned) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  constexpr int64_t kMostThreads = 256;
+  const int64_t samples = shape.levels * shape.points;
+  const int64_t row = shape.heads * shape.channels;
+  return aligned && shape.channels == kPackSize<T> << kPackLanesLog2<T> &&
+         shape.levels <= static_cast<int64_t>(kLevelsInside) && samples > 0 &&
+         samples * shape.points < 65536 && shape.points > 1 &&
+         shape.queries * shape.points * shape.points < int64_t{1} << 32 &&
+         row * kMostThreads < kMost && shape.heads * samples * kMostThreads < kMost &&
+         longest_stride(source) * kMostThreads < kMost && shape.rows * row < kMost &&
+         has_dtypes(source, kDtypeOf<T>);
+}
+
+template <typename T, bool kStaged, bool kOnce, typename Source>
+void launch_backward_packs(const DeviceScope& scope, const DeformAttnProblem<T, Source>& problem,
+                           const DeformAttnShape& shape, const T* value,
+                           const BackwardPlan<T>& plan, const SampleOutputs<float>& outputs,
+                           size_t staged_bytes) {
+  using Kernel = DeformAttnBackwardPacks<T, Source, kPackLanesLog2<T>, kStaged, kOnce>;
+  using Samples = PackSampleGradients<T, Source, kPackLanesLog2<T>, kStaged, kOnce>;
+  const Samples samples = {value,
+                           0,
+                           0,
+                           static_cast<int>(65536 / shape.points + 1),
+                           static_cast<float*>(outputs.by_position.data),
+                           static_cast<T*>(outputs.by_weight.data)};
+  launch_backward<Kernel>(scope, problem, shape, plan, outputs.wanted(), samples, staged_bytes);
 }
 
 template <typename T>
@@ -218,15 +291,9 @@ void run_deform_attn_backward(const DeviceScope& scope, const char* op,
   if (shape.batch * shape.queries * shape.samples_per_query() == 0) {
     outputs = {};
   }
-  DeformAttnProblem<T, Source> problem{};
-  problem.sizes = device_sizes(op, shape);
-  problem.source = source;
-  problem.grad = const_data<T>(grad);
-  problem.padding = padding;
-  problem.aligned = shape.channels % kPack == 0 && is_aligned(value) && is_aligned(grad) &&
-                    (by_value == nullptr || is_aligned(grad_value));
-  problem.levels = levels;
-
+  const bool aligned = shape.channels % kPack == 0 && is_aligned(value) && is_aligned(grad) &&
+                       (by_value == nullptr || is_aligned(grad_value));
+  const DeformAttnSizes sizes = device_sizes(op, shape);
   const int lanes_log2 = sample_lanes_log2<T>(shape);
   const int64_t packs = std::max<int64_t>(1, ceil_div(shape.channels, kPack));
   const int64_t packs_per_lane = ceil_div(packs, int64_t{1} << lanes_log2);
@@ -237,29 +304,51 @@ void run_deform_attn_backward(const DeviceScope& scope, const char* op,
       static_cast<int>(std::clamp<int64_t>(ceil_div(work, kWarp) * kWarp, kWarp, Kernel::kThreads));
 
   const DeviceLimits limits = scope.limits();
-  RowPlan plan{};
+  BackwardPlan<T> plan = {by_value, {}, {}, threads, lanes_log2, static_cast<int>(packs_per_lane)};
   std::vector<Tensor> memory;
-  SortedSamples<ComputeType<T>> sorted{};
-  if (by_value != nullptr) {
-    plan = plan_rows<T, Source>(limits, shape, threads);
-    if (shape.queries * shape.points > 0) {
-      sorted = sort_samples(scope, op, shape, problem.sizes, levels, source, grad, &memory);
-    }
-  }
   const size_t staged_bytes =
       static_cast<size_t>(shape.rows + 1) * 16 * static_cast<size_t>(packs_per_lane << lanes_log2);
-  const size_t limit =
-      std::min(limits.shared_per_block, limits.shared_per_multiprocessor / Kernel::kBlocks - 1024);
-  if constexpr (!std::is_same_v<T, double>) {
-    if (is_dense(shape) && staged_bytes <= limit) {
-      launch_backward<T, true>(scope, problem, shape, const_data<T>(value), by_value, plan, sorted,
-                               outputs, threads, lanes_log2, static_cast<int>(packs_per_lane),
-                               staged_bytes);
+  // Calls launch(problem, staged_bytes), 0 if rows are not staged, for the samples as `walked` has
+  // them and a kernel that is to have `blocks` at once.
+  const auto run = [&](const auto& walked, int blocks, const auto& launch) {
+    if (by_value != nullptr) {
+      plan.rows = plan_rows<T, Source>(limits, shape, threads);
+      if (shape.queries * shape.points > 0) {
+        plan.sorted = sort_samples(scope, op, shape, sizes, levels, source, walked, grad, &memory);
+      }
+    }
+    const DeformAttnProblem<T, std::decay_t<decltype(walked)>> problem = {
+        sizes, walked, const_data<T>(grad), padding, aligned, levels};
+    const size_t limit =
+        std::min(limits.shared_per_block,
+                 limits.shared_per_multiprocessor / static_cast<size_t>(blocks) - 1024);
+    launch(problem, is_dense(shape) && staged_bytes <= limit ? staged_bytes : 0);
+  };
+  const T* rows = const_data<T>(value);
+  if constexpr (!std::is_same_v<T, double> && !Source::kFused) {
+    if (fits_backward_packs<T>(shape, source, aligned)) {
+      const bool once = shape.levels * shape.points <= int64_t{1} << lanes_log2;
+      run(typed<T>(source), kBackwardPackBlocks<T>, [&](const auto& problem, size_t staged) {
+        if (once && staged > 0) {
+          launch_backward_packs<T, true, true>(scope, problem, shape, rows, plan, outputs, staged);
+        } else if (once) {
+          launch_backward_packs<T, false, true>(scope, problem, shape, rows, plan, outputs, 0);
+        } else {
+          launch_backward_packs<T, false, false>(scope, problem, shape, rows, plan, outputs, 0);
+        }
+      });
       return;
     }
   }
-  launch_backward<T, false>(scope, problem, shape, const_data<T>(value), by_value, plan, sorted,
-                            outputs, threads, lanes_log2, static_cast<int>(packs_per_lane), 0);
+  run(source, Kernel::kBlocks, [&](const auto& problem, size_t staged) {
+    if constexpr (!std::is_same_v<T, double>) {
+      if (staged > 0) {
+        launch_general<T, true>(scope, problem, shape, rows, plan, outputs, staged);
+        return;
+      }
+    }
+    launch_general<T, false>(scope, problem, shape, rows, plan, outputs, 0);
+  });
 }
 
 }  // namespace tal_fast

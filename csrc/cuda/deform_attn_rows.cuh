@@ -18,7 +18,8 @@ struct DeformAttnProblem {
   Levels levels;
 };
 
-template <typename T, typename Source>
+// `kPacks`: rows are whole aligned packs, and every lane of a slice has one.
+template <typename T, typename Source, bool kPacks = false>
 struct RowGradients {
   using C = ComputeType<T>;
   using Problem = DeformAttnProblem<T, Source>;
@@ -90,6 +91,9 @@ struct RowGradients {
     const C* shares;
   };
 
+  // Between queries; within 32 bits if the host says so.
+  using Stride = std::conditional_t<kPacks, int, int64_t>;
+
   TAL_FAST_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
   TAL_FAST_DEVICE static int threads() { return static_cast<int>(blockDim.x); }
 
@@ -100,7 +104,7 @@ struct RowGradients {
     const int64_t channel = here.first_channel + lane * N;
     const int64_t available = sizes.channels - channel;
     const T* grad = problem.grad + sizes.unit(here.b, 0, here.h) * sizes.channels + channel;
-    const int64_t stride = sizes.heads * sizes.channels;
+    const Stride stride = static_cast<Stride>(sizes.heads * sizes.channels);
     // Of the rows that there are: those of a short level are fewer than rows_per_block.
     const int groups = (threads() >> lanes_log2) / parts;
     const int run = groups > 1 ? (here.count + groups - 1) / groups : here.count;
@@ -147,7 +151,7 @@ struct RowGradients {
     }
   }
 
-  TAL_FAST_DEVICE static void add_samples(const Range& here, const T* grad, int64_t stride,
+  TAL_FAST_DEVICE static void add_samples(const Range& here, const T* grad, Stride stride,
                                           int64_t available, bool aligned, int place, int stop,
                                           C* previous, C* current) {
     constexpr int N = kPackSize<T>;
@@ -159,12 +163,20 @@ struct RowGradients {
         // Past the end the last one again, of which nothing is taken.
         const int p = place + j < stop ? place + j : stop - 1;
         shares[j] = read_pack<2>(here.shares + 2 * int64_t{p});
-        packs[j] = load_channels(grad + read(here.query + p) * stride, available, aligned);
+        if constexpr (kPacks) {
+          packs[j] = read_pack<N>(grad + int64_t{read(here.query + p)} * stride);
+        } else {
+          packs[j] = load_channels(grad + read(here.query + p) * stride, available, aligned);
+        }
       }
       for (int j = 0; j < kAhead; ++j) {
         if (place + j < stop) {
+          C wide[N];
+          if constexpr (kPacks) {
+            widen_pack(packs[j], wide);
+          }
           for (int i = 0; i < N; ++i) {
-            const C g = widen(packs[j][i]);
+            const C g = kPacks ? wide[i] : widen(packs[j][i]);
             previous[i] = multiply_add(shares[j][0], g, previous[i]);
             current[i] = multiply_add(shares[j][1], g, current[i]);
           }
@@ -184,8 +196,12 @@ struct RowGradients {
     for (int i = 0; i < N; ++i) {
       result[i] = narrow<T>(padded ? C(0) : sum[i]);
     }
-    store_channels(by_value + (row * sizes.heads + here.h) * sizes.channels + channel, result,
-                   sizes.channels - channel, problem.aligned);
+    if constexpr (kPacks) {
+      store_pack<N>(by_value + (row * sizes.heads + here.h) * sizes.channels + channel, result);
+    } else {
+      store_channels(by_value + (row * sizes.heads + here.h) * sizes.channels + channel, result,
+                     sizes.channels - channel, problem.aligned);
+    }
   }
 
   TAL_FAST_DEVICE void join_rows(const Problem& problem, Shared<C> sums, const Range& here) const {

@@ -151,6 +151,7 @@ struct QuerySamples {
 template <typename C>
 struct GivenSamples {
   static constexpr bool kFused = false;
+  static constexpr bool kTyped = false;  // whether dtypes are known when compiled
 
   AnyInput<C> locations;  // [B, Q, H, L, P]
   AnyInput<C> weights;    // [B, Q, H, L, P]
@@ -184,6 +185,7 @@ struct GivenSamples {
 template <typename C>
 struct ProjectedSamples {
   static constexpr bool kFused = true;
+  static constexpr bool kTyped = false;
 
   AnyInput<C> offsets;  // [B, Q, H, L, P]
   int64_t offsets_batch_stride, offsets_query_stride;

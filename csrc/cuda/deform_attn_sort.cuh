@@ -66,8 +66,9 @@ struct DeformAttnSort {
   Source source;
   const C* softmax;  // [B, Q, H, 2], for the fused op
   SortedSamples<C> sorted;
-  int32_t* counts;  // [blocks, warps, bins] unless they are in shared memory
-  int bins;         // of the longest level
+  int32_t* counts;     // [blocks, warps, bins] unless they are in shared memory
+  int bins;            // of the longest level
+  uint32_t per_point;  // 2^32 / points, rounded up, for typed samples
   Levels levels;
 
   static size_t shared_bytes(int warps, int bins) {
@@ -189,7 +190,7 @@ struct DeformAttnSort {
       for (int s = 0; s < kAhead; ++s) {
         const int i = base + s * kWarp + lane_index();
         raw[s] = {};
-        query[s] = i < end ? i / sizes.points : -1;
+        query[s] = i < end ? query_of(i) : -1;
         if (i < end) {
           const int k = here.level_index * sizes.points + i - query[s] * sizes.points;
           raw[s] = source.fetch(source.query(sizes, here.b, query[s], here.h), k, here.level_index);
@@ -215,6 +216,14 @@ struct DeformAttnSort {
         }
         visit(bin, query[s], left, right);
       }
+    }
+  }
+
+  TAL_FAST_DEVICE int query_of(int i) const {
+    if constexpr (Source::kTyped) {
+      return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(i)) * per_point >> 32);
+    } else {
+      return i / sizes.points;
     }
   }
 

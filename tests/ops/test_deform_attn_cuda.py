@@ -75,31 +75,35 @@ def assert_launched(device: str, expected: list[str]) -> None:
         assert launched(device) == expected
 
 
-# (shape, bytes of shared memory or None: all, path forward, path backward)
-PATHS: list[tuple[Shape, int | None, str, str]] = [
-    ((2, (24,), 24, 2, 32, 4), None, "packs once", "staged"),
+# (shape, bytes of shared memory or None: all, path forward, path backward, that of the fused op)
+PATHS: list[tuple[Shape, int | None, str, str, str]] = [
+    ((2, (24,), 24, 2, 32, 4), None, "packs once", "staged packs", "staged"),
     # More samples of a query than lanes.
-    ((2, (24,), 24, 2, 32, 9), None, "packs in rounds", "staged"),
+    ((2, (24,), 24, 2, 32, 9), None, "packs in rounds", "packs in rounds", "staged"),
     # Slices of 4 packs: 64 bytes of a row.
-    ((1, (70, 30), 30, 2, 32, 2), 8 * KIB, "packs once", "general"),
-    ((1, (70, 30), 30, 2, 32, 3), 8 * KIB, "packs in rounds", "general"),
+    ((1, (70, 30), 30, 2, 32, 2), 8 * KIB, "packs once", "packs once", "general"),
+    ((1, (70, 30), 30, 2, 32, 3), 8 * KIB, "packs in rounds", "packs once", "general"),
     # 64 bytes of a row do not fit.
-    ((1, (70, 30), 30, 2, 32, 2), 4 * KIB, "global packs", "general"),
-    ((1, (70, 30), 30, 2, 32, 5), 4 * KIB, "global packs", "general"),
+    ((1, (70, 30), 30, 2, 32, 2), 4 * KIB, "global packs", "packs once", "general"),
+    ((1, (70, 30), 30, 2, 32, 5), 4 * KIB, "global packs", "packs in rounds", "general"),
     # Fewer samples than rows.
-    ((2, (64, 9), 3, 2, 32, 4), None, "global packs", "general"),
+    ((2, (64, 9), 3, 2, 32, 4), None, "global packs", "packs once", "general"),
+    # One point: nothing to divide by.
+    ((1, (20, 9), 30, 2, 32, 1), None, "packs once", "staged", "staged"),
     # The forward cuts the channels, the backward keeps them together.
-    ((1, (20,), 30, 1, 256, 2), 8 * KIB, "packs once", "general"),
-    ((1, (9,), 20, 2, 256, 2), None, "packs once", "staged"),
+    ((1, (20,), 30, 1, 256, 2), 8 * KIB, "packs once", "general", "general"),
+    ((1, (9,), 20, 2, 256, 2), None, "packs once", "staged", "staged"),
     # Rows that are no multiple of 16 bytes, or of the lanes.
-    ((1, (9, 8), 20, 3, 33, 2), None, "staged", "staged"),
-    ((1, (9, 8), 20, 3, 33, 2), KIB // 2, "general", "general"),
-    ((1, (9, 8), 20, 3, 40, 2), None, "staged", "staged"),
+    ((1, (9, 8), 20, 3, 33, 2), None, "staged", "staged", "staged"),
+    ((1, (9, 8), 20, 3, 33, 2), KIB // 2, "general", "general", "general"),
+    ((1, (9, 8), 20, 3, 40, 2), None, "staged", "staged", "staged"),
 ]
 
 
-@pytest.mark.parametrize(("shape", "limit", "forward", "backward"), PATHS)
-def test_paths(shape: Shape, limit: int | None, forward: str, backward: str, device: str) -> None:
+@pytest.mark.parametrize(("shape", "limit", "forward", "backward", "fused_backward"), PATHS)
+def test_paths(
+    shape: Shape, limit: int | None, forward: str, backward: str, fused_backward: str, device: str
+) -> None:
     """float32, with the kernels that the host should choose."""
     if limit is not None and device != "cuda-emulated":
         pytest.skip("another size of shared memory")
@@ -111,7 +115,7 @@ def test_paths(shape: Shape, limit: int | None, forward: str, backward: str, dev
         assert_launched(device, [*names, *(f"deform_attn backward, {x}" for x in (sort, backward))])
         check_fused(shape, torch.float32)
         names = [f"deform_attn_fused forward, {forward}"] * 2
-        names += [f"deform_attn_fused backward, {x}" for x in ("softmax", sort, backward)]
+        names += [f"deform_attn_fused backward, {x}" for x in ("softmax", sort, fused_backward)]
         assert_launched(device, [*names, "deform_attn_fused backward, reference points"])
 
 
@@ -127,17 +131,48 @@ def test_paths_of_other_dtypes(shape: Shape, path: str, dtype: torch.dtype, devi
         # float64 has no staged kernels: it is there to check gradients.
         taken = "general" if dtype == torch.float64 else path
         packs = "packs in rounds" if path == "staged" else "global packs"
-        forward = packs if shape[4] == 32 and dtype != torch.float64 else taken
+        typed = shape[4] == 32 and dtype != torch.float64
+        forward = packs if typed else taken
+        backward = "packs in rounds" if typed else taken
         sort = "sort in global memory" if path == "general" else "sort"
         assert_launched(
             device,
             [
                 *[f"deform_attn forward, {forward}"] * 2,
                 f"deform_attn backward, {sort}",
-                f"deform_attn backward, {taken}",
+                f"deform_attn backward, {backward}",
             ],
         )
         check_fused(shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "limit"),
+    [
+        ((2, (24,), 23, 2, 32, 4), None),
+        ((2, (24, 7), 23, 2, 32, 6), None),
+        ((1, (70, 30), 30, 2, 32, 2), 4 * KIB),
+        # Long enough for warps of the sort that begin within a query, and rows without a sample.
+        ((1, (300,), 131, 1, 32, 3), None),
+    ],
+)
+def test_backward_packs_have_the_bits_of_the_general_kernels(
+    shape: Shape, limit: int | None, dtype: torch.dtype, device: str
+) -> None:
+    """float64 locations with the values of float32 take the general ones."""
+    if device != "cuda-emulated":
+        pytest.skip("another size of shared memory")
+    value, lengths, locations, weights = given.make(shape, dtype)
+    weight = fused.output_weight(shape, dtype)
+    with emulator.shared_memory(limit) if limit is not None else nullcontext():
+        launched(device)
+        ours = given.gradients(deform_attn, (value, lengths, locations, weights), weight)
+        assert "packs" in launched(device)[-1]
+        theirs = given.gradients(deform_attn, (value, lengths, locations.double(), weights), weight)
+        assert "packs" not in launched(device)[-1]
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other.to(one.dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
