@@ -85,11 +85,12 @@ def _words(option: str, value: Any) -> list[str]:
     if value is True:
         return [option]
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [word for item in values for word in (option, f"{item:g}" if _real(item) else str(item))]
+    return [word for item in values for word in (option, _word(item))]
 
 
-def _real(value: Any) -> bool:
-    return isinstance(value, float)
+def _word(value: Any) -> str:
+    # Every digit of a number, and 3 for 3.0, as people write it.
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _reason(curve: LearningCurve) -> str | None:
