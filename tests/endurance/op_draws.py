@@ -43,6 +43,7 @@ class Call:
         tensors: what it is called with.
         twin: the same of the twin, or None where only layouts and instruction sets are compared.
         scale: largest value that a difference is measured by; 0 for equal bits.
+        told: what of the results the twin tells; all of them when None.
         contiguous: the op takes no other layout of its first tensor, and says so.
     """
 
@@ -51,6 +52,7 @@ class Call:
     twin: Callable[..., Any] | None
     scale: float = 0.0
     contiguous: bool = False
+    told: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
 def results(value: Any) -> list[Tensor]:
@@ -59,10 +61,7 @@ def results(value: Any) -> list[Tensor]:
         return [value]
     if value is None or isinstance(value, (int, float)):
         return []
-    if not isinstance(value, (tuple, list)):
-        value = [getattr(value, name) for name in value.__slots__]
-    fields = value
-    return [tensor for one in fields for tensor in results(one)]
+    return [tensor for one in value for tensor in results(one)]
 
 
 def other_layout(rng: random.Random, tensor: Tensor) -> Tensor:
@@ -259,8 +258,24 @@ def linear_assignment(rng: random.Random) -> Call:
     costs = _numbers(rng, size, dtype=dtype, scale=10.0)
     costs = costs.round() if rng.random() < 0.3 else costs
 
-    return Call(lambda c: ops.linear_assignment(c, rows, columns), (costs,),
-                lambda c: assignment_twin.linear_assignment(c, rows, columns))  # fmt: skip
+    def totals(found: list[Tensor]) -> list[Tensor]:
+        """The cost of each problem: ties may be solved in several ways."""
+        first, sums = 0, []
+        for problem, (r, c) in enumerate(zip(rows, columns, strict=True)):
+            matrix = costs[first : first + r * c].double().view(r, c)
+            first += r * c
+            mine = found[0] == problem
+            sums.append(math.fsum(matrix[found[1][mine], found[2][mine]].tolist()))
+        return [torch.tensor(sums, dtype=torch.float64)]
+
+    def twin(given: Tensor) -> Tensor:
+        found = assignment_twin.linear_assignment(given, rows, columns)
+        return torch.tensor([best for best, _ in found], dtype=torch.float64)
+
+    def op(given: Tensor) -> Any:
+        return ops.linear_assignment(given, rows, columns)
+
+    return Call(op, (costs,), twin, 60.0, told=totals)
 
 
 def boundary_max_pool(rng: random.Random) -> Call:
