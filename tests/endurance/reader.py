@@ -2,8 +2,8 @@
 """The feature reader: requests from bytes under sanitizers, and opened and closed again and again.
 
 The requests are those of ``tests/native/fuzz_reader.cpp``, built with a sanitizer (``make
-test-all``); without that build there are none. Errors of single system calls are not part of it yet; ``tests/data/
-test_loader_faults.py`` and ``tests/native/test_reader.cpp`` have those that were thought of.
+test-all``); without that build there are none. Errors of single system calls are no part of it;
+``tests/data/test_loader_faults.py`` and ``tests/native/test_reader.cpp`` have those thought of.
 """
 
 from __future__ import annotations
