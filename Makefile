@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.tal_fast_installed
 DEMO_STAMP := $(VENV)/.tal_fast_demo_installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator \
+CXX_FILES = $(shell find csrc tests/native tests/cuda_emulator tests/endurance \
 	-name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # Presets of CMakePresets.json for test-native. `debug` has all that `asan` has, but for its speed.
 # With `debug-wide` the kernels of every instruction set: test-all takes that time.

@@ -88,7 +88,7 @@ def train(
             training that has ended.
         DataError: the data is faulty, or some class has nothing to learn from.
         TrainingError: the loss is not finite, ``out`` cannot be written, or holds an interrupted
-            training of other settings or data.
+            training of other settings or data; or another process trains there.
     """
     plan = plan_training(
         data,

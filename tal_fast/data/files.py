@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tal_fast.errors import DataError
 from tal_fast.typing import FilePath
@@ -17,10 +20,16 @@ from tal_fast.typing import FilePath
 __all__ = [
     "check_writable",
     "directory_in_one_step",
+    "file_in_one_step",
+    "remove_unfinished",
+    "sync_directory",
     "write_bytes_atomically",
     "write_error",
     "write_text_atomically",
 ]
+
+_UNFINISHED, _REPLACED = ".tmp", ".old"
+_BUSY = (errno.EAGAIN, errno.EACCES)
 
 
 def write_error(path: FilePath, error: OSError) -> DataError:
@@ -28,18 +37,151 @@ def write_error(path: FilePath, error: OSError) -> DataError:
     return DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}")
 
 
-def write_text_atomically(path: FilePath, text: str) -> Path:
+def _take(descriptor: int) -> bool:
+    """Locks an unfinished file or directory; returns whether it is this process's.
+
+    Whoever holds the lock writes it, or removes what a killed process has left. A file system
+    without locks gives every one to its writer, and none to those who would remove it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _BUSY
+    return os.fstat(descriptor).st_nlink > 0  # else it was removed before it was locked
+
+
+def _is_left(path: str, *, folder: bool) -> bool:
+    """Whether an unfinished file or directory is of a process that is gone."""
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _left_beside(target: Path, ending: str) -> list[os.DirEntry[str]]:
+    """Returns what killed processes left of writing ``target``."""
+    try:
+        with os.scandir(target.parent) as entries:
+            return [
+                entry
+                for entry in entries
+                if entry.name.startswith(f".{target.name}.")
+                and entry.name.endswith(ending)
+                and _is_left(entry.path, folder=entry.is_dir(follow_symlinks=False))
+            ]
+    except OSError:
+        return []
+
+
+def remove_unfinished(path: FilePath) -> None:
+    """Removes what processes that were killed while they wrote ``path`` have left beside it.
+
+    Everything here that writes a file or directory in one step does so first. On a file system
+    without locks nobody can tell what is left from what is being written, and it stays.
+    """
+    for entry in _left_beside(Path(path), _UNFINISHED):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
+
+
+def _create_beside(target: Path) -> tuple[Path, int]:
+    """Makes an unfinished file that nobody else takes for left; returns it and its descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    while True:
+        name = f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}"
+        temporary = target.with_name(name)
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileExistsError:
+            continue
+        if _take(descriptor):
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def file_in_one_step(path: FilePath, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """Gives a temporary file beside ``path`` that takes its place when the block ends.
+
+    Any error, Ctrl-C included, removes it and leaves ``path`` as it was. A process that is killed
+    leaves it, until the next one writes ``path``.
+
+    Args:
+        path: file to write.
+        sync: have it on the disk before it takes its place, for what has to outlive a power cut.
+
+    Yields:
+        The file to write into.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(path)
+    remove_unfinished(target)
+    temporary, held = _create_beside(target)
+    try:
+        try:
+            # Two descriptors: closing one tells whether all was written, the other holds the lock.
+            with os.fdopen(os.dup(held), "wb") as file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
+            raise
+        if sync:
+            sync_directory(target.parent)
+    finally:
+        os.close(held)
+
+
+def sync_directory(directory: FilePath) -> None:
+    """Has the names in a directory on the disk, where the file system knows how to.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of some network file systems, for every directory
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(path: FilePath, text: str, *, sync: bool = False) -> Path:
     """Writes ``text``, in UTF-8, beside ``path`` and renames it into place.
 
     See :func:`write_bytes_atomically`.
     """
-    return write_bytes_atomically(path, text.encode())
+    return write_bytes_atomically(path, text.encode(), sync=sync)
 
 
-def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
+def write_bytes_atomically(path: FilePath, content: bytes, *, sync: bool = False) -> Path:
     """Writes ``content`` beside ``path`` and renames it into place.
 
     A pipe or device (``/dev/stdout``) is written to, since a rename would replace it by a file.
+
+    Args:
+        path: file to write.
+        content: all of it.
+        sync: as of :func:`file_in_one_step`.
 
     Raises:
         DataError: if it cannot be written; nothing is left behind then.
@@ -51,12 +193,8 @@ def write_bytes_atomically(path: FilePath, content: bytes) -> Path:
         if target.exists() and not target.is_file():
             target.write_bytes(content)
             return target
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with file_in_one_step(target, sync=sync) as file:
+            file.write(content)
     except OSError as error:
         raise write_error(path, error) from error
     return target
@@ -99,6 +237,10 @@ def directory_in_one_step(
             included).
     """
     target = Path(out)
+    if not os.path.lexists(target):
+        for left in _left_beside(target, _REPLACED):  # killed between the two renames below
+            with contextlib.suppress(OSError):
+                os.rename(left.path, target)
     if os.path.lexists(target):
         if not target.is_dir():
             raise DataError(f"{target}: expected a directory to write, got a file")
@@ -108,9 +250,27 @@ def directory_in_one_step(
         # A slip of the keyboard must not remove somebody's home directory.
         if filled and not (target / marker).is_file():
             raise DataError(f"{target}: has no {marker}, so it is not replaced; choose another")
+    remove_unfinished(target)
+    for left in _left_beside(target, _REPLACED):
+        shutil.rmtree(left.path, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        yield from _directory_beside(target, held)
+
+
+def _directory_beside(target: Path, held: contextlib.ExitStack) -> Iterator[Path]:
+    """As :func:`directory_in_one_step`; ``held`` closes what must stay locked until the end."""
+
+    def hold(directory: Path) -> None:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        held.callback(os.close, descriptor)
+        _take(descriptor)
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        work = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=target.parent)
+        )
+        hold(work)
     except OSError as error:
         raise write_error(target, error) from error
     old: Path | None = None
@@ -121,7 +281,8 @@ def directory_in_one_step(
         work.chmod(0o777 & ~umask)
         yield work
         if target.exists():
-            old = work.with_suffix(".old")
+            hold(target)
+            old = work.with_suffix(_REPLACED)
             os.rename(target, old)
         os.rename(work, target)
     except OSError as error:

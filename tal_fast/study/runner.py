@@ -19,12 +19,13 @@ from tal_fast.curves import LearningCurve
 from tal_fast.curves.curve_files import curve_csv
 from tal_fast.data.files import check_writable, write_text_atomically
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, listing
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
 from tal_fast.study.execution.local import InProcess, LocalPool
 from tal_fast.study.execution.messages import Executor, Outcome, is_environment_error
-from tal_fast.study.execution.run_trial import BestCheckpoints
+from tal_fast.study.execution.run_trial import BestCheckpoints, remove_left
 from tal_fast.study.results import build_curves, trials_csv
 from tal_fast.study.spec import CONFIG, StudyPlan, StudySpec, plan_study
 from tal_fast.study.trial import TrialRecord, TrialTask
@@ -196,6 +197,15 @@ def _check_same(
         )
 
 
+def _remove_empty_logs(logs: Path) -> None:
+    """Removes the logs of a run that was killed before it could see that nothing was in them."""
+    with contextlib.suppress(OSError):
+        for log in logs.glob("*.log"):
+            if log.stat().st_size == 0:
+                log.unlink()
+        logs.rmdir()  # where nothing else is in it
+
+
 class _Study:
     """The directory of a study while this process runs it.
 
@@ -213,6 +223,8 @@ class _Study:
         if study is not None:
             _check_same(plan, study, facts, console)
         self.records = store.scan_trials(self._out / store.TRIALS, plan.hash)
+        remove_left(self._out / store.TRIALS, self.records)
+        _remove_empty_logs(self._out / "logs")
         self._runs = [] if study is None else list(study["runs"])
         self.answer: list[str] = []
         for note in plan.notes:
@@ -345,7 +357,7 @@ def run_study(spec: StudySpec, *, console: Console | None = None) -> StudyResult
     out = spec.out
     check_writable(out)
     busy = f"{out}: another process runs this study"
-    with store.locked_directory(out, wait=1.0, busy=busy):
+    with locked_directory(out, wait=1.0, busy=busy):
         study = _Study(plan, console or Console(stderr=True))
         ran, failed = study.run()
         if failed:

@@ -2,23 +2,23 @@
 """Checkpoints: what prediction needs, and what going on with a training needs.
 
 Files hold tensors and plain values only and are read with ``weights_only=True``: loading one never
-runs code. They are written under a temporary name and renamed, so a killed run leaves the last
-complete one.
+runs code. They are written under a temporary name, synced and renamed, so a killed run or a
+power cut leaves the last complete one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from tal_fast.data.files import file_in_one_step
 from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals
 from tal_fast.errors import ConfigError, DataError, TrainingError, listing
@@ -42,22 +42,41 @@ _FORMAT = 1
 _SPARE = 8
 
 
+class _Sink:
+    """A file for torch to write into, which remembers why it could not.
+
+    Torch itself tells a full disk by a line of its own source.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a checkpoint atomically.
 
     Raises:
         TrainingError: the file cannot be written (disk full, no permission).
     """
-    temporary = path.with_name(path.name + ".partial")
+    sink = None
     try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": _FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error
+        with file_in_one_step(path, sync=True) as file:
+            sink = _Sink(file)
+            torch.save({"format": _FORMAT, **content}, cast(Any, sink))
+    except (OSError, RuntimeError) as error:
+        cause = error if sink is None or sink.error is None else sink.error
+        raise TrainingError(f"cannot write the checkpoint {path}: {cause}") from cause
 
 
 def read_torch_file(path: str | Path) -> Any:

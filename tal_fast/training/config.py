@@ -16,6 +16,7 @@ import pydantic
 import yaml
 from pydantic import BeforeValidator, Field
 
+from tal_fast.data.files import file_in_one_step
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError
 from tal_fast.models import available, detector_config, detector_of, recipe
@@ -266,7 +267,8 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def save_config(config: ExperimentConfig, path: str | Path) -> None:
     """Writes the settings as YAML that :func:`load_config` reads back."""
-    Path(path).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), "utf-8")
+    with file_in_one_step(path) as file:
+        file.write(yaml.safe_dump(config_to_dict(config), sort_keys=False).encode())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

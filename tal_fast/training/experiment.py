@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.files import file_in_one_step
+from tal_fast.data.locks import BusyError, locked_directory
 from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models.base import Detector
@@ -28,6 +31,10 @@ from tal_fast.training.trainer import Trainer
 __all__ = ["ExperimentResult", "Scores", "run_experiment", "train"]
 
 Progress = Callable[[ProgressEvent], None]
+
+# Beside that of the trial whose directory it may be. Who waits may wait for one that is dying.
+_LOCK_FILE = ".training.lock"
+_SECONDS_FOR_LOCK = 5.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def train(
     progress: Progress | None = None,
     threads: int | None = None,
     trust_times: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> TrainingSummary:
     """Trains a model and writes config.yaml, environment.json, log.csv and checkpoint.pt.
 
@@ -112,21 +120,62 @@ def train(
         threads: torch threads of a process; as they are when None.
         trust_times: go on with an interrupted training although feature files have another size or
             time than then, since they hold the same.
+        check: called in the first process once no other can train in ``out``; what it raises
+            refuses the training.
 
     Raises:
         ConfigError: the budget lacks a setting, or windows are chosen under a hold-out.
         DataError: the videos hold nothing to train on, or too little for a hold-out.
-        TrainingError: the training cannot go on, or ``out`` cannot be written.
+        TrainingError: the training cannot go on, ``out`` cannot be written, or another process
+            trains there.
     """
+    out = Path(out)
+    parts = _parts(config, data, videos, positions)
+    with distributed.joined(resolve_device(config.training.device)), _alone_in(out, check):
+        return _train(
+            config,
+            data,
+            parts,
+            out,
+            positions=positions,
+            resume=resume,
+            progress=progress,
+            threads=threads,
+            trust_times=trust_times,
+        )
+
+
+def _parts(
+    config: ExperimentConfig,
+    data: TALDataset,
+    videos: Sequence[str],
+    positions: Sequence[int] | None,
+) -> tuple[list[str], list[str]]:
+    """Returns the videos to train on and those to keep back."""
     if positions is not None and config.training.holdout > 0.0:
         raise ConfigError(
             "training.holdout keeps back whole videos: a sample of windows has none to keep back; "
             f"expected 0 with chosen windows, got {config.training.holdout:g}"
         )
+    return _hold_out(data, videos, config.training.holdout, config.training.seed)
+
+
+def _train(
+    config: ExperimentConfig,
+    data: TALDataset,
+    parts: tuple[list[str], list[str]],
+    out: Path,
+    *,
+    positions: Sequence[int] | None,
+    resume: bool,
+    progress: Progress | None,
+    threads: int | None,
+    trust_times: bool,
+) -> TrainingSummary:
+    """As :func:`train`, on parts of the videos, in a directory that is this training's own."""
     if threads is not None:
         torch.set_num_threads(threads)
-    out = Path(out)
-    kept, held = _hold_out(data, videos, config.training.holdout, config.training.seed)
+    kept, held = parts
 
     def validate(model: Detector) -> float:
         def score() -> float:
@@ -135,28 +184,44 @@ def train(
 
         return distributed.from_first(score)
 
-    with distributed.joined(resolve_device(config.training.device)):
-        distributed.from_first(lambda: _make(out))
-        trainer = Trainer(
-            config,
-            data,
-            kept,
-            out,
-            positions=positions,
-            progress=progress if distributed.is_first() else None,
-            validate=validate if held else None,
-            held=held,
-            trust_times=trust_times,
-            begin=lambda: _describe(config, out),
-        )
-        return trainer.run(resume)
+    trainer = Trainer(
+        config,
+        data,
+        kept,
+        out,
+        positions=positions,
+        progress=progress if distributed.is_first() else None,
+        validate=validate if held else None,
+        held=held,
+        trust_times=trust_times,
+        begin=lambda: _describe(config, out),
+    )
+    return trainer.run(resume)
 
 
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error}") from error
+@contextlib.contextmanager
+def _alone_in(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Makes the directory, and keeps other trainings out of it; the first process does, for all.
+
+    Raises:
+        TrainingError: another process trains there, or it cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+
+        def lock() -> None:
+            busy = f"{out}: another process trains in this directory"
+            try:
+                held.enter_context(
+                    locked_directory(out, wait=_SECONDS_FOR_LOCK, busy=busy, name=_LOCK_FILE)
+                )
+            except BusyError as error:
+                raise TrainingError(str(error)) from error
+            except OSError as error:
+                raise TrainingError(f"cannot write to {out}: {error}") from error
+            check()
+
+        distributed.from_first(lock)
+        yield
 
 
 def _describe(config: ExperimentConfig, out: Path) -> None:
@@ -169,8 +234,8 @@ def _describe(config: ExperimentConfig, out: Path) -> None:
     }
     try:
         save_config(config, out / "config.yaml")
-        text = json.dumps(description, indent=2) + "\n"
-        (out / "environment.json").write_text(text, "utf-8")
+        with file_in_one_step(out / "environment.json") as file:
+            file.write((json.dumps(description, indent=2) + "\n").encode())
     except OSError as error:
         raise TrainingError(f"cannot write to {out}: {error}") from error
 
@@ -224,11 +289,12 @@ def run_experiment(
         )
     began = time.perf_counter()
     out = Path(out)
-    with distributed.joined(resolve_device(config.training.device)):
-        summary = train(
+    parts = _parts(config, data, train_videos, positions)
+    with distributed.joined(resolve_device(config.training.device)), _alone_in(out):
+        summary = _train(
             config,
             data,
-            train_videos,
+            parts,
             out,
             positions=positions,
             resume=resume,
@@ -285,7 +351,8 @@ def _test(
     )
     try:
         metrics = json.dumps({**result.to_dict(), "evaluation": evaluations[first]}, indent=2)
-        (out / "metrics.json").write_text(metrics + "\n", "utf-8")
+        with file_in_one_step(out / "metrics.json") as file:
+            file.write((metrics + "\n").encode())
     except OSError as error:
         raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error
     return result

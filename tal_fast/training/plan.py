@@ -68,6 +68,8 @@ class TrainingPlan:
                 progress=told,
                 threads=threads,
                 trust_times=trust_times,
+                # Another training may have ended there since this one was planned.
+                check=lambda: _refuse_finished(self.out, self.resume),
             )
 
     def notes_after(self, summary: TrainingSummary) -> tuple[str, ...]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import signal
@@ -18,6 +19,7 @@ from torch import Tensor
 from tal_fast import ranges
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
+from tal_fast.data.files import file_in_one_step, remove_unfinished
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
@@ -161,6 +163,8 @@ class Trainer:
         if not self.kept.rates:
             self.kept.keep_last()
         (self.out / "resume.pt").unlink(missing_ok=True)
+        # One that was killed while it saved its state may not have saved it again.
+        remove_unfinished(self.out / "resume.pt")
 
     # The state of a training: everything below is written by _save and read by _restore.
 
@@ -457,10 +461,12 @@ class Trainer:
         if not distributed.is_first():
             return
         try:
-            with open(self.out / "log.csv", "w", newline="", encoding="utf-8") as file:
-                columns = dict.fromkeys(key for row in self.log for key in row)
-                writer = csv.DictWriter(file, [*columns])
-                writer.writeheader()
-                writer.writerows(self.log)
+            text = io.StringIO(newline="")
+            columns = dict.fromkeys(key for row in self.log for key in row)
+            writer = csv.DictWriter(text, [*columns])
+            writer.writeheader()
+            writer.writerows(self.log)
+            with file_in_one_step(self.out / "log.csv") as file:
+                file.write(text.getvalue().encode())
         except OSError as error:
             raise TrainingError(f"cannot write {self.out / 'log.csv'}: {error}") from error

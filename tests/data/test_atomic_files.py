@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
+import fcntl
 import os
-from pathlib import Path
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from tal_fast.data.files import directory_in_one_step, write_text_atomically
+from tal_fast.data.files import (
+    directory_in_one_step,
+    file_in_one_step,
+    remove_unfinished,
+    write_text_atomically,
+)
 from tal_fast.errors import DataError, nearest
 
 
@@ -103,7 +111,7 @@ def test_full_disk_in_a_directory(tmp_path):
 
 def test_full_disk_in_a_file(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("old")
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(DataError, match="x: cannot be written: No space left on device"):
         write_text_atomically(tmp_path / "x", "new")
     assert [f.name for f in tmp_path.iterdir()] == ["x"]
@@ -125,6 +133,123 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced(tmp_path):
 def test_no_file_to_write(path):
     with pytest.raises(DataError, match="cannot be written: Is a directory"):
         write_text_atomically(path, "text")
+
+
+def killed(code: str, out: str) -> None:
+    """Runs code that kills its process."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from tal_fast.data import files\nout = Path(sys.argv[1])\n" + code
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run([sys.executable, "-c", code, out], env=environment)
+    assert ended.returncode == -signal.SIGKILL
+
+
+IN_A_FILE = """
+with files.file_in_one_step(out) as file:
+    file.write(b"new")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+IN_A_DIRECTORY = """
+with files.directory_in_one_step(out, overwrite=True) as work:
+    (work / "x").write_text("new")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+BETWEEN_TWO_RENAMES = """
+rename = os.rename
+def killing(a, b):
+    if b == out:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(a, b)
+os.rename = killing
+with files.directory_in_one_step(out, overwrite=True) as work:
+    (work / "dataset.yaml").write_text("new")
+"""
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write(tmp_path):
+    out = tmp_path / "curve.svg"
+    out.write_text("old")
+    killed(IN_A_FILE, str(out))
+    assert out.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".curve.svg.4711.tmp").touch()  # as earlier versions named it
+    (tmp_path / ".other.svg.4711.tmp").touch()
+    write_text_atomically(out, "new")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".other.svg.4711.tmp", "curve.svg"]
+    assert out.read_text() == "new"
+
+
+def test_what_another_process_writes_right_now_stays(tmp_path):
+    out = tmp_path / "x"
+    with file_in_one_step(out) as mine:
+        mine.write(b"mine")
+        remove_unfinished(out)
+        write_text_atomically(out, "theirs")
+        assert out.read_text() == "theirs"
+        assert len(list(tmp_path.iterdir())) == 2
+    assert out.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_is_taken_for_left_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    out, flock, calls = tmp_path / "x", fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not calls:
+            calls.append(operation)
+            remove_unfinished(out)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_text_atomically(out, "text")
+    assert calls
+    assert out.read_text() == "text"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_without_locks_nothing_is_taken_for_left(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / ".x.4711.tmp").touch()
+    write_text_atomically(tmp_path / "x", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.4711.tmp", "x"]
+    with directory_in_one_step(tmp_path / "d", overwrite=False) as work:
+        (work / "x").touch()
+    assert (tmp_path / "d" / "x").exists()
+
+
+def test_what_a_killed_process_left_of_a_directory_goes_with_the_next_one(tmp_path):
+    out = tmp_path / "out"
+    killed(IN_A_DIRECTORY, str(out))
+    assert not out.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with directory_in_one_step(out, overwrite=False) as work:
+        (work / "x").write_text("new")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_directory_that_was_being_replaced_is_put_back(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset.yaml").write_text("old")
+    killed(BETWEEN_TWO_RENAMES, str(out))
+    assert not out.exists()
+    with (
+        pytest.raises(DataError, match="already exists"),
+        directory_in_one_step(out, overwrite=False),
+    ):
+        pass
+    assert (out / "dataset.yaml").read_text() == "old"
+    with directory_in_one_step(out, overwrite=True) as work:
+        (work / "dataset.yaml").write_text("new")
+    assert list(tmp_path.iterdir()) == [out]
+    assert (out / "dataset.yaml").read_text() == "new"
 
 
 def test_nearest():

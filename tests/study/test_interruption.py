@@ -20,10 +20,10 @@ import pytest
 from fake_experiment import run_study
 from processes import HANG, started, wait_for
 
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import TalFastError
 from tal_fast.study.execution.local import LocalPool
 from tal_fast.study.execution.ray.process import DriverProcess
-from tal_fast.study.execution.store import locked_directory
 
 DRIVE = Path(__file__).with_name("drive.py")
 ALL = {f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)}

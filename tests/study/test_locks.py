@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from processes import HANG
 
+from tal_fast.data.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.execution.run_trial import execute_trial
-from tal_fast.study.execution.store import LOCK_FILE, BusyError, locked_directory
 from tal_fast.study.sampling import Sample
 from tal_fast.study.trial import Trial, TrialTask
 
@@ -102,6 +102,15 @@ def test_a_file_in_place_of_the_directory(tmp_path):
     (tmp_path / "a").touch()
     with (
         pytest.raises(FileExistsError),
+        locked_directory(tmp_path / "a", wait=HANG, busy="busy"),
+    ):
+        pass
+
+
+def test_a_lock_file_that_cannot_be_made_is_named_in_full(tmp_path):
+    (tmp_path / "a" / LOCK_FILE).mkdir(parents=True)
+    with (
+        pytest.raises(OSError, match=rf"'{tmp_path}/a/\{LOCK_FILE}'"),
         locked_directory(tmp_path / "a", wait=HANG, busy="busy"),
     ):
         pass

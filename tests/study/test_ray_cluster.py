@@ -22,11 +22,13 @@ from typing import Any
 import fake_experiment as fake
 import psutil
 import pytest
-from processes import HANG, MARK, kill, kill_marked, marked, short_directory, started, wait_for
+from processes import HANG, MARK, kill_marked, marked, short_directory, started, wait_for
+from two_nodes import Nodes
 
 import tal_fast
 from tal_fast.data import open_dataset
 from tal_fast.data.fingerprint import data_fingerprint
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import ConfigError, MissingExtraError, TalFastError
 from tal_fast.study.execution import worker as ray_trial
 from tal_fast.study.execution.messages import Outcome, is_environment_error, rebuild_error
@@ -35,7 +37,6 @@ from tal_fast.study.execution.ray import driver as ray_driver
 from tal_fast.study.execution.ray import process as ray_process
 from tal_fast.study.execution.ray.cluster import RayCluster
 from tal_fast.study.execution.ray.process import make_short_directory, short_directory_if_needed
-from tal_fast.study.execution.store import locked_directory
 from tal_fast.study.sampling import Sample
 from tal_fast.study.trial import Trial, TrialTask
 
@@ -43,61 +44,6 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 HERE = Path(__file__).parent
 NAMES = [f"p{percent}_r{r}" for r in (0, 1) for percent in ("100", "050", "010")]
-
-
-class Nodes:
-    """The cluster of ray_nodes.py; a ``with`` block starts it and leaves nothing of it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._mark = str(directory)
-        self.log = directory / "nodes.log"
-
-    def __enter__(self) -> Nodes:
-        environment = {**os.environ, MARK: self._mark, "RAY_USAGE_STATS_ENABLED": "0"}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        environment["RAY_AUTH_MODE"] = "disabled"
-        environment["RAY_worker_niceness"] = "0"  # the tests wait for the workers
-        environment["RAY_memory_monitor_refresh_ms"] = "0"  # whatever else fills the memory
-        with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, HERE / "ray_nodes.py", self._mark],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                text=True,
-                start_new_session=True,
-            )
-        try:
-            self.address = self._answer()
-        except BaseException:
-            self._kill()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            self._process.communicate(timeout=HANG)
-            # Ray's agents need a few seconds to see that the rest is gone.
-            wait_for(lambda: not marked(self._mark), "the end of Ray")
-        finally:
-            self._kill()
-
-    def _kill(self) -> None:
-        kill(self._process)
-        kill_marked(self._mark)
-
-    def _answer(self) -> str:
-        # Ray prints a few lines of its own.
-        for line in self._process.stdout:
-            if line.startswith("done") or line[0].isdigit():
-                return line.strip()
-        raise AssertionError(self.log.read_text())
-
-    def do(self, command: str) -> None:
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        self._answer()
 
 
 @pytest.fixture(autouse=True)

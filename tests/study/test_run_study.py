@@ -18,10 +18,11 @@ import yaml
 from fake_experiment import run_study
 
 from tal_fast.data import open_dataset
+from tal_fast.data.locks import locked_directory
 from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
 from tal_fast.study import report_study
 from tal_fast.study.execution.local import threads_per_job, visible_gpus
-from tal_fast.study.execution.store import load_trial, locked_directory
+from tal_fast.study.execution.store import load_trial
 from tal_fast.study.trial import Trial
 
 ALL = [f"p{percent}_r{r}" for percent in ("010", "050", "100") for r in (0, 1)]
@@ -236,6 +237,28 @@ class TestFailures:
         call = next(c for c in fake.read_calls(spec.out) if c["trial"] == "p100_r0")
         assert call["first"] == 0
 
+    def test_what_killed_runs_left_of_finished_trials_goes(self, spec, quiet):
+        """As after a kill between the last steps of a trial, of a worker, or of a write."""
+        spec = replace(spec, repetitions=1)
+        run_study(spec, experiment=fake.learn, console=quiet)
+        trials = spec.out / "trials"
+        whole = sorted(path.name for path in (trials / "p010_r0").iterdir())
+        (trials / "p010_r0" / ".lock").touch()
+        (trials / ".p050_r0.partial").mkdir()
+        (trials / ".p050_r0.partial" / "step.txt").write_text("7")
+        (spec.out / ".curve.csv.4711.tmp").touch()
+        (spec.out / "logs").mkdir(exist_ok=True)
+        (spec.out / "logs" / "worker0.log").touch()
+        (trials / ".p100_r0.partial").mkdir()
+        with locked_directory(trials / ".p100_r0.partial", wait=0, busy=""):
+            assert run_study(spec, experiment=fake.learn, console=quiet).ran == 0
+            assert (trials / ".p100_r0.partial").exists()  # another machine is at it
+        assert sorted(path.name for path in (trials / "p010_r0").iterdir()) == whole
+        assert not (spec.out / "logs").exists()
+        assert not list(spec.out.glob(".*"))
+        run_study(spec, experiment=fake.learn, console=quiet)
+        assert not list(trials.glob(".*"))
+
     def test_second_driver_is_refused(self, spec, quiet):
         with (
             locked_directory(spec.out, wait=0, busy=""),
@@ -363,7 +386,7 @@ class TestSettings:
         def full(self, *args, **kwargs):
             raise OSError(errno.ENOSPC, "No space left on device", str(self))
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(os, "replace", full)
         with pytest.raises(DataError, match="cannot be written: No space left on device"):
             run_study(spec, experiment=fake.learn)
         assert ran(spec) == []

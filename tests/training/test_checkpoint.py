@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import pickle
@@ -13,7 +14,7 @@ import torch
 
 from tal_fast.errors import TrainingError
 from tal_fast.models import TadTR
-from tal_fast.training.checkpoint import load_model, read_checkpoint, save_model
+from tal_fast.training.checkpoint import load_model, read_checkpoint, save_model, write_checkpoint
 
 
 def saved(content, **options):
@@ -74,6 +75,20 @@ def test_what_is_no_checkpoint_is_named(path, content, message):
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)
+
+
+def test_a_full_disk_is_named_as_such(tmp_path, monkeypatch):
+    """And not by a line of torch's source; a study stops for the one and not for the other."""
+
+    @contextlib.contextmanager
+    def full(path, *, sync):
+        with open("/dev/full", "wb", buffering=0) as file:
+            yield file
+
+    monkeypatch.setattr("tal_fast.training.checkpoint.file_in_one_step", full)
+    with pytest.raises(TrainingError, match=r"a\.pt: .*No space left on device") as caught:
+        write_checkpoint(tmp_path / "a.pt", {"model": {"weight": torch.zeros(100_000)}})
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_no_file(path, tmp_path):

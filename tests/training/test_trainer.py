@@ -149,6 +149,14 @@ def test_rated_weights_never_lie_without_the_state_to_go_on_from(data, config, o
     assert again.held_out == whole.held_out
 
 
+def test_a_kill_while_the_state_is_saved_leaves_nothing_in_the_end(data, config, out):
+    out.mkdir()
+    (out / ".resume.pt.4711.tmp").write_bytes(b"half of it")
+    config = with_training(config, epochs=1)  # which saves no state
+    train(config, data, data.splits["train"], out)
+    assert not list(out.glob(".*"))
+
+
 def test_resume_refuses_other_settings(data, config, out):
     with pytest.raises(StopAtError):
         train(config, data, data.splits["train"], out, progress=stop_in_epoch_2)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tal_fast.data.files import write_error, write_text_atomically
+from tal_fast.data.files import sync_directory, write_error, write_text_atomically
 from tal_fast.data.formats.safetensors_files import (
     INDEX_SUFFIX,
     SafetensorsFile,
@@ -121,7 +121,7 @@ def write_shard(
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         _compare(temporary, videos)
         os.replace(temporary, path)
-        _sync_folder(folder)
+        sync_directory(folder)
     except OSError as error:
         raise write_error(path, error) from error
     except safetensors.SafetensorError as error:
@@ -134,14 +134,6 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _compare(path: Path, videos: Shard, progress: Callable[[str], None] | None = None) -> None:

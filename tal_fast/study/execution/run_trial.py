@@ -34,13 +34,21 @@ from pathlib import Path
 from typing import Any
 
 import tal_fast
-from tal_fast.data.files import write_text_atomically
+from tal_fast.data.files import sync_directory, write_error, write_text_atomically
+from tal_fast.data.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.study.execution.messages import Progress, is_environment_error
-from tal_fast.study.execution.store import LOCK_FILE, RECORD, load_trial, locked_directory
+from tal_fast.study.execution.store import RECORD, load_trial
 from tal_fast.study.trial import TrialRecord, TrialTask
 
-__all__ = ["BestCheckpoints", "execute_trial", "load_experiment", "require_kept", "why_not_kept"]
+__all__ = [
+    "BestCheckpoints",
+    "execute_trial",
+    "load_experiment",
+    "remove_left",
+    "require_kept",
+    "why_not_kept",
+]
 
 _HEADER = "started.json"
 _LARGE = ("checkpoint*.pt", "predictions*.json")
@@ -84,6 +92,29 @@ def _remove(partial: Path) -> None:
     (partial / LOCK_FILE).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: who waited for the lock removes it
         partial.rmdir()
+
+
+def remove_left(root: Path, finished: Iterable[str]) -> None:
+    """Removes what killed runs left of trials that are finished.
+
+    A kill may come between the last steps of a trial: its directory has its name, but holds the
+    lock file still; or it was there already, and what another run made of it was being removed.
+
+    Args:
+        root: directory that holds the trials.
+        finished: names of the trials that are there.
+    """
+    for name in finished:
+        # A lock on it that somebody still holds or wants is on a directory of another name.
+        with contextlib.suppress(OSError):
+            os.unlink(root / name / LOCK_FILE)
+        partial = root / f".{name}.partial"
+        if partial.is_dir():
+            with (
+                contextlib.suppress(OSError, BusyError),
+                locked_directory(partial, wait=0.0, busy=f"{partial}: in use"),
+            ):
+                _remove(partial)
 
 
 def _take_over(partial: Path, header: dict[str, Any]) -> bool:
@@ -135,12 +166,14 @@ def execute_trial(
             _remove(partial)
             return load_trial(final)
         record = _train(task, dataset, partial, progress)
-        write_text_atomically(partial / RECORD, json.dumps(record.to_dict(), indent=1))
+        text = json.dumps(record.to_dict(), indent=1)
+        write_text_atomically(partial / RECORD, text, sync=True)
         (partial / _HEADER).unlink(missing_ok=True)
         # Without its header, what a kill leaves from here on is begun again: a trial has its name
         # only when what is to go has gone.
         if task.keep == "metrics":
             _remove_large_files(partial)
+        _sync(partial)
         try:
             os.rename(partial, final)
         except OSError:
@@ -149,7 +182,15 @@ def execute_trial(
                 raise
             _remove(partial)
             return load_trial(final)
+        _sync(final.parent)
     return record
+
+
+def _sync(directory: Path) -> None:
+    try:
+        sync_directory(directory)
+    except OSError as error:
+        raise write_error(directory, error) from error
 
 
 def _train(task: TrialTask, dataset: Any, partial: Path, progress: Progress | None) -> TrialRecord:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study keeps on disk: its settings, the facts of its data, its trials, and the locks.
+"""What a study keeps on disk: its settings, the facts of its data, and its trials.
 
 ``study.yaml`` and ``data.json`` keep results of different settings and data apart.
 """
@@ -7,14 +7,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
 import hashlib
 import importlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,19 +31,16 @@ from tal_fast.data.plain_fields import (
     check_fields,
 )
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, TalFastError, differences
+from tal_fast.errors import ConfigError, DataError, differences
 from tal_fast.study.trial import TrialRecord
 
 __all__ = [
-    "LOCK_FILE",
     "RECORD",
     "TRIALS",
-    "BusyError",
     "check_same_data",
     "check_same_settings",
     "hash_settings",
     "load_trial",
-    "locked_directory",
     "read_data_facts",
     "read_study",
     "scan_trials",
@@ -56,12 +50,10 @@ __all__ = [
 
 TRIALS = "trials"
 RECORD = "trial.json"
-LOCK_FILE = ".lock"
 _STUDY_FILE = "study.yaml"
 _DATA_FILE = "data.json"
 _FORMAT = 2
 _SHOWN = 5
-_BUSY = (errno.EAGAIN, errno.EACCES, errno.ESTALE)
 
 
 def hash_settings(settings: Mapping[str, Any]) -> str:
@@ -122,7 +114,7 @@ _VIDEO: FieldKind = "a digest of annotations, and size and time of feature files
 
 def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
     """Writes ``data.json``, which tells a later run whether the data has changed."""
-    write_text_atomically(out / _DATA_FILE, json.dumps(facts, indent=1) + "\n")
+    write_text_atomically(out / _DATA_FILE, json.dumps(facts, indent=1) + "\n", sync=True)
 
 
 def check_same_data(
@@ -226,7 +218,7 @@ def write_study(
         "settings": dict(settings),
         "runs": runs,
     }
-    write_text_atomically(out / _STUDY_FILE, yaml.safe_dump(study, sort_keys=False))
+    write_text_atomically(out / _STUDY_FILE, yaml.safe_dump(study, sort_keys=False), sync=True)
 
 
 def _trial_directories(root: Path) -> Iterator[Path]:
@@ -314,82 +306,3 @@ def scan_trials(
             raise DataError(f"{directory}: expected trial {directory.name}, it is {record.name}")
         records[directory.name] = record
     return records
-
-
-class BusyError(TalFastError):
-    """Another process holds the lock."""
-
-
-def _is_lock(file: int, opened: int) -> bool:
-    """Whether an open file still is the lock file of an open directory."""
-    try:
-        return os.path.samestat(os.stat(LOCK_FILE, dir_fd=opened), os.fstat(file))
-    except OSError:
-        return False
-
-
-def _lock(directory: Path, files: contextlib.ExitStack) -> tuple[int, int] | None:
-    """Tries once; returns the open directory and its locked file, None when it is busy."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        if directory.exists() and not directory.is_dir():
-            raise
-        return None  # its holder renamed it between the two looks that mkdir takes
-    with contextlib.ExitStack() as closing:
-        try:
-            opened = os.open(directory, os.O_RDONLY)
-            closing.callback(os.close, opened)
-            file = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666, dir_fd=opened)
-            closing.callback(os.close, file)
-        except FileNotFoundError:
-            return None  # its holder renames or removes it right now
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _BUSY:
-                return None
-        # The former holder may have renamed the directory, or removed the file, since it was
-        # opened here: then this lock is on something that nobody else will look at.
-        try:
-            there = os.path.samestat(os.stat(directory), os.fstat(opened))
-        except FileNotFoundError:
-            there = False
-        if not (there and _is_lock(file, opened)):
-            return None
-        files.push(closing.pop_all())
-        return opened, file
-
-
-@contextlib.contextmanager
-def locked_directory(directory: Path, *, wait: float, busy: str) -> Iterator[None]:
-    """Creates a directory and holds an exclusive lock on it.
-
-    What is locked is a file in the directory, because network file systems share the locks of files
-    between machines, and those of directories not. So the lock survives a rename of the directory,
-    and ends with its holder, however that dies (on NFS 4, when the server gives up a machine that
-    died). File systems without locks are taken as unlocked.
-
-    Args:
-        directory: the directory to lock.
-        wait: seconds to wait for another holder.
-        busy: message of the error when the other holder stays.
-
-    Raises:
-        BusyError: another process still holds the lock after ``wait`` seconds.
-        OSError: the directory or the file cannot be created.
-    """
-    end = time.monotonic() + wait
-    with contextlib.ExitStack() as files:
-        while (held := _lock(directory, files)) is None:
-            if time.monotonic() >= end:
-                raise BusyError(busy)
-            time.sleep(0.05)
-        try:
-            yield
-        finally:
-            # By the open directory: it may have another name by now.
-            opened, file = held
-            if _is_lock(file, opened):
-                with contextlib.suppress(OSError):
-                    os.unlink(LOCK_FILE, dir_fd=opened)

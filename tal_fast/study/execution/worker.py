@@ -24,10 +24,10 @@ from typing import Any
 
 import tal_fast
 from tal_fast.data.fingerprint import data_fingerprint
+from tal_fast.data.locks import BusyError
 from tal_fast.errors import ConfigError
 from tal_fast.study.execution.messages import Channel, Throttle, failure
 from tal_fast.study.execution.run_trial import execute_trial
-from tal_fast.study.execution.store import BusyError
 from tal_fast.study.trial import TrialTask
 
 __all__ = ["main", "run"]
