@@ -8,7 +8,7 @@ public functions and, one case in some, through the commands.
 from __future__ import annotations
 
 from endurance import feature_cases, model_cases, study_cases, text_cases
-from endurance.watched import part_of
+from endurance.warm_cases import part_of
 
 _SUBJECTS = (
     *feature_cases.SUBJECTS,
