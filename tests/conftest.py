@@ -11,7 +11,12 @@ from hypothesis import HealthCheck, settings
 
 from tal_fast.waiting import wait_briefly
 
-wait_briefly()  # before a test loads torch: the machine may be busy
+# Before a test loads torch: the machine may be busy, and processes of pytest-xdist make it so. Each
+# takes its share of the cores; two that take all spend most of their time waiting for each other.
+wait_briefly()
+if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
 
 # A shell has what it runs in the background ignore Ctrl-C; what the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
