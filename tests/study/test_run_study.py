@@ -247,12 +247,15 @@ class TestFailures:
         (trials / ".p050_r0.partial").mkdir()
         (trials / ".p050_r0.partial" / "step.txt").write_text("7")
         (spec.out / ".curve.csv.4711.tmp").touch()
+        (trials / ".shared-4711").touch()
+        (trials / "..shared-4711.12ab.tmp").touch()
         (spec.out / "logs").mkdir(exist_ok=True)
         (spec.out / "logs" / "worker0.log").touch()
         (trials / ".p100_r0.partial").mkdir()
         with locked_directory(trials / ".p100_r0.partial", wait=0, busy=""):
             assert run_study(spec, experiment=fake.learn, console=quiet).ran == 0
-            assert (trials / ".p100_r0.partial").exists()  # another machine is at it
+            # Another machine is at it.
+            assert [path.name for path in trials.glob(".*")] == [".p100_r0.partial"]
         assert sorted(path.name for path in (trials / "p010_r0").iterdir()) == whole
         assert not (spec.out / "logs").exists()
         assert not list(spec.out.glob(".*"))

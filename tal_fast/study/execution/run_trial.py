@@ -38,7 +38,7 @@ from tal_fast.data.files import sync_directory, write_error, write_text_atomical
 from tal_fast.data.locks import LOCK_FILE, BusyError, locked_directory
 from tal_fast.errors import ConfigError, DataError
 from tal_fast.study.execution.messages import Progress, is_environment_error
-from tal_fast.study.execution.store import RECORD, load_trial
+from tal_fast.study.execution.store import RECORD, TOKEN, load_trial
 from tal_fast.study.trial import TrialRecord, TrialTask
 
 __all__ = [
@@ -95,7 +95,7 @@ def _remove(partial: Path) -> None:
 
 
 def remove_left(root: Path, finished: Iterable[str]) -> None:
-    """Removes what killed runs left of trials that are finished.
+    """Removes what killed runs left of trials that are finished; for who holds the study's lock.
 
     A kill may come between the last steps of a trial: its directory has its name, but holds the
     lock file still; or it was there already, and what another run made of it was being removed.
@@ -104,6 +104,9 @@ def remove_left(root: Path, finished: Iterable[str]) -> None:
         root: directory that holds the trials.
         finished: names of the trials that are there.
     """
+    for left in (*root.glob(f"{TOKEN}*"), *root.glob(f".{TOKEN}*.tmp")):  # of a cluster's driver
+        with contextlib.suppress(OSError):
+            left.unlink()
     for name in finished:
         # A lock on it that somebody still holds or wants is on a directory of another name.
         with contextlib.suppress(OSError):

@@ -36,6 +36,7 @@ from tal_fast.study.trial import TrialRecord
 
 __all__ = [
     "RECORD",
+    "TOKEN",
     "TRIALS",
     "check_same_data",
     "check_same_settings",
@@ -50,6 +51,8 @@ __all__ = [
 
 TRIALS = "trials"
 RECORD = "trial.json"
+# Of a file by which the machines of a cluster recognise the directory of trials.
+TOKEN = ".shared-"
 _STUDY_FILE = "study.yaml"
 _DATA_FILE = "data.json"
 _FORMAT = 2

@@ -31,6 +31,7 @@ from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastEr
 from tal_fast.study.execution.local import GRACE_SECONDS
 from tal_fast.study.execution.messages import Outcome, Progress, Supply, supply_of
 from tal_fast.study.execution.ray.process import DriverProcess, short_directory_if_needed
+from tal_fast.study.execution.store import TOKEN
 from tal_fast.study.trial import TrialTask
 
 __all__ = ["ClusterFacts", "RayCluster"]
@@ -42,7 +43,6 @@ _SECONDS_TO_START = 300.0  # of a cluster of this machine's own
 _SECONDS_OF_SILENCE = 180.0
 _SECONDS_TO_END = 20.0
 _SECONDS_TO_APPEAR = 60.0
-_TOKEN = ".shared-"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class RayCluster:
         self._notify = notify
         self._at_most = at_most
         self._connect_seconds = connect_seconds
-        self._token = f"{_TOKEN}{uuid.uuid4().hex}"
+        self._token = f"{TOKEN}{uuid.uuid4().hex}"
         self._options = {
             "address": address,
             "threads": threads,
@@ -308,7 +308,7 @@ class RayCluster:
         """Leaves a file by which other machines recognise this very directory."""
         for root in roots:
             root.mkdir(parents=True, exist_ok=True)
-            for left in root.glob(f"{_TOKEN}*"):  # by a run that was killed
+            for left in root.glob(f"{TOKEN}*"):  # by a run that was killed
                 left.unlink(missing_ok=True)
             write_text_atomically(root / self._token, "")
 
