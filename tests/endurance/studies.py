@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 from endurance import tiny_study
 from endurance.faults import CHANGES, Faults
-from endurance.watched import Watched, watching
 from endurance.forks import Command, Ended
 from endurance.record import Batch, Failure, Kind, Outcome, Part, one_by_one, why
 from endurance.tiny_study import TRIALS, Place, clear
+from endurance.watched import Watched, watching
 
 _WORKER = "tal_fast.study.execution.worker"
 _RAY = importlib.util.find_spec("ray") is not None
