@@ -236,7 +236,7 @@ class TestPredictAndEvaluate:
             tal_fast.evaluate(folder, found, split="tets")
         with pytest.raises(ConfigError, match="split: expected either split or subset, got both"):
             tal_fast.evaluate(folder, found, split="test", subset="validation")
-        with pytest.raises(ConfigError, match="split: is of a data directory"):
+        with pytest.raises(ConfigError, match="split: only a data directory has splits"):
             tal_fast.evaluate(folder / "annotations.json", found, split="test")
         with pytest.raises(ConfigError, match="tiou_thresholds: expected values in"):
             tal_fast.evaluate(folder, found, "0.3:2")

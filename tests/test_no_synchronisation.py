@@ -86,7 +86,8 @@ ALLOWED = {
     ("models/tridet/network.py", "_look_at_gates"): {"bool"},
     ("training/ema.py", "WeightAverage.load_state_dict"): {"int"},
     ("training/step.py", "Stepper.state_dict"): {"float"},
-    # Fusion of windows is a part of prediction.
+    # Parts of prediction: of candidates that are on the CPU by then, and the fusion of windows.
+    ("models/called.py", "check_labels"): {"int", "bool"},
     ("ops/window_fusion.py", "fuse_windows"): {"unique"},
     ("ops/window_fusion.py", "_check"): {"int"},
     ("ops/window_fusion.py", "_touches_overlap"): {"unique", "nonzero"},

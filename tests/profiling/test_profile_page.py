@@ -110,7 +110,7 @@ def test_without_matplotlib_there_is_no_page_and_a_note(tmp_path, monkeypatch, c
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
     made_profiles.write(tmp_path, made_profiles.training())
-    with pytest.raises(MissingExtraError, match="report"):
+    with pytest.raises(MissingExtraError, match="pip install matplotlib jinja2"):
         write_page(tmp_path)
     print_profile(tmp_path)
     shown = capsys.readouterr()

@@ -58,7 +58,7 @@ def run_study(spec: StudySpec, *, experiment: Any, console: Any = None) -> Study
 
 
 def _settings_of(task: TrialTask) -> SimpleNamespace:
-    training = yaml.safe_load(Path(task.config).read_text("utf-8"))["training"]
+    training = yaml.safe_load(Path(task.config).read_text("utf-8")).get("training", {})
     training |= {"seed": task.trial.seed, "budget": task.trial.budget}
     for name, value in task.trial.options.items():
         section, _, key = name.partition(".")

@@ -49,7 +49,8 @@ def main() -> None:
         f"{name}[{i}] {str(dtype)[6:]}": digest(outcome(case, dtype))
         for name, cases in CASES.items()
         for i, case in enumerate(cases)
-        for dtype in (torch.float64, torch.float32)
+        # A case in float32 is of an op that takes nothing else.
+        for dtype in dict.fromkeys((case.tensors[0].dtype, torch.float32))
     }
     print(json.dumps({"torch": torch.__version__, "library": _C.__file__, "digests": digests}))
 
