@@ -22,10 +22,8 @@ from processes import MARK, kill_marked, marked, wait_for
 
 from tal_fast.data.synthetic import make_synthetic
 
-SETTINGS = (
-    "training.epochs=2",
-    "training.batch_size=4",
-    "training.amp=float32",
+#: A TadTR whose step takes milliseconds.
+TADTR = (
     "data.window=96",
     "model.d_model=32",
     "model.num_heads=4",
@@ -35,6 +33,7 @@ SETTINGS = (
     "model.num_queries=8",
     "model.roi_bins=4",
 )
+SETTINGS = ("training.epochs=2", "training.batch_size=4", "training.amp=float32", *TADTR)
 TRIALS = ("p050_r0", "p050_r1", "p100_r0", "p100_r1")
 #: What no two runs have in common: how long they took, when and where, and whether they went on.
 _OWN = {"seconds", "train_seconds", "total_seconds", "peak_memory_mib", "started", "continued"}

@@ -24,7 +24,7 @@ import torch
 from endurance.faults import Faults, build
 from endurance.forks import Ended, Forks, forking
 from endurance.record import Batch, Failure, Kind, Outcome, Part, why
-from endurance.tiny_study import clear, files, of_log, weights_of
+from endurance.tiny_study import TADTR, clear, files, of_log, weights_of
 
 from tal_fast.data.dataset import open_dataset
 from tal_fast.data.synthetic import make_synthetic
@@ -38,16 +38,7 @@ _TRAINING = (
 )
 _NARROW = ("model.width=32", "model.head_width=32")
 MODELS: Mapping[str, tuple[str, ...]] = {
-    "tadtr-small": (
-        "data.window=96",
-        "model.d_model=32",
-        "model.num_heads=4",
-        "model.encoder_layers=1",
-        "model.decoder_layers=1",
-        "model.feedforward=32",
-        "model.num_queries=8",
-        "model.roi_bins=4",
-    ),
+    "tadtr-small": TADTR,
     "actionformer-small": _NARROW,
     "tridet-small": _NARROW,
     "temporalmaxer-small": _NARROW,
