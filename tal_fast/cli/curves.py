@@ -262,7 +262,8 @@ def study_plan(
         ),
     ] = None,
     candidates: Annotated[
-        str, typer.Option(help="Fractions of further trials: first:last:step, or with commas.")
+        str,
+        typer.Option(help="Fractions of further trials: first:last:step (0.1), or with commas."),
     ] = "0.1:1.0:0.1",
     compare: Annotated[
         list[str] | None,

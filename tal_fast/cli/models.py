@@ -258,9 +258,9 @@ def evaluate(
     subset: Annotated[
         str | None, typer.Option(help="Subset of an annotation file to score; default: all videos.")
     ] = None,
-    tiou: Annotated[str, typer.Option(help="first:last:step, or numbers with commas.")] = (
-        "0.3:0.7:0.1"
-    ),
+    tiou: Annotated[
+        str, typer.Option(help="first:last:step (without a step, 0.1), or numbers with commas.")
+    ] = "0.3:0.7:0.1",
 ) -> None:
     """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
     import warnings

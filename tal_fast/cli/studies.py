@@ -53,8 +53,8 @@ class DrawOptions:
     fractions: Annotated[
         str | None,
         typer.Option(
-            help="Fractions of the training data, up to 1: first:last:step, or with commas; "
-            "default 0.1:1.0:0.1."
+            help="Fractions of the training data, up to 1: first:last:step (without a step, 0.1) "
+            "or with commas; default 0.1:1.0:0.1."
         ),
     ] = None
     repetitions: Annotated[int, typer.Option(min=1, help="Draws per share.")] = 5
