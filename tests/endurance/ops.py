@@ -2,7 +2,8 @@
 """Ops against their twins: adversarial values, every layout, every instruction set, the emulator.
 
 A case calls an op, its twin, and the op once more with other memory layouts, which must give the
-same bits. Children with ``TAL_FAST_ISA`` call the same cases; their bits must be the same as well.
+same bits. Children with ``TAL_FAST_ISA`` call the same cases, and their bits must be the same, too.
+But ops of attention add products in one step where a machine can; theirs must be near the twin.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from endurance.subject import expect
 from tal_fast import info
 
 _GOAL = 1_000_000
+#: Their last bits depend on the instruction set.
+_FUSED = ("deform_attn", "local_attn")
 #: Made by `make build`; without it there are no cases of the emulator.
 _LIBRARY = ROOT / "tests" / "cuda_emulator" / "cuda_emulated.so"
 
@@ -73,13 +76,24 @@ def digest(found: list[torch.Tensor]) -> str:
     return text.hexdigest()
 
 
+def _agreed(name: str, call: Call, found: list[torch.Tensor]) -> str:
+    """Returns what all instruction sets must agree on: the bits, or whether the twin is near."""
+    if name not in _FUSED:
+        return digest(found)
+    try:
+        compare(call, found)
+    except AssertionError:
+        return "far"
+    return "near"
+
+
 def digests(name: str, batch: Batch) -> list[str]:
-    """Returns a digest per case, of one op."""
+    """Returns an answer per case, of one op."""
     draw = DRAWS[name]
     found = []
     for number in batch.numbers:
         call = draw(batch.random(number))
-        found.append(digest(results(call.op(*call.tensors))))
+        found.append(_agreed(name, call, results(call.op(*call.tensors))))
     return found
 
 
@@ -137,7 +151,7 @@ def _case(name: str, batch: Batch, number: int) -> str:
         layouts[0] = call.tensors[0]
     again = results(call.op(*layouts))
     expect(all(map(same_bits, found, again)), "other bits for another layout")
-    return digest(found)
+    return _agreed(name, call, found)
 
 
 def _run(name: str) -> Any:
@@ -155,7 +169,7 @@ def _run(name: str) -> Any:
                 continue
             for number, text in zip(batch.numbers, theirs, strict=True):
                 if number in mine and text != mine[number]:
-                    lost.setdefault(number, f"{isa} gives other bits")
+                    lost.setdefault(number, f"{isa} gives {text}, not {mine[number]}")
         outcome.failures = [Failure(number, words) for number, words in sorted(lost.items())]
         outcome.lost, outcome.done = len(lost), batch.count - len(lost)
         return outcome
