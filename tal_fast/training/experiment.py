@@ -261,7 +261,8 @@ def run_experiment(
         ConfigError: as :func:`train`.
         DataError: a video is in both lists, the training videos hold nothing to train on, or the
             test videos nothing to score.
-        TrainingError: the training cannot go on, or ``out`` cannot be written.
+        TrainingError: the training cannot go on, ``out`` cannot be written, or another process
+            trains there.
     """
     both = sorted(set(train_videos) & set(test_videos))
     if both:

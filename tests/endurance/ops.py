@@ -25,7 +25,8 @@ from endurance.subject import expect
 from tal_fast import info
 
 _GOAL = 1_000_000
-#: Their last bits depend on the instruction set.
+#: Compiled with fused multiply-add where the instruction set has it (no -ffp-contract=off in
+#: CMakeLists.txt), so their last bits depend on it.
 _FUSED = ("deform_attn", "local_attn")
 #: Made by `make build`; without it there are no cases of the emulator.
 _LIBRARY = ROOT / "tests" / "cuda_emulator" / "cuda_emulated.so"
