@@ -31,6 +31,7 @@ from model_studies import (
     Study,
     mean_of,
     paired_text,
+    read_short_studies,
     read_studies,
     table,
 )
@@ -198,13 +199,16 @@ def claims_of(studies: Sequence[Study]) -> str:
 
 
 def blocks(
-    studies: Sequence[Study], step_ms: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    studies: Sequence[Study],
+    step_ms: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    short: Sequence[Study] = (),
 ) -> Iterator[tuple[str, str]]:
     """Yields the name and the text of every block of the page.
 
     Args:
         studies: of all data sets.
         step_ms: data set -> model -> milliseconds of a step.
+        short: studies of trainings planned for a short time, of all data sets.
     """
     for data in dict.fromkeys(study.data for study in studies):
         own = [study for study in studies if study.data == data]
@@ -218,6 +222,9 @@ def blocks(
             yield f"{name}-{data}", made(own)
         if data in step_ms:
             yield f"which-{data}", which(own, step_ms[data])
+            planned = [study for study in short if study.data == data]
+            if planned:
+                yield f"which-short-{data}", which(own, step_ms[data], planned)
 
 
 def read_step_times(folder: Path) -> dict[str, dict[str, float]]:
@@ -233,6 +240,7 @@ def update_page(
     text: str,
     studies: Sequence[Study],
     step_ms: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    short: Sequence[Study] = (),
 ) -> str:
     """Returns a page with its blocks made anew.
 
@@ -240,11 +248,12 @@ def update_page(
         text: the page.
         studies: of all data sets.
         step_ms: of :func:`read_step_times`.
+        short: studies of trainings planned for a short time.
 
     Raises:
         ValueError: the page has a block that no study fills.
     """
-    made = dict(blocks(studies, step_ms))
+    made = dict(blocks(studies, step_ms, short))
 
     def fill(match: re.Match[str]) -> str:
         if match[2] not in made:
@@ -319,14 +328,15 @@ def main() -> None:
         return
     studies = read_studies(arguments.studies)
     step_ms = read_step_times(arguments.studies)
+    short = read_short_studies(arguments.studies)
     if arguments.picture is not None:
         draw(studies, arguments.picture)
     if arguments.page is None:
-        for name, text in blocks(studies, step_ms):
+        for name, text in blocks(studies, step_ms, short):
             print(f"\n{name}\n\n{text}")
     else:
         page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(update_page(page, studies, step_ms), encoding="utf-8")
+        arguments.page.write_text(update_page(page, studies, step_ms, short), encoding="utf-8")
 
 
 if __name__ == "__main__":

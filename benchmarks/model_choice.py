@@ -75,9 +75,19 @@ def best_within(
     return best, points(best), mean_of([best.draws[r] - other.draws[r] for r in common])
 
 
-def which(studies: Sequence[Study], step_ms: Mapping[str, float]) -> str:
-    """Returns the best model by training videos and seconds; in brackets where noise may decide."""
-    shares = sorted({p for study in studies for p in study.shares("steps")})
+def which(
+    studies: Sequence[Study], step_ms: Mapping[str, float], short: Sequence[Study] = ()
+) -> str:
+    """Returns the best model by training videos and seconds; in brackets where noise may decide.
+
+    Args:
+        studies: of long trainings.
+        step_ms: milliseconds of a step, by model.
+        short: studies of trainings planned for a short time. Where there are some, the table has
+            their shares alone: elsewhere, there is nothing to choose for a short time.
+    """
+    shares = sorted({p for study in short or studies for p in study.shares("steps")})
+    studies = [*studies, *short]
     options = {p: choices(studies, step_ms, p) for p in shares}
     videos = {
         p: round(

@@ -21,6 +21,7 @@ __all__ = [
     "Study",
     "mean_of",
     "paired_text",
+    "read_short_studies",
     "read_studies",
     "table",
 ]
@@ -136,6 +137,23 @@ def read_studies(folder: Path) -> list[Study]:
                 found.append(_read(path / "trials.csv", data, model))
     if not found:
         raise FileNotFoundError(f"{folder}: no <data>-<model>/trials.csv")
+    return found
+
+
+def read_short_studies(folder: Path) -> list[Study]:
+    """Reads the studies whose trainings were planned for a short time; none if there are none.
+
+    A training that was cut short ends with the learning rate of a long one; these have a schedule
+    of their own. Their names say how many epochs of all the data their steps are.
+
+    Args:
+        folder: with ``short/<data>-<model>-<epochs>epochs/trials.csv``.
+    """
+    found = []
+    for data in DATA:
+        for model in MODELS:
+            paths = (folder / "short").glob(f"{data}-{model}-*epochs/trials.csv")
+            found += [_read(path, data, model) for path in sorted(paths)]
     return found
 
 

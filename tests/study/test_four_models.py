@@ -170,6 +170,25 @@ def test_which_model_for_how_many_seconds(studies):
     assert "| 20 s | TriDet 46.0, +5.0 ± 0.0 |" in text
 
 
+def test_trainings_planned_for_a_short_time_are_choices_too(tmp_path, studies):
+    curve = {("steps", "off"): (30.0, 50.0, 70.0)}
+    write_study(tmp_path / "short/hapt-tridet-20epochs", curve)
+    table = tmp_path / "short/hapt-tridet-20epochs/trials.csv"
+    lines = table.read_text().splitlines()
+    kept = [line.replace(",80,", ",40,") for line in lines if "off,0.3," not in line]
+    table.write_text("\n".join(kept) + "\n")
+    (short,) = model_studies.read_short_studies(tmp_path)
+    assert (short.data, short.model, short.shares("steps")) == ("hapt", "tridet", [0.1, 1.0])
+    # Of long trainings TadTR alone takes 4 s, and it is ahead of a short TriDet after 8.
+    text = model_choice.which(studies, {"tadtr": 50.0, "tridet": 200.0}, [short])
+    assert "| a training of | 4 videos | 40 videos |" in text  # shares that the short ones have
+    assert "| 10 s | TadTR 41.0, +10.0 ± 0.0 | TadTR 81.0, +10.0 ± 0.0 |" in text
+    text = model_choice.which(studies, {"tadtr": 400.0, "tridet": 200.0}, [short])
+    assert "| 10 s | TriDet 31.0 | TriDet 71.0 |" in text
+    made = dict(four_models.blocks(studies, {"hapt": {"tadtr": 50.0, "tridet": 200.0}}, [short]))
+    assert {"which-hapt", "which-short-hapt"} <= set(made)
+
+
 def test_no_study_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no <data>-<model>/trials\.csv"):
         model_studies.read_studies(tmp_path)
@@ -179,6 +198,7 @@ def test_the_page_shows_the_committed_studies():
     text = PAGE.read_text("utf-8")
     studies = model_studies.read_studies(RESULTS)
     times = four_models.read_step_times(RESULTS)
-    assert four_models.update_page(text, studies, times) == text, (
+    short = model_studies.read_short_studies(RESULTS)
+    assert four_models.update_page(text, studies, times, short) == text, (
         "run: python benchmarks/four_models.py --page docs/data-efficiency.md"
     )
