@@ -129,5 +129,9 @@ class FitOptions(BootstrapOptions):
 
 Curve = Annotated[
     str | None,
-    typer.Option("--curve", help="Name of the curve, if there are several.", rich_help_panel=CURVE),
+    typer.Option(
+        "--curve",
+        help="Name of the curve, or labels that no other has: steps,off.",
+        rich_help_panel=CURVE,
+    ),
 ]

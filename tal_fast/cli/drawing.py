@@ -24,18 +24,9 @@ LOOK = "Look"
 
 def _chosen(curves: list[LearningCurve], names: list[str] | None) -> list[LearningCurve]:
     """Returns the curves of these names, in their order; all without names."""
-    from tal_fast.errors import ConfigError, nearest
+    from tal_fast.curves.curve_files import curve_named
 
-    if not names:
-        return curves
-    known = {curve.name: curve for curve in curves}
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"--curve: expected one of {', '.join(map(repr, known))}, got {name!r}"
-                f"{nearest(name, known)}"
-            )
-    return [known[name] for name in names]
+    return [curve_named(curves, name, "--curve") for name in names] if names else curves
 
 
 @dataclass(frozen=True)

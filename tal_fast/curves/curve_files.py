@@ -22,7 +22,15 @@ from tal_fast.curves.learning_curve import (
 from tal_fast.curves.paper_tables import TableForm, count_of, paper_points
 from tal_fast.errors import ConfigError, DataError, argument, nearest
 
-__all__ = ["csv_cell", "csv_text", "curve_csv", "read_curve", "read_curves", "study_thresholds"]
+__all__ = [
+    "csv_cell",
+    "csv_text",
+    "curve_csv",
+    "curve_named",
+    "read_curve",
+    "read_curves",
+    "study_thresholds",
+]
 
 # Columns that tell the curves of a study apart.
 _LABELS = ("model", "sampling", "budget", "ema")
@@ -216,6 +224,35 @@ def read_curves(
     ]
 
 
+def curve_named(curves: Sequence[LearningCurve], name: str, source: object) -> LearningCurve:
+    """Returns the curve of a name, or of some of its labels where they fit one curve alone.
+
+    ``steps, off`` is enough for ``tridet-small, steps, off`` as long as no other curve has both.
+    Pages write ``EMA off`` for ``off``; that is understood.
+
+    Args:
+        curves: to choose from.
+        name: of the curve, or labels with commas between.
+        source: what an error begins with: a file or an argument.
+
+    Raises:
+        ConfigError: no curve fits, or several do.
+    """
+    names = [curve.name for curve in curves]
+    if name in names:
+        return curves[names.index(name)]
+    words = {word.strip().removeprefix("EMA ") for word in name.split(",")}
+    fitting = [curve for curve in curves if words <= set(curve.labels.values())]
+    if len(fitting) == 1:
+        return fitting[0]
+    shown = ", ".join(repr(curve.name) for curve in fitting or curves)  # there are commas in them
+    if fitting:
+        raise ConfigError(
+            f"{source}: expected the name of one curve, got {name!r}: it fits {shown}"
+        )
+    raise ConfigError(f"{source}: expected one of {shown}, got {name!r}{nearest(name, names)}")
+
+
 def read_curve(
     path: str | Path,
     name: str | None = None,
@@ -223,24 +260,21 @@ def read_curve(
     repetitions: int | None = None,
     form: TableForm | None = None,
 ) -> LearningCurve:
-    """Reads one curve; ``name`` chooses it where there are several.
+    """Reads one curve; ``name`` chooses it where there are several, as :func:`curve_named` does.
 
     Raises:
         DataError: as :func:`read_curves`.
         ConfigError: there is no curve of this name, or several and no name.
     """
     curves = read_curves(path, repetitions=repetitions, form=form)
-    names = [curve.name for curve in curves]
-    shown = ", ".join(map(repr, names))  # there are commas in them
-    if name is None and len(curves) == 1:
+    if name is not None:
+        return curve_named(curves, name, path)
+    if len(curves) == 1:
         return curves[0]
-    if name is None:
-        raise ConfigError(
-            f"{path}: has the curves {shown}; choose one with {argument('name', option='--curve')}"
-        )
-    if name not in names:
-        raise ConfigError(f"{path}: expected one of {shown}, got {name!r}{nearest(name, names)}")
-    return curves[names.index(name)]
+    raise ConfigError(
+        f"{path}: has the curves {', '.join(repr(curve.name) for curve in curves)}; choose one "
+        f"with {argument('name', option='--curve')}"
+    )
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -70,6 +70,20 @@ def test_curves_of_a_study_are_kept_apart(tmp_path):
         read_curve(tmp_path)
 
 
+def test_labels_that_no_other_curve_has_are_enough(tmp_path):
+    lines = ["model,budget,ema,repetition,p,average_map"]
+    for budget in ("epochs", "steps"):
+        lines += [f"tadtr-small,{budget},{ema},0,1.0,0.5" for ema in ("off", "plain")]
+    path = write(tmp_path / "trials.csv", *lines)
+    whole = "tadtr-small, steps, plain"
+    for name in (whole, "steps, plain", "plain,steps", "steps, EMA plain"):
+        assert read_curve(path, name).name == whole
+    with pytest.raises(ConfigError, match=r"of one curve, got 'steps': it fits .*off', .*plain'$"):
+        read_curve(path, "steps")
+    with pytest.raises(ConfigError, match=r"expected one of .*, got 'steps, warmup'"):
+        read_curve(path, "steps, warmup")
+
+
 def test_table_of_a_paper(tmp_path):
     path = write(
         tmp_path / "paper.csv",
