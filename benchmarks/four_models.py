@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from model_choice import time_steps, which
+from model_choice import early, time_steps, which
 from model_studies import (
     AVERAGES,
     DATA,
@@ -220,6 +220,8 @@ def blocks(
             ("claims", claims_of),
         ):
             yield f"{name}-{data}", made(own)
+        if len(own) > 1:
+            yield f"early-{data}", early(own)
         if data in step_ms:
             yield f"which-{data}", which(own, step_ms[data])
             planned = [study for study in short if study.data == data]

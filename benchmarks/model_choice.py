@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model for how many videos and how many seconds: from studies and the time of a step."""
+"""Which model for how many videos and how many seconds, and how few trainings tell so.
+
+From studies and the time of a step.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_studies import MODELS, Mean, Study, mean_of, table
 
-__all__ = ["Choice", "best_within", "choices", "time_steps", "which"]
+from tal_fast.curves.curve_files import curve_named, read_curves
+from tal_fast.curves.ranking import rank_models
+
+__all__ = ["Choice", "best_within", "choices", "early", "time_steps", "which"]
 
 SECONDS = (10, 20, 40, 80, 160)
+DRAWS = (1, 2, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,38 @@ def which(
                 cells.append(told if margin.is_clear else f"({told})")
         rows.append([f"{seconds:g} s", *cells])
     return table(["a training of", *(f"{videos[p]} videos" for p in shares)], rows)
+
+
+def early(studies: Sequence[Study]) -> str:
+    """Returns how often a small study orders the models otherwise than they are with all the data.
+
+    Of these are only pairs of models that 100 % tells apart. Tested are the last weights.
+    """
+    rows, lines = [], []
+    for budget in ("steps", "epochs"):
+        curves = [
+            replace(
+                curve_named(read_curves(study.table), f"video, {budget}, off", study.table),
+                name=MODELS[study.model],
+            )
+            for study in studies
+        ]
+        ranking = rank_models(curves)
+        pairs = [
+            f"{pair.better} over {pair.worse} ({100 * pair.certainty:.0f} %)"
+            for pair in ranking.pairs
+            if pair.told
+        ]
+        lines.append(f"Told apart at 100 %, {budget}: {', '.join(pairs) or 'none'}.")
+        for level in ranking.levels:
+            chances = [f"{100 * level.wrong[n - 1]:.0f} %" if level.wrong else "" for n in DRAWS]
+            rows.append([budget, f"{level.share:g} %", *chances])
+    head = ["trained for", "p", *map(_draws_text, DRAWS)]
+    return "\n\n".join([*lines, table(head, rows)])
+
+
+def _draws_text(count: int) -> str:
+    return "1 draw per model" if count == 1 else str(count)
 
 
 def time_steps(folder: Path, seconds: float = 60.0) -> dict[str, float]:

@@ -54,6 +54,7 @@ class Study:
         videos: training videos.
         gains: (budget, average) -> gain at three times the data, in points, with its 90 %
             interval; of the study's ``fits.json``, where it has one.
+        table: its ``trials.csv``.
     """
 
     data: str
@@ -62,6 +63,7 @@ class Study:
     steps: dict[Key, int]
     videos: dict[Key, int]
     gains: dict[tuple[str, str], tuple[float, float, float]] = field(default_factory=dict)
+    table: Path = Path()
 
     def shares(self, budget: str) -> list[float]:
         """Returns the shares of a budget, rising."""
@@ -158,7 +160,7 @@ def read_short_studies(folder: Path) -> list[Study]:
 
 
 def _read(path: Path, data: str, model: str) -> Study:
-    study = Study(data, model, {}, {}, {}, _read_gains(path.with_name("fits.json")))
+    study = Study(data, model, {}, {}, {}, _read_gains(path.with_name("fits.json")), path)
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["sampling"] != "video" or row["training"] != "0":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import sys
 from dataclasses import replace
@@ -80,7 +81,7 @@ def test_shapes(studies):
 def test_tables_pair_draws(studies):
     made = dict(four_models.blocks(studies))
     assert set(made) == {
-        f"{name}-hapt" for name in ("curves", "shapes", "effects", "order", "claims")
+        f"{name}-hapt" for name in ("curves", "shapes", "effects", "order", "claims", "early")
     }
     assert "| TadTR | epochs | plain | 3.0 ± 1.0 | 51.0 ± 1.0 | 80.0 ± 1.0 |" in made["curves-hapt"]
     effect = "| TadTR | plain average, epochs | -38.0 ± 0.0 | -10.0 ± 0.0 | -1.0 ± 0.0 |"
@@ -88,6 +89,14 @@ def test_tables_pair_draws(studies):
     assert "| steps | off | TriDet | **46.0** | **66.0** | **86.0** |" in made["order-hapt"]
     behind = "| steps | off | TadTR | -5.0 ± 0.0 | -5.0 ± 0.0 | -5.0 ± 0.0 |"
     assert behind in made["order-hapt"]
+    assert re.match(
+        r"Told apart at 100 %, steps: TriDet over TadTR \(9\d %\)\.\n", made["early-hapt"]
+    )
+    # Five points apart at every share, draws one point apart: seldom wrong, and less with more.
+    cells = re.search(r"\| steps \| 10 % \|(.*)\|\n", made["early-hapt"])[1].split("|")
+    chances = [int(cell.strip(" %")) for cell in cells]
+    assert chances == sorted(chances, reverse=True)
+    assert 0 < chances[-1] < chances[0] < 20
 
 
 def test_claims(tmp_path):
