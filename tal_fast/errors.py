@@ -21,6 +21,7 @@ __all__ = [
     "TrainingError",
     "argument",
     "both_ways",
+    "counted",
     "differences",
     "install",
     "listing",
@@ -124,6 +125,37 @@ def both_ways(command: str, python: str) -> str:
     Where the two are more than an argument of one name: see :func:`argument`.
     """
     return f"{command} ({python})"
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """Returns a number of things; noun and verb are in the singular where there is one of them.
+
+    Args:
+        count: how many.
+        noun: in the singular.
+        verb: what follows, in the plural.
+
+    Example:
+        >>> counted(1, "epoch"), counted(0, "class"), counted(1, "video", "have")
+        ('1 epoch', '0 classes', '1 video has')
+    """
+    words = [str(count), noun if count == 1 else _plural(noun)]
+    if verb:
+        words.append(_plural(verb) if count == 1 else verb)
+    return " ".join(words)
+
+
+# Verbs in the plural and the singular, and a noun the other way round.
+_IRREGULAR = {"are": "is", "have": "has", "were": "was", "person": "people"}
+
+
+def _plural(noun: str) -> str:
+    """Returns the plural of a noun, which is also how a verb becomes singular."""
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from tal_fast.cli.next_steps import given_options, say_after_curves, say_draw
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_compared, check_outputs, told_apart
 from tal_fast.cli.whole_tables import print_tables
+from tal_fast.errors import counted
 
 if TYPE_CHECKING:
     from tal_fast.curves import LearningCurve
@@ -152,7 +153,7 @@ def study_fit(
     if failures:
         told = "; ".join(failures.values())
         if len(curves) > 1:
-            told = f"{len(failures)} of {len(curves)} curves could not be fitted: {told}"
+            told = f"{len(failures)} of {counted(len(curves), 'curve')} could not be fitted: {told}"
         raise DataError(told)
     if not say_after_curves(
         "extrapolate", study, curves, [*_of(curve), *given_options(table, fit)]

@@ -20,7 +20,7 @@ from tal_fast.cli.feature_options import (
 )
 from tal_fast.cli.next_steps import free_place
 from tal_fast.cli.options import OUTPUT, JsonOut
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, counted
 from tal_fast.progress import bar
 
 WITHOUT = "Instead of a data directory"
@@ -65,7 +65,7 @@ def pack(
     if verify:
         with bar("comparing") as update:
             count = verify_store(out, update)
-        show(f"{count} videos, all as they were packed")
+        show(f"{counted(count, 'video')}, all as they were packed")
         say(f"next: name {out} under `features` in dataset.yaml")
         return
     if not features:

@@ -24,6 +24,7 @@ from tal_fast.cli.options import (
     Threads,
     TrainVideos,
 )
+from tal_fast.errors import counted
 
 if TYPE_CHECKING:
     from tal_fast import evaluation
@@ -51,7 +52,10 @@ def _profiled(
         yield recording
     seen = recording.steps.seen
     if not recording.steps.records:
-        say(f"note: no profile: the training ended within its warm-up, after {seen} steps")
+        say(
+            "note: no profile: the training ended within its warm-up, after "
+            f"{counted(seen, 'step')}"
+        )
 
 
 @command(
@@ -143,7 +147,10 @@ def predict(
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
     detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
-    show(f"{len(detections)} detections in {len(detections.videos)} videos\n{out}")
+    show(
+        f"{counted(len(detections), 'detection')} in "
+        f"{counted(len(detections.videos), 'video')}\n{out}"
+    )
     if any(len(dataset.annotations.videos[name].labels) for name in names):
         say_next("tal-fast", "evaluate", "--annotations", data, "--split", split,
                  "--predictions", out)  # fmt: skip

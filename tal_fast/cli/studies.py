@@ -22,6 +22,7 @@ from tal_fast.cli.options import (
     TrustTimes,
 )
 from tal_fast.cli.whole_tables import print_tables
+from tal_fast.errors import counted
 
 if TYPE_CHECKING:
     from tal_fast.study import StudyResult
@@ -35,7 +36,7 @@ def _print_study(result: StudyResult, out: Path) -> None:
 
     print_tables(*curve_tables(result.curves), width=120)
     if result.ran == 0:
-        show(f"all {result.reused} trials were there already, nothing was trained")
+        show(f"all {counted(result.reused, 'trial', 'were')} there already, nothing was trained")
     for name, path in result.files.items():
         show(f"{name + ':':15} {path}")
     for note in result.notes:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tal_fast.errors import DataError, printable
+from tal_fast.errors import DataError, counted, printable
 
 __all__ = ["Row", "Rows", "number", "optional_number", "read_rows"]
 
@@ -110,7 +110,7 @@ def read_rows(source: Path) -> Rows:
                     continue
                 if len(values) != len(header):
                     raise DataError(
-                        f"{source}, line {line}: expected {len(header)} values, got "
+                        f"{source}, line {line}: expected {counted(len(header), 'value')}, got "
                         f"{'fewer' if len(values) < len(header) else 'more'} ({len(values)})"
                     )
                 rows.append((line, dict(zip(header, values, strict=True))))

@@ -17,7 +17,7 @@ from pathlib import Path
 from tal_fast.curves.csv_rows import Row, Rows, number
 from tal_fast.curves.learning_curve import CEILING, CurvePoint, percent
 from tal_fast.curves.paper_columns import PLUS_MINUS, Column, columns_of
-from tal_fast.errors import ConfigError, DataError, argument, both_ways, nearest
+from tal_fast.errors import ConfigError, DataError, argument, both_ways, counted, nearest
 
 __all__ = ["TableForm", "count_of", "paper_points"]
 
@@ -311,7 +311,8 @@ def _summaries(cells: _Cells, rows: Sequence[Row], repetitions: int | None) -> l
         if deviation is not None and deviation > (most := _most_deviation(mean, count)):
             raise DataError(
                 f"{cells.rows.source}, line {row[0]}: expected a spread in the unit of mAP: "
-                f"{count} values of 0 to 100 points with a mean of {mean:g} have a standard "
+                f"{counted(count, 'value')} of 0 to 100 points with a mean of {mean:g} have a "
+                "standard "
                 f"deviation of at most {most:.3g} points, got {deviation:.4g}"
             )
         points[share] = CurvePoint(share, mean, deviation, count, videos=cells.videos(row))

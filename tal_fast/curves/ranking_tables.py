@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tal_fast.curves.tables import band_name, number, plain, share_cell, table_of
+from tal_fast.errors import counted
 from tal_fast.progress import duration
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def ranking_tables(found: Ranking) -> list[Table]:
     for standing in found.standings:
         low, high = standing.interval
         source = (
-            f"{standing.trainings} trainings"
+            f"{counted(standing.trainings, 'training')}"
             if standing.trainings
             else f"forecast, p <= {standing.reach:g} %"
         )
@@ -71,7 +72,8 @@ def _tie(pair: Pair) -> str:
 
 
 def _draws(count: int | None) -> str:
-    return "1 training per model" if count == 1 else f"{count} trainings per model"
+    assert count is not None  # `enough` and `cheapest` are levels that rank right
+    return f"{counted(count, 'training')} per model"
 
 
 def ranking_lines(found: Ranking) -> list[str]:

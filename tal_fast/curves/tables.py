@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tal_fast.curves.learning_curve import LAST, LearningCurve, percent
+from tal_fast.errors import counted
 from tal_fast.progress import duration
 
 if TYPE_CHECKING:  # scipy comes with them, and a study needs none for its own tables
@@ -95,7 +96,7 @@ def fit_table(fit: CurveFit) -> Table:
     """Returns the families on one curve, the best residual first."""
     curve = fit.curve
     table = table_of(
-        f"{curve.name}: {len(curve)} levels from {curve.share[0]:g} to "
+        f"{curve.name}: {counted(len(curve), 'level')} from {curve.share[0]:g} to "
         f"{curve.share[-1]:g} %, mAP in points",
         ["family"],
         ["RMSE", "chi2/dof", "AIC", "AICc", "BIC", "asymptote", "90 %", "backtest", "q"],

@@ -24,7 +24,7 @@ from tal_fast.data.json_files import (
     repeated_keys,
     without_collector,
 )
-from tal_fast.errors import DataError, listing
+from tal_fast.errors import DataError, counted, listing
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -322,7 +322,7 @@ def _read_subsets(path: str) -> dict[str, str]:
         if not any(row):
             continue
         if len(row) <= max(video, subset):
-            faults.append(f"row {line}: expected {len(columns)} columns, got {len(row)}")
+            faults.append(f"row {line}: expected {counted(len(columns), 'column')}, got {len(row)}")
         elif table.setdefault(row[video], row[subset]) != row[subset]:
             faults.append(
                 f"row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it is in "

@@ -25,7 +25,7 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.json_files import without_collector
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath, Floats, Ints
 
 __all__ = [
@@ -107,8 +107,9 @@ class Annotations:
 
     def __repr__(self) -> str:
         return (
-            f"Annotations({self.num_instances} instances of {len(self.classes)} classes in "
-            f"{len(self.videos)} videos)"
+            f"Annotations({counted(self.num_instances, 'instance')} of "
+            f"{counted(len(self.classes), 'class')} in "
+            f"{counted(len(self.videos), 'video')})"
         )
 
     @property
@@ -254,7 +255,7 @@ class _Loader:
                 else ""
             )
             raise DataError(
-                f"{self.origin}: {len(problems)} faulty of {self.total} segments{hint}: "
+                f"{self.origin}: {len(problems)} faulty of {counted(self.total, 'segment')}{hint}: "
                 f"{listing(problems, _SHOWN)}"
             )
         return videos
@@ -319,7 +320,7 @@ def _fault(item: AnnotatedInstance, index: Mapping[str, int]) -> str:
         return _bad_label(item)
     if item.label not in index:
         return (
-            f"label {item.label!r} is not among the {len(index)} classes"
+            f"label {item.label!r} is not among the {counted(len(index), 'class')}"
             f"{nearest(item.label, index)}"
         )
     if item.segment is None:

@@ -12,7 +12,7 @@ from tal_fast.data.dataset_spec import DatasetSpec, FeatureSpec, load_spec, save
 from tal_fast.data.feature_index import Extent, index_streams, unannotated, without_features
 from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
-from tal_fast.errors import ConfigError, DataError, nearest, same_to_the_eye
+from tal_fast.errors import ConfigError, DataError, counted, nearest, same_to_the_eye
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -72,9 +72,11 @@ class TALDataset:
 
     def __repr__(self) -> str:
         return (
-            f"TALDataset({self.name!r}: {len(self.features)} videos ({self._shown_splits()}), "
-            f"{self.annotations.num_instances} instances of {self.num_classes} classes, "
-            f"{self.channels} channels, {str(self.path)!r})"
+            f"TALDataset({self.name!r}: {counted(len(self.features), 'video')} "
+            f"({self._shown_splits()}), "
+            f"{counted(self.annotations.num_instances, 'instance')} of "
+            f"{counted(self.num_classes, 'class')}, "
+            f"{counted(self.channels, 'channel')}, {str(self.path)!r})"
         )
 
     def _shown_splits(self) -> str:
@@ -109,7 +111,8 @@ class TALDataset:
         """Says in a line per reason which videos of the splits were left out; often none."""
         total = len(self.features) + sum(map(len, self.left_out.values()))
         return [
-            f"{len(videos)} of {total} videos are left out of training and prediction, {why}: "
+            f"{len(videos)} of {counted(total, 'video', 'are')} left out of training and "
+            f"prediction, {why}: "
             f"{shown_names(videos)}"
             for why, videos in self.left_out.items()
         ]
@@ -146,7 +149,8 @@ class TALDataset:
         if missing:
             raise DataError(
                 f"{self.path}: no {purpose} video has an instance of {', '.join(missing)} "
-                f"({len(missing)} of {self.num_classes} classes, {len(names)} videos); annotate "
+                f"({len(missing)} of {counted(self.num_classes, 'class')}, "
+                f"{counted(len(names), 'video')}); annotate "
                 "one, or list its label under `ignore_labels` in dataset.yaml"
             )
 
@@ -199,7 +203,8 @@ def open_dataset(
     for name, split in splits.items():
         if not split:
             raise DataError(
-                f"{file}: split {name!r} has no video with features; its {len(given[name])} videos "
+                f"{file}: split {name!r} has no video with features; its "
+                f"{counted(len(given[name]), 'video')} "
                 "are left out"
             )
     feature = spec.feature
@@ -213,7 +218,8 @@ def open_dataset(
         without = [v for v in extents if annotations.videos[v].fps is None]
         if without:
             raise DataError(
-                f"{file}: feature.fps is not set and {len(without)} videos have no fps in "
+                f"{file}: feature.fps is not set and {counted(len(without), 'video', 'have')} no "
+                "fps in "
                 f"{spec.annotations}, first {without[0]!r}"
             )
     selected = replace(annotations.select(extents), report=annotations.report)

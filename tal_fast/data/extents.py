@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted
 
 __all__ = [
     "DTYPES",
@@ -92,7 +92,8 @@ def beside(parts: Sequence[Extent]) -> Extent:
     for other in others:
         if other.rows != first.rows:
             raise DataError(
-                f"{other.path}: expected {first.rows} rows as in {first.path}, got {other.rows}"
+                f"{other.path}: expected {counted(first.rows, 'row')} as in {first.path}, got "
+                f"{other.rows}"
             )
     return replace(first, beside=tuple(others)) if others else first
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.formats.npy import npy_extent
-from tal_fast.errors import ConfigError, DataError, listing, nearest, same_to_the_eye
+from tal_fast.errors import ConfigError, DataError, counted, listing, nearest, same_to_the_eye
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -128,7 +128,7 @@ def index_streams(
             if extent.width != common:
                 hint = " (the axes look swapped: layout)" if extent.rows == common else ""
                 faults.append(
-                    f"video {video!r}: {extent.path}: expected {common} channels, "
+                    f"video {video!r}: {extent.path}: expected {counted(common, 'channel')}, "
                     f"got {extent.width}{hint}"
                 )
     if faults:
@@ -168,7 +168,7 @@ def _describe_missing(missing: list[str], opened: OpenStream) -> str:
     example = f"; the {holder} holds, for example, {min(entries)!r}" if entries else (
         f"; the {holder} is empty")  # fmt: skip
     example = same_to_the_eye(opened.entry(missing[0]), entries) or example
-    return f"{len(missing)} videos without {what}, first {first}{example}"
+    return f"{counted(len(missing), 'video')} without {what}, first {first}{example}"
 
 
 def without_features(

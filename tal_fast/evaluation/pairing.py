@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tal_fast.errors import DataError, nearest, others
+from tal_fast.errors import DataError, counted, nearest, others
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import Dialect
 from tal_fast.evaluation.ground_truth import GroundTruth
@@ -104,7 +104,9 @@ def _refuse_videos(
         )
     if unknown:
         raise DataError(
-            f"{found.origin}: {len(unknown)} of {len(found.videos)} videos are not in subset "
+            f"{found.origin}: {len(unknown)} of {counted(len(found.videos), 'video', 'are')} not "
+            "in "
+            "subset "
             f"{subset!r} of {truth.origin}, the first is {unknown[0]!r}; choose the subset that "
             "was predicted, or leave these videos out"
         )
@@ -145,7 +147,8 @@ def _refuse_classes(unknown: Mask, truth: GroundTruth, found: Detections, *, len
     name = found.classes[found.label[i]]
     hint = nearest(name, truth.classes) if isinstance(name, str) else ""
     raise DataError(
-        f"{found.describe(i)}: label {name!r} is not among the {len(truth.classes)} classes of "
+        f"{found.describe(i)}: label {name!r} is not among the "
+        f"{counted(len(truth.classes), 'class')} of "
         f"{truth.origin}{doubt or hint}{others(int(np.count_nonzero(unknown)))}"
     )
 
@@ -163,7 +166,7 @@ def _early(found: Detections, strict_times: bool) -> tuple[Note, ...]:
             f"{others(count)}"
         )
     text = (
-        f"{count} of {len(found)} predictions start before 0 s, the earliest at "
+        f"{count} of {counted(len(found), 'prediction', 'start')} before 0 s, the earliest at "
         f"{float(found.start.min()):g} s; they are scored as they are (strict_times refuses)"
     )
     return (Note(text, NoteKind.INPUT),)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from tal_fast.data.dataset import TALDataset
+from tal_fast.errors import counted
 from tal_fast.profiling.figures import figure
 from tal_fast.profiling.rig import Rig, Took, Variant, in_turn, short_batch
 from tal_fast.training.config import ExperimentConfig, config_to_dict
@@ -103,7 +104,7 @@ def _variants(rig: Rig) -> tuple[dict[str, Variant], dict[str, str]]:
     what = {
         AS_IT_IS: "the training",
         CACHED: "batches that are in memory",
-        FLOOR: f"1 clip of {rows} rows, {padded} with padding",
+        FLOOR: f"1 clip of {counted(rows, 'row')}, {padded} with padding",
     }
     clips = len(batch)
     for part in dict.fromkeys((clips // 4, clips // 2)):

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tal_fast.errors import counted
 from tal_fast.profiling.cost import Cost
 from tal_fast.profiling.model_cost import LengthCost, ModelCost
 
@@ -28,8 +29,8 @@ def headline(cost: ModelCost) -> str:
         if cost.overlap:
             timing += f", clips overlap by {cost.overlap:g}"
     return (
-        f"{cost.name}: {cost.parameters:,} parameters, {cost.channels} channels, "
-        f"{cost.classes} classes; {timing}.\n"
+        f"{cost.name}: {cost.parameters:,} parameters, {counted(cost.channels, 'channel')}, "
+        f"{counted(cost.classes, 'class')}; {timing}.\n"
         "A multiply-add (MAC) is 2 FLOP; products of matrices, convolutions and attention count. "
         "Bytes are of float32."
     )
@@ -90,7 +91,7 @@ def _parts(cost: ModelCost, one: LengthCost) -> Table:
     lacking = [*one.left_out, "loading, candidates and suppression"]
     table = _table(
         f"{one.rows_of_batch:,} rows: forward pass over one clip; training step of "
-        f"{cost.batch} clips",
+        f"{counted(cost.batch, 'clip')}",
         f"GMAC by formula: {formula}.\nLeft out: {'; '.join(lacking)}. Optimizer: "
         f"{_mega(cost.optimizer_bytes)} MB.",
     )

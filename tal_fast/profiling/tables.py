@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tal_fast.errors import counted
 from tal_fast.profiling.figures import value_of
 from tal_fast.profiling.profile import phase_table
 from tal_fast.profiling.work import kind_table
@@ -146,14 +147,14 @@ def length_table(profile: Mapping[str, Any]) -> Table:
     """Returns what prediction takes by length: time, rates, memory, what is beside the network."""
     prediction = profile["prediction"]
     others = value_of(profile, "disturbance", "others")
-    noun = "thread" if prediction["threads"] == 1 else "threads"
     beside = "" if others is None else f" Meanwhile others used {others:.1f} cores."
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{prediction['model']}, {prediction['weights']} weights, {prediction['amp']}, "
         f"{prediction['device']}, "
-        f"{prediction['threads']} {noun}; medians of repeats, network with quartiles; rates by the "
+        f"{counted(prediction['threads'], 'thread')}; medians of repeats, network with "
+        "quartiles; rates by the "
         f"{prediction.get('rates_by', 'clock')}.{beside}",
         caption_justify="left",
     )

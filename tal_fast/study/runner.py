@@ -20,7 +20,14 @@ from tal_fast.curves.curve_files import curve_csv
 from tal_fast.data.files import check_writable, write_text_atomically
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.locks import locked_directory
-from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, listing
+from tal_fast.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    TalFastError,
+    counted,
+    listing,
+)
 from tal_fast.study.display import StudyDisplay
 from tal_fast.study.execution import store
 from tal_fast.study.execution.local import InProcess, LocalPool
@@ -59,7 +66,7 @@ class StudyResult:
 
     def __repr__(self) -> str:
         lines = [
-            f"{self.ran} trials run, {self.reused} there already",
+            f"{counted(self.ran, 'trial')} run, {self.reused} there already",
             *map(repr, self.curves),
             *(f"{name}: {path}" for name, path in self.files.items()),
         ]
@@ -106,7 +113,7 @@ def _place(plan: StudyPlan, console: Console) -> Iterator[_Place]:
     )
     with contextlib.closing(cluster):
         facts = cluster.connect()
-        machines = "1 machine" if facts.machines == 1 else f"{facts.machines} machines"
+        machines = counted(facts.machines, "machine")
         jobs = min(facts.slots, spec.jobs or facts.slots)
         yield _Place(
             cluster, jobs, f"{jobs} at a time on {machines}", {"ray": dataclasses.asdict(facts)}
@@ -250,16 +257,18 @@ class _Study:
         tasks: list[TrialTask] = []
         if steering is None:
             tasks = [plan.task(trial) for trial in plan.trials if trial.name not in self.records]
-            count, already = f"{len(tasks)} of {asked} trials to run", asked - len(tasks)
+            count, already = f"{len(tasks)} of {counted(asked, 'trial')} to run", asked - len(tasks)
         else:
-            count, already = f"target {steering.target}: up to {asked} trials", len(self.records)
+            count, already = (
+                f"target {steering.target}: up to {counted(asked, 'trial')}",
+                len(self.records),
+            )
         if not tasks and (steering is None or steering.look().ends):
             self._finish(steering)
             return 0, []
         with _place(plan, self._console) as place:
             self._console.print(
-                f"{count}, {place.words}, {plan.threads} "
-                f"{'thread' if plan.threads == 1 else 'threads'} each",
+                f"{count}, {place.words}, {counted(plan.threads, 'thread')} each",
                 highlight=False,
             )
             root.mkdir(exist_ok=True)
@@ -444,7 +453,8 @@ def _kept_starts(study: Mapping[str, Any], records: Sequence[TrialRecord]) -> li
     p, most = max(kept.items(), key=lambda one: one[1])
     return [
         f"the averaged weights keep more than {100 * NOTED_START:g} % of their random start at "
-        f"{len(kept)} of {len(starts)} shares, {100 * most:.0f} % at {100 * p:g} % of the data: "
+        f"{len(kept)} of {counted(len(starts), 'share')}, {100 * most:.0f} % at {100 * p:g} % of "
+        "the data: "
         "the curve shows short trainings as well as little data. Compare with --ema off,plain or "
         "--budget steps"
     ]

@@ -18,7 +18,7 @@ from typing import Any
 
 from tal_fast.data.clips import ClipSet
 from tal_fast.data.windows import WindowSet, windows_of
-from tal_fast.errors import ConfigError, DataError, argument, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, nearest
 from tal_fast.study.shares import rounded, sample_size
 
 __all__ = [
@@ -262,7 +262,9 @@ def data_split(splits: Mapping[str, Sequence[str]]) -> Split:
     train, test = set(splits["train"]), set(splits["test"])
     both = sorted(train & test)
     if both:
-        raise DataError(f"split: {len(both)} videos both train and test, the first is {both[0]!r}")
+        raise DataError(
+            f"split: {counted(len(both), 'video')} both train and test, the first is {both[0]!r}"
+        )
     return Split(tuple(sorted(train)), tuple(sorted(test)), "data")
 
 

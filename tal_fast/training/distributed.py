@@ -44,7 +44,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.errors import ConfigError, TrainingError, counted
 from tal_fast.models.base import Targets, Whole
 
 __all__ = [
@@ -248,7 +248,8 @@ def share_of_batch(batch_size: int, windows: int) -> int:
         )
     if windows < size:
         raise ConfigError(
-            f"expected at least one training window per process, got {windows} for {size} processes"
+            f"expected at least one training window per process, got {windows} for "
+            f"{counted(size, 'process')}"
         )
     return batch_size // size
 

@@ -18,7 +18,7 @@ from tal_fast.averaging import Scores
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import file_in_one_step
 from tal_fast.data.locks import BusyError, locked_directory
-from tal_fast.errors import ConfigError, DataError, TrainingError
+from tal_fast.errors import ConfigError, DataError, TrainingError, counted
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models.base import Detector
 from tal_fast.training import distributed
@@ -267,7 +267,8 @@ def run_experiment(
     both = sorted(set(train_videos) & set(test_videos))
     if both:
         raise DataError(
-            f"{len(both)} videos are both training and test videos, the first is {both[0]!r}"
+            f"{counted(len(both), 'video', 'are')} both training and test videos, the first is "
+            f"{both[0]!r}"
         )
     if not _annotated(data, test_videos):
         raise DataError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tal_fast.errors import ConfigError, TrainingError, listing
+from tal_fast.errors import ConfigError, TrainingError, counted, listing
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.checkpoint import described_content, read_torch_file, save_model
@@ -60,7 +60,7 @@ def import_checkpoint(
                             f"found the keys {listing(list(state), _SHOWN, ', ')}")  # fmt: skip
     if num_classes != len(classes):
         raise ConfigError(
-            f"{path}: has {num_classes} classes, the data has {len(classes)}: "
+            f"{path}: has {counted(num_classes, 'class')}, the data has {len(classes)}: "
             f"{listing(classes, _SHOWN, ', ')}"
         )
     with plain_defaults("meta"):

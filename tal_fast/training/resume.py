@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.fingerprint import changed_annotations, changed_features
-from tal_fast.errors import TrainingError, argument, differences
+from tal_fast.errors import TrainingError, argument, counted, differences
 from tal_fast.training.checkpoint import read_checkpoint
 
 __all__ = ["read_state"]
@@ -25,7 +25,7 @@ def _named(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **identity.get("config", {}),
         "code": identity.get("code"),
-        "videos": f"{len(videos)} videos",
+        "videos": f"{counted(len(videos), 'video')}",
     }
 
 

@@ -23,7 +23,7 @@ from tal_fast.data.files import file_in_one_step, remove_unfinished
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import TrainingError, argument
+from tal_fast.errors import TrainingError, argument, counted
 from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
@@ -265,7 +265,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         if len(state["random"]) != distributed.world_size():
             raise TrainingError(
-                f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "
+                f"{self.out / 'resume.pt'} is of a training in "
+                f"{counted(len(state['random']), 'process')}, "
                 f"this one has {distributed.world_size()}: start as many, or start over with "
                 f"{argument('resume', False)}"
             )

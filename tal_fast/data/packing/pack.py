@@ -28,7 +28,7 @@ from tal_fast.data.packing.store import (
     write_index,
     write_shard,
 )
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 if TYPE_CHECKING:
@@ -77,14 +77,17 @@ class PackReport:
         again = f", {self.resumed} of them by an earlier run" if self.resumed else ""
         r = self.rounding
         lines = [
-            f"{self.videos} videos{again}, {self.rows} rows of {self.channels} channels, "
+            f"{counted(self.videos, 'video')}{again}, {counted(self.rows, 'row')} of "
+            f"{counted(self.channels, 'channel')}, "
             f"{self.dtype}, {self.num_bytes / 1e6:.1f} MB in {self.shards} shards; every video "
             "read back and compared",
         ]
         if self.crops:
             lines.append(f"one row from {' and '.join(map(str, self.crops))} crops of it each")
         if self.cut_rows:
-            lines.append(f"{self.cut_rows} rows left out where one stream is longer than another")
+            lines.append(
+                f"{counted(self.cut_rows, 'row')} left out where one stream is longer than another"
+            )
         if not r.video:
             lines.append("nothing was rounded")
         else:
@@ -214,7 +217,8 @@ def _check_names(names: list[str], opened: Sequence[OpenStream]) -> None:
         missing = [name for name in names if not stream.holds(name)]
         if missing:
             raise DataError(
-                f"{stream.stream.path}: {len(missing)} of {len(names)} videos are missing: "
+                f"{stream.stream.path}: {len(missing)} of {counted(len(names), 'video', 'are')} "
+                "missing: "
                 f"{listing(missing, between=', ')}"
             )
 
@@ -336,7 +340,8 @@ class _Packer:
         self.channels = self.channels or channels
         if channels != self.channels:
             raise DataError(
-                f"video {video!r}: expected {self.channels} channels as in the videos before it, "
+                f"video {video!r}: expected {counted(self.channels, 'channel')} as in the videos "
+                "before it, "
                 f"got {channels}"
             )
 

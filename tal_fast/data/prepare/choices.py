@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.dataset import shown_names
+from tal_fast.errors import counted
 from tal_fast.typing import FilePath
 
 __all__ = ["FeatureChoice", "Repairs", "VideoReport"]
@@ -121,9 +122,10 @@ class VideoReport:
         """Says in a few lines what was found, and everything that was left out."""
         splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
         lines = [
-            f"{sum(self.splits.values())} videos ({splits}), {self.instances} instances of "
-            f"{self.classes} classes",
-            f"{self.rows} feature rows of {self.channels} channels ({self.template})",
+            f"{counted(sum(self.splits.values()), 'video')} ({splits}), "
+            f"{counted(self.instances, 'instance')} of "
+            f"{counted(self.classes, 'class')}",
+            f"{self.rows} feature rows of {counted(self.channels, 'channel')} ({self.template})",
         ]
         if self.fitting is not None:
             lines.append(
@@ -136,9 +138,11 @@ class VideoReport:
              "dataset.yaml); scoring counts them"),
         ):  # fmt: skip
             if names:
-                lines.append(f"{len(names)} videos left out {why}: {shown_names(names)}")
+                lines.append(f"{counted(len(names), 'video')} left out {why}: {shown_names(names)}")
         if self.dropped:
-            lines.append(f"{self.dropped} segments left out that end at or before their start")
+            lines.append(
+                f"{counted(self.dropped, 'segment')} left out that end at or before their start"
+            )
         if self.out_of_range:
-            lines.append(f"{self.out_of_range} segments reach beyond their video")
+            lines.append(f"{counted(self.out_of_range, 'segment', 'reach')} beyond their video")
         return [*lines, *self.notes, f"written to {self.path}"]

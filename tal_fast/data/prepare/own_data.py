@@ -22,7 +22,7 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.prepare.segment_table import SegmentTable, lookalikes, read_segment_table
 from tal_fast.data.prepare.video_features import prepare_videos
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_csv", "prepare_json"]
@@ -164,7 +164,8 @@ def _prepare(
         without = [video.name for video in file.videos if video.rate is None]
         if without:
             raise DataError(
-                f"{file.origin}: {len(without)} videos have no fps, first {without[0]!r}: say how "
+                f"{file.origin}: {counted(len(without), 'video', 'have')} no fps, first "
+                f"{without[0]!r}: say how "
                 "many rows of features there are per second (--rate), or how many frames (--fps)"
             )
     has_subsets = any(video.subset for video in file.videos)
@@ -336,7 +337,8 @@ def _drawn_splits(
         if left >= labels and any(video.instances for video in held):
             names = {video.name for video in held}
             told = (
-                f"split test: {count} of {len(file.videos)} videos, drawn with seed {seed}"
+                f"split test: {count} of {counted(len(file.videos), 'video')}, drawn with seed "
+                f"{seed}"
                 f"{'' if not draw else f' (draw {draw + 1}, the first with all classes in train)'}"
             )
             videos = tuple(
@@ -345,6 +347,7 @@ def _drawn_splits(
             )
             return replace(file, videos=videos), [told]
     raise DataError(
-        f"{file.origin}: none of {_MOST_DRAWS} draws of {count} test videos leaves every class in "
+        f"{file.origin}: none of {counted(_MOST_DRAWS, 'draw')} of {count} test videos leaves "
+        "every class in "
         f"training; name the splits in a column subset, or draw fewer: {argument('test_share')}"
     )

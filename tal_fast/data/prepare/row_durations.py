@@ -11,7 +11,7 @@ from tal_fast.data.dataset import DatasetSpec
 from tal_fast.data.extents import Extent
 from tal_fast.data.feature_index import index_streams
 from tal_fast.data.prepare.choices import FeatureChoice
-from tal_fast.errors import DataError, argument
+from tal_fast.errors import DataError, argument, counted
 
 __all__ = ["durations_of_rows", "unchecked_rate"]
 
@@ -97,7 +97,7 @@ def unchecked_rate(
         last = max((item.span[1] for item in videos[name].instances if item.span), default=0.0)
         if duration and last > 0.0:
             room.append(duration / last)
-    what = f"the rate is not checked for {len(names)} of {len(extents)} videos"
+    what = f"the rate is not checked for {len(names)} of {counted(len(extents), 'video')}"
     if len(names) == len(extents):
         what = "the rate is not checked"
     note = (

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath
 
 __all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
@@ -222,7 +222,9 @@ class _Reader:
 
     def _take(self, line: int, cells: Sequence[str]) -> None:
         if len(cells) != self._width:
-            raise ValueError(f"expected {self._width} cells as in line 1, got {len(cells)}")
+            raise ValueError(
+                f"expected {counted(self._width, 'cell')} as in line 1, got {len(cells)}"
+            )
         given = {role: cells[at] for role, at in self._places.items()}
         video = given["video"]
         if not video:
@@ -243,7 +245,7 @@ class _Reader:
             raise ValueError("expected a label, got an empty cell")
         if self._classes is not None and given["label"] not in self._classes:
             raise ValueError(
-                f"label {given['label']!r} is not among the {len(self._classes)} classes"
+                f"label {given['label']!r} is not among the {counted(len(self._classes), 'class')}"
                 f"{nearest(given['label'], self._classes)}"
             )
         start, end = _number("start", given["start"]), _number("end", given["end"])
@@ -284,8 +286,7 @@ class _Reader:
 
 def _faulty_lines(origin: str, faults: Sequence[str]) -> DataError:
     """Returns the error that counts the faults of a file and names the first few."""
-    lines = "line" if len(faults) == 1 else "lines"
-    return DataError(f"{origin}: {len(faults)} faulty {lines}: {listing(faults)}")
+    return DataError(f"{origin}: {counted(len(faults), 'faulty line')}: {listing(faults)}")
 
 
 def _number(role: str, text: str) -> float:

@@ -31,7 +31,7 @@ from tal_fast.data.prepare.row_durations import durations_of_rows, unchecked_rat
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
-from tal_fast.errors import ConfigError, DataError, argument, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_videos"]
@@ -104,7 +104,8 @@ def prepare_videos(
     missing = tuple(without_features(streams, annotated, allow_pickle=features.allow_pickle))
     if missing and repairs.missing == "error":
         raise DataError(
-            f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
+            f"{streams[0].path}: {len(missing)} of {counted(len(wanted), 'video', 'have')} no "
+            "features "
             f"({streams[0].template}): {shown_names(missing)}{_meant(streams[0], missing[0])}; "
             f"{argument('missing', 'skip')} leaves them out of training and prediction"
         )
@@ -284,7 +285,9 @@ def _without_empty(
         kept.append(video._replace(instances=good))
     if dropped and rule == "error":
         raise DataError(
-            f"{path}: {dropped} segments end at or before their start, first in video {first!r}; "
+            f"{path}: {counted(dropped, 'segment', 'end')} at or before their start, first in "
+            "video "
+            f"{first!r}; "
             f"{argument('non_positive', 'drop')} leaves them out"
         )
     return kept, dropped

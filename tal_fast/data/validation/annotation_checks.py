@@ -11,7 +11,7 @@ from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile
 from tal_fast.data.annotations import TOLERANCE
 from tal_fast.data.class_ids import ordered_classes
 from tal_fast.data.validation.result import Finding, SplitCounts
-from tal_fast.errors import nearest
+from tal_fast.errors import counted, nearest
 
 __all__ = ["Faults", "annotation_faults", "class_faults", "classes_of", "count_splits", "leaks"]
 
@@ -111,7 +111,7 @@ def annotation_faults(
             if item.label in ignored:
                 continue
             if item.label not in known:
-                faults.add("label", "error", f"not among the {len(known)} classes",
+                faults.add("label", "error", f"not among the {counted(len(known), 'class')}",
                            f"{where}: {item.label!r}{nearest(item.label, known)}")  # fmt: skip
             if item.label_id is not None:
                 other = names_by_id.setdefault(item.label_id, item.label)
@@ -178,10 +178,11 @@ def class_faults(counts: Sequence[SplitCounts], train: str, faults: Faults) -> N
         elsewhere = sum(split.per_class[label] for split in others)
         if not count:
             faults.add("class-missing", "error", f"no instance in split {train!r}: cannot be "
-                       "learned", f"{label!r}, {elsewhere} instances elsewhere")  # fmt: skip
+                       "learned", f"{label!r}, {counted(elsewhere, 'instance')} "
+                                  "elsewhere")  # fmt: skip
         elif others and not elsewhere:
             faults.add("class-missing", "warning", f"only in split {train!r}: cannot be tested",
-                       f"{label!r}, {count} instances")  # fmt: skip
+                       f"{label!r}, {counted(count, 'instance')}")  # fmt: skip
     present = {label: count for label, count in training.per_class.items() if count}
     if present:
         rare = min(present, key=present.__getitem__)

@@ -18,7 +18,7 @@ from tal_fast.data.grid import Grid
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.timing import Proposal, disagreement, propose
 from tal_fast.data.windows import WindowRule
-from tal_fast.errors import DataError, same_to_the_eye
+from tal_fast.errors import DataError, counted, same_to_the_eye
 from tal_fast.typing import Floats, Mask, VideoProgress
 
 __all__ = [
@@ -88,7 +88,7 @@ def find_extents(
         for video, extent in list(extents.items()):
             if extent.width != common:
                 swapped = " (the axes look swapped: layout)" if extent.rows == common else ""
-                faults.add("channels", "error", f"expected {common} channels",
+                faults.add("channels", "error", f"expected {counted(common, 'channel')}",
                            f"video {video!r}: {extent.width}{swapped}")  # fmt: skip
     return extents
 
@@ -218,7 +218,8 @@ def content_faults(
             at = np.flatnonzero(bad.any(axis=1))
             channel = int(np.flatnonzero(bad[at[0]])[0])
             faults.add("not-finite", "error", "NaN or infinity in features",
-                       f"video {video!r}: {len(at)} of {len(values)} rows, first row {at[0]}, "
+                       f"video {video!r}: {len(at)} of {counted(len(values), 'row')}, first row "
+                       f"{at[0]}, "
                        f"channel {channel}: {values[at[0], channel]}")  # fmt: skip
         elif low is None or high is None:
             low, high = least.astype(np.float64), most.astype(np.float64)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tal_fast.data.validation.timing import Proposal
+from tal_fast.errors import counted
 
 __all__ = ["CHECKS", "Finding", "SplitCounts", "ValidationResult", "VideoFacts"]
 
@@ -145,7 +146,7 @@ class ValidationResult:
         """Says in a line whether training may start."""
         if self.ok:
             rest = len(self.findings)
-            warnings = f" ({rest} warning{'s' if rest > 1 else ''})" if rest else ""
+            warnings = f" ({counted(rest, 'warning')})" if rest else ""
             return f"training may start{warnings}"
         names = ", ".join(dict.fromkeys(finding.check for finding in self.errors))
         return f"training may not start: {names}"

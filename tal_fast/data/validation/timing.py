@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tal_fast.errors import counted
 from tal_fast.typing import Floats, Mask
 
 __all__ = ["Proposal", "disagreement", "propose"]
@@ -48,7 +49,8 @@ class Proposal:
         """Says it in a line."""
         if self.fixed_rows is not None:
             return (
-                f"every video has {self.fixed_rows} rows whatever its duration: features resized "
+                f"every video has {counted(self.fixed_rows, 'row')} whatever its duration: "
+                "features resized "
                 "to a fixed length, whose stride differs by video"
             )
         fps = "each video's own fps" if self.fps is None else f"fps {self.fps:g}"

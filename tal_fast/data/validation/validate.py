@@ -32,7 +32,7 @@ from tal_fast.data.validation.feature_checks import (
 from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.data.windows import WindowRule
-from tal_fast.errors import ConfigError, nearest
+from tal_fast.errors import ConfigError, counted, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["FeatureQuestion", "validate", "validate_dataset"]
@@ -304,7 +304,7 @@ def _never_learned(
             gone = unheld[label] == total[label]
             faults.add("never-learned", "error" if gone else "warning",
                        f"{'no instance of the class fits' if gone else 'instances do not fit'} "
-                       f"into any window of {length} rows",
+                       f"into any window of {counted(length, 'row')}",
                        f"{label!r}: {unheld[label]} of {total[label]}", unheld[label])  # fmt: skip
 
 

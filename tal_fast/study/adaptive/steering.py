@@ -19,7 +19,7 @@ from typing import Any
 
 from tal_fast.curves import LearningCurve, read_curve
 from tal_fast.curves.tables import plain
-from tal_fast.errors import ConfigError, DataError, differences
+from tal_fast.errors import ConfigError, DataError, counted, differences
 from tal_fast.progress import duration
 from tal_fast.study.adaptive.beliefs import Prices
 from tal_fast.study.adaptive.policy import decide
@@ -218,7 +218,7 @@ class Steering:
         prices = Prices(self._situation().curve)
         grid = math.fsum(prices(choice.share) for choice in self._trials)
         words.append(
-            f"{len(self._records)} trials, {duration(self._spent())} of training; all "
+            f"{counted(len(self._records), 'trial')}, {duration(self._spent())} of training; all "
             f"{len(self._trials)} of the grid take about {duration(grid)}"
         )
         further = self._further(decision)
