@@ -7,6 +7,8 @@ real bugs keep theirs.
 """
 
 import difflib
+import errno
+import os
 import re
 import shlex
 import unicodedata
@@ -26,6 +28,7 @@ __all__ = [
     "install",
     "listing",
     "nearest",
+    "os_reason",
     "others",
     "printable",
     "same_to_the_eye",
@@ -222,6 +225,29 @@ def printable(text: str) -> str:
 def others(count: int) -> str:
     """Returns ``" (and 3 more)"`` behind the first of four faults; nothing behind the only one."""
     return f" (and {count - 1} more)" if count > 1 else ""
+
+
+def os_reason(error: Exception) -> str:
+    """Says why a path cannot be used, behind words that name it.
+
+    What the system says; where a file is in the place of a directory, or the reverse, that, and
+    which file it is if it lies further up. Of an error that is not the system's, its own words.
+
+    Example:
+        >>> os_reason(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "features"))
+        'expected a file, found a directory'
+    """
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.EISDIR:
+        return "expected a file, found a directory"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        path = given = os.fsdecode(error.filename or "")
+        while path and not os.path.lexists(path):
+            path = os.path.dirname(path)
+        above = f": {path}" if path and path != given else ""
+        return f"expected a directory, found a file{above}"
+    return error.strerror or str(error)
 
 
 def same_to_the_eye(word: str, known: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ def test_the_first_of_several():
 
 
 def test_the_examples_in_its_docstrings():
-    assert doctest.testmod(errors, raise_on_error=True).attempted == 8
+    assert doctest.testmod(errors, raise_on_error=True).attempted == 9
 
 
 def test_what_a_terminal_would_obey_is_written_out():

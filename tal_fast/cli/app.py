@@ -18,7 +18,7 @@ import typer
 
 from tal_fast.cli.grouped_help import GroupedCommand, GroupedGroup
 from tal_fast.cli.options import STANDARD_OUTPUT, JsonOut, flattened
-from tal_fast.errors import ConfigError, TalFastError, printable
+from tal_fast.errors import ConfigError, TalFastError, os_reason, printable
 from tal_fast.waiting import wait_briefly
 
 __all__ = [
@@ -191,7 +191,7 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
             if _no_memory(error):
                 message = f"not enough memory: {message.partition(chr(10))[0]}"
             elif isinstance(error, OSError) and not isinstance(error, TalFastError):
-                message = f"{error.filename or 'system'}: {error.strerror or error}"
+                message = f"{error.filename or 'system'}: {os_reason(error)}"
             who = "" if place is None else f"process {place[0]} of {place[1]}: "
             say(f"{who}error: {message}")
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

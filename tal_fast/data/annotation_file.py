@@ -24,7 +24,7 @@ from tal_fast.data.json_files import (
     repeated_keys,
     without_collector,
 )
-from tal_fast.errors import DataError, counted, listing
+from tal_fast.errors import DataError, counted, listing, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -309,7 +309,7 @@ def _read_subsets(path: str) -> dict[str, str]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected CSV in UTF-8, got {error}") from error
     columns = rows[0] if rows else []

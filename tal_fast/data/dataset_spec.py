@@ -27,7 +27,7 @@ from tal_fast.data.feature_folder import is_file_name
 from tal_fast.data.feature_streams import Stream, streams_of
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, nearest, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = ["DatasetSpec", "FeatureSpec", "load_spec", "save_spec", "spec_file"]
@@ -241,7 +241,7 @@ def load_spec(file: Path) -> DatasetSpec:
             f"{file}: no such file; a data directory holds a dataset.yaml (tal-fast prepare)"
         ) from None
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{file}: cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not valid YAML: {error}") from error
     values = _checked(file, "", parsed, DatasetSpec)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 
 from tal_fast.data.formats import kind_of_name
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, os_reason
 
 __all__ = ["feature_files", "is_file_name", "is_there", "require_file_name"]
 
@@ -84,7 +84,7 @@ def feature_files(folder: str, beside: Collection[str] | None = None) -> list[st
             with os.scandir(path) as entries:
                 names = {entry.name: entry.is_dir() for entry in entries}
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
         for name, is_folder in names.items():
             relative = f"{below}/{name}" if below else name
             if is_folder:

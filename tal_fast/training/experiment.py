@@ -18,7 +18,7 @@ from tal_fast.averaging import Scores
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import file_in_one_step
 from tal_fast.data.locks import BusyError, locked_directory
-from tal_fast.errors import ConfigError, DataError, TrainingError, counted
+from tal_fast.errors import ConfigError, DataError, TrainingError, counted, os_reason
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models.base import Detector
 from tal_fast.training import distributed
@@ -203,7 +203,7 @@ def _alone_in(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[N
             except BusyError as error:
                 raise TrainingError(str(error)) from error
             except OSError as error:
-                raise TrainingError(f"cannot write to {out}: {error}") from error
+                raise TrainingError(f"cannot write to {out}: {os_reason(error)}") from error
             check()
 
         distributed.from_first(lock)
@@ -223,7 +223,7 @@ def _describe(config: ExperimentConfig, out: Path) -> None:
         with file_in_one_step(out / "environment.json") as file:
             file.write((json.dumps(description, indent=2) + "\n").encode())
     except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error}") from error
+        raise TrainingError(f"cannot write to {out}: {os_reason(error)}") from error
 
 
 def run_experiment(
@@ -342,7 +342,7 @@ def _test(
         with file_in_one_step(out / "metrics.json") as file:
             file.write((metrics + "\n").encode())
     except OSError as error:
-        raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error
+        raise TrainingError(f"cannot write {out / 'metrics.json'}: {os_reason(error)}") from error
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tal_fast.errors import ConfigError, TrainingError, counted, listing
+from tal_fast.errors import ConfigError, TrainingError, counted, listing, os_reason
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.checkpoint import described_content, read_torch_file, save_model
@@ -75,7 +75,7 @@ def import_checkpoint(
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.yaml")
     except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error}") from error
+        raise TrainingError(f"cannot write to {out}: {os_reason(error)}") from error
     save_model(out / "checkpoint.pt", model.state_dict(), config, classes, in_channels)
     return out / "checkpoint.pt"
 

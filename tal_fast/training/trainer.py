@@ -23,7 +23,7 @@ from tal_fast.data.files import file_in_one_step, remove_unfinished
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import TrainingError, argument, counted
+from tal_fast.errors import TrainingError, argument, counted, os_reason
 from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
@@ -471,4 +471,6 @@ class Trainer:
             with file_in_one_step(self.out / "log.csv") as file:
                 file.write(text.getvalue().encode())
         except OSError as error:
-            raise TrainingError(f"cannot write {self.out / 'log.csv'}: {error}") from error
+            raise TrainingError(
+                f"cannot write {self.out / 'log.csv'}: {os_reason(error)}"
+            ) from error

@@ -452,6 +452,9 @@ def test_other_channels_and_faulty_files_and_folders(tmp_path, folder):
     (tmp_path / "out" / store.SETTINGS).write_text("{")
     with pytest.raises(DataError, match=r"pack\.json: not valid JSON"):
         pack_features(streams_of(folder), tmp_path / "out")
+    (tmp_path / "out" / store.SETTINGS).write_text('{"dtype": "float32", "dtype": "float16"}')
+    with pytest.raises(DataError, match=r"pack\.json: key 'dtype' is there more than once"):
+        pack_features(streams_of(folder), tmp_path / "out")
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):

@@ -150,7 +150,7 @@ def test_archive_that_is_not_hapt(small, tmp_path, change, message):
 def test_missing_and_broken_archives(small, tmp_path):
     with pytest.raises(DataError, match=r"hapt\.zip: no such archive"):
         prepare_hapt(small.path, tmp_path / "out")
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="cannot be read: expected a file, found"):
         prepare_hapt(tmp_path, tmp_path / "out")
     small.path.write_bytes(b"PK not really")
     with pytest.raises(DataError, match="not a whole zip archive: File is not a zip file"):

@@ -383,7 +383,7 @@ class TestBadPredictions:
             evaluate(truth, tmp_path / "none.json")
 
     def test_directory(self, truth, tmp_path):
-        with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        with pytest.raises(DataError, match="cannot be read: expected a file, found a dir"):
             evaluate(truth, tmp_path)
 
     def test_wrong_type(self, truth):

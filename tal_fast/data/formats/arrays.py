@@ -18,7 +18,7 @@ from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
 from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals, unpickle_arrays
-from tal_fast.errors import ConfigError, DataError, argument, listing
+from tal_fast.errors import ConfigError, DataError, argument, listing, os_reason
 
 __all__ = ["array_file", "close_array_file", "pick"]
 
@@ -56,7 +56,7 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
     except FileNotFoundError:
         raise DataError(f"{path}: no such feature file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise

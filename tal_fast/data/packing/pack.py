@@ -18,6 +18,7 @@ from tal_fast.data.extents import ITEM_SIZES, Layout
 from tal_fast.data.feature_streams import OpenStream, Stream
 from tal_fast.data.files import write_error, write_text_atomically
 from tal_fast.data.formats.rows import Reduce
+from tal_fast.data.json_files import read_json
 from tal_fast.data.packing.rounding import TARGETS, Rounding, narrowed
 from tal_fast.data.packing.store import (
     SETTINGS,
@@ -28,7 +29,7 @@ from tal_fast.data.packing.store import (
     write_index,
     write_shard,
 )
-from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest, os_reason
 from tal_fast.typing import FilePath, VideoProgress
 
 if TYPE_CHECKING:
@@ -233,10 +234,9 @@ def _take_up(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Sh
             raise DataError(f"{folder}: expected a new or empty folder, or a packed store")
         write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
         return []
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from error
+    _, before = read_json(file, "settings of a packed store")
+    if not isinstance(before, dict):
+        raise DataError(f"{file}: expected an object of settings, got {type(before).__name__}")
     for name, value in settings.items():
         if before.get(name) != value:
             raise ConfigError(
@@ -363,9 +363,7 @@ class _Packer:
                 try:
                     status = os.stat(path)
                 except OSError as error:
-                    raise DataError(
-                        f"video {video!r}: {path}: {error.strerror or error}"
-                    ) from error
+                    raise DataError(f"video {video!r}: {path}: {os_reason(error)}") from error
                 sources.append([status.st_size, status.st_mtime_ns])
         return sources
 

@@ -23,6 +23,7 @@ from tal_fast.data.formats.safetensors_files import (
     read_store_index,
     store_index,
 )
+from tal_fast.data.json_files import parse_json
 from tal_fast.errors import DataError
 from tal_fast.typing import FilePath, VideoProgress
 
@@ -171,7 +172,7 @@ def _metadata(path: Path) -> Shard:
         metadata = (file.metadata() or {}).get(_METADATA)
     if metadata is None:
         raise DataError(f"{path}: expected a shard of tal-fast pack, got one without its metadata")
-    videos: Shard = json.loads(metadata)
+    videos: Shard = parse_json(str(path), metadata.encode())
     return videos
 
 

@@ -20,7 +20,7 @@ from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.data.prepare.report import RecordingReport
-from tal_fast.errors import DataError, counted
+from tal_fast.errors import DataError, counted, os_reason
 from tal_fast.typing import FilePath, Floats, VideoProgress
 
 __all__ = ["prepare_hapt"]
@@ -116,7 +116,7 @@ def _read_archive(
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DataError(f"{source}: not a whole zip archive: {error}") from error
     except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{source}: cannot be read: {os_reason(error)}") from error
 
 
 class _Archive:

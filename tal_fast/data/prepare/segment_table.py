@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
@@ -138,7 +138,7 @@ def _lines(origin: str) -> list[tuple[int, list[str]]]:
     except FileNotFoundError:
         raise DataError(f"{origin}: no such file") from None
     except OSError as error:
-        raise DataError(f"{origin}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{origin}: cannot be read: {os_reason(error)}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{origin}: expected CSV in UTF-8, got {error}") from error
     return [(line, cells) for line, cells in rows if any(cells)]

@@ -19,7 +19,7 @@ from typing import Any
 
 from tal_fast.curves import LearningCurve, read_curve
 from tal_fast.curves.tables import plain
-from tal_fast.errors import ConfigError, DataError, counted, differences
+from tal_fast.errors import ConfigError, DataError, counted, differences, os_reason
 from tal_fast.progress import duration
 from tal_fast.study.adaptive.beliefs import Prices
 from tal_fast.study.adaptive.policy import decide
@@ -55,7 +55,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
+        raise DataError(f"{path}: cannot be written: {os_reason(error)}") from error
 
 
 def _last_line(path: Path) -> Any:
