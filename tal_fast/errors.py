@@ -89,7 +89,7 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
 
     Args:
         name: of the argument in Python.
-        value: to give it, if a certain one is meant; of a mapping each item is an option.
+        value: to give it, if a certain one is meant; each item of a mapping or list is an option.
         option: of the command; ``name`` with hyphens by default.
 
     Example:
@@ -101,6 +101,8 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
         "--rows shortest (rows='shortest')"
         >>> argument("columns", {"label": "class"}, option="--column")
         "--column label=class (columns={'label': 'class'})"
+        >>> argument("exclude", ["a", "b c"])
+        "--exclude a --exclude 'b c' (exclude=['a', 'b c'])"
         >>> argument("test_share")
         '--test-share (test_share)'
     """
@@ -119,6 +121,8 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
             for item in ([items] if isinstance(items, str) else items)
         ]
         return both_ways(" ".join(words), python)
+    if isinstance(value, (list, tuple)):
+        return both_ways(" ".join(f"{option} {shlex.quote(str(item))}" for item in value), python)
     return both_ways(f"{option} {value}", python)
 
 
@@ -162,10 +166,33 @@ def _plural(noun: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string.
+
+    A word with another number in it is another thing and no slip: nobody who writes ``vid10`` means
+    ``vid09``. ``vid010`` may be meant.
+
+    Example:
+        >>> nearest("vid10", ["vid09"]), nearest("vid10", ["vid09", "vid010"])
+        ('', "; did you mean 'vid010'?")
+    """
     words = list(known)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    text, numbers = _apart(word)
+    near = []
+    for other in words:
+        other_text, other_numbers = _apart(other)
+        if other_text != text or other_numbers == numbers:
+            near.append(other)
+    close = difflib.get_close_matches(word, near, n=1, cutoff=0.6)
     return same_to_the_eye(word, words) or (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _apart(word: str) -> tuple[str, list[int]]:
+    """Returns a word without its numbers, and these."""
+    return _DIGITS.sub("0", word), [int(digits[:_LONG]) for digits in _DIGITS.findall(word)]
+
+
+_DIGITS = re.compile(r"[0-9]+")
+_LONG = 1000  # digits that Python makes a number of
 
 
 def listing(items: Sequence[object], shown: int = 5, between: str = "; ") -> str:

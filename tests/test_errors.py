@@ -29,7 +29,7 @@ def test_the_first_of_several():
 
 
 def test_the_examples_in_its_docstrings():
-    assert doctest.testmod(errors, raise_on_error=True).attempted == 9
+    assert doctest.testmod(errors, raise_on_error=True).attempted == 11
 
 
 def test_what_a_terminal_would_obey_is_written_out():
@@ -96,3 +96,21 @@ def test_messages_count_by_the_one_function():
     }
     # The name of a split stands there, no number.
     assert set(slips) <= {"study/sampling.py"}, slips
+
+
+def test_another_number_is_no_slip():
+    assert errors.nearest("vid10", ["vid09", "vid11"]) == ""
+    assert errors.nearest("vid10", ["vid09", "vid010"]) == "; did you mean 'vid010'?"
+    assert errors.nearest("clip_0O", ["clip_00"]) == "; did you mean 'clip_00'?"
+    assert errors.nearest("vid1O", ["vid10"]) == "; did you mean 'vid10'?"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_stands_in_the_way_is_told(tmp_path, make):
+    there = tmp_path / "there"
+    make(there)
+    with pytest.raises(OSError, match="there") as caught:
+        (there / "below").read_text() if there.is_file() else there.read_text()
+    found = f"expected a directory, found a file: {there}"
+    expected = found if there.is_file() else "expected a file, found a directory"
+    assert errors.os_reason(caught.value) == expected

@@ -12,6 +12,8 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -24,15 +26,17 @@ from tal_fast.data.json_files import (
     repeated_keys,
     without_collector,
 )
-from tal_fast.errors import DataError, counted, listing, os_reason
+from tal_fast.errors import DataError, both_ways, counted, listing, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = [
+    "TABLES",
     "AnnotatedInstance",
     "AnnotatedVideo",
     "AnnotationFile",
     "Bare",
     "VideoFault",
+    "prepare_command",
     "read_annotation_file",
 ]
 
@@ -42,6 +46,24 @@ Bare = Literal["no", "timed", "any"]
 
 #: No ``duration`` > 0; a faulty ``fps``; ``annotations`` that are no list; null in their place.
 VideoFault = Literal["duration", "fps", "annotations", "null annotations"]
+
+
+# Endings of files that hold segments as `prepare csv` reads them.
+TABLES = (".csv", ".tsv")
+
+
+def prepare_command(segments: str = "segments.csv", features: str = "FOLDER") -> str:
+    """Returns how to make a data directory of a table of segments and a folder of features.
+
+    Args:
+        segments: the table.
+        features: the folder.
+    """
+    words = ["--segments", segments, "--features", features, "--rate", "ROWS_PER_SECOND"]
+    return both_ways(
+        f"tal-fast prepare csv {shlex.join(words)} --out data/mine",
+        "tal_fast.data.prepare.prepare_csv",
+    )
 
 
 class AnnotatedInstance(NamedTuple):
@@ -54,6 +76,7 @@ class AnnotatedInstance(NamedTuple):
         segment: start and end in seconds, as they are: reversed, NaN or infinite, too; None if
             there are not two numbers.
         given: the entry of the file, to be shown where it is at fault.
+        line: of the table that it came from, from 1; None where it came from none.
     """
 
     position: int
@@ -61,6 +84,12 @@ class AnnotatedInstance(NamedTuple):
     label_id: int | None
     segment: tuple[float, float] | None
     given: Any
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages: the line of a table, else the position in the list."""
+        return f"annotation {self.position}" if self.line is None else f"line {self.line}"
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -129,6 +158,13 @@ class AnnotationFile:
         names = {item.label for video in self.videos for item in video.instances}
         return {label for label in names if label is not None and label not in ignored}
 
+    def label_counts(self, ignored: Collection[str] = ()) -> Counter[str]:
+        """Returns how often each label occurs, but for those that are ignored."""
+        found = Counter(item.label for video in self.videos for item in video.instances)
+        return Counter(
+            {name: n for name, n in found.items() if name is not None and name not in ignored}
+        )
+
     def class_ids(
         self, ignored: Collection[str] = (), given: Sequence[str] | None = None
     ) -> ClassIds:
@@ -185,6 +221,11 @@ def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple
     if isinstance(source, Mapping):
         return what, source, ()
     origin, raw = read_bytes(source, what)
+    if origin.lower().endswith(TABLES):
+        raise DataError(
+            f"{origin}: expected {what} as JSON or a data directory, got a table; make a data "
+            f"directory of it: {prepare_command(origin)}"
+        )
     content, repeats = parse_with_repeats(origin, raw)
     refused = [repeat for repeat in repeats if not (allow_repeated and repeat.video)]
     if refused:

@@ -33,6 +33,7 @@ __all__ = [
     "Annotations",
     "OutOfRange",
     "Video",
+    "annotations_of",
     "load_annotations",
     "save_annotations",
 ]
@@ -64,6 +65,12 @@ class Video:
     fps: float | None
     segments: Floats
     labels: Ints
+
+    @property
+    def beyond(self) -> int:
+        """How many of its segments start before 0 or end after it."""
+        start, end = self.segments[:, 0], self.segments[:, 1]
+        return int(((start < -TOLERANCE) | (end > self.duration + TOLERANCE)).sum())
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,9 @@ class Annotations:
             None where there is no file: a class's number is its place in ``classes`` then.
         listed: the file's own list ``classes``, without ignored labels; None without one. Some
             dialects of evaluation count what it names, also without an instance.
+        origin: what these videos are, for messages; empty where nothing tells.
+        elsewhere: videos of the same file that are not among these -> where they are, in words
+            (``"split 'train'"``).
     """
 
     videos: dict[str, Video]
@@ -104,6 +114,8 @@ class Annotations:
     report: AnnotationReport = field(default_factory=AnnotationReport)
     class_ids: ClassIds | None = None
     listed: tuple[str, ...] | None = None
+    origin: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -191,10 +203,33 @@ def load_annotations(
         )
     with without_collector():  # what is read goes before anyone else could drop it
         file = read_annotation_file(source)
-        loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
-        names, class_ids = _classes(file, classes, loader.ignored)
-        file.refuse("duration", "fps", "annotations")
-        videos = loader.load(file.videos, names)
+        return annotations_of(
+            file, classes=classes, out_of_range=out_of_range, ignore_labels=ignore_labels
+        )
+
+
+def annotations_of(
+    file: AnnotationFile,
+    *,
+    classes: Sequence[str] | None = None,
+    out_of_range: OutOfRange = "error",
+    ignore_labels: Collection[str] = (),
+) -> Annotations:
+    """Checks what was read of an annotation file or a table.
+
+    Args:
+        file: what was read.
+        classes: as of :func:`load_annotations`, and so are the other arguments.
+        out_of_range: as there.
+        ignore_labels: as there.
+
+    Raises:
+        DataError: as there.
+    """
+    loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
+    names, class_ids = _classes(file, classes, loader.ignored)
+    file.refuse("duration", "fps", "annotations")
+    videos = loader.load(file.videos, names)
     listed = file.listed
     if listed is not None:
         listed = tuple(name for name in listed if name not in loader.ignored)
@@ -225,7 +260,7 @@ def _why_no_label(file: AnnotationFile) -> str:
     for video in file.videos:
         for item in video.instances:
             if item.label is None:
-                return f"video {video.name!r}, annotation {item.position}: {_bad_label(item)}"
+                return f"video {video.name!r}, {item.place}: {_bad_label(item)}"
     return "no label in any annotation, and no class list given"
 
 
@@ -274,7 +309,7 @@ class _Loader:
         segments: list[tuple[float, float]] = []
         labels: list[int] = []
         for item in given.instances:
-            where = f"video {given.name!r}, annotation {item.position}"
+            where = f"video {given.name!r}, {item.place}"
             kept = self._instance(where, item, given.duration, index)
             if kept is not None:
                 segments.append(kept[:2])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tal_fast.data.annotations import Annotations, load_annotations
+from tal_fast.data.annotations import AnnotationReport, Annotations, load_annotations
 from tal_fast.data.dataset_spec import DatasetSpec, FeatureSpec, load_spec, save_spec, spec_file
 from tal_fast.data.feature_index import Extent, index_streams, unannotated, without_features
 from tal_fast.data.feature_streams import Stream
@@ -111,9 +111,8 @@ class TALDataset:
         """Says in a line per reason which videos of the splits were left out; often none."""
         total = len(self.features) + sum(map(len, self.left_out.values()))
         return [
-            f"{len(videos)} of {counted(total, 'video', 'are')} left out of training and "
-            f"prediction, {why}: "
-            f"{shown_names(videos)}"
+            f"{len(videos)} of the {counted(total, 'video')} of {self.path} left out of training "
+            f"and prediction, {why}: {shown_names(videos)}"
             for why, videos in self.left_out.items()
         ]
 
@@ -266,12 +265,21 @@ def dataset_annotations(source: FilePath | TALDataset, split: str = "all") -> An
     else:
         file = spec_file(source)
         spec = load_spec(file)
+    folder = file.parent
     known_split(split, spec.splits, "split")
     rule = "keep" if spec.out_of_range == "clamp" else spec.out_of_range
     annotations = _annotations(file.parent, spec, rule)
     splits = _splits(file, spec, annotations)
-    chosen = splits.values() if split == "all" else [splits[split]]
-    return annotations.select(name for names in chosen for name in names)
+    chosen = list(splits) if split == "all" else [split]
+    selected = annotations.select(name for name in chosen for name in splits[name])
+    where = {name: f"split {key!r}" for key, names in splits.items() for name in names}
+    beyond = sum(video.beyond for video in selected.videos.values())
+    return replace(
+        selected,
+        report=AnnotationReport(out_of_range=beyond),
+        origin=f"split {split!r} of {folder}" if split != "all" else str(folder),
+        elsewhere={name: place for name, place in where.items() if name not in selected.videos},
+    )
 
 
 def _annotations(folder: Path, spec: DatasetSpec, rule: str) -> Annotations:

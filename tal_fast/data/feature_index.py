@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from tal_fast.data.axes import swapped_axes
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
 from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
 from tal_fast.data.formats.npy import npy_extent
@@ -122,7 +123,10 @@ def index_streams(
         except DataError as error:
             faults.append(f"video {video!r}: {error} (streams that differ can be packed with "
                           "--rows shortest)")  # fmt: skip
-    if extents:
+    swapped = swapped_axes(extents.values(), layout)
+    if swapped:
+        faults.append(f"{streams[0].path}: {swapped}")
+    elif extents:
         common = channels or Counter(e.width for e in extents.values()).most_common(1)[0][0]
         for video, extent in extents.items():
             if extent.width != common:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
-from tal_fast.errors import DataError, counted, nearest, others
+from tal_fast.errors import DataError, argument, counted, listing, nearest, others
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import Dialect
 from tal_fast.evaluation.ground_truth import GroundTruth
@@ -66,7 +68,7 @@ def pair(
         durations=durations,
         class_ids=class_ids,
         listed=truth.listed,
-        notes=_early(found, strict_times),
+        notes=(*_beyond(truth), *_early(found, strict_times)),
         describe=found.describe,
     )
 
@@ -103,12 +105,14 @@ def _refuse_videos(
             f"{truth.origin}{nearest(strangers[0], known)}"
         )
     if unknown:
+        counts = Counter(truth.other_videos[name] for name in unknown)
+        of_which = listing([f"{count} of {where}" for where, count in counts.items()])
+        chosen = f" subset {subset!r} of" if subset is not None else ""
         raise DataError(
-            f"{found.origin}: {len(unknown)} of {counted(len(found.videos), 'video', 'are')} not "
-            "in "
-            "subset "
-            f"{subset!r} of {truth.origin}, the first is {unknown[0]!r}; choose the subset that "
-            "was predicted, or leave these videos out"
+            f"{found.origin}: {len(unknown)} of {counted(len(found.videos), 'predicted video')} "
+            f"not in{chosen} {truth.origin}, but {of_which}, the first is {unknown[0]!r}; choose "
+            f"what was predicted ({argument('split')} of a data directory, {argument('subset')} of "
+            "an annotation file), or leave these videos out"
         )
 
 
@@ -151,6 +155,10 @@ def _refuse_classes(unknown: Mask, truth: GroundTruth, found: Detections, *, len
         f"{counted(len(truth.classes), 'class')} of "
         f"{truth.origin}{doubt or hint}{others(int(np.count_nonzero(unknown)))}"
     )
+
+
+def _beyond(truth: GroundTruth) -> tuple[Note, ...]:
+    return (Note(truth.beyond, NoteKind.INPUT),) if truth.beyond else ()
 
 
 def _early(found: Detections, strict_times: bool) -> tuple[Note, ...]:

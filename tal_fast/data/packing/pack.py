@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.axes import other_layout
 from tal_fast.data.extents import ITEM_SIZES, Layout
 from tal_fast.data.feature_streams import OpenStream, Stream
 from tal_fast.data.files import write_error, write_text_atomically
@@ -271,6 +272,7 @@ class _Packer:
         self.shard_bytes = shard_bytes
         self.progress = progress
         self.channels = 0
+        self.lengths: set[int] = set()  # rows of the videos packed by this run
 
     def run(self, shards: list[Shard]) -> PackReport:
         done = [video for shard in shards for video in shard]
@@ -310,7 +312,7 @@ class _Packer:
                         f"video {video!r}: {self.opened[0].file(video)} has changed since it was "
                         f"packed; {argument('overwrite', True)} starts over"
                     )
-                self._check_channels(video, about["channels"])
+                self._check_channels(video, about["channels"], about["rows"])
 
     def _video(self, video: str) -> tuple[torch.Tensor, dict[str, Any]]:
         sources = self._sources(video)
@@ -325,7 +327,7 @@ class _Packer:
         values = parts[0] if len(parts) == 1 else np.concatenate(
             [part[:length] for part in parts], axis=1)  # fmt: skip
         del parts
-        self._check_channels(video, values.shape[1])
+        self._check_channels(video, values.shape[1], length)
         tensor, rounding = narrowed(video, values, self.dtype)
         about = {
             "rows": length,
@@ -336,14 +338,21 @@ class _Packer:
         }
         return tensor, about
 
-    def _check_channels(self, video: str, channels: int) -> None:
+    def _check_channels(self, video: str, channels: int, length: int) -> None:
         self.channels = self.channels or channels
-        if channels != self.channels:
-            raise DataError(
-                f"video {video!r}: expected {counted(self.channels, 'channel')} as in the videos "
-                "before it, "
-                f"got {channels}"
+        self.lengths.add(length)
+        if channels == self.channels:
+            return
+        hint = ""
+        if len(self.lengths) == 1:  # of videos that differ in what should be their channels
+            hint = (
+                f"; every video so far has {counted(length, 'row')}, so the axes look swapped: "
+                f"{argument('layout', other_layout(self.layout))}"
             )
+        raise DataError(
+            f"video {video!r}: expected {counted(self.channels, 'channel')} as in the videos "
+            f"before it, got {channels}{hint}"
+        )
 
     def _read(self, stream: OpenStream, video: str) -> npt.NDArray[Any]:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.dataset import shown_names
-from tal_fast.errors import counted
+from tal_fast.errors import argument, counted
 from tal_fast.typing import FilePath
 
 __all__ = ["FeatureChoice", "Repairs", "VideoReport"]
@@ -90,18 +90,20 @@ class VideoReport:
     Attributes:
         path: the data directory.
         splits: split -> number of its videos.
-        instances: over all splits.
+        instances: over all splits, as the annotations have them: what evaluation counts.
         classes: number of classes.
         channels: of the features.
         rows: feature rows of all videos.
         fitting: share of the videos whose rows fit stride and fps, of those whose duration the
             annotations tell; None where none does, and for resized features.
         dropped: segments that were left out (``non_positive="drop"``).
-        out_of_range: segments beyond their video, which the rule in ``dataset.yaml`` governs.
+        out_of_range: segments that reach beyond their video.
         missing: videos that are annotated and not used, for want of features.
         excluded: videos that were left out by name.
         template: of the file or array names.
         notes: what else is worth knowing, in sentences.
+        cut: of the segments beyond their video, those that training sees cut to it.
+        outside: and those that lie outside it altogether, which training leaves out.
     """
 
     path: Path
@@ -117,15 +119,21 @@ class VideoReport:
     excluded: tuple[str, ...]
     template: str
     notes: tuple[str, ...] = ()
+    cut: int = 0
+    outside: int = 0
 
     def lines(self) -> list[str]:
         """Says in a few lines what was found, and everything that was left out."""
         splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
+        used = sum(self.splits.values())
+        annotated = counted(used + len(self.missing) + len(self.excluded), "annotated video")
+        instances = f"{counted(self.instances, 'instance')} of {counted(self.classes, 'class')}"
+        if self.outside:
+            instances += f", {self.instances - self.outside} of them for training"
         lines = [
-            f"{counted(sum(self.splits.values()), 'video')} ({splits}), "
-            f"{counted(self.instances, 'instance')} of "
-            f"{counted(self.classes, 'class')}",
-            f"{self.rows} feature rows of {counted(self.channels, 'channel')} ({self.template})",
+            f"{counted(used, 'video')} ({splits}), {instances}",
+            f"{counted(self.rows, 'feature row')} of {counted(self.channels, 'channel')} "
+            f"({self.template})",
         ]
         if self.fitting is not None:
             lines.append(
@@ -133,16 +141,28 @@ class VideoReport:
                 "whose duration is known (tal-fast validate lists the others)"
             )
         for names, why in (
-            (self.excluded, "as asked"),
+            (self.excluded, f"as {argument('exclude')} asks"),
             (self.missing, "of training and prediction for want of features (exclude in "
-             "dataset.yaml); scoring counts them"),
+             "dataset.yaml), and counted by scoring"),
         ):  # fmt: skip
             if names:
-                lines.append(f"{counted(len(names), 'video')} left out {why}: {shown_names(names)}")
+                lines.append(f"{len(names)} of {annotated} left out {why}: {shown_names(names)}")
         if self.dropped:
             lines.append(
                 f"{counted(self.dropped, 'segment')} left out that end at or before their start"
             )
         if self.out_of_range:
-            lines.append(f"{counted(self.out_of_range, 'segment', 'reach')} beyond their video")
+            lines.append(self._beyond())
         return [*lines, *self.notes, f"written to {self.path}"]
+
+    def _beyond(self) -> str:
+        """Says what becomes of segments beyond their video, and where they count."""
+        beyond = f"{counted(self.out_of_range, 'segment', 'reach')} beyond their video"
+        if not (self.cut or self.outside):
+            return f"{beyond}, for training and scoring as they are (out_of_range: keep)"
+        seen = [f"{self.cut} cut to it"] * bool(self.cut)
+        seen += [f"{self.outside} outside it left out"] * bool(self.outside)
+        return (
+            f"{beyond}: for training {' and '.join(seen)} (out_of_range: clamp); the annotations "
+            "keep them, and validate and evaluate count them as they are"
+        )

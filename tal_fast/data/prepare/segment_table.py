@@ -8,7 +8,6 @@ guessed: times are decimal numbers, and a column goes by its name or by what the
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 import os
 import re
@@ -17,10 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest, os_reason
+from tal_fast.errors import (
+    ConfigError,
+    DataError,
+    argument,
+    both_ways,
+    counted,
+    listing,
+    nearest,
+    os_reason,
+)
 from tal_fast.typing import FilePath
 
-__all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
+__all__ = ["COLUMNS", "Segment", "SegmentTable", "read_segment_table"]
 
 _Value = TypeVar("_Value", str, float)
 
@@ -38,7 +46,6 @@ _ALSO = {
 # As float() reads more: 1_000, digits of other scripts, "nan", "infinity".
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _CLOCK = re.compile(r"\d+:\d+(:\d+)?([.,]\d+)?")
-_RARE = 20  # a label that is so many times rarer than one it looks like may be a slip
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,11 @@ def read_segment_table(
                 f"{argument('columns', option='--column')}: expected some of "
                 f"{', '.join(COLUMNS)}, got {role!r}{nearest(role, COLUMNS)}"
             )
+    if origin.lower().endswith((".json", ".json.gz")):
+        raise DataError(
+            f"{origin}: expected a CSV file of segments, got JSON; annotations of ActivityNet's "
+            f"form: {both_ways('tal-fast prepare json', 'tal_fast.data.prepare.prepare_json')}"
+        )
     lines = _lines(origin)
     if not lines:
         raise DataError(f"{origin}: expected a line of column names, got an empty file")
@@ -301,26 +313,3 @@ def _number(role: str, text: str) -> float:
         hint = " (a decimal comma: write a point)"
     raise ValueError(f"{role}: expected a number, got {text!r}{hint}" if text else
                      f"{role}: expected a number, got an empty cell")  # fmt: skip
-
-
-def lookalikes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Returns (label, label that it may be a slip of), for those that are suspicious.
-
-    Labels that differ in case, spaces, hyphens or underscores alone are; and a rare label that is
-    spelt nearly as a frequent one.
-
-    Args:
-        counts: label -> how often it occurs.
-    """
-    pairs = []
-    by_form: dict[str, str] = {}
-    for label in sorted(counts, key=lambda name: (-counts[name], name)):
-        form = re.sub(r"[\s_-]+", "", label.casefold())
-        other = by_form.setdefault(form, label)
-        if other != label:
-            pairs.append((label, other))
-            continue
-        frequent = [name for name in by_form.values() if counts[name] >= _RARE * counts[label]]
-        close = difflib.get_close_matches(label, frequent, n=1, cutoff=0.75)
-        pairs += [(label, other) for other in close]
-    return pairs

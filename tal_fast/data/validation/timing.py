@@ -37,6 +37,7 @@ class Proposal:
         fitting: share of the videos that they fit.
         fixed_rows: rows of every video, when all have been resized to one number; then the others
             say nothing.
+        layout: of the arrays, where it is another than the one in use.
     """
 
     stride: float
@@ -44,9 +45,15 @@ class Proposal:
     frames: float
     fitting: float
     fixed_rows: int | None = None
+    layout: str | None = None
 
     def __str__(self) -> str:
         """Says it in a line."""
+        if self.layout is not None:
+            return (
+                f"layout {self.layout} (the axes look swapped): fits {100 * self.fitting:.1f} % of "
+                "the videos"
+            )
         if self.fixed_rows is not None:
             return (
                 f"every video has {counted(self.fixed_rows, 'row')} whatever its duration: "
