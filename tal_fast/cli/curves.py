@@ -155,9 +155,7 @@ def study_fit(
         if len(curves) > 1:
             told = f"{len(failures)} of {counted(len(curves), 'curve')} could not be fitted: {told}"
         raise DataError(told)
-    if not say_after_curves(
-        "extrapolate", study, curves, [*_of(curve), *given_options(table, fit)]
-    ):
+    if not say_after_curves(study, curves, [*_of(curve), *given_options(table, fit)]):
         say_draw(study, [*_of(curve), *given_options(table)])
 
 
@@ -264,7 +262,9 @@ def study_plan(
     ] = None,
     candidates: Annotated[
         str,
-        typer.Option(help="Fractions of further trials: first:last:step (0.1), or with commas."),
+        typer.Option(
+            help="Fractions of further trials: first:last:step (0.1), or separated by commas."
+        ),
     ] = "0.1:1.0:0.1",
     compare: Annotated[
         list[str] | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tal_fast.cli.app import MODELS, app, command, say, say_next, show, write_json
-from tal_fast.cli.next_steps import free_place, given_options, say_open
+from tal_fast.cli.next_steps import free_place, given_options, say_open, say_study
 from tal_fast.cli.options import (
     OUTPUT,
     Data,
@@ -23,6 +23,8 @@ from tal_fast.cli.options import (
     SettingOptions,
     Threads,
     TrainVideos,
+    directory_to_write,
+    file_to_write,
 )
 from tal_fast.errors import counted
 
@@ -83,7 +85,8 @@ def train(
             "--profile",
             metavar="[STEPS]",
             min=1,
-            help="Record so many steps (50 if none are given) after 10, into OUT/profile.",
+            help="Record this many steps (50 if no number is given), after the first 10, in "
+            "OUT/profile.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -135,7 +138,10 @@ def _say_predict(checkpoint: Path, data: Path, splits: Iterable[str]) -> None:
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="File or directory written by train.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Results JSON (ActivityNet's form) to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Results JSON (ActivityNet's form) to write.", callback=file_to_write),
+    ],
     split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
         "test"
     ),
@@ -233,7 +239,9 @@ class ReportOptions:
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Also write a page (index.html) into this directory.", rich_help_panel=OUTPUT
+            help="Also write a page (index.html) into this directory.",
+            callback=directory_to_write,
+            rich_help_panel=OUTPUT,
         ),
     ] = None
     video: Annotated[
@@ -266,7 +274,8 @@ def evaluate(
         str | None, typer.Option(help="Subset of an annotation file to score; default: all videos.")
     ] = None,
     tiou: Annotated[
-        str, typer.Option(help="first:last:step (without a step, 0.1), or numbers with commas.")
+        str,
+        typer.Option(help="first:last:step (without a step, 0.1), or numbers separated by commas."),
     ] = "0.3:0.7:0.1",
 ) -> None:
     """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
@@ -319,8 +328,7 @@ def evaluate(
         show(f"\npage: {page}")
     write_json(more.json_out, scores)
     if is_dataset(annotations):
-        say_next("tal-fast", "study", "run", "--data", annotations,
-                 "--out", free_place("results/first"))  # fmt: skip
+        say_study(annotations)
     elif more.report is None:
         given = ("--annotations", annotations, "--predictions", predictions)
         chosen = () if subset is None else ("--subset", subset)

@@ -78,8 +78,8 @@ class SplitOptions:
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Classes in their order, with commas, or a text file with one a line; another "
-            "label is an error.",
+            help="Classes in their order, separated by commas, or a text file with one a line; "
+            "another label is an error.",
             rich_help_panel=SPLITS,
         ),
     ] = None
@@ -99,6 +99,8 @@ class SplitOptions:
 def _classes(given: str) -> list[str]:
     file = Path(given)
     names = given.split(",")
+    if given.lower().endswith(".txt") and not file.is_file():
+        raise ConfigError(f"--classes: {file}: no such file")
     if file.is_file():
         try:
             names = file.read_text("utf-8").splitlines()

@@ -236,7 +236,8 @@ def require_spread(curve: LearningCurve) -> None:
     if math.isnan(curve.pooled_deviation):
         raise DataError(
             f"{curve.name}: expected repetitions at some level, got none: nothing tells how far a "
-            "draw of the data moves the curve; give its standard deviation with "
+            "draw of the data moves the curve; repeat the trainings, or give its standard "
+            "deviation to extrapolate or plan: "
             f"{both_ways('--deviation POINTS', 'curve.with_deviation(points)')}"
         )
 

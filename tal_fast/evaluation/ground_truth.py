@@ -51,7 +51,7 @@ class GroundTruth:
         durations: float64 [videos] in seconds, NaN where unknown; None where all are.
         origin: where it comes from, for messages.
         no_numbers: why predictions may not name classes by number; empty where they may.
-        beyond: how segments beyond their video count; empty where there are none, or nobody looked.
+        beyond: how segments beyond the video count; empty where there are none, or nobody looked.
     """
 
     videos: tuple[str, ...]
@@ -292,16 +292,16 @@ def _from_annotations(
 
 
 def _beyond(report: AnnotationReport, videos: Sequence[Video]) -> str:
-    """Says how segments beyond their video count, of annotations that were checked for that."""
+    """Says how segments beyond the video count, of annotations that were checked for that."""
     if report.clamped or report.dropped:
         return (
-            f"{counted(report.out_of_range, 'segment', 'reach')} beyond their video: "
+            f"{counted(report.out_of_range, 'segment', 'reach')} beyond the video: "
             f"{report.clamped} cut to it and {report.dropped} left out when they were loaded"
         )
     beyond = sum(video.beyond for video in videos) if report.out_of_range else 0
     if not beyond:
         return ""
     return (
-        f"{counted(beyond, 'segment', 'reach')} beyond their video; they are scored as the "
+        f"{counted(beyond, 'segment', 'reach')} beyond the video; they are scored as the "
         "annotations have them"
     )

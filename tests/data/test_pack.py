@@ -427,7 +427,7 @@ class TestChecksums:
         ({"layout": "NTC"}, ConfigError, "pack: expected layout among TC, CT, got 'NTC'"),
         ({"rows": "longest"}, ConfigError, "pack: expected rows among equal, shortest"),
         ({"shard_bytes": 0}, ConfigError, "pack: expected shard_bytes >= 1, got 0"),
-        ({"videos": ["nobody"]}, DataError, "1 of 1 videos are missing: nobody"),
+        ({"videos": ["nobody"]}, DataError, "1 of 1 video is missing: nobody"),
         ({"videos": []}, DataError, "no video of the form '%s.npy' to pack"),
     ],
 )

@@ -14,7 +14,7 @@ from tal_fast.errors import DataError
 
 
 class TestBeyond:
-    """Segments beyond their video: which count where."""
+    """Segments beyond the video: which count where."""
 
     def test_prepare_validate_and_evaluate_tell_one_number(self, own):
         own.lines += [["clip_03", 30.0, 40.0, "run"], ["clip_03", 5.0, 40.0, "walk"]]
@@ -24,9 +24,7 @@ class TestBeyond:
         assert (report.instances, report.out_of_range, report.cut, report.outside) == (22, 2, 1, 1)
         lines = "\n".join(report.lines())
         assert "22 instances of 2 classes, 21 of them for training" in lines
-        assert (
-            "2 segments reach beyond their video: for training 1 cut to it and 1 outside" in lines
-        )
+        assert "2 segments reach beyond the video: for training 1 cut to it and 1 outside" in lines
         assert data.annotations.num_instances == 21
         result = validation.validate_dataset(own.path / "out")
         assert sum(split.instances for split in result.splits) == 22
@@ -36,13 +34,13 @@ class TestBeyond:
         predictions = {"results": {"clip_03": [{"segment": [5, 40], "label": "walk", "score": 1}]}}
         scored = tal_fast.evaluate(own.path / "out", predictions)
         assert scored.num_ground_truth == 6
-        assert any("2 segments reach beyond their video; they are scored as" in str(note)
+        assert any("2 segments reach beyond the video; they are scored as" in str(note)
                    for note in scored.notes)  # fmt: skip
 
     def test_kept(self, own):
         own.lines[0][2] = 30.0
         report = own.prepare(repairs=Repairs(out_of_range="keep"))
-        assert "1 segment reaches beyond their video, for training" in "\n".join(report.lines())
+        assert "1 segment reaches beyond the video, for training" in "\n".join(report.lines())
 
 
 class TestAdvice:

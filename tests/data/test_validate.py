@@ -408,7 +408,7 @@ def test_what_a_data_directory_leaves_out(tiny):
     result = validate_dataset(tiny.write())
     assert [(f.check, f.severity, f.examples) for f in result.findings] == [
         ("excluded", "error", ("video 'bb'; did you mean 'b'?",)),
-        ("class-missing", "error", ("'fly', 1 instances elsewhere",)),
+        ("class-missing", "error", ("'fly', 1 instance elsewhere",)),
         ("excluded", "warning", ("video 'a'",)),
         ("missing-features", "warning", ("video 'b'",)),
         ("extra-features", "warning", ("video 'x'",)),

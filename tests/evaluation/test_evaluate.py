@@ -224,7 +224,7 @@ class TestDataDirectory:
         found = self.found(b=[1.0, 3.0])
         notes = [str(note) for note in evaluate(folder, found, subset="test").notes]
         assert notes == [
-            "1 segment reaches beyond their video; they are scored as the annotations have them"
+            "1 segment reaches beyond the video; they are scored as the annotations have them"
         ]
         other = evaluate(folder, self.found(c=[1.0, 3.0]), subset="training")
         assert not other.notes

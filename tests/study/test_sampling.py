@@ -176,7 +176,7 @@ class TestSplit:
             data_split({"train": ["a"], "test": []})
         with pytest.raises(DataError, match="no train videos"):
             data_split({"test": ["a"]})
-        with pytest.raises(DataError, match="1 videos both train and test, the first is 'a'"):
+        with pytest.raises(DataError, match="1 video both train and test, the first is 'a'"):
             data_split({"train": ["a", "b"], "test": ["a"]})
 
 

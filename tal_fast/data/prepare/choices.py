@@ -67,7 +67,7 @@ class Repairs:
     """What may be done about known faults; nothing, unless asked for.
 
     Attributes:
-        out_of_range: rule for segments beyond their video, written into ``dataset.yaml``:
+        out_of_range: rule for segments beyond the video, written into ``dataset.yaml``:
             ``"error"``, ``"clamp"`` or ``"keep"``.
         non_positive: ``"error"``, or ``"drop"`` to leave out segments that end at or before their
             start.
@@ -97,12 +97,12 @@ class VideoReport:
         fitting: share of the videos whose rows fit stride and fps, of those whose duration the
             annotations tell; None where none does, and for resized features.
         dropped: segments that were left out (``non_positive="drop"``).
-        out_of_range: segments that reach beyond their video.
+        out_of_range: segments that reach beyond the video.
         missing: videos that are annotated and not used, for want of features.
         excluded: videos that were left out by name.
         template: of the file or array names.
         notes: what else is worth knowing, in sentences.
-        cut: of the segments beyond their video, those that training sees cut to it.
+        cut: of the segments beyond the video, those that training sees cut to it.
         outside: and those that lie outside it altogether, which training leaves out.
     """
 
@@ -149,15 +149,15 @@ class VideoReport:
                 lines.append(f"{len(names)} of {annotated} left out {why}: {shown_names(names)}")
         if self.dropped:
             lines.append(
-                f"{counted(self.dropped, 'segment')} left out that end at or before their start"
+                f"{counted(self.dropped, 'segment')} without length left out (end <= start)"
             )
         if self.out_of_range:
             lines.append(self._beyond())
         return [*lines, *self.notes, f"written to {self.path}"]
 
     def _beyond(self) -> str:
-        """Says what becomes of segments beyond their video, and where they count."""
-        beyond = f"{counted(self.out_of_range, 'segment', 'reach')} beyond their video"
+        """Says what becomes of segments beyond the video, and where they count."""
+        beyond = f"{counted(self.out_of_range, 'segment', 'reach')} beyond the video"
         if not (self.cut or self.outside):
             return f"{beyond}, for training and scoring as they are (out_of_range: keep)"
         seen = [f"{self.cut} cut to it"] * bool(self.cut)

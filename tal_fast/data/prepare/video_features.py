@@ -308,10 +308,8 @@ def _without_empty(
         kept.append(video._replace(instances=good))
     if dropped and rule == "error":
         raise DataError(
-            f"{path}: {counted(dropped, 'segment', 'end')} at or before their start, first in "
-            "video "
-            f"{first!r}; "
-            f"{argument('non_positive', 'drop')} leaves them out"
+            f"{path}: {counted(dropped, 'segment', 'have')} no length (end <= start), first in "
+            f"video {first!r}; {argument('non_positive', 'drop')} leaves such out"
         )
     return kept, dropped
 
