@@ -9,6 +9,7 @@ import functools
 import gc
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,10 +176,11 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
                 raise ConfigError(f"{name} runs in one process: start it without torchrun")
             with _output_of_json_alone(kwargs.get("json_out")):
                 function(*args, **kwargs)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if place is None or place[0] == 0:
                 say("interrupted")
-            raise typer.Exit(130) from None
+            # That of a training tells which signal it was.
+            raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
         except (TalFastError, OSError, MemoryError, RuntimeError) as error:
             if not isinstance(error, (TalFastError, OSError)) and not _no_memory(error):
                 raise

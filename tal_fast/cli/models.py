@@ -91,7 +91,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there.
+    """Train a model; Ctrl-C or SIGTERM writes a checkpoint, and the same command goes on from it.
 
     For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
     """
