@@ -133,14 +133,14 @@ def _output_of_json_alone(path: Path | None) -> Iterator[None]:
         _json_output.pop()
 
 
-def write_json(path: Path | None, content: Any, indent: int = 2) -> None:
+def write_json(path: Path | None, numbers: Any, indent: int = 2) -> None:
     """Writes what ``--json`` asked for, and says where."""
     if path is not None:
         import json
 
         from tal_fast.data.files import write_text_atomically
 
-        serialised = json.dumps(content, indent=indent) + "\n"
+        serialised = json.dumps(numbers, indent=indent) + "\n"
         if path == STANDARD_OUTPUT:
             _json_output[-1].write(serialised)
             _json_output[-1].flush()

@@ -94,11 +94,11 @@ def _of(curve: str | None) -> tuple[str, ...]:
     return () if curve is None else ("--curve", curve)
 
 
-def _named_curve(text: str) -> tuple[Path, str | None]:
+def _named_curve(named: str) -> tuple[Path, str | None]:
     """Returns study and curve of ``STUDY:CURVE``; a path that is there is all study."""
-    study, colon, curve = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), None
+    study, colon, curve = named.rpartition(":")
+    if not colon or Path(named).exists():
+        return Path(named), None
     return Path(study), curve
 
 

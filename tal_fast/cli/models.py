@@ -342,7 +342,7 @@ def _more_numbers(
     result: evaluation.EvaluationResult,
     other: evaluation.EvaluationResult | None,
     more: ReportOptions,
-    content: dict[str, Any],
+    scores: dict[str, Any],
 ) -> None:
     """Prints intervals, a comparison and recall as far as asked for, and adds them to the JSON.
 
@@ -353,20 +353,20 @@ def _more_numbers(
 
     if more.replicates:
         interval = evaluation.bootstrap(result, replicates=more.replicates)
-        content["bootstrap"] = interval.to_dict()
+        scores["bootstrap"] = interval.to_dict()
         show(
             f"\naverage mAP {interval.average_map}, {interval.confidence:.0%} interval over videos"
         )
     if other is not None:
         difference = evaluation.compare(other, result, replicates=more.replicates or 1000)
-        content["against"] = difference.to_dict()
+        scores["against"] = difference.to_dict()
         show(f"\nagainst {more.against}: {difference}")
     if more.recall:
         at_kx = evaluation.recall_at_kx(result, (1, 5))
         proposals = evaluation.average_recall(result).to_dict()
-        content["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
-        content["average_recall"] = proposals
-        for k, values in content["recall_at_kx"].items():
+        scores["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
+        scores["average_recall"] = proposals
+        for k, values in scores["recall_at_kx"].items():
             each = "  ".join(map(points, [*values, sum(values) / len(values)]))
             show(f"Recall@{k}  {each}")
         show("  ".join(f"{name} {points(value)}" for name, value in proposals.items()))

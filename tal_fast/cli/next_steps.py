@@ -143,10 +143,10 @@ def _times(curve: LearningCurve) -> float:
     return _TIMES if reach >= _TIMES else reach
 
 
-def _named(curves: Sequence[LearningCurve], one: LearningCurve) -> Iterator[str]:
+def _named(curves: Sequence[LearningCurve], chosen: LearningCurve) -> Iterator[str]:
     """Yields the option that names a curve, where there are several."""
     if len(curves) > 1:
-        yield from ("--curve", one.name)
+        yield from ("--curve", chosen.name)
 
 
 def say_after_curves(

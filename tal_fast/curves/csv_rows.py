@@ -35,24 +35,24 @@ class Rows:
     notes: tuple[str, ...]
 
 
-def number(path: Path, line: int, column: str, text: str) -> float:
+def number(path: Path, line: int, column: str, cell: str) -> float:
     """Returns a cell as a number.
 
     Raises:
         DataError: it is none, or not finite.
     """
     try:
-        value = math.nan if "_" in text else float(text)  # Python takes 5_4 for 54
+        value = math.nan if "_" in cell else float(cell)  # Python takes 5_4 for 54
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{path}, line {line}: expected a number in column {column}, got {text!r}")
+        raise DataError(f"{path}, line {line}: expected a number in column {column}, got {cell!r}")
     return value
 
 
-def optional_number(path: Path, line: int, column: str, text: str | None) -> float | None:
+def optional_number(path: Path, line: int, column: str, cell: str | None) -> float | None:
     """Returns a cell as a number; None where it is empty or there is no such column."""
-    return number(path, line, column, text) if text else None
+    return number(path, line, column, cell) if cell else None
 
 
 def _delimiter(source: Path, header: str) -> str:

@@ -113,20 +113,20 @@ class _Cells:
         values = [self._number(line, name, piece) if piece else None for piece in pieces]
         return values[0], values[1] if len(values) > 1 else None, marked
 
-    def _number(self, line: int, name: str, text: str) -> float:
-        if self.form.decimal == "comma" and _THOUSANDS.fullmatch(text):
+    def _number(self, line: int, name: str, cell: str) -> float:
+        if self.form.decimal == "comma" and _THOUSANDS.fullmatch(cell):
             raise DataError(
                 f"{self.rows.source}, line {line}: expected a number with a decimal comma "
-                f"({_DECIMAL_COMMA}) in column {name}, got {text!r}, which may be a thousand"
+                f"({_DECIMAL_COMMA}) in column {name}, got {cell!r}, which may be a thousand"
             )
-        if "," in text and self.form.decimal == "comma" and "." not in text:
-            text = text.replace(",", ".")
-        elif re.fullmatch(r"[-+]?\d+,\d+", text):
+        if "," in cell and self.form.decimal == "comma" and "." not in cell:
+            cell = cell.replace(",", ".")
+        elif re.fullmatch(r"[-+]?\d+,\d+", cell):
             raise DataError(
                 f"{self.rows.source}, line {line}: expected a number in column {name}, got "
-                f"{text!r}; if that is a decimal comma, say so: {_DECIMAL_COMMA}"
+                f"{cell!r}; if that is a decimal comma, say so: {_DECIMAL_COMMA}"
             )
-        return number(self.rows.source, line, name, text)
+        return number(self.rows.source, line, name, cell)
 
     def _unit(self, role: str) -> str:
         column, source = self.columns[role], self.rows.source

@@ -233,14 +233,14 @@ def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple
     return origin, content, tuple(repeat.key for repeat in repeats)
 
 
-def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
+def _entries(origin: str, parsed: Any, bare: Bare) -> Mapping[str, Any]:
     """Returns the videos of a file."""
-    if not isinstance(content, Mapping):
-        raise DataError(f"{origin}: expected an object of videos, got {type(content).__name__}")
-    without = bare != "no" and "database" not in content
-    entries = content if without else content.get("database")
+    if not isinstance(parsed, Mapping):
+        raise DataError(f"{origin}: expected an object of videos, got {type(parsed).__name__}")
+    without = bare != "no" and "database" not in parsed
+    entries = parsed if without else parsed.get("database")
     timed = bare == "timed" and without
-    if timed and not (content and all(isinstance(entry, Mapping) for entry in content.values())):
+    if timed and not (parsed and all(isinstance(entry, Mapping) for entry in parsed.values())):
         entries = None
     if not isinstance(entries, Mapping):
         form = "with a 'database' object"
@@ -248,7 +248,7 @@ def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
             form = "'database' of videos, or an object of videos with duration_second"
         raise DataError(
             f"{origin}: expected an object {form}, got no object 'database' among "
-            f"{sorted(map(str, content))[:5]}"
+            f"{sorted(map(str, parsed))[:5]}"
         )
     if not entries:
         raise DataError(f"{origin}: expected at least one video, got an empty database")
@@ -258,9 +258,9 @@ def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
     return entries
 
 
-def _listed_classes(content: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str]:
+def _listed_classes(parsed: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str]:
     """Returns the list ``classes``, and what is wrong with it."""
-    names = plain(content.get("classes"))
+    names = plain(parsed.get("classes"))
     if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
         return tuple(dict.fromkeys(map(str, names))), ""
     if names is None or isinstance(names, Mapping):  # some keep a tree of classes there

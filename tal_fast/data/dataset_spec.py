@@ -279,13 +279,13 @@ def load_spec(file: Path) -> DatasetSpec:
     return DatasetSpec(**values)
 
 
-def _checked(file: Path, where: str, content: Any, kind: type[Any]) -> dict[str, Any]:
-    """Returns ``content`` as a dict whose keys are all fields of ``kind``, with sound values."""
+def _checked(file: Path, where: str, values: Any, kind: type[Any]) -> dict[str, Any]:
+    """Returns ``values`` as a dict whose keys are all fields of ``kind``, with sound values."""
     known = [f.name for f in fields(kind)]
-    if not isinstance(content, Mapping):
+    if not isinstance(values, Mapping):
         what = where.rstrip(".") or "the file"
-        raise DataError(f"{file}: expected {what} to hold keys {known}, got {content!r:.60}")
-    for key, value in content.items():
+        raise DataError(f"{file}: expected {what} to hold keys {known}, got {values!r:.60}")
+    for key, value in values.items():
         if key not in known:
             raise DataError(
                 f"{file}: unknown key '{where}{key}'{nearest(str(key), known)} "
@@ -297,7 +297,7 @@ def _checked(file: Path, where: str, content: Any, kind: type[Any]) -> dict[str,
         expected, fits = _KINDS[full]
         if not fits(value):
             raise DataError(f"{file}: expected {full} {expected}, got {value!r:.200}")
-    return dict(content)
+    return dict(values)
 
 
 def save_spec(spec: DatasetSpec, folder: FilePath) -> Path:

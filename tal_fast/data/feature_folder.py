@@ -13,10 +13,10 @@ from tal_fast.errors import DataError, os_reason
 __all__ = ["feature_files", "is_file_name", "is_there", "require_file_name"]
 
 
-def is_file_name(text: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Whether the system takes a text as (part of) the name of a file, as long as it is short."""
     try:
-        return b"\0" not in os.fsencode(text)
+        return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         return False
 

@@ -203,18 +203,18 @@ class _Repeating(dict[str, Any]):
         self.hidden = [(key, value) for key, value in items if value is not self[key]]
 
 
-def _repeats(content: Any, path: tuple[str | int, ...], bare_file: bool) -> Iterator[RepeatedKey]:
-    if isinstance(content, dict):
-        members: Any = list(content.items())
-        if isinstance(content, _Repeating):
-            for key in dict.fromkeys(content.repeated):
+def _repeats(parsed: Any, path: tuple[str | int, ...], bare_file: bool) -> Iterator[RepeatedKey]:
+    if isinstance(parsed, dict):
+        members: Any = list(parsed.items())
+        if isinstance(parsed, _Repeating):
+            for key in dict.fromkeys(parsed.repeated):
                 # A bare file has its videos at the top.
-                bare = bare_file and path == () and not set(_VIDEOS) & set(content)
-                bare = bare and isinstance(content[key], dict)
+                bare = bare_file and path == () and not set(_VIDEOS) & set(parsed)
+                bare = bare and isinstance(parsed[key], dict)
                 yield RepeatedKey(key, path, bare or (len(path) == 1 and path[0] in _VIDEOS))
-            members += content.hidden
-    elif isinstance(content, list):
-        members = enumerate(content)
+            members += parsed.hidden
+    elif isinstance(parsed, list):
+        members = enumerate(parsed)
     else:
         return
     for key, value in members:

@@ -259,16 +259,18 @@ def _guard_union(problem: Problem) -> Problem:
     return _noted(problem, Note(text, NoteKind.MISTAKE))
 
 
-def _empty_pairs(truth: Segments, found: Segments) -> int:
+def _empty_pairs(truth: Segments, detections: Segments) -> int:
     """Number of zero-length detections whose video and class have a zero-length instance."""
     empty = truth.end == truth.start
     if not empty.any():
         return 0
     places = set(zip(truth.video[empty].tolist(), truth.label[empty].tolist(), strict=True))
-    point = found.end == found.start
+    point = detections.end == detections.start
     return sum(
         place in places
-        for place in zip(found.video[point].tolist(), found.label[point].tolist(), strict=True)
+        for place in zip(
+            detections.video[point].tolist(), detections.label[point].tolist(), strict=True
+        )
     )
 
 

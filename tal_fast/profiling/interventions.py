@@ -199,17 +199,17 @@ def _passive(
     return Took(told["wall"], told["cpu"])
 
 
-def _entry(text: str, took: Took | None, base: Took | None, reason: str) -> dict[str, Any]:
+def _entry(name: str, took: Took | None, base: Took | None, reason: str) -> dict[str, Any]:
     if took is None or not took.wall:
         why = reason
-        return {"what": text, **{key: figure(None, unit, "clock", why) for key, unit in _UNITS}}
+        return {"what": name, **{key: figure(None, unit, "clock", why) for key, unit in _UNITS}}
     wall, cpu = statistics.median(took.wall), statistics.median(took.cpu)
     # Fewer clips are another amount of work.
-    same = base is not None and not text.startswith(_FEWER)
+    same = base is not None and not name.startswith(_FEWER)
     gain = statistics.median(base.wall) / wall if base is not None and same else None
     values = {"wall": 1e3 * wall, "cpu": 1e3 * cpu, "gain": gain}
     return {
-        "what": text,
+        "what": name,
         "steps": len(took.wall),
         **{key: figure(values[key], unit, "clock", "nothing to compare with")
            for key, unit in _UNITS},

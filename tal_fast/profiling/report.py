@@ -124,8 +124,8 @@ def _name(profile: Mapping[str, Any]) -> str:
     return "a training"
 
 
-def _shown(found: Mapping[str, Any]) -> str:
-    value = found["value"]
+def _shown(figure: Mapping[str, Any]) -> str:
+    value = figure["value"]
     return "-" if value is None else f"{value:.1f}"
 
 

@@ -69,16 +69,16 @@ def _at(profile: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] 
     return value if isinstance(value, Mapping) else None
 
 
-def figure_text(found: Mapping[str, Any]) -> tuple[str, str]:
+def figure_text(figure: Mapping[str, Any]) -> tuple[str, str]:
     """Returns a figure's value with its unit, and where it comes from or why there is none."""
-    value = found["value"]
+    value = figure["value"]
     if value is None:
-        return "-", str(found.get("reason", ""))
-    scale, unit = _SCALES.get(found["unit"], (1.0, found["unit"]))
+        return "-", str(figure.get("reason", ""))
+    scale, unit = _SCALES.get(figure["unit"], (1.0, figure["unit"]))
     value = value / scale
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
     between = "" if unit.startswith("%") else " "
-    return f"{value:,.{digits}f}{between}{unit}", str(found.get("origin", ""))
+    return f"{value:,.{digits}f}{between}{unit}", str(figure.get("origin", ""))
 
 
 def figure_rows(profile: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:

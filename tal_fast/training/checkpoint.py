@@ -133,16 +133,16 @@ def _why(error: Exception) -> str:
     return "its content is damaged"
 
 
-def described_content(content: Any) -> str:
+def described_content(loaded: Any) -> str:
     """Says what a file of another tool holds."""
-    if not isinstance(content, dict):
-        return f"an object of type {type(content).__name__}"
-    if "format" in content and not isinstance(content["format"], Tensor):
-        return f"format {content['format']!r:.40}"
-    keys = listing([repr(key) for key in content], 4, ", ")
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return f"a bare state dict of {len(content)} tensors ({keys})"
-    return f"the keys {keys}" if content else "an empty dict"
+    if not isinstance(loaded, dict):
+        return f"an object of type {type(loaded).__name__}"
+    if "format" in loaded and not isinstance(loaded["format"], Tensor):
+        return f"format {loaded['format']!r:.40}"
+    keys = listing([repr(key) for key in loaded], 4, ", ")
+    if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return f"a bare state dict of {len(loaded)} tensors ({keys})"
+    return f"the keys {keys}" if loaded else "an empty dict"
 
 
 def save_model(

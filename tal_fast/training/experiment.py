@@ -353,10 +353,10 @@ def _test(
     return result
 
 
-def _score(data: TALDataset, videos: Sequence[str], found: Detections) -> EvaluationResult:
+def _score(data: TALDataset, videos: Sequence[str], detections: Detections) -> EvaluationResult:
     # On the threads of this trial: those of the machine belong to the trials beside it, too.
     truth = data.truth.select(videos)
-    return evaluate(truth, found, num_threads=torch.get_num_threads())
+    return evaluate(truth, detections, num_threads=torch.get_num_threads())
 
 
 def _hold_out(

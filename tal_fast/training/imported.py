@@ -80,24 +80,24 @@ def import_checkpoint(
     return out / "checkpoint.pt"
 
 
-def _weights(path: Path, content: Any, wanted: str | None) -> dict[str, Tensor]:
+def _weights(path: Path, loaded: Any, wanted: str | None) -> dict[str, Tensor]:
     """Returns the state dict that is asked for, without the prefix of a wrapper."""
-    if not isinstance(content, Mapping) or not content:
-        raise TrainingError(f"{path}: expected a checkpoint, found {described_content(content)}")
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise TrainingError(f"{path}: expected a checkpoint, found {described_content(loaded)}")
     there = {
-        kind: content[key]
+        kind: loaded[key]
         for kind, keys in _KEYS.items()
         for key in keys
-        if isinstance(content.get(key), Mapping)
+        if isinstance(loaded.get(key), Mapping)
     }
-    if not there and all(isinstance(value, Tensor) for value in content.values()):
-        there = {"raw": content}
+    if not there and all(isinstance(value, Tensor) for value in loaded.values()):
+        there = {"raw": loaded}
     if wanted is None:
         wanted = next((kind for kind in WEIGHTS if kind in there), "ema")
     if wanted not in there:
         raise ConfigError(
             f"{path}: holds no {wanted} weights, but {' and '.join(there) or 'none at all'}; "
-            f"found {described_content(content)}"
+            f"found {described_content(loaded)}"
         )
     state = there[wanted]
     for key, value in state.items():

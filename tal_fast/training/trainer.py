@@ -353,8 +353,8 @@ class Trainer:
         ready, self.seconds, stop = self._added_up(ready, seconds, interrupted())
         return ready, stop
 
-    def _check_finite(self, found: Sequence[Read[MadeStep]]) -> None:
-        for numbers, made in found:
+    def _check_finite(self, reads: Sequence[Read[MadeStep]]) -> None:
+        for numbers, made in reads:
             for key, value in numbers.items():
                 # Under a gradient scaler that is how a too large scale shows; it leaves out the
                 # step.
@@ -364,12 +364,12 @@ class Trainer:
                     raise diverged(what, made.when, key, made.videos)
 
     def _added_up(
-        self, found: list[Read[MadeStep]], seconds: float, stop: bool
+        self, reads: list[Read[MadeStep]], seconds: float, stop: bool
     ) -> tuple[list[Read[MadeStep]], float, bool]:
         """Adds up what the processes know, and the losses over the epoch.
 
         Args:
-            found: this process's parts of the numbers of some steps, the same in all processes.
+            reads: this process's parts of the numbers of some steps, the same in all processes.
             seconds: of the first process's clock.
             stop: whether this process wants to stop.
 
@@ -379,12 +379,12 @@ class Trainer:
         mine = [
             # All know the same norm, and go by the first one's.
             value if key != "gradient_norm" or distributed.is_first() else 0.0
-            for read in found
+            for read in reads
             for key, value in read.numbers.items()
         ]
         *sums, seconds, stopping = distributed.total([*mine, seconds, stop])
         whole = []
-        for read in found:
+        for read in reads:
             values, sums = sums[: len(read.numbers)], sums[len(read.numbers) :]
             whole.append(read._replace(numbers=dict(zip(read.numbers, values, strict=True))))
         for numbers, _ in whole:

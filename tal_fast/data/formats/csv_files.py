@@ -124,8 +124,8 @@ def _check_names(path: str, names: Sequence[str]) -> None:
         raise DataError(f"{where}, column {wrong[0]}: expected a column name, got {what}{hint}")
 
 
-def _is_name(text: str) -> bool:
-    word = text.strip().casefold()
+def _is_name(cell: str) -> bool:
+    word = cell.strip().casefold()
     return (
         any(letter.isalpha() for letter in word)
         and word not in _MISSING

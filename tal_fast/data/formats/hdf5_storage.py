@@ -229,9 +229,9 @@ def _files_of_source(
         raise DataError(f"{where}: cannot be read: {error}") from error
 
 
-def _find_source(where: str, name: str, dataset: Any, own: str) -> str:
+def _find_source(where: str, name: str, dataset: Any, dataset_file: str) -> str:
     """Looks where HDF5 looks for the file of a virtual dataset's source."""
-    folders = [*_prefixes("HDF5_VDS_PREFIX", dataset), os.path.dirname(own), ""]
+    folders = [*_prefixes("HDF5_VDS_PREFIX", dataset), os.path.dirname(dataset_file), ""]
     tried = [name] if os.path.isabs(name) else []
     tried += [os.path.join(f, os.path.basename(name) if tried else name) for f in folders]
     for path in tried:

@@ -171,9 +171,9 @@ class _Archive:
     def _numbers(self, path: str, columns: int) -> Floats:
         return self._parse(path, self._member(path), columns).astype(np.float64)
 
-    def _parse(self, path: str, text: bytes, columns: int) -> Floats:
+    def _parse(self, path: str, table: bytes, columns: int) -> Floats:
         try:
-            numbers = np.array(text.split(), dtype=np.float64)
+            numbers = np.array(table.split(), dtype=np.float64)
         except ValueError as error:
             raise DataError(f"{self.source}: {path}: expected numbers: {error}") from error
         if not len(numbers) or len(numbers) % columns:

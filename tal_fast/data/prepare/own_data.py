@@ -337,8 +337,8 @@ def _drawn_splits(
     labels = {item.label for video in used for item in video.instances}
     for draw in range(_MOST_DRAWS):
 
-        def place(video: AnnotatedVideo, number: int = draw) -> bytes:
-            return hashlib.sha256(f"{seed}\x1f{number}\x1f{video.name}".encode()).digest()
+        def place(video: AnnotatedVideo, draw_number: int = draw) -> bytes:
+            return hashlib.sha256(f"{seed}\x1f{draw_number}\x1f{video.name}".encode()).digest()
 
         ordered = sorted(used, key=place)
         held, kept = ordered[:count], ordered[count:]

@@ -301,15 +301,15 @@ def _faulty_lines(origin: str, faults: Sequence[str]) -> DataError:
     return DataError(f"{origin}: {counted(len(faults), 'faulty line')}: {listing(faults)}")
 
 
-def _number(role: str, text: str) -> float:
-    if _NUMBER.fullmatch(text):
-        value = float(text)
+def _number(role: str, cell: str) -> float:
+    if _NUMBER.fullmatch(cell):
+        value = float(cell)
         if math.isfinite(value):
             return value
     hint = ""
-    if _CLOCK.fullmatch(text):
+    if _CLOCK.fullmatch(cell):
         hint = " (a clock time: write it as seconds, 1:05 as 65)"
-    elif re.fullmatch(r"[+-]?\d+,\d+", text):
+    elif re.fullmatch(r"[+-]?\d+,\d+", cell):
         hint = " (a decimal comma: write a point)"
-    raise ValueError(f"{role}: expected a number, got {text!r}{hint}" if text else
+    raise ValueError(f"{role}: expected a number, got {cell!r}{hint}" if cell else
                      f"{role}: expected a number, got an empty cell")  # fmt: skip

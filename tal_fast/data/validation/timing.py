@@ -144,8 +144,8 @@ def propose(
     return sorted(better, key=plausible)[:3]
 
 
-def _fitting(rows: Floats, seconds: Floats, fps: Floats, found: Proposal) -> float:
-    return float(1 - disagreement(rows, seconds, fps, found.stride, found.frames)[1].mean())
+def _fitting(rows: Floats, seconds: Floats, fps: Floats, proposal: Proposal) -> float:
+    return float(1 - disagreement(rows, seconds, fps, proposal.stride, proposal.frames)[1].mean())
 
 
 def _frames(estimate: float, stride: int) -> float:

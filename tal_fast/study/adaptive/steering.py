@@ -36,7 +36,7 @@ __all__ = ["DECISIONS", "Steering", "append_line"]
 DECISIONS = "decisions.jsonl"
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
+def append_line(path: Path, fields: Mapping[str, Any]) -> None:
     """Appends a line of JSON, whole or not at all as far as other readers see.
 
     What a killed process left of a line stays a line of its own.
@@ -49,7 +49,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         try:
             size = os.fstat(file).st_size
             torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            line = ("\n" if torn else "") + json.dumps(content) + "\n"
+            line = ("\n" if torn else "") + json.dumps(fields) + "\n"
             os.write(file, line.encode())
             os.fsync(file)
         finally:

@@ -63,16 +63,16 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_same_settings(out: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Checks that a study's directory holds the settings that are asked for.
 
     Raises:
         ConfigError: they differ; the message names the first few.
     """
-    if hash_settings(found) == hash_settings(wanted):
+    if hash_settings(there) == hash_settings(wanted):
         return
     raise ConfigError(
-        f"{out}: holds a study with other settings: {differences(found, wanted, _SHOWN)}; "
+        f"{out}: holds a study with other settings: {differences(there, wanted, _SHOWN)}; "
         "results are never mixed: use another --out"
     )
 
@@ -119,26 +119,26 @@ def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
 
 
 def check_same_data(
-    out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, trust_times: bool
+    out: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], *, trust_times: bool
 ) -> None:
     """Checks that a study's trials were run on the data that is there now.
 
     Args:
         out: directory of the study.
-        found: facts of the data then (:func:`~tal_fast.data.fingerprint.data_facts`).
+        there: facts of the data then (:func:`~tal_fast.data.fingerprint.data_facts`).
         wanted: facts of the data now.
         trust_times: accept feature files of another size or time.
 
     Raises:
         ConfigError: they differ; the message names the first video.
     """
-    changed = changed_annotations(found, wanted)
+    changed = changed_annotations(there, wanted)
     if changed is not None:
         raise ConfigError(
             f"{out}: holds a study of other data: {changed}; "
             "results are never mixed: use another --out"
         )
-    changed = changed_features(found, wanted)
+    changed = changed_features(there, wanted)
     if changed is not None and not trust_times:
         raise ConfigError(
             f"{out}: holds a study of other data: {changed}; results are never mixed: use another "
