@@ -10,8 +10,8 @@ from pathlib import Path
 from tal_fast.data.annotations import AnnotationReport, Annotations, load_annotations
 from tal_fast.data.dataset_spec import DatasetSpec, FeatureSpec, load_spec, save_spec, spec_file
 from tal_fast.data.feature_index import Extent, index_streams, unannotated, without_features
-from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
+from tal_fast.data.streams import Stream
 from tal_fast.errors import ConfigError, DataError, counted, nearest, same_to_the_eye
 from tal_fast.typing import FilePath
 

@@ -25,8 +25,8 @@ import yaml
 
 from tal_fast.data.annotation_file import TABLES, prepare_command
 from tal_fast.data.feature_folder import is_file_name
-from tal_fast.data.feature_streams import Stream, streams_of
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest, os_reason
 from tal_fast.typing import FilePath

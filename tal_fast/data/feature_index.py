@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tal_fast.data.axes import swapped_axes
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.formats.npy import npy_extent
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.errors import ConfigError, DataError, counted, listing, nearest, same_to_the_eye
 from tal_fast.typing import FilePath
 

@@ -19,9 +19,9 @@ from processes import started
 from tal_fast.data.dataset import open_dataset
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
-from tal_fast.data.feature_streams import streams_of
 from tal_fast.data.packing import Rounding, pack_features, store, verify_store
 from tal_fast.data.packing.rounding import narrowed
+from tal_fast.data.streams import streams_of
 from tal_fast.errors import ConfigError, DataError
 
 CHANNELS = 6
@@ -297,7 +297,7 @@ class TestResume:
             "import sys, time\n"
             "from pathlib import Path\n"
             "from tal_fast.data.packing import pack_features\n"
-            "from tal_fast.data.feature_streams import streams_of\n"
+            "from tal_fast.data.streams import streams_of\n"
             "out, shards = Path(sys.argv[2]), int(sys.argv[3])\n"
             "def wait(*progress):\n"
             "    if len(list(out.glob('features-*.safetensors'))) >= shards:\n"
@@ -462,7 +462,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     code = (
         "import sys\n"
         "from tal_fast.data.packing import pack_features\n"
-        "from tal_fast.data.feature_streams import streams_of\n"
+        "from tal_fast.data.streams import streams_of\n"
         "from tal_fast.training.environment import peak_memory_mib\n"
         "r = pack_features(streams_of(sys.argv[1]), sys.argv[2], dtype='float16',"
         " shard_bytes=8 << 20)\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tal_fast.data.dataset import open_dataset
-from tal_fast.data.feature_streams import streams_of
+from tal_fast.data.streams import streams_of
 from tal_fast.data.validation import FeatureQuestion, validate, validate_dataset, write_report
 from tal_fast.data.validation.result import CHECKS
 from tal_fast.data.validation.timing import Proposal, propose

@@ -8,8 +8,9 @@ import pytest
 
 from tal_fast import cli
 from tal_fast.data.dataset import open_dataset
-from tal_fast.data.feature_streams import OpenStream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.packing import pack_features
+from tal_fast.data.streams import streams_of
 from tal_fast.data.validation import validate_dataset
 from tal_fast.errors import DataError
 

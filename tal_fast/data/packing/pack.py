@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tal_fast.data.axes import other_layout
 from tal_fast.data.extents import ITEM_SIZES, Layout
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.files import write_error, write_text_atomically
 from tal_fast.data.formats.rows import Reduce
 from tal_fast.data.json_files import read_json
@@ -30,6 +30,7 @@ from tal_fast.data.packing.store import (
     write_index,
     write_shard,
 )
+from tal_fast.data.streams import Stream
 from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest, os_reason
 from tal_fast.typing import FilePath, VideoProgress
 
@@ -127,7 +128,7 @@ def pack_features(
         pack_features(streams_of(["rgb", "flow"], "%s.npz"), "packed", dtype="float16")
 
     Args:
-        streams: where the features lie (:func:`tal_fast.data.feature_streams.streams_of`).
+        streams: where the features lie (:func:`tal_fast.data.streams.streams_of`).
         out: folder to write.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         layout: what the axes of the sources mean; the store is [T, C].

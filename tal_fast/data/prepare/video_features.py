@@ -24,11 +24,12 @@ from tal_fast.data.dataset import (
     shown_names,
 )
 from tal_fast.data.feature_index import index_streams, without_features
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.prepare.row_durations import durations_of_rows, leave_out
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.doubts import rate_doubts
 from tal_fast.data.validation.feature_checks import timing_faults

@@ -15,8 +15,9 @@ from tal_fast.data.annotations import TOLERANCE
 from tal_fast.data.axes import other_layout, say_layout, swapped_axes
 from tal_fast.data.extents import Extent, Layout, beside, read_array
 from tal_fast.data.feature_index import unannotated
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.grid import Grid
+from tal_fast.data.streams import Stream
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.timing import Proposal, disagreement, propose
 from tal_fast.data.windows import WindowRule

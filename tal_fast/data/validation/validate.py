@@ -12,8 +12,8 @@ from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile, read_a
 from tal_fast.data.dataset_spec import load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_index import without_features
-from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
+from tal_fast.data.streams import Stream
 from tal_fast.data.validation.annotation_checks import (
     Faults,
     annotation_faults,
