@@ -165,23 +165,26 @@ def _plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], *, numbered: bool = False) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string.
 
-    A word with another number in it is another thing and no slip: nobody who writes ``vid10`` means
-    ``vid09``. ``vid010`` may be meant.
+    Args:
+        word: that is not known.
+        known: words that are.
+        numbered: of names that are counted, such as those of videos, where another number is
+            another thing and no slip: nobody who writes ``vid10`` means ``vid09``. ``vid010`` may
+            be meant.
 
     Example:
-        >>> nearest("vid10", ["vid09"]), nearest("vid10", ["vid09", "vid010"])
-        ('', "; did you mean 'vid010'?")
+        >>> nearest("float23", ["float32"]), nearest("vid10", ["vid09"], numbered=True)
+        ("; did you mean 'float32'?", '')
     """
     words = list(known)
-    text, numbers = _apart(word)
-    near = []
-    for other in words:
-        other_text, other_numbers = _apart(other)
-        if other_text != text or other_numbers == numbers:
-            near.append(other)
+    near = words
+    if numbered:
+        text, numbers = _apart(word)
+        apart = [(other, *_apart(other)) for other in words]
+        near = [other for other, its, counts in apart if its != text or counts == numbers]
     close = difflib.get_close_matches(word, near, n=1, cutoff=0.6)
     return same_to_the_eye(word, words) or (f"; did you mean {close[0]!r}?" if close else "")
 

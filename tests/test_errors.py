@@ -99,10 +99,12 @@ def test_messages_count_by_the_one_function():
 
 
 def test_another_number_is_no_slip():
-    assert errors.nearest("vid10", ["vid09", "vid11"]) == ""
-    assert errors.nearest("vid10", ["vid09", "vid010"]) == "; did you mean 'vid010'?"
-    assert errors.nearest("clip_0O", ["clip_00"]) == "; did you mean 'clip_00'?"
-    assert errors.nearest("vid1O", ["vid10"]) == "; did you mean 'vid10'?"
+    assert errors.nearest("vid10", ["vid09", "vid11"], numbered=True) == ""
+    meant = "; did you mean 'vid010'?"
+    assert errors.nearest("vid10", ["vid09", "vid010"], numbered=True) == meant
+    assert errors.nearest("clip_0O", ["clip_00"], numbered=True) == "; did you mean 'clip_00'?"
+    assert errors.nearest("vid1O", ["vid10"], numbered=True) == "; did you mean 'vid10'?"
+    assert errors.nearest("float23", ["float32"]) == "; did you mean 'float32'?"
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch])

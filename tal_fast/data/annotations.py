@@ -160,7 +160,7 @@ class Annotations:
             if name not in self.videos:
                 raise DataError(
                     f"annotations: no video {name!r} among {len(self.videos)}"
-                    f"{nearest(name, self.videos)}"
+                    f"{nearest(name, self.videos, numbered=True)}"
                 )
             chosen[name] = self.videos[name]
         return replace(self, videos=chosen, report=AnnotationReport())

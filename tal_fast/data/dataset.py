@@ -103,7 +103,7 @@ class TALDataset:
             if name not in self.features:
                 raise DataError(
                     f"{argument}: no video {name!r} in data set {self.name!r} ({self.path})"
-                    f"{nearest(name, self.features)}"
+                    f"{nearest(name, self.features, numbered=True)}"
                 )
         return names
 
@@ -125,7 +125,7 @@ class TALDataset:
         if video not in self.annotations.videos:
             raise DataError(
                 f"{self.path}: no video {video!r} in data set {self.name!r}"
-                f"{nearest(video, self.annotations.videos)}"
+                f"{nearest(video, self.annotations.videos, numbered=True)}"
             )
         fps = self.spec.feature.fps or self.annotations.videos[video].fps
         if fps is None:  # open_dataset refuses such data; only a hand-made TALDataset comes here
@@ -312,7 +312,7 @@ def left_out_by_name(
             if video not in known:
                 raise DataError(
                     f"{file}: exclude: expected annotated videos, got {video!r}"
-                    f"{nearest(video, known)}"
+                    f"{nearest(video, known, numbered=True)}"
                 )
         mine = tuple(video for video in videos if video in used)
         if mine:

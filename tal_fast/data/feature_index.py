@@ -169,7 +169,7 @@ def _describe_missing(missing: list[str], opened: OpenStream) -> str:
         first = f"video {missing[0]!r}: {path}: no array {opened.entry(missing[0])!r}"
         what, holder = f"an array {opened.template.replace('%s', '<video>')}", "file"
     if len(missing) == 1:
-        return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000])
+        return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000], numbered=True)
     example = f"; the {holder} holds, for example, {min(entries)!r}" if entries else (
         f"; the {holder} is empty")  # fmt: skip
     example = same_to_the_eye(opened.entry(missing[0]), entries) or example

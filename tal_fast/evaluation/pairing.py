@@ -106,7 +106,7 @@ def _refuse_videos(
     if strangers:
         raise DataError(
             f"{detections.origin}: video {strangers[0]!r}{others(len(strangers))} is not in "
-            f"{truth.origin}{nearest(strangers[0], known)}"
+            f"{truth.origin}{nearest(strangers[0], known, numbered=True)}"
         )
     if unknown:
         counts = Counter(truth.other_videos[name] for name in unknown)

@@ -275,7 +275,8 @@ def _training_videos(train: Sequence[str], videos: Mapping[str, Any]) -> list[st
     for name in names:
         if name not in videos:
             raise DataError(
-                f"sampling: no annotated video {name!r} among {len(videos)}{nearest(name, videos)}"
+                f"sampling: no annotated video {name!r} among {len(videos)}"
+                f"{nearest(name, videos, numbered=True)}"
             )
     return names
 

@@ -97,7 +97,9 @@ def test_excluded_videos_are_left_out_and_stay_in_the_truth(tiny, exclude, why):
     assert data.splits == {"train": ["a", "c"], "test": ["d"]}
     assert set(data.annotations.videos) == set(data.features) == {"a", "c", "d"}
     assert data.left_out == {why: ("d2", "b")}
-    assert data.notes() == [f"2 of 5 videos are left out of training and prediction, {why}: d2, b"]
+    assert data.notes() == [
+        f"2 of the 5 videos of {path} left out of training and prediction, {why}: d2, b"
+    ]
     assert set(load_annotations(path / "annotations.json").videos) == {*"abcd", "d2", "unused"}
     save_spec(data.spec, path)
     assert open_dataset(path).spec == data.spec
@@ -255,7 +257,7 @@ def test_fps_nowhere(tiny):
 
 
 def test_not_a_data_directory(tiny, tmp_path):
-    with pytest.raises(DataError, match=r"dataset\.yaml: no such file"):
+    with pytest.raises(DataError, match=r"expected a data directory, with a dataset\.yaml"):
         open_dataset(tmp_path)
     tiny.write()
     (tiny.path / "dataset.yaml").write_text("a: [1")

@@ -117,7 +117,7 @@ def test_hidden_objects_are_looked_at_too():
         ("x", ("a",), False),
     ]
     with pytest.raises(DataError, match=r"x: video 'a' is listed more than once \(and 2 more\)"):
-        parse_json("x", text)
+        parse_json("x", text, bare=True)
 
 
 @pytest.mark.parametrize("name", [1, "1"])

@@ -240,7 +240,11 @@ def test_rules_for_segments_beyond_the_video(planted):
     result = planted.look(out_of_range="clamp")
     assert result.ok
     assert result.count("out-of-range") == 1
-    assert "will be cut" in result.findings[0].message
+    assert "training sees them cut to the video" in result.findings[0].message
+    assert "scoring takes them as they are" in result.findings[0].message
+    planted.instance("clip01")["segment"] = [98, 99]
+    result = planted.look(out_of_range="clamp")
+    assert "outside the video; training leaves them out" in result.findings[0].message
 
 
 def test_repeated_video(planted):

@@ -98,7 +98,7 @@ def prepare_videos(
     if unknown:
         raise DataError(
             f"{file.origin}: no video {unknown[0]!r} to exclude"
-            f"{nearest(unknown[0], [video.name for video in file.videos])}"
+            f"{nearest(unknown[0], [video.name for video in file.videos], numbered=True)}"
         )
     excluded = tuple(video.name for video in wanted if video.name in repairs.exclude)
     wanted = [video for video in wanted if video.name not in repairs.exclude]
@@ -235,7 +235,7 @@ def _meant(stream: Stream, video: str) -> str:
     with contextlib.suppress(DataError), OpenStream(stream) as opened:
         if stem != video and opened.holds(stem):
             return f"; there are features of {stem!r}: does the name have the ending of a file?"
-        return nearest(video, opened.videos([video]))
+        return nearest(video, opened.videos([video]), numbered=True)
     return ""
 
 

@@ -267,7 +267,7 @@ def _left_out(
     for name in exclude:
         if name not in annotated:
             faults.add("excluded", "error", "to be excluded, but not in the annotation file",
-                       f"video {name!r}{nearest(name, annotated)}")  # fmt: skip
+                       f"video {name!r}{nearest(name, annotated, numbered=True)}")  # fmt: skip
     wanted = [video.name for video in file.videos if split_of(video)]
     left_out = annotated.intersection(exclude)
     for name in wanted:
