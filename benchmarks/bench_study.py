@@ -300,8 +300,8 @@ def throughput(
 def forms(folder: Path) -> dict[str, Path]:
     """Makes one data set of 2048 channels in the forms that are read in place."""
     from tal_fast.data import open_dataset, read_array, save_spec
-    from tal_fast.data.feature_index import feature_streams
     from tal_fast.data.packing import pack_features
+    from tal_fast.data.streams import streams_of
     from tal_fast.data.synthetic import make_synthetic
 
     plain = make_synthetic(folder / "npy", train_videos=24, test_videos=8, channels=2048, seed=0)
@@ -330,7 +330,7 @@ def forms(folder: Path) -> dict[str, Path]:
             np.save(features / f"{video}.npy", values if layout == "TC" else values.T.copy())
     named = {"feature": replace(data.spec.feature, prefix="", suffix="", template="%s")}
     features = beside("packed", "packed, bfloat16", **named)
-    pack_features(feature_streams(plain / "features"), features, dtype="bfloat16")
+    pack_features(streams_of(plain / "features"), features, dtype="bfloat16")
     try:
         import h5py
     except ImportError:

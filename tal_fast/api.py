@@ -284,8 +284,9 @@ def study_spec(
 ) -> StudySpec:
     """Returns the request that :func:`run_study` runs; arguments and errors as there."""
     from tal_fast.study import StudySpec
-    from tal_fast.study.sampling import parse_samplings, split_videos
+    from tal_fast.study.sampling import parse_samplings
     from tal_fast.study.shares import fractions_of_videos, parse_fractions
+    from tal_fast.study.splits import split_videos
     from tal_fast.training.config import named_model, parse_overrides
 
     known = [item.name for item in fields(StudySpec)]

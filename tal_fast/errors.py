@@ -7,6 +7,8 @@ real bugs keep theirs.
 """
 
 import difflib
+import errno
+import os
 import re
 import shlex
 import unicodedata
@@ -21,10 +23,12 @@ __all__ = [
     "TrainingError",
     "argument",
     "both_ways",
+    "counted",
     "differences",
     "install",
     "listing",
     "nearest",
+    "os_reason",
     "others",
     "printable",
     "same_to_the_eye",
@@ -85,7 +89,7 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
 
     Args:
         name: of the argument in Python.
-        value: to give it, if a certain one is meant; of a mapping each item is an option.
+        value: to give it, if a certain one is meant; each item of a mapping or list is an option.
         option: of the command; ``name`` with hyphens by default.
 
     Example:
@@ -97,6 +101,8 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
         "--rows shortest (rows='shortest')"
         >>> argument("columns", {"label": "class"}, option="--column")
         "--column label=class (columns={'label': 'class'})"
+        >>> argument("exclude", ["a", "b c"])
+        "--exclude a --exclude 'b c' (exclude=['a', 'b c'])"
         >>> argument("test_share")
         '--test-share (test_share)'
     """
@@ -115,6 +121,8 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
             for item in ([items] if isinstance(items, str) else items)
         ]
         return both_ways(" ".join(words), python)
+    if isinstance(value, (list, tuple)):
+        return both_ways(" ".join(f"{option} {shlex.quote(str(item))}" for item in value), python)
     return both_ways(f"{option} {value}", python)
 
 
@@ -126,11 +134,68 @@ def both_ways(command: str, python: str) -> str:
     return f"{command} ({python})"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """Returns a number of things; noun and verb are in the singular where there is one of them.
+
+    Args:
+        count: how many.
+        noun: in the singular.
+        verb: what follows, in the plural.
+
+    Example:
+        >>> counted(1, "epoch"), counted(0, "class"), counted(1, "video", "have")
+        ('1 epoch', '0 classes', '1 video has')
+    """
+    words = [str(count), noun if count == 1 else _plural(noun)]
+    if verb:
+        words.append(_plural(verb) if count == 1 else verb)
+    return " ".join(words)
+
+
+# Verbs in the plural and the singular, and a noun the other way round.
+_IRREGULAR = {"are": "is", "have": "has", "were": "was", "person": "people"}
+
+
+def _plural(noun: str) -> str:
+    """Returns the plural of a noun, which is also how a verb becomes singular."""
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def nearest(word: str, known: Iterable[str], *, numbered: bool = False) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest known word, or an empty string.
+
+    Args:
+        word: that is not known.
+        known: words that are.
+        numbered: of names that are counted, such as those of videos, where another number is
+            another thing and no slip: nobody who writes ``vid10`` means ``vid09``. ``vid010`` may
+            be meant.
+
+    Example:
+        >>> nearest("float23", ["float32"]), nearest("vid10", ["vid09"], numbered=True)
+        ("; did you mean 'float32'?", '')
+    """
     words = list(known)
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    near = words
+    if numbered:
+        text, numbers = _apart(word)
+        apart = [(other, *_apart(other)) for other in words]
+        near = [other for other, its, counts in apart if its != text or counts == numbers]
+    close = difflib.get_close_matches(word, near, n=1, cutoff=0.6)
     return same_to_the_eye(word, words) or (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _apart(word: str) -> tuple[str, list[int]]:
+    """Returns a word without its numbers, and these."""
+    return _DIGITS.sub("0", word), [int(digits[:_LONG]) for digits in _DIGITS.findall(word)]
+
+
+_DIGITS = re.compile(r"[0-9]+")
+_LONG = 1000  # digits that Python makes a number of
 
 
 def listing(items: Sequence[object], shown: int = 5, between: str = "; ") -> str:
@@ -190,6 +255,29 @@ def printable(text: str) -> str:
 def others(count: int) -> str:
     """Returns ``" (and 3 more)"`` behind the first of four faults; nothing behind the only one."""
     return f" (and {count - 1} more)" if count > 1 else ""
+
+
+def os_reason(error: Exception) -> str:
+    """Says why a path cannot be used, behind words that name it.
+
+    What the system says; where a file is in the place of a directory, or the reverse, that, and
+    which file it is if it lies further up. Of an error that is not the system's, its own words.
+
+    Example:
+        >>> os_reason(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "features"))
+        'expected a file, found a directory'
+    """
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.EISDIR:
+        return "expected a file, found a directory"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        path = given = os.fsdecode(error.filename or "")
+        while path and not os.path.lexists(path):
+            path = os.path.dirname(path)
+        above = f": {path}" if path and path != given else ""
+        return f"expected a directory, found a file{above}"
+    return error.strerror or str(error)
 
 
 def same_to_the_eye(word: str, known: Iterable[str]) -> str:

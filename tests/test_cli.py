@@ -110,6 +110,7 @@ class TestHelp:
         options = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", listed, re.MULTILINE)
         assert len(set(options)) == len(options) > 0
         assert options.count("--help") == 1
+        assert not re.search(r"<list\[|<str>|<int|<float>", out), "words of Python's"
 
     @pytest.mark.parametrize("command", [c for c in COMMANDS if len(c) == 1], ids=" ".join)
     def test_what_commands_do_is_not_cut(self, capsys, monkeypatch, command):

@@ -9,6 +9,18 @@ Exit status: 0 done, 1 bad data or a failure, 2 wrong usage or settings, 130 Ctr
 from tal_fast.cli.app import app, main
 
 # Imported for the commands that they add to the program, in the order of its help.
-from tal_fast.cli import prepare, data, models, studies, curves, drawing, profiles  # isort: skip
+from tal_fast.cli import prepare, data, models, studies, curves, drawing  # isort: skip
+from tal_fast.cli import profiles, external_profiles  # isort: skip
 
-__all__ = ["app", "curves", "data", "drawing", "main", "models", "prepare", "profiles", "studies"]
+__all__ = [
+    "app",
+    "curves",
+    "data",
+    "drawing",
+    "external_profiles",
+    "main",
+    "models",
+    "prepare",
+    "profiles",
+    "studies",
+]

@@ -9,6 +9,7 @@ import functools
 import gc
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import typer
 
 from tal_fast.cli.grouped_help import GroupedCommand, GroupedGroup
 from tal_fast.cli.options import STANDARD_OUTPUT, JsonOut, flattened
-from tal_fast.errors import ConfigError, TalFastError, printable
+from tal_fast.errors import ConfigError, TalFastError, os_reason, printable
 from tal_fast.waiting import wait_briefly
 
 __all__ = [
@@ -132,14 +133,14 @@ def _output_of_json_alone(path: Path | None) -> Iterator[None]:
         _json_output.pop()
 
 
-def write_json(path: Path | None, content: Any, indent: int = 2) -> None:
+def write_json(path: Path | None, numbers: Any, indent: int = 2) -> None:
     """Writes what ``--json`` asked for, and says where."""
     if path is not None:
         import json
 
         from tal_fast.data.files import write_text_atomically
 
-        serialised = json.dumps(content, indent=indent) + "\n"
+        serialised = json.dumps(numbers, indent=indent) + "\n"
         if path == STANDARD_OUTPUT:
             _json_output[-1].write(serialised)
             _json_output[-1].flush()
@@ -175,10 +176,11 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
                 raise ConfigError(f"{name} runs in one process: start it without torchrun")
             with _output_of_json_alone(kwargs.get("json_out")):
                 function(*args, **kwargs)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if place is None or place[0] == 0:
                 say("interrupted")
-            raise typer.Exit(130) from None
+            # That of a training tells which signal it was.
+            raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
         except (TalFastError, OSError, MemoryError, RuntimeError) as error:
             if not isinstance(error, (TalFastError, OSError)) and not _no_memory(error):
                 raise
@@ -191,7 +193,7 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
             if _no_memory(error):
                 message = f"not enough memory: {message.partition(chr(10))[0]}"
             elif isinstance(error, OSError) and not isinstance(error, TalFastError):
-                message = f"{error.filename or 'system'}: {error.strerror or error}"
+                message = f"{error.filename or 'system'}: {os_reason(error)}"
             who = "" if place is None else f"process {place[0]} of {place[1]}: "
             say(f"{who}error: {message}")
             raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.options import OUTPUT
+from tal_fast.cli.options import OUTPUT, file_to_write
 
 if TYPE_CHECKING:
     from tal_fast.curves import TableForm
@@ -32,7 +32,12 @@ Measured = Annotated[
 ]
 Picture = Annotated[
     Path | None,
-    typer.Option("--picture", help="Also write this PNG and SVG.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--picture",
+        help="Also write this picture, as PNG and SVG.",
+        callback=file_to_write,
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Confidence = Annotated[float, typer.Option("--confidence", help="Confidence of the intervals.")]
 
@@ -112,7 +117,7 @@ class FitOptions(BootstrapOptions):
         str | None,
         typer.Option(
             "--families",
-            help="Families to fit, with commas: wbl4,mmf4; all by default.",
+            help="Families to fit, separated by commas: wbl4,mmf4; all by default.",
             rich_help_panel=FIT,
         ),
     ] = None

@@ -25,6 +25,7 @@ from tal_fast.cli.next_steps import given_options, say_after_curves, say_draw
 from tal_fast.cli.options import JsonOut
 from tal_fast.cli.several import check_compared, check_outputs, told_apart
 from tal_fast.cli.whole_tables import print_tables
+from tal_fast.errors import counted
 
 if TYPE_CHECKING:
     from tal_fast.curves import LearningCurve
@@ -93,11 +94,11 @@ def _of(curve: str | None) -> tuple[str, ...]:
     return () if curve is None else ("--curve", curve)
 
 
-def _named_curve(text: str) -> tuple[Path, str | None]:
+def _named_curve(named: str) -> tuple[Path, str | None]:
     """Returns study and curve of ``STUDY:CURVE``; a path that is there is all study."""
-    study, colon, curve = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), None
+    study, colon, curve = named.rpartition(":")
+    if not colon or Path(named).exists():
+        return Path(named), None
     return Path(study), curve
 
 
@@ -152,11 +153,9 @@ def study_fit(
     if failures:
         told = "; ".join(failures.values())
         if len(curves) > 1:
-            told = f"{len(failures)} of {len(curves)} curves could not be fitted: {told}"
+            told = f"{len(failures)} of {counted(len(curves), 'curve')} could not be fitted: {told}"
         raise DataError(told)
-    if not say_after_curves(
-        "extrapolate", study, curves, [*_of(curve), *given_options(table, fit)]
-    ):
+    if not say_after_curves(study, curves, [*_of(curve), *given_options(table, fit)]):
         say_draw(study, [*_of(curve), *given_options(table)])
 
 
@@ -263,7 +262,9 @@ def study_plan(
     ] = None,
     candidates: Annotated[
         str,
-        typer.Option(help="Fractions of further trials: first:last:step (0.1), or with commas."),
+        typer.Option(
+            help="Fractions of further trials: first:last:step (0.1), or separated by commas."
+        ),
     ] = "0.1:1.0:0.1",
     compare: Annotated[
         list[str] | None,

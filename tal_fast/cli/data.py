@@ -19,8 +19,8 @@ from tal_fast.cli.feature_options import (
     named_subsets,
 )
 from tal_fast.cli.next_steps import free_place
-from tal_fast.cli.options import OUTPUT, JsonOut
-from tal_fast.errors import ConfigError
+from tal_fast.cli.options import OUTPUT, JsonOut, directory_to_write
+from tal_fast.errors import ConfigError, counted
 from tal_fast.progress import bar
 
 WITHOUT = "Instead of a data directory"
@@ -34,7 +34,12 @@ WINDOWS = "Training windows"
     panel=DATA,
 )
 def pack(
-    out: Annotated[Path, typer.Option(help="Store to write, or to check with --verify.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Store to write, or to check with --verify.", callback=directory_to_write
+        ),
+    ],
     form: FormOptions,
     features: SomeFeatures = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -45,7 +50,9 @@ def pack(
         str | None,
         typer.Option(help="Features [T, N, C] of N crops: mean, or the number of one, from 0 on."),
     ] = None,
-    shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard; memory is as much.")] = 256,
+    shard_mb: Annotated[
+        int, typer.Option(min=1, help="Size of a shard in MB, and of the memory that it takes.")
+    ] = 256,
     allow_pickle: AllowPickle = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over instead of continuing.")
@@ -65,7 +72,7 @@ def pack(
     if verify:
         with bar("comparing") as update:
             count = verify_store(out, update)
-        show(f"{count} videos, all as they were packed")
+        show(f"{counted(count, 'video')}, all as they were packed")
         say(f"next: name {out} under `features` in dataset.yaml")
         return
     if not features:
@@ -166,7 +173,9 @@ def validate(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Also write a page (index.html) into this directory.", rich_help_panel=OUTPUT
+            help="Also write a page (index.html) into this directory.",
+            callback=directory_to_write,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:

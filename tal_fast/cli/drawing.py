@@ -12,8 +12,8 @@ import typer
 from tal_fast.cli.app import command, show, study_app, write_json
 from tal_fast.cli.curve_options import BootstrapOptions, Confidence, TableOptions
 from tal_fast.cli.curves import show_notes
-from tal_fast.cli.next_steps import given_options, say_after_curves, say_open
-from tal_fast.cli.options import JsonOut
+from tal_fast.cli.next_steps import say_open
+from tal_fast.cli.options import JsonOut, file_to_write
 from tal_fast.cli.several import check_outputs, told_apart
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ def study_draw(
         typer.Option("--study", help="Study or table, as for fit; several are drawn together."),
     ],
     picture: Annotated[
-        list[Path], typer.Option("--picture", help="File to write: .svg, .pdf or .png; repeatable.")
+        list[Path],
+        typer.Option(
+            "--picture",
+            help="File to write: .svg, .pdf or .png; may be repeated.",
+            callback=file_to_write,
+        ),
     ],
     look: LookOptions,
     table: TableOptions,
@@ -100,6 +105,4 @@ def study_draw(
     show_notes(f"{line.curve.name}: {note}" for line in drawn for note in line.notes)
     numbers = {"draws": draws, "seed": seed, "confidence": confidence, "bars": look.bars}
     write_json(json_out, {**numbers, "curves": drawn_dict(drawn)}, indent=1)
-    first = [curve for _, curves in read[:1] for curve in curves]
-    if not say_after_curves("plan", study[0], first, given_options(table, bootstrap)):
-        say_open(picture[0])
+    say_open(picture[0])

@@ -75,7 +75,9 @@ class FormOptions:
 AllowPickle = Annotated[
     bool,
     typer.Option(
-        "--allow-pickle", help="Read pickles: of arrays, nothing else.", rich_help_panel=FORM
+        "--allow-pickle",
+        help="Read pickles that hold arrays and nothing else.",
+        rich_help_panel=FORM,
     ),
 ]
 

@@ -7,6 +7,7 @@ may take. These classes write the same groups plainly.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -16,6 +17,17 @@ __all__ = ["GroupedCommand", "GroupedGroup"]
 _FIRST = "Options"
 # Longer than a first sentence: a line that is cut says nothing; a long one is wrapped.
 _WHOLE = 1000
+
+
+# What an option takes, as typer writes it: `<int range>`, `<list[Path]>`.
+_KIND = re.compile(r"<(?:list\[)?(\w+)(?: range)?\]?>")
+_KINDS = {"str": "text", "int": "number", "float": "number"}
+
+
+def _kind(written: re.Match[str]) -> str:
+    """Returns it in words of the user's."""
+    name = written[1].lower()
+    return f"<{_KINDS.get(name, name)}>"
 
 
 def _write(formatter: Any, groups: dict[str, list[tuple[str, str]]]) -> None:
@@ -31,6 +43,7 @@ def _options(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
     for param in command.get_params(ctx):
         row = param.get_help_record(ctx)
         if row is not None:
+            row = (_KIND.sub(_kind, row[0]), row[1])
             title = getattr(param, "rich_help_panel", None) or _FIRST
             if param.param_type_name == "argument":
                 title = "Arguments"

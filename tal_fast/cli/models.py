@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tal_fast.cli.app import MODELS, app, command, say, say_next, show, write_json
-from tal_fast.cli.next_steps import free_place, given_options, say_open
+from tal_fast.cli.next_steps import free_place, given_options, say_open, say_study
 from tal_fast.cli.options import (
     OUTPUT,
     Data,
@@ -23,7 +23,10 @@ from tal_fast.cli.options import (
     SettingOptions,
     Threads,
     TrainVideos,
+    directory_to_write,
+    file_to_write,
 )
+from tal_fast.errors import counted
 
 if TYPE_CHECKING:
     from tal_fast import evaluation
@@ -51,7 +54,10 @@ def _profiled(
         yield recording
     seen = recording.steps.seen
     if not recording.steps.records:
-        say(f"note: no profile: the training ended within its warm-up, after {seen} steps")
+        say(
+            "note: no profile: the training ended within its warm-up, after "
+            f"{counted(seen, 'step')}"
+        )
 
 
 @command(
@@ -79,12 +85,13 @@ def train(
             "--profile",
             metavar="[STEPS]",
             min=1,
-            help="Record so many steps (50 if none are given) after 10, into OUT/profile.",
+            help="Record this many steps (50 if no number is given), after the first 10, in "
+            "OUT/profile.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
 ) -> None:
-    """Train a model; Ctrl-C writes a checkpoint, and the same command goes on from there.
+    """Train a model; Ctrl-C or SIGTERM writes a checkpoint, and the same command goes on from it.
 
     For several processes: torchrun --nproc-per-node 2 -m tal_fast train ...
     """
@@ -131,7 +138,10 @@ def _say_predict(checkpoint: Path, data: Path, splits: Iterable[str]) -> None:
 def predict(
     checkpoint: Annotated[Path, typer.Option(help="File or directory written by train.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Results JSON (ActivityNet's form) to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Results JSON (ActivityNet's form) to write.", callback=file_to_write),
+    ],
     split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
         "test"
     ),
@@ -143,7 +153,10 @@ def predict(
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
     detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
-    show(f"{len(detections)} detections in {len(detections.videos)} videos\n{out}")
+    show(
+        f"{counted(len(detections), 'detection')} in "
+        f"{counted(len(detections.videos), 'video')}\n{out}"
+    )
     if any(len(dataset.annotations.videos[name].labels) for name in names):
         say_next("tal-fast", "evaluate", "--annotations", data, "--split", split,
                  "--predictions", out)  # fmt: skip
@@ -226,7 +239,9 @@ class ReportOptions:
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Also write a page (index.html) into this directory.", rich_help_panel=OUTPUT
+            help="Also write a page (index.html) into this directory.",
+            callback=directory_to_write,
+            rich_help_panel=OUTPUT,
         ),
     ] = None
     video: Annotated[
@@ -259,7 +274,8 @@ def evaluate(
         str | None, typer.Option(help="Subset of an annotation file to score; default: all videos.")
     ] = None,
     tiou: Annotated[
-        str, typer.Option(help="first:last:step (without a step, 0.1), or numbers with commas.")
+        str,
+        typer.Option(help="first:last:step (without a step, 0.1), or numbers separated by commas."),
     ] = "0.3:0.7:0.1",
 ) -> None:
     """Score predictions: average precision per class and tIoU, by the rules of a dialect."""
@@ -312,8 +328,7 @@ def evaluate(
         show(f"\npage: {page}")
     write_json(more.json_out, scores)
     if is_dataset(annotations):
-        say_next("tal-fast", "study", "run", "--data", annotations,
-                 "--out", free_place("results/first"))  # fmt: skip
+        say_study(annotations)
     elif more.report is None:
         given = ("--annotations", annotations, "--predictions", predictions)
         chosen = () if subset is None else ("--subset", subset)
@@ -327,7 +342,7 @@ def _more_numbers(
     result: evaluation.EvaluationResult,
     other: evaluation.EvaluationResult | None,
     more: ReportOptions,
-    content: dict[str, Any],
+    scores: dict[str, Any],
 ) -> None:
     """Prints intervals, a comparison and recall as far as asked for, and adds them to the JSON.
 
@@ -338,20 +353,20 @@ def _more_numbers(
 
     if more.replicates:
         interval = evaluation.bootstrap(result, replicates=more.replicates)
-        content["bootstrap"] = interval.to_dict()
+        scores["bootstrap"] = interval.to_dict()
         show(
             f"\naverage mAP {interval.average_map}, {interval.confidence:.0%} interval over videos"
         )
     if other is not None:
         difference = evaluation.compare(other, result, replicates=more.replicates or 1000)
-        content["against"] = difference.to_dict()
+        scores["against"] = difference.to_dict()
         show(f"\nagainst {more.against}: {difference}")
     if more.recall:
         at_kx = evaluation.recall_at_kx(result, (1, 5))
         proposals = evaluation.average_recall(result).to_dict()
-        content["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
-        content["average_recall"] = proposals
-        for k, values in content["recall_at_kx"].items():
+        scores["recall_at_kx"] = {f"{k}x": at_kx[:, i].tolist() for i, k in enumerate((1, 5))}
+        scores["average_recall"] = proposals
+        for k, values in scores["recall_at_kx"].items():
             each = "  ".join(map(points, [*values, sum(values) / len(values)]))
             show(f"Recall@{k}  {each}")
         show("  ".join(f"{name} {points(value)}" for name, value in proposals.items()))

@@ -22,6 +22,7 @@ __all__ = [
     "say_after_study",
     "say_draw",
     "say_open",
+    "say_study",
 ]
 
 _TIMES = 3.0  # the full training set, which a first extrapolation asks about
@@ -35,6 +36,34 @@ def free_place(place: str) -> Path:
         path = Path(f"{place}-{attempt}")
         attempt += 1
     return path
+
+
+def say_study(data: Path) -> None:
+    """Ends a command with a study of some data: one that is there goes on, else a new one begins.
+
+    Args:
+        data: the data directory.
+    """
+    for path in sorted(Path("results").glob("*/study.yaml")):
+        command = _command_of(path.parent)
+        if "--data" in command[:-1]:
+            studied = Path(command[command.index("--data") + 1])
+            if studied.resolve() == data.resolve():
+                say_next(*command)
+                return
+    say_next("tal-fast", "study", "run", "--data", data, "--out", free_place("results/first"))
+
+
+def _command_of(study: Path) -> list[str]:
+    """Returns the command line that ran a study last; empty where its settings are not readable."""
+    from tal_fast.errors import TalFastError
+    from tal_fast.study.execution.store import read_study
+
+    try:
+        settings = read_study(study)
+        return shlex.split(str((settings or {}).get("command", "")))
+    except (TalFastError, ValueError):
+        return []
 
 
 def say_open(page: Path) -> None:
@@ -114,19 +143,18 @@ def _times(curve: LearningCurve) -> float:
     return _TIMES if reach >= _TIMES else reach
 
 
-def _named(curves: Sequence[LearningCurve], one: LearningCurve) -> Iterator[str]:
+def _named(curves: Sequence[LearningCurve], chosen: LearningCurve) -> Iterator[str]:
     """Yields the option that names a curve, where there are several."""
     if len(curves) > 1:
-        yield from ("--curve", one.name)
+        yield from ("--curve", chosen.name)
 
 
 def say_after_curves(
-    step: str, study: Path, curves: Sequence[LearningCurve], options: Sequence[str] = ()
+    study: Path, curves: Sequence[LearningCurve], options: Sequence[str] = ()
 ) -> bool:
-    """Ends a command on curves with the next one, if one of the curves allows it.
+    """Ends a command on curves with their extrapolation, if one of the curves allows it.
 
     Args:
-        step: ``extrapolate`` or ``plan``.
         study: where the curves were read.
         curves: all curves that are there.
         options: of the command before, to give again.
@@ -136,10 +164,9 @@ def say_after_curves(
     """
     for curve in curves:
         if len(curve) and _reason(curve) is None:
-            asked = ("--times", f"{_times(curve):g}") if step == "extrapolate" else ()
             say_next(
-                *("tal-fast", "study", step, "--study", study), *_named(curves, curve), *asked,
-                *options,
+                *("tal-fast", "study", "extrapolate", "--study", study), *_named(curves, curve),
+                *("--times", f"{_times(curve):g}"), *options,
             )  # fmt: skip
             return True
     return False
@@ -155,7 +182,7 @@ def say_after_study(out: Path, page: Path | None) -> None:
     from tal_fast.curves import read_curves
 
     curves = read_curves(out)
-    if say_after_curves("extrapolate", out, curves):
+    if say_after_curves(out, curves):
         return
     say(f"note: what more data would bring cannot be said yet: {_reason(curves[0])}")
     again = _with_repetitions(out, curves)

@@ -34,6 +34,8 @@ __all__ = [
     "Threads",
     "TrainVideos",
     "TrustTimes",
+    "directory_to_write",
+    "file_to_write",
     "flattened",
 ]
 
@@ -48,8 +50,52 @@ MOST_THREADS = 4096
 # As a file to write.
 STANDARD_OUTPUT = Path("-")
 
+
+def _ready(path: Path) -> None:
+    """Makes the directory of a file to write, and finds out whether it can be written."""
+    from tal_fast.data.files import check_writable
+    from tal_fast.errors import DataError
+
+    try:
+        check_writable(path.absolute().parent)
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _can_be_written(path: Path | None) -> Path | None:
+    """Finds out before the work whether its result can be written after it."""
+    if path is not None and path != STANDARD_OUTPUT:
+        file_to_write(path)
+        _ready(path)
+    return path
+
+
+def file_to_write(given: Any) -> Any:
+    """Refuses a directory where a file is to be written, before the work."""
+    for path in _several(given):
+        if path.is_dir():
+            raise typer.BadParameter(f"{path}: expected a file, found a directory")
+    return given
+
+
+def directory_to_write(given: Any) -> Any:
+    """Refuses a file where a directory is to be made, before the work."""
+    for path in _several(given):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if not there.is_dir():
+            where = "" if there == path else f": {there}"
+            raise typer.BadParameter(f"{path}: expected a directory, found a file{where}")
+    return given
+
+
+def _several(given: Any) -> list[Path]:
+    return given if isinstance(given, list) else [] if given is None else [given]
+
+
 Data = Annotated[Path, typer.Option("--data", help="Prepared data directory.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="Directory to write.", callback=directory_to_write)
+]
 _MODEL = "Preset, such as tadtr-small; or your own, module:Class or file.py:Class."
 Model = Annotated[str, typer.Option("--model", help=_MODEL)]
 ModelOfConfig = Annotated[
@@ -78,21 +124,6 @@ TrustTimes = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
-
-
-def _can_be_written(path: Path | None) -> Path | None:
-    """Finds out before the work whether its result can be written after it."""
-    if path is not None and path != STANDARD_OUTPUT:
-        from tal_fast.data.files import check_writable
-        from tal_fast.errors import DataError
-
-        try:
-            check_writable(path.absolute().parent)
-        except DataError as error:
-            raise typer.BadParameter(str(error)) from None
-        if path.is_dir():
-            raise typer.BadParameter(f"{path}: expected a file, found a directory")
-    return path
 
 
 JsonOut = Annotated[

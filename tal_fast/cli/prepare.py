@@ -23,7 +23,7 @@ from tal_fast.cli.feature_options import (
 )
 from tal_fast.cli.next_steps import free_place
 from tal_fast.cli.options import Out, Overwrite
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, counted
 from tal_fast.progress import bar
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class SplitOptions:
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Classes in their order, with commas, or a text file with one a line; another "
-            "label is an error.",
+            help="Classes in their order, separated by commas, or a text file with one a line; "
+            "another label is an error.",
             rich_help_panel=SPLITS,
         ),
     ] = None
@@ -99,6 +99,8 @@ class SplitOptions:
 def _classes(given: str) -> list[str]:
     file = Path(given)
     names = given.split(",")
+    if given.lower().endswith(".txt") and not file.is_file():
+        raise ConfigError(f"--classes: {file}: no such file")
     if file.is_file():
         try:
             names = file.read_text("utf-8").splitlines()
@@ -348,7 +350,9 @@ def prepare_synthetic(
     data = open_dataset(path)
     splits = ", ".join(f"{len(videos)} {name}" for name, videos in data.splits.items())
     show(
-        f"{len(data.features)} videos ({splits}), {data.annotations.num_instances} instances of "
-        f"{data.num_classes} classes, {data.channels} channels\nwritten to {path}"
+        f"{counted(len(data.features), 'video')} ({splits}), "
+        f"{counted(data.annotations.num_instances, 'instance')} of "
+        f"{counted(data.num_classes, 'class')}, {counted(data.channels, 'channel')}\nwritten to "
+        f"{path}"
     )
     say_next("tal-fast", "train", "--data", out, "--out", free_place("runs/first"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about cost: profile model and machine."""
+"""Commands about cost: profile model, machine, train, predict and compare."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tal_fast.cli.options import (
     SettingOptions,
     Threads,
     TrainVideos,
+    directory_to_write,
 )
 from tal_fast.cli.whole_tables import widen
 from tal_fast.errors import ConfigError, MissingExtraError
@@ -107,10 +108,10 @@ def print_profile(folder: Path) -> None:
         if "phases" not in profile:
             widen(console, table)
         console.print(table)
-    _draw(folder)
+    draw_page(folder)
 
 
-def _draw(folder: Path) -> None:
+def draw_page(folder: Path) -> None:
     """Writes the page of a profile, where its pictures can be drawn, and says where it is."""
     from tal_fast.profiling.report import write_page
 
@@ -328,58 +329,15 @@ def profile_predict(
     say_after_prediction(out)
 
 
-Training = Annotated[
-    list[str], typer.Argument(metavar="-- train ...", help="The training, as for tal-fast.")
-]
-ProfileOut = Annotated[
-    Path | None, typer.Option("--out", help="Directory of the profile. Default: OUT/profile.")
-]
-
-
-def _external(tool: str, training: list[str], out: Path | None) -> None:
-    from tal_fast.profiling.external import folder_of, run_external
-
-    folder = folder_of(training, out)
-    outcome = run_external(tool, training, folder, show)
-    for note in outcome.notes:
-        say(f"note: {note}")
-    if outcome.reason is not None:
-        say(f"note: nothing from {tool}: {outcome.reason}")
-    for name, rows in outcome.tables.items():
-        show(f"\n{name}")
-        for row in rows:
-            show("  " + "  ".join(str(cell) for cell in row.values()))
-    _draw(folder)
-    say_next("tal-fast", "profile", "machine")
-
-
-@command(profile_app, "nsys", "tal-fast profile nsys -- train --data data/hapt --out runs/first")
-def profile_nsys(training: Training, out: ProfileOut = None) -> None:
-    """Train under Nsight Systems: ranges, kernels, calls of CUDA and of the system."""
-    _external("nsys", training, out)
-
-
-@command(profile_app, "ncu", "tal-fast profile ncu -- train --data data/hapt --out runs/first")
-def profile_ncu(training: Training, out: ProfileOut = None) -> None:
-    """Train under Nsight Compute: what kernels reach of what the GPU can do."""
-    _external("ncu", training, out)
-
-
-@command(
-    profile_app, "py-spy", "tal-fast profile py-spy -- train --data data/hapt --out runs/first"
-)
-def profile_py_spy(training: Training, out: ProfileOut = None) -> None:
-    """Train under py-spy: which functions run, in Python and below."""
-    _external("py-spy", training, out)
-
-
 @command(profile_app, "compare", "tal-fast profile compare profiles/tadtr profiles/tridet")
 def profile_compare(
     folders: Annotated[list[Path], typer.Argument(help="Directories of two or more profiles.")],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Also write tables and picture into this directory.", rich_help_panel=OUTPUT
+            help="Also write tables and picture into this directory.",
+            callback=directory_to_write,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     force: Annotated[

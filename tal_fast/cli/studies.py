@@ -22,12 +22,13 @@ from tal_fast.cli.options import (
     TrustTimes,
 )
 from tal_fast.cli.whole_tables import print_tables
+from tal_fast.errors import counted
 
 if TYPE_CHECKING:
     from tal_fast.study import StudyResult
     from tal_fast.study.adaptive.targets import AdaptiveRequest
 
-DRAWS, ADAPTIVE = "What is drawn and trained", "Until something is known"
+DRAWS, ADAPTIVE = "What is drawn and trained", "Adaptive studies"
 
 
 def _print_study(result: StudyResult, out: Path) -> None:
@@ -35,7 +36,7 @@ def _print_study(result: StudyResult, out: Path) -> None:
 
     print_tables(*curve_tables(result.curves), width=120)
     if result.ran == 0:
-        show(f"all {result.reused} trials were there already, nothing was trained")
+        show(f"all {counted(result.reused, 'trial', 'were')} there already, nothing was trained")
     for name, path in result.files.items():
         show(f"{name + ':':15} {path}")
     for note in result.notes:
@@ -54,14 +55,14 @@ class DrawOptions:
         str | None,
         typer.Option(
             help="Fractions of the training data, up to 1: first:last:step (without a step, 0.1) "
-            "or with commas; default 0.1:1.0:0.1."
+            "or separated by commas; default 0.1:1.0:0.1."
         ),
     ] = None
     repetitions: Annotated[int, typer.Option(min=1, help="Draws per share.")] = 5
     videos: Annotated[
         str | None,
         typer.Option(
-            help="Instead of fractions: numbers of training videos, with commas.",
+            help="Instead of fractions: numbers of training videos, separated by commas.",
             rich_help_panel=DRAWS,
         ),
     ] = None
@@ -69,7 +70,7 @@ class DrawOptions:
         int,
         typer.Option(
             min=1,
-            help="Trainings per draw: their spread is told from that of draws.",
+            help="Trainings per draw, to tell their spread from that of the draws.",
             rich_help_panel=DRAWS,
         ),
     ] = 1
@@ -77,7 +78,7 @@ class DrawOptions:
         str,
         typer.Option(
             help="What is drawn: video, stratified (classes evenly covered), window; nested-video "
-            "and so on: small samples are parts of large ones. Several with commas.",
+            "and so on: small samples are parts of large ones. Several are separated by commas.",
             rich_help_panel=DRAWS,
         ),
     ] = "video"
@@ -93,7 +94,7 @@ class DrawOptions:
         str | None,
         typer.Option(
             help="Averages of the weights to test, all after one training: off, plain, warmup, "
-            "corrected; several with commas. Default: training.ema.",
+            "corrected; several are separated by commas. Default: training.ema.",
             rich_help_panel=DRAWS,
         ),
     ] = None
@@ -148,10 +149,10 @@ class TrialOptions:
     keep: Annotated[
         str,
         typer.Option(
-            help="Files that stay of the trials that this call runs. metrics: no detections, no "
+            help="Which files of the trials of this call to keep. metrics: neither detections nor "
             "weights. predictions: detections, and the weights of the best trial of each level (a "
-            "share of a curve), by held-out videos, else of the first. all: every file. Of trials "
-            "of earlier calls, only weights that also came under predictions go for better ones.",
+            "share of a curve), by held-out videos, else of the first. all: every file. Trials of "
+            "earlier calls keep theirs, except weights that better ones replace.",
             rich_help_panel=MACHINE,
         ),
     ] = "predictions"

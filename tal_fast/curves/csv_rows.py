@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tal_fast.errors import DataError, printable
+from tal_fast.errors import DataError, counted, printable
 
 __all__ = ["Row", "Rows", "number", "optional_number", "read_rows"]
 
@@ -35,24 +35,24 @@ class Rows:
     notes: tuple[str, ...]
 
 
-def number(path: Path, line: int, column: str, text: str) -> float:
+def number(path: Path, line: int, column: str, cell: str) -> float:
     """Returns a cell as a number.
 
     Raises:
         DataError: it is none, or not finite.
     """
     try:
-        value = math.nan if "_" in text else float(text)  # Python takes 5_4 for 54
+        value = math.nan if "_" in cell else float(cell)  # Python takes 5_4 for 54
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{path}, line {line}: expected a number in column {column}, got {text!r}")
+        raise DataError(f"{path}, line {line}: expected a number in column {column}, got {cell!r}")
     return value
 
 
-def optional_number(path: Path, line: int, column: str, text: str | None) -> float | None:
+def optional_number(path: Path, line: int, column: str, cell: str | None) -> float | None:
     """Returns a cell as a number; None where it is empty or there is no such column."""
-    return number(path, line, column, text) if text else None
+    return number(path, line, column, cell) if cell else None
 
 
 def _delimiter(source: Path, header: str) -> str:
@@ -110,7 +110,7 @@ def read_rows(source: Path) -> Rows:
                     continue
                 if len(values) != len(header):
                     raise DataError(
-                        f"{source}, line {line}: expected {len(header)} values, got "
+                        f"{source}, line {line}: expected {counted(len(header), 'value')}, got "
                         f"{'fewer' if len(values) < len(header) else 'more'} ({len(values)})"
                     )
                 rows.append((line, dict(zip(header, values, strict=True))))

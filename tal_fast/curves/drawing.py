@@ -65,15 +65,15 @@ def _check(drawn: Sequence[DrawnCurve], bars: str, width: float, font_size: floa
             raise ConfigError(f"{name}: expected {low:g} to {high:g} {unit}, got {value:g}")
 
 
-def text_for(usetex: bool, text: str) -> str:
+def text_for(usetex: bool, label: str) -> str:
     """Returns text as matplotlib takes it: escaped where LaTeX sets it, else as it is."""
-    return "".join(_ESCAPED.get(mark, mark) for mark in text) if usetex else text
+    return "".join(_ESCAPED.get(mark, mark) for mark in label) if usetex else label
 
 
-def _half(one: DrawnCurve, bars: str) -> Floats:
+def _half(drawn: DrawnCurve, bars: str) -> Floats:
     """Returns the half-length of the bars; 0 where no repetitions are known."""
-    half = np.nan_to_num(one.curve.deviation)
-    return half / np.sqrt(one.curve.repetitions) if bars == "se" else half
+    half = np.nan_to_num(drawn.curve.deviation)
+    return half / np.sqrt(drawn.curve.repetitions) if bars == "se" else half
 
 
 def draw_lines(
@@ -121,26 +121,26 @@ def draw_lines(
     return figure
 
 
-def _curve(axes: Any, one: DrawnCurve, style: tuple[str, str, Any], bars: str, name: str) -> Any:
+def _curve(axes: Any, drawn: DrawnCurve, style: tuple[str, str, Any], bars: str, name: str) -> Any:
     """Draws one curve; returns what stands for it in the legend."""
     from matplotlib.lines import Line2D
 
     colour, marker, dashes = style
-    last = float(one.curve.share[-1])
-    known, beyond = one.x <= last, one.x >= last
+    last = float(drawn.curve.share[-1])
+    known, beyond = drawn.x <= last, drawn.x >= last
     look = {"color": colour, "linewidth": 1.1}
-    axes.plot(one.x[known], one.y[known], zorder=3, **look)
+    axes.plot(drawn.x[known], drawn.y[known], zorder=3, **look)
     if beyond.sum() > 1:
-        axes.plot(one.x[beyond], one.y[beyond], linestyle=dashes, zorder=3, **look)
+        axes.plot(drawn.x[beyond], drawn.y[beyond], linestyle=dashes, zorder=3, **look)
         axes.fill_between(
-            one.x[beyond], one.low[beyond], one.high[beyond],
+            drawn.x[beyond], drawn.low[beyond], drawn.high[beyond],
             color=colour, alpha=0.14, linewidth=0, zorder=1,
         )  # fmt: skip
-    many = len(one.curve) > 12
+    many = len(drawn.curve) > 12
     axes.errorbar(
-        one.curve.share,
-        one.curve.mean,
-        yerr=None if bars == "none" else _half(one, bars),
+        drawn.curve.share,
+        drawn.curve.mean,
+        yerr=None if bars == "none" else _half(drawn, bars),
         linestyle="none",
         marker=marker,
         markersize=2.6 if many else 3.6,

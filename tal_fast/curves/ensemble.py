@@ -23,7 +23,7 @@ import numpy as np
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.fit import Backtest, Replicates, backtest, fit_families
 from tal_fast.curves.learning_curve import LearningCurve
-from tal_fast.errors import ConfigError, DataError, both_ways
+from tal_fast.errors import ConfigError, DataError, both_ways, counted
 from tal_fast.typing import Floats
 
 __all__ = [
@@ -236,7 +236,8 @@ def require_spread(curve: LearningCurve) -> None:
     if math.isnan(curve.pooled_deviation):
         raise DataError(
             f"{curve.name}: expected repetitions at some level, got none: nothing tells how far a "
-            "draw of the data moves the curve; give its standard deviation with "
+            "draw of the data moves the curve; repeat the trainings, or give its standard "
+            "deviation to extrapolate or plan: "
             f"{both_ways('--deviation POINTS', 'curve.with_deviation(points)')}"
         )
 
@@ -268,7 +269,7 @@ def build_ensemble(
     fits = fit_families(curve, families, replicates=replicates, rng=rng)
     if not fits:
         raise ConfigError(
-            f"{curve.name}: {len(curve)} levels of p are too few for "
+            f"{curve.name}: {counted(len(curve), 'level')} of p are too few for "
             f"{', '.join(family.name for family in families)}"
         )
     return join_families(curve, fits, backtest(curve, fits), rng)

@@ -19,6 +19,7 @@ from scipy.optimize import least_squares
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.learning_curve import LAST, LearningCurve
 from tal_fast.curves.solver import BatchFit, solve_batch
+from tal_fast.errors import counted
 from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = [
@@ -402,7 +403,7 @@ def fit_curve(
     for family in families:
         if family.name not in done:
             notes.append(
-                f"{family.name} is left out: it needs {family.least} levels of p, "
+                f"{family.name} is left out: it needs {counted(family.least, 'level')} of p, "
                 f"there are {len(curve)}"
             )
     notes += [f"{s.family.name}: the fit did not converge" for s in summaries if not s.converged]

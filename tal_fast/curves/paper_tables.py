@@ -17,7 +17,7 @@ from pathlib import Path
 from tal_fast.curves.csv_rows import Row, Rows, number
 from tal_fast.curves.learning_curve import CEILING, CurvePoint, percent
 from tal_fast.curves.paper_columns import PLUS_MINUS, Column, columns_of
-from tal_fast.errors import ConfigError, DataError, argument, both_ways, nearest
+from tal_fast.errors import ConfigError, DataError, argument, both_ways, counted, nearest
 
 __all__ = ["TableForm", "count_of", "paper_points"]
 
@@ -113,20 +113,20 @@ class _Cells:
         values = [self._number(line, name, piece) if piece else None for piece in pieces]
         return values[0], values[1] if len(values) > 1 else None, marked
 
-    def _number(self, line: int, name: str, text: str) -> float:
-        if self.form.decimal == "comma" and _THOUSANDS.fullmatch(text):
+    def _number(self, line: int, name: str, cell: str) -> float:
+        if self.form.decimal == "comma" and _THOUSANDS.fullmatch(cell):
             raise DataError(
                 f"{self.rows.source}, line {line}: expected a number with a decimal comma "
-                f"({_DECIMAL_COMMA}) in column {name}, got {text!r}, which may be a thousand"
+                f"({_DECIMAL_COMMA}) in column {name}, got {cell!r}, which may be a thousand"
             )
-        if "," in text and self.form.decimal == "comma" and "." not in text:
-            text = text.replace(",", ".")
-        elif re.fullmatch(r"[-+]?\d+,\d+", text):
+        if "," in cell and self.form.decimal == "comma" and "." not in cell:
+            cell = cell.replace(",", ".")
+        elif re.fullmatch(r"[-+]?\d+,\d+", cell):
             raise DataError(
                 f"{self.rows.source}, line {line}: expected a number in column {name}, got "
-                f"{text!r}; if that is a decimal comma, say so: {_DECIMAL_COMMA}"
+                f"{cell!r}; if that is a decimal comma, say so: {_DECIMAL_COMMA}"
             )
-        return number(self.rows.source, line, name, text)
+        return number(self.rows.source, line, name, cell)
 
     def _unit(self, role: str) -> str:
         column, source = self.columns[role], self.rows.source
@@ -311,7 +311,8 @@ def _summaries(cells: _Cells, rows: Sequence[Row], repetitions: int | None) -> l
         if deviation is not None and deviation > (most := _most_deviation(mean, count)):
             raise DataError(
                 f"{cells.rows.source}, line {row[0]}: expected a spread in the unit of mAP: "
-                f"{count} values of 0 to 100 points with a mean of {mean:g} have a standard "
+                f"{counted(count, 'value')} of 0 to 100 points with a mean of {mean:g} have a "
+                "standard "
                 f"deviation of at most {most:.3g} points, got {deviation:.4g}"
             )
         points[share] = CurvePoint(share, mean, deviation, count, videos=cells.videos(row))

@@ -119,7 +119,7 @@ def _extrapolation(
     axes: Any,
     curve: LearningCurve,
     lines: Mapping[str, Any],
-    found: Mapping[str, Any] | None,
+    extrapolation: Mapping[str, Any] | None,
     labels: Mapping[str, str],
     *,
     dots: bool,
@@ -130,23 +130,24 @@ def _extrapolation(
         axes: the panel.
         curve: the measured curve.
         lines: from :func:`lines_of`.
-        found: from :func:`~tal_fast.curves.tables.extrapolation_dict`; None where there is none.
+        extrapolation: from :func:`~tal_fast.curves.tables.extrapolation_dict`; None where there is
+            none.
         labels: family -> its name in the legend.
         dots: whether every draw is a dot.
     """
     x = lines["x"]
     _measured(axes, curve, dots=dots)
-    if found is not None:
-        band = f"{band_name(found['confidence'])} interval"
+    if extrapolation is not None:
+        band = f"{band_name(extrapolation['confidence'])} interval"
         axes.fill_between(
             x, lines["low"], lines["high"], color=LINE, alpha=0.16, linewidth=0, label=band
         )
         axes.plot(x, lines["median"], color=LINE, linewidth=2.2, label="all families")
-        share = found["share"]
-        last = share / found["times_largest_p"]
-        value = [found["last_value"]] * 2
+        share = extrapolation["share"]
+        last = share / extrapolation["times_largest_p"]
+        value = [extrapolation["last_value"]] * 2
         _family(axes, LAST, [last, share], value, "last value")
-        tested = found["backtest_reaches"] * last
+        tested = extrapolation["backtest_reaches"] * last
         if share > tested * 1.001:
             label = "beyond the backtest"
             axes.axvspan(tested, share, color=INK, alpha=0.06, linewidth=0, label=label)
@@ -185,12 +186,12 @@ def fits_picture(
     return figure, [f"Fits and extrapolation: {title}" for title, *_ in curves]
 
 
-def extrapolation_picture(ensemble: Ensemble, found: Mapping[str, Any]) -> Any:
+def extrapolation_picture(ensemble: Ensemble, extrapolation: Mapping[str, Any]) -> Any:
     """Draws an extrapolation: interval of the ensemble, families by weight, and how far was tested.
 
     Args:
         ensemble: that answered.
-        found: the answer, from :func:`~tal_fast.curves.tables.extrapolation_dict`.
+        extrapolation: the answer, from :func:`~tal_fast.curves.tables.extrapolation_dict`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -199,16 +200,18 @@ def extrapolation_picture(ensemble: Ensemble, found: Mapping[str, Any]) -> Any:
 
     figure, (axes,) = blank_figure(size=(8.2, 4.2))
     curve = ensemble.curve
-    lines = lines_of(curve, ensemble.fits, ensemble, found["share"], found["confidence"])
+    lines = lines_of(
+        curve, ensemble.fits, ensemble, extrapolation["share"], extrapolation["confidence"]
+    )
     labels = {
         row["family"]: f"{FAMILIES[row['family']].title} ({row['weight']:.2f})"
-        for row in found["families"]
+        for row in extrapolation["families"]
     }
-    _extrapolation(axes, curve, lines, found, labels, dots=True)
+    _extrapolation(axes, curve, lines, extrapolation, labels, dots=True)
     axes.set_ylim(0, min(CEILING, 1.08 * _top(curve, lines)))
-    low, high = found["interval"]
-    title = f"{curve.name}: {found['map']:.1f} ({low:.1f} to {high:.1f})"
-    _titled(axes, f"{title} at {found['share']:g} % of the data", _DATA, _MAP)
+    low, high = extrapolation["interval"]
+    title = f"{curve.name}: {extrapolation['map']:.1f} ({low:.1f} to {high:.1f})"
+    _titled(axes, f"{title} at {extrapolation['share']:g} % of the data", _DATA, _MAP)
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside right upper",

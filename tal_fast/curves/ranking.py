@@ -321,17 +321,17 @@ def _pairs(
 def _rank_level(
     curves: Sequence[LearningCurve],
     share: float,
-    found: Floats,
+    scores: Floats,
     final: Floats,
     told: Sequence[tuple[int, int]],
     confidence: float,
 ) -> RankLevel:
     if not told:
         return RankLevel(share, (), None, None)
-    wrong = np.zeros(found.shape[:2], dtype=bool)
+    wrong = np.zeros(scores.shape[:2], dtype=bool)
     for i, j in told:
         right = final[:, i] > final[:, j]
-        wrong |= (found[:, :, i] > found[:, :, j]) != right[:, None]
+        wrong |= (scores[:, :, i] > scores[:, :, j]) != right[:, None]
     chances = tuple(float(chance) for chance in wrong.mean(axis=0))
     bad = [count for count, chance in enumerate(chances, 1) if chance > 1.0 - confidence]
     trainings: int | None = (bad[-1] if bad else 0) + 1

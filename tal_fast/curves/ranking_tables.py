@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tal_fast.curves.tables import band_name, number, plain, share_cell, table_of
+from tal_fast.errors import counted
 from tal_fast.progress import duration
 
 if TYPE_CHECKING:
@@ -19,17 +20,17 @@ __all__ = ["ranking_dict", "ranking_lines", "ranking_tables"]
 _SHOWN = (1, 2, 3, 5, 10)  # draws per model whose chances are columns
 
 
-def ranking_tables(found: Ranking) -> list[Table]:
+def ranking_tables(ranking: Ranking) -> list[Table]:
     """Returns the order at 100 %, every two models, and what smaller studies would say."""
     order = table_of(
         "order at p = 100 %, mAP in points",
         ["model"],
-        ["mAP", band_name(found.confidence), "from"],
+        ["mAP", band_name(ranking.confidence), "from"],
     )
-    for standing in found.standings:
+    for standing in ranking.standings:
         low, high = standing.interval
         source = (
-            f"{standing.trainings} trainings"
+            f"{counted(standing.trainings, 'training')}"
             if standing.trainings
             else f"forecast, p <= {standing.reach:g} %"
         )
@@ -39,21 +40,21 @@ def ranking_tables(found: Ranking) -> list[Table]:
         ["better", "worse"],
         ["difference", "s.e.", "certain", ""],
     )
-    for pair in found.pairs:
+    for pair in ranking.pairs:
         verdict = "" if pair.told else "cannot be told apart"
         pairs.add_row(
             pair.better, pair.worse, f"{pair.difference:+.2f}", number(pair.error),
             share_cell(pair.certainty), verdict,
         )  # fmt: skip
-    if not any(level.wrong for level in found.levels):
+    if not any(level.wrong for level in ranking.levels):
         return [order, pairs]
     levels = table_of(
         "chance that a study at p ranks otherwise than 100 %, by draws per model",
         [],
         ["p", *map(str, _SHOWN), "fewest draws", "time"],
-        f"fewest: from there on at most {1.0 - found.confidence:.0%} wrong",
+        f"fewest: from there on at most {1.0 - ranking.confidence:.0%} wrong",
     )
-    for level in found.levels:
+    for level in ranking.levels:
         levels.add_row(
             f"{level.share:g} %",
             *(share_cell(level.wrong[count - 1]) for count in _SHOWN),
@@ -71,21 +72,22 @@ def _tie(pair: Pair) -> str:
 
 
 def _draws(count: int | None) -> str:
-    return "1 training per model" if count == 1 else f"{count} trainings per model"
+    assert count is not None  # `enough` and `cheapest` are levels that rank right
+    return f"{counted(count, 'training')} per model"
 
 
-def ranking_lines(found: Ranking) -> list[str]:
+def ranking_lines(ranking: Ranking) -> list[str]:
     """Returns the answer in words: the order, what cannot be told apart, the smallest study."""
-    told = [pair for pair in found.pairs if pair.told]
-    lines = [_tie(pair) for pair in found.pairs if not pair.told]
+    told = [pair for pair in ranking.pairs if pair.told]
+    lines = [_tie(pair) for pair in ranking.pairs if not pair.told]
     if not told:
         return lines
     if not lines:
-        lines.append("at 100 %: " + " > ".join(standing.name for standing in found.standings))
-    small, cheap = found.enough, found.cheapest
-    what = "this order" if len(told) == len(found.pairs) else "the order of the others"
+        lines.append("at 100 %: " + " > ".join(standing.name for standing in ranking.standings))
+    small, cheap = ranking.enough, ranking.cheapest
+    what = "this order" if len(told) == len(ranking.pairs) else "the order of the others"
     if small is None or cheap is None:
-        return [*lines, f"no measured p finds {what} with {found.confidence:.0%}"]
+        return [*lines, f"no measured p finds {what} with {ranking.confidence:.0%}"]
     wrong = small.wrong[(small.trainings or 1) - 1]
     lines.append(
         f"the smallest p that finds {what} is {small.share:g} %, with {_draws(small.trainings)}: "
@@ -96,6 +98,6 @@ def ranking_lines(found: Ranking) -> list[str]:
     return lines
 
 
-def ranking_dict(found: Ranking) -> dict[str, Any]:
+def ranking_dict(ranking: Ranking) -> dict[str, Any]:
     """Returns a ranking for JSON."""
-    return plain(asdict(found))
+    return plain(asdict(ranking))

@@ -78,9 +78,9 @@ def _rounded(match: re.Match[str]) -> str:
     return "0" if shortened == "-0" else shortened
 
 
-def _path(text: str) -> str:
-    text = re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(text.split()))
-    return _LINE.sub(_thinned, text)
+def _path(commands: str) -> str:
+    commands = re.sub(r"\s*([A-Za-z])\s*", r"\1", " ".join(commands.split()))
+    return _LINE.sub(_thinned, commands)
 
 
 def _thinned(match: re.Match[str]) -> str:
@@ -209,8 +209,8 @@ def _is_a_line(path: str) -> bool:
     return _STRAIGHT.fullmatch(path) is not None and len(_STEP.findall(path)) == 2
 
 
-def _hundredths(text: str) -> int:
-    return round(float(text) * 100)
+def _hundredths(digits: str) -> int:
+    return round(float(digits) * 100)
 
 
 def _number(hundredths: int) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tal_fast.curves.families import CEILING, Family
+from tal_fast.errors import counted
 from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["BatchFit", "solve_batch"]
@@ -221,7 +222,8 @@ def solve_batch(family: Family, x: Floats, y: Floats, w: Floats) -> BatchFit:
         raise ValueError(f"solve_batch: expected x [n] and y [R, n], got {x.shape} and {y.shape}")
     if len(y) and (w > 0).sum(1).min() < family.parameters:
         raise ValueError(
-            f"solve_batch: expected at least {family.parameters} points for {family.name}, "
+            f"solve_batch: expected at least {counted(family.parameters, 'point')} for "
+            f"{family.name}, "
             f"got {(w > 0).sum(1).min()}"
         )
     # Only ratios of weights matter to a fit; near one they keep all sums in range.

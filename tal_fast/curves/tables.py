@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tal_fast.curves.learning_curve import LAST, LearningCurve, percent
+from tal_fast.errors import counted
 from tal_fast.progress import duration
 
 if TYPE_CHECKING:  # scipy comes with them, and a study needs none for its own tables
@@ -95,7 +96,7 @@ def fit_table(fit: CurveFit) -> Table:
     """Returns the families on one curve, the best residual first."""
     curve = fit.curve
     table = table_of(
-        f"{curve.name}: {len(curve)} levels from {curve.share[0]:g} to "
+        f"{curve.name}: {counted(len(curve), 'level')} from {curve.share[0]:g} to "
         f"{curve.share[-1]:g} %, mAP in points",
         ["family"],
         ["RMSE", "chi2/dof", "AIC", "AICc", "BIC", "asymptote", "90 %", "backtest", "q"],
@@ -187,23 +188,23 @@ def fit_dict(fit: CurveFit) -> dict[str, Any]:
     }
 
 
-def extrapolation_dict(found: Extrapolation) -> dict[str, Any]:
+def extrapolation_dict(extrapolation: Extrapolation) -> dict[str, Any]:
     """Returns an extrapolation for JSON."""
     return plain(
         {
-            "curve": curve_dict(found.curve),
-            "share": found.share,
-            "confidence": found.confidence,
-            "map": found.value,
-            "interval": found.interval,
-            "gain": found.gain,
-            "gain_interval": found.gain_interval,
-            "last_value": found.last,
-            "last_value_standard_error": found.last_error,
-            "factor": found.factor,
-            "drift": found.drift,
-            "times_largest_p": found.ratio,
-            "backtest_reaches": found.reach,
+            "curve": curve_dict(extrapolation.curve),
+            "share": extrapolation.share,
+            "confidence": extrapolation.confidence,
+            "map": extrapolation.value,
+            "interval": extrapolation.interval,
+            "gain": extrapolation.gain,
+            "gain_interval": extrapolation.gain_interval,
+            "last_value": extrapolation.last,
+            "last_value_standard_error": extrapolation.last_error,
+            "factor": extrapolation.factor,
+            "drift": extrapolation.drift,
+            "times_largest_p": extrapolation.ratio,
+            "backtest_reaches": extrapolation.reach,
             "families": [
                 {
                     "family": member.family.name,
@@ -212,54 +213,63 @@ def extrapolation_dict(found: Extrapolation) -> dict[str, Any]:
                     "bootstrap_interval": member.interval,
                     "backtest_rmse": member.backtest_rmse,
                 }
-                for member in found.members
+                for member in extrapolation.members
             ],
-            "notes": found.notes,
+            "notes": extrapolation.notes,
         }
     )
 
 
-def extrapolation_line(found: Extrapolation) -> str:
+def extrapolation_line(extrapolation: Extrapolation) -> str:
     """Returns the answer in words."""
-    (low, high), (gain_low, gain_high) = found.interval, found.gain_interval
+    (low, high), (gain_low, gain_high) = extrapolation.interval, extrapolation.gain_interval
     return (
-        f"{found.curve.name} at {found.share:g} % of the data: mAP {found.value:.1f}, "
-        f"{found.confidence:.0%} interval {low:.1f} to {high:.1f}; a gain of {found.gain:+.1f} "
-        f"({gain_low:+.1f} to {gain_high:+.1f}) over the last value, {found.last:.1f} "
-        f"at {found.curve.share[-1]:g} %"
+        f"{extrapolation.curve.name} at {extrapolation.share:g} % of the data: mAP "
+        f"{extrapolation.value:.1f}, "
+        f"{extrapolation.confidence:.0%} interval {low:.1f} to {high:.1f}; a gain of "
+        f"{extrapolation.gain:+.1f} "
+        f"({gain_low:+.1f} to {gain_high:+.1f}) over the last value, {extrapolation.last:.1f} "
+        f"at {extrapolation.curve.share[-1]:g} %"
     )
 
 
-def extrapolation_table(found: Extrapolation) -> Table:
+def extrapolation_table(extrapolation: Extrapolation) -> Table:
     """Returns what each family says, the heaviest first, and all together."""
     table = table_of(
-        f"{found.curve.name} at {found.share:g} % of the data ({found.ratio:.3g} times the "
-        f"largest p; own backtest reaches {found.reach:.3g} times), mAP in points",
+        f"{extrapolation.curve.name} at {extrapolation.share:g} % of the data "
+        f"({extrapolation.ratio:.3g} times the "
+        f"largest p; own backtest reaches {extrapolation.reach:.3g} times), mAP in points",
         ["family"],
-        ["weight", "backtest RMSE", "mAP", band_name(found.confidence), "gain"],
+        ["weight", "backtest RMSE", "mAP", band_name(extrapolation.confidence), "gain"],
         "a family's interval: its bootstrap alone; all: with the differences between families, "
         + (
-            f"and a drift of {found.drift:.2f} points per unit of ln(p / q)"
-            if found.factor == 1.0
-            else f"drawn to the last value and times {found.factor:g}, as calibrated"
+            f"and a drift of {extrapolation.drift:.2f} points per unit of ln(p / q)"
+            if extrapolation.factor == 1.0
+            else f"drawn to the last value and times {extrapolation.factor:g}, as calibrated"
         ),
     )
-    for member in found.members:
+    for member in extrapolation.members:
         table.add_row(
             member.family.title,
             f"{member.weight:.2f}",
             number(member.backtest_rmse),
             f"{member.value:.1f}",
             f"{member.interval[0]:.1f} to {member.interval[1]:.1f}",
-            f"{member.value - found.last:+.1f}",
+            f"{member.value - extrapolation.last:+.1f}",
         )
     table.add_section()
     table.add_row(
-        "all", "1.00", "", f"{found.value:.1f}",
-        f"{found.interval[0]:.1f} to {found.interval[1]:.1f}", f"{found.gain:+.1f}",
+        "all", "1.00", "", f"{extrapolation.value:.1f}",
+        f"{extrapolation.interval[0]:.1f} to "
+        f"{extrapolation.interval[1]:.1f}", f"{extrapolation.gain:+.1f}",
     )  # fmt: skip
     table.add_row(
-        "last value", "", "", f"{found.last:.1f}", f"± {found.last_error:.2f} (s.e.)", "+0.0"
+        "last value",
+        "",
+        "",
+        f"{extrapolation.last:.1f}",
+        f"± {extrapolation.last_error:.2f} (s.e.)",
+        "+0.0",
     )
     return table
 

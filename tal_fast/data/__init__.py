@@ -28,8 +28,8 @@ from tal_fast.data.dataset import (
 )
 from tal_fast.data.extents import Extent, read_array
 from tal_fast.data.feature_index import index_features, read_extent
-from tal_fast.data.feature_streams import streams_of
 from tal_fast.data.grid import Grid
+from tal_fast.data.streams import streams_of
 from tal_fast.data.unheld import require_learnable
 from tal_fast.data.windows import Window, WindowRule, WindowSet, sliding_windows
 

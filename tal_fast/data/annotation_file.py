@@ -12,6 +12,8 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -24,15 +26,17 @@ from tal_fast.data.json_files import (
     repeated_keys,
     without_collector,
 )
-from tal_fast.errors import DataError, listing
+from tal_fast.errors import DataError, both_ways, counted, listing, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = [
+    "TABLES",
     "AnnotatedInstance",
     "AnnotatedVideo",
     "AnnotationFile",
     "Bare",
     "VideoFault",
+    "prepare_command",
     "read_annotation_file",
 ]
 
@@ -42,6 +46,24 @@ Bare = Literal["no", "timed", "any"]
 
 #: No ``duration`` > 0; a faulty ``fps``; ``annotations`` that are no list; null in their place.
 VideoFault = Literal["duration", "fps", "annotations", "null annotations"]
+
+
+# Endings of files that hold segments as `prepare csv` reads them.
+TABLES = (".csv", ".tsv")
+
+
+def prepare_command(segments: str = "segments.csv", features: str = "FOLDER") -> str:
+    """Returns how to make a data directory of a table of segments and a folder of features.
+
+    Args:
+        segments: the table.
+        features: the folder.
+    """
+    words = ["--segments", segments, "--features", features, "--rate", "ROWS_PER_SECOND"]
+    return both_ways(
+        f"tal-fast prepare csv {shlex.join(words)} --out data/mine",
+        "tal_fast.data.prepare.prepare_csv",
+    )
 
 
 class AnnotatedInstance(NamedTuple):
@@ -54,6 +76,7 @@ class AnnotatedInstance(NamedTuple):
         segment: start and end in seconds, as they are: reversed, NaN or infinite, too; None if
             there are not two numbers.
         given: the entry of the file, to be shown where it is at fault.
+        line: of the table that it came from, from 1; None where it came from none.
     """
 
     position: int
@@ -61,6 +84,12 @@ class AnnotatedInstance(NamedTuple):
     label_id: int | None
     segment: tuple[float, float] | None
     given: Any
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages: the line of a table, else the position in the list."""
+        return f"annotation {self.position}" if self.line is None else f"line {self.line}"
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -129,6 +158,13 @@ class AnnotationFile:
         names = {item.label for video in self.videos for item in video.instances}
         return {label for label in names if label is not None and label not in ignored}
 
+    def label_counts(self, ignored: Collection[str] = ()) -> Counter[str]:
+        """Returns how often each label occurs, but for those that are ignored."""
+        found = Counter(item.label for video in self.videos for item in video.instances)
+        return Counter(
+            {name: n for name, n in found.items() if name is not None and name not in ignored}
+        )
+
     def class_ids(
         self, ignored: Collection[str] = (), given: Sequence[str] | None = None
     ) -> ClassIds:
@@ -185,6 +221,11 @@ def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple
     if isinstance(source, Mapping):
         return what, source, ()
     origin, raw = read_bytes(source, what)
+    if origin.lower().endswith(TABLES):
+        raise DataError(
+            f"{origin}: expected {what} as JSON or a data directory, got a table; make a data "
+            f"directory of it: {prepare_command(origin)}"
+        )
     content, repeats = parse_with_repeats(origin, raw)
     refused = [repeat for repeat in repeats if not (allow_repeated and repeat.video)]
     if refused:
@@ -192,14 +233,14 @@ def _read(source: Any, what: str, allow_repeated: bool) -> tuple[str, Any, tuple
     return origin, content, tuple(repeat.key for repeat in repeats)
 
 
-def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
+def _entries(origin: str, parsed: Any, bare: Bare) -> Mapping[str, Any]:
     """Returns the videos of a file."""
-    if not isinstance(content, Mapping):
-        raise DataError(f"{origin}: expected an object of videos, got {type(content).__name__}")
-    without = bare != "no" and "database" not in content
-    entries = content if without else content.get("database")
+    if not isinstance(parsed, Mapping):
+        raise DataError(f"{origin}: expected an object of videos, got {type(parsed).__name__}")
+    without = bare != "no" and "database" not in parsed
+    entries = parsed if without else parsed.get("database")
     timed = bare == "timed" and without
-    if timed and not (content and all(isinstance(entry, Mapping) for entry in content.values())):
+    if timed and not (parsed and all(isinstance(entry, Mapping) for entry in parsed.values())):
         entries = None
     if not isinstance(entries, Mapping):
         form = "with a 'database' object"
@@ -207,7 +248,7 @@ def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
             form = "'database' of videos, or an object of videos with duration_second"
         raise DataError(
             f"{origin}: expected an object {form}, got no object 'database' among "
-            f"{sorted(map(str, content))[:5]}"
+            f"{sorted(map(str, parsed))[:5]}"
         )
     if not entries:
         raise DataError(f"{origin}: expected at least one video, got an empty database")
@@ -217,9 +258,9 @@ def _entries(origin: str, content: Any, bare: Bare) -> Mapping[str, Any]:
     return entries
 
 
-def _listed_classes(content: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str]:
+def _listed_classes(parsed: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str]:
     """Returns the list ``classes``, and what is wrong with it."""
-    names = plain(content.get("classes"))
+    names = plain(parsed.get("classes"))
     if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
         return tuple(dict.fromkeys(map(str, names))), ""
     if names is None or isinstance(names, Mapping):  # some keep a tree of classes there
@@ -309,7 +350,7 @@ def _read_subsets(path: str) -> dict[str, str]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: expected CSV in UTF-8, got {error}") from error
     columns = rows[0] if rows else []
@@ -322,7 +363,7 @@ def _read_subsets(path: str) -> dict[str, str]:
         if not any(row):
             continue
         if len(row) <= max(video, subset):
-            faults.append(f"row {line}: expected {len(columns)} columns, got {len(row)}")
+            faults.append(f"row {line}: expected {counted(len(columns), 'column')}, got {len(row)}")
         elif table.setdefault(row[video], row[subset]) != row[subset]:
             faults.append(
                 f"row {line}: video {row[video]!r} is in subset {row[subset]!r}, above it is in "

@@ -25,7 +25,7 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.json_files import without_collector
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath, Floats, Ints
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Annotations",
     "OutOfRange",
     "Video",
+    "annotations_of",
     "load_annotations",
     "save_annotations",
 ]
@@ -64,6 +65,12 @@ class Video:
     fps: float | None
     segments: Floats
     labels: Ints
+
+    @property
+    def beyond(self) -> int:
+        """How many of its segments start before 0 or end after it."""
+        start, end = self.segments[:, 0], self.segments[:, 1]
+        return int(((start < -TOLERANCE) | (end > self.duration + TOLERANCE)).sum())
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,9 @@ class Annotations:
             None where there is no file: a class's number is its place in ``classes`` then.
         listed: the file's own list ``classes``, without ignored labels; None without one. Some
             dialects of evaluation count what it names, also without an instance.
+        origin: what these videos are, for messages; empty where nothing tells.
+        elsewhere: videos of the same file that are not among these -> where they are, in words
+            (``"split 'train'"``).
     """
 
     videos: dict[str, Video]
@@ -104,11 +114,14 @@ class Annotations:
     report: AnnotationReport = field(default_factory=AnnotationReport)
     class_ids: ClassIds | None = None
     listed: tuple[str, ...] | None = None
+    origin: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
-            f"Annotations({self.num_instances} instances of {len(self.classes)} classes in "
-            f"{len(self.videos)} videos)"
+            f"Annotations({counted(self.num_instances, 'instance')} of "
+            f"{counted(len(self.classes), 'class')} in "
+            f"{counted(len(self.videos), 'video')})"
         )
 
     @property
@@ -147,7 +160,7 @@ class Annotations:
             if name not in self.videos:
                 raise DataError(
                     f"annotations: no video {name!r} among {len(self.videos)}"
-                    f"{nearest(name, self.videos)}"
+                    f"{nearest(name, self.videos, numbered=True)}"
                 )
             chosen[name] = self.videos[name]
         return replace(self, videos=chosen, report=AnnotationReport())
@@ -190,10 +203,33 @@ def load_annotations(
         )
     with without_collector():  # what is read goes before anyone else could drop it
         file = read_annotation_file(source)
-        loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
-        names, class_ids = _classes(file, classes, loader.ignored)
-        file.refuse("duration", "fps", "annotations")
-        videos = loader.load(file.videos, names)
+        return annotations_of(
+            file, classes=classes, out_of_range=out_of_range, ignore_labels=ignore_labels
+        )
+
+
+def annotations_of(
+    file: AnnotationFile,
+    *,
+    classes: Sequence[str] | None = None,
+    out_of_range: OutOfRange = "error",
+    ignore_labels: Collection[str] = (),
+) -> Annotations:
+    """Checks what was read of an annotation file or a table.
+
+    Args:
+        file: what was read.
+        classes: as of :func:`load_annotations`, and so are the other arguments.
+        out_of_range: as there.
+        ignore_labels: as there.
+
+    Raises:
+        DataError: as there.
+    """
+    loader = _Loader(file.origin, out_of_range, frozenset(ignore_labels))
+    names, class_ids = _classes(file, classes, loader.ignored)
+    file.refuse("duration", "fps", "annotations")
+    videos = loader.load(file.videos, names)
     listed = file.listed
     if listed is not None:
         listed = tuple(name for name in listed if name not in loader.ignored)
@@ -224,7 +260,7 @@ def _why_no_label(file: AnnotationFile) -> str:
     for video in file.videos:
         for item in video.instances:
             if item.label is None:
-                return f"video {video.name!r}, annotation {item.position}: {_bad_label(item)}"
+                return f"video {video.name!r}, {item.place}: {_bad_label(item)}"
     return "no label in any annotation, and no class list given"
 
 
@@ -254,7 +290,7 @@ class _Loader:
                 else ""
             )
             raise DataError(
-                f"{self.origin}: {len(problems)} faulty of {self.total} segments{hint}: "
+                f"{self.origin}: {len(problems)} faulty of {counted(self.total, 'segment')}{hint}: "
                 f"{listing(problems, _SHOWN)}"
             )
         return videos
@@ -273,7 +309,7 @@ class _Loader:
         segments: list[tuple[float, float]] = []
         labels: list[int] = []
         for item in given.instances:
-            where = f"video {given.name!r}, annotation {item.position}"
+            where = f"video {given.name!r}, {item.place}"
             kept = self._instance(where, item, given.duration, index)
             if kept is not None:
                 segments.append(kept[:2])
@@ -319,7 +355,7 @@ def _fault(item: AnnotatedInstance, index: Mapping[str, int]) -> str:
         return _bad_label(item)
     if item.label not in index:
         return (
-            f"label {item.label!r} is not among the {len(index)} classes"
+            f"label {item.label!r} is not among the {counted(len(index), 'class')}"
             f"{nearest(item.label, index)}"
         )
     if item.segment is None:

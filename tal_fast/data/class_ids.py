@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tal_fast.errors import counted
+
 __all__ = ["ClassIds", "collect_class_ids", "ordered_classes"]
 
 
@@ -69,7 +71,8 @@ def collect_class_ids(
     if without:
         return ClassIds(
             numbers,
-            f"their numbers are incomplete ({without} of {total} annotations have no integer "
+            f"their numbers are incomplete ({without} of {counted(total, 'annotation', 'have')} no "
+            "integer "
             f"label_id, the first is {missing})",
         )
     for place in places:

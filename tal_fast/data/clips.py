@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
 from tal_fast.data.unheld import count_unheld
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, counted, nearest
 from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = [
@@ -204,7 +204,8 @@ class VideoSet:
         if max_length is not None and self.lengths.max() > max_length:
             longest = int(self.lengths.argmax())
             raise DataError(
-                f"VideoSet: video {self.videos[longest]!r} has {self.lengths[longest]} rows, "
+                f"VideoSet: video {self.videos[longest]!r} has "
+                f"{counted(self.lengths[longest], 'row')}, "
                 f"expected at most max_length = {max_length}"
             )
 
@@ -347,7 +348,7 @@ class CropSet:
     @property
     def unit(self) -> str:
         """``crop of at most 2304 rows``."""
-        return f"crop of at most {self.max_length} rows"
+        return f"crop of at most {counted(self.max_length, 'row')}"
 
     @functools.cached_property
     def unheld(self) -> dict[str, tuple[int, int]]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tal_fast.data.annotations import Annotations, load_annotations
+from tal_fast.data.annotations import AnnotationReport, Annotations, load_annotations
 from tal_fast.data.dataset_spec import DatasetSpec, FeatureSpec, load_spec, save_spec, spec_file
 from tal_fast.data.feature_index import Extent, index_streams, unannotated, without_features
-from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
-from tal_fast.errors import ConfigError, DataError, nearest, same_to_the_eye
+from tal_fast.data.streams import Stream
+from tal_fast.errors import ConfigError, DataError, counted, nearest, same_to_the_eye
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -72,9 +72,11 @@ class TALDataset:
 
     def __repr__(self) -> str:
         return (
-            f"TALDataset({self.name!r}: {len(self.features)} videos ({self._shown_splits()}), "
-            f"{self.annotations.num_instances} instances of {self.num_classes} classes, "
-            f"{self.channels} channels, {str(self.path)!r})"
+            f"TALDataset({self.name!r}: {counted(len(self.features), 'video')} "
+            f"({self._shown_splits()}), "
+            f"{counted(self.annotations.num_instances, 'instance')} of "
+            f"{counted(self.num_classes, 'class')}, "
+            f"{counted(self.channels, 'channel')}, {str(self.path)!r})"
         )
 
     def _shown_splits(self) -> str:
@@ -101,7 +103,7 @@ class TALDataset:
             if name not in self.features:
                 raise DataError(
                     f"{argument}: no video {name!r} in data set {self.name!r} ({self.path})"
-                    f"{nearest(name, self.features)}"
+                    f"{nearest(name, self.features, numbered=True)}"
                 )
         return names
 
@@ -109,8 +111,8 @@ class TALDataset:
         """Says in a line per reason which videos of the splits were left out; often none."""
         total = len(self.features) + sum(map(len, self.left_out.values()))
         return [
-            f"{len(videos)} of {total} videos are left out of training and prediction, {why}: "
-            f"{shown_names(videos)}"
+            f"{len(videos)} of the {counted(total, 'video')} of {self.path} left out of training "
+            f"and prediction, {why}: {shown_names(videos)}"
             for why, videos in self.left_out.items()
         ]
 
@@ -123,7 +125,7 @@ class TALDataset:
         if video not in self.annotations.videos:
             raise DataError(
                 f"{self.path}: no video {video!r} in data set {self.name!r}"
-                f"{nearest(video, self.annotations.videos)}"
+                f"{nearest(video, self.annotations.videos, numbered=True)}"
             )
         fps = self.spec.feature.fps or self.annotations.videos[video].fps
         if fps is None:  # open_dataset refuses such data; only a hand-made TALDataset comes here
@@ -146,7 +148,8 @@ class TALDataset:
         if missing:
             raise DataError(
                 f"{self.path}: no {purpose} video has an instance of {', '.join(missing)} "
-                f"({len(missing)} of {self.num_classes} classes, {len(names)} videos); annotate "
+                f"({len(missing)} of {counted(self.num_classes, 'class')}, "
+                f"{counted(len(names), 'video')}); annotate "
                 "one, or list its label under `ignore_labels` in dataset.yaml"
             )
 
@@ -199,7 +202,8 @@ def open_dataset(
     for name, split in splits.items():
         if not split:
             raise DataError(
-                f"{file}: split {name!r} has no video with features; its {len(given[name])} videos "
+                f"{file}: split {name!r} has no video with features; its "
+                f"{counted(len(given[name]), 'video')} "
                 "are left out"
             )
     feature = spec.feature
@@ -213,7 +217,8 @@ def open_dataset(
         without = [v for v in extents if annotations.videos[v].fps is None]
         if without:
             raise DataError(
-                f"{file}: feature.fps is not set and {len(without)} videos have no fps in "
+                f"{file}: feature.fps is not set and {counted(len(without), 'video', 'have')} no "
+                "fps in "
                 f"{spec.annotations}, first {without[0]!r}"
             )
     selected = replace(annotations.select(extents), report=annotations.report)
@@ -260,12 +265,21 @@ def dataset_annotations(source: FilePath | TALDataset, split: str = "all") -> An
     else:
         file = spec_file(source)
         spec = load_spec(file)
+    folder = file.parent
     known_split(split, spec.splits, "split")
     rule = "keep" if spec.out_of_range == "clamp" else spec.out_of_range
     annotations = _annotations(file.parent, spec, rule)
     splits = _splits(file, spec, annotations)
-    chosen = splits.values() if split == "all" else [splits[split]]
-    return annotations.select(name for names in chosen for name in names)
+    chosen = list(splits) if split == "all" else [split]
+    selected = annotations.select(name for name in chosen for name in splits[name])
+    where = {name: f"split {key!r}" for key, names in splits.items() for name in names}
+    beyond = sum(video.beyond for video in selected.videos.values())
+    return replace(
+        selected,
+        report=AnnotationReport(out_of_range=beyond),
+        origin=f"split {split!r} of {folder}" if split != "all" else str(folder),
+        elsewhere={name: place for name, place in where.items() if name not in selected.videos},
+    )
 
 
 def _annotations(folder: Path, spec: DatasetSpec, rule: str) -> Annotations:
@@ -298,7 +312,7 @@ def left_out_by_name(
             if video not in known:
                 raise DataError(
                     f"{file}: exclude: expected annotated videos, got {video!r}"
-                    f"{nearest(video, known)}"
+                    f"{nearest(video, known, numbered=True)}"
                 )
         mine = tuple(video for video in videos if video in used)
         if mine:

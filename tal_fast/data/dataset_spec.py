@@ -23,11 +23,12 @@ from typing import Any
 
 import yaml
 
+from tal_fast.data.annotation_file import TABLES, prepare_command
 from tal_fast.data.feature_folder import is_file_name
-from tal_fast.data.feature_streams import Stream, streams_of
 from tal_fast.data.files import write_text_atomically
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, nearest, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = ["DatasetSpec", "FeatureSpec", "load_spec", "save_spec", "spec_file"]
@@ -134,6 +135,16 @@ def spec_file(path: FilePath) -> Path:
     return given / "dataset.yaml" if given.is_dir() else given
 
 
+def _no_dataset(file: Path) -> str:
+    """Says what is wrong with a path at which there is no ``dataset.yaml``."""
+    if file.name != "dataset.yaml":
+        return f"{file}: no such directory; {prepare_command()} makes a data directory"
+    return (
+        f"{file.parent}: expected a data directory, with a dataset.yaml, found none in it; "
+        f"{prepare_command()} makes one"
+    )
+
+
 def is_dataset(path: FilePath) -> bool:
     """Whether a path leads to a data directory, and not to a file of annotations alone."""
     return Path(path).is_dir() or Path(path).suffix.lower() in (".yaml", ".yml")
@@ -234,14 +245,17 @@ def load_spec(file: Path) -> DatasetSpec:
         DataError: if it is missing, not valid YAML, has a key twice, or a key or value is not as it
             should be; the message names file, key, what was expected and what was found.
     """
+    if file.is_file() and file.suffix.lower() not in (".yaml", ".yml"):
+        table = str(file) if file.suffix.lower() in TABLES else "segments.csv"
+        raise DataError(
+            f"{file}: expected a data directory, got a file; make one: {prepare_command(table)}"
+        )
     try:
         parsed = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
-        raise DataError(
-            f"{file}: no such file; a data directory holds a dataset.yaml (tal-fast prepare)"
-        ) from None
+        raise DataError(_no_dataset(file)) from None
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{file}: cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not valid YAML: {error}") from error
     values = _checked(file, "", parsed, DatasetSpec)
@@ -265,13 +279,13 @@ def load_spec(file: Path) -> DatasetSpec:
     return DatasetSpec(**values)
 
 
-def _checked(file: Path, where: str, content: Any, kind: type[Any]) -> dict[str, Any]:
-    """Returns ``content`` as a dict whose keys are all fields of ``kind``, with sound values."""
+def _checked(file: Path, where: str, values: Any, kind: type[Any]) -> dict[str, Any]:
+    """Returns ``values`` as a dict whose keys are all fields of ``kind``, with sound values."""
     known = [f.name for f in fields(kind)]
-    if not isinstance(content, Mapping):
+    if not isinstance(values, Mapping):
         what = where.rstrip(".") or "the file"
-        raise DataError(f"{file}: expected {what} to hold keys {known}, got {content!r:.60}")
-    for key, value in content.items():
+        raise DataError(f"{file}: expected {what} to hold keys {known}, got {values!r:.60}")
+    for key, value in values.items():
         if key not in known:
             raise DataError(
                 f"{file}: unknown key '{where}{key}'{nearest(str(key), known)} "
@@ -283,7 +297,7 @@ def _checked(file: Path, where: str, content: Any, kind: type[Any]) -> dict[str,
         expected, fits = _KINDS[full]
         if not fits(value):
             raise DataError(f"{file}: expected {full} {expected}, got {value!r:.200}")
-    return dict(content)
+    return dict(values)
 
 
 def save_spec(spec: DatasetSpec, folder: FilePath) -> Path:

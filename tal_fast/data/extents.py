@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted, os_reason
 
 __all__ = [
     "DTYPES",
@@ -92,7 +92,8 @@ def beside(parts: Sequence[Extent]) -> Extent:
     for other in others:
         if other.rows != first.rows:
             raise DataError(
-                f"{other.path}: expected {first.rows} rows as in {first.path}, got {other.rows}"
+                f"{other.path}: expected {counted(first.rows, 'row')} as in {first.path}, got "
+                f"{other.rows}"
             )
     return replace(first, beside=tuple(others)) if others else first
 
@@ -207,7 +208,7 @@ def _read_part(part: Extent) -> npt.NDArray[Any]:
             file.seek(part.offset)
             values = np.fromfile(file, stored, count)
     except OSError as error:
-        raise DataError(f"{part.path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{part.path}: cannot be read: {os_reason(error)}") from error
     if len(values) != count:
         raise DataError(
             f"{part.path}: expected {part.num_bytes} bytes at offset {part.offset}, got "

@@ -8,15 +8,15 @@ import os
 from collections.abc import Collection
 
 from tal_fast.data.formats import kind_of_name
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, os_reason
 
 __all__ = ["feature_files", "is_file_name", "is_there", "require_file_name"]
 
 
-def is_file_name(text: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Whether the system takes a text as (part of) the name of a file, as long as it is short."""
     try:
-        return b"\0" not in os.fsencode(text)
+        return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         return False
 
@@ -84,7 +84,7 @@ def feature_files(folder: str, beside: Collection[str] | None = None) -> list[st
             with os.scandir(path) as entries:
                 names = {entry.name: entry.is_dir() for entry in entries}
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
         for name, is_folder in names.items():
             relative = f"{below}/{name}" if below else name
             if is_folder:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from tal_fast.data.axes import swapped_axes
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.formats.npy import npy_extent
-from tal_fast.errors import ConfigError, DataError, listing, nearest, same_to_the_eye
+from tal_fast.data.streams import Stream, streams_of
+from tal_fast.errors import ConfigError, DataError, counted, listing, nearest, same_to_the_eye
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -122,13 +124,16 @@ def index_streams(
         except DataError as error:
             faults.append(f"video {video!r}: {error} (streams that differ can be packed with "
                           "--rows shortest)")  # fmt: skip
-    if extents:
+    swapped = swapped_axes(extents.values(), layout)
+    if swapped:
+        faults.append(f"{streams[0].path}: {swapped}")
+    elif extents:
         common = channels or Counter(e.width for e in extents.values()).most_common(1)[0][0]
         for video, extent in extents.items():
             if extent.width != common:
                 hint = " (the axes look swapped: layout)" if extent.rows == common else ""
                 faults.append(
-                    f"video {video!r}: {extent.path}: expected {common} channels, "
+                    f"video {video!r}: {extent.path}: expected {counted(common, 'channel')}, "
                     f"got {extent.width}{hint}"
                 )
     if faults:
@@ -164,11 +169,11 @@ def _describe_missing(missing: list[str], opened: OpenStream) -> str:
         first = f"video {missing[0]!r}: {path}: no array {opened.entry(missing[0])!r}"
         what, holder = f"an array {opened.template.replace('%s', '<video>')}", "file"
     if len(missing) == 1:
-        return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000])
+        return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000], numbered=True)
     example = f"; the {holder} holds, for example, {min(entries)!r}" if entries else (
         f"; the {holder} is empty")  # fmt: skip
     example = same_to_the_eye(opened.entry(missing[0]), entries) or example
-    return f"{len(missing)} videos without {what}, first {first}{example}"
+    return f"{counted(len(missing), 'video')} without {what}, first {first}{example}"
 
 
 def without_features(

@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders and files of features, and how the video names lead to what lies in them.
-
-A *stream* is a folder with a file per video, one file with an array per video, or a folder of
-safetensors shards. A video's features are the columns of its streams side by side.
-"""
+"""A stream of features, opened: how the names of videos lead to what lies in it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +14,6 @@ import numpy.typing as npt
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_folder import (
     feature_files,
-    is_file_name,
     is_there,
     require_file_name,
 )
@@ -37,99 +31,12 @@ from tal_fast.data.formats.hdf5 import Hdf5File
 from tal_fast.data.formats.npy import npy_array, npy_extent
 from tal_fast.data.formats.rows import Reduce, as_crops, as_rows, reduced
 from tal_fast.data.formats.safetensors_files import SafetensorsFile, read_store_index, store_index
-from tal_fast.errors import ConfigError, DataError, argument, listing
-from tal_fast.typing import FilePath
+from tal_fast.data.streams import Stream
+from tal_fast.errors import DataError, argument, listing
 
-__all__ = ["OpenStream", "Stream", "streams_of"]
+__all__ = ["OpenStream"]
 
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Where one stream of features lies.
-
-    Attributes:
-        path: a folder of files, a folder of safetensors shards, or a file with an array per video.
-        template: what the video's name becomes: a file name in the folder (``"v_%s.npy"``), or the
-            name of an array in the file or store (``"%s"``, ``"%s/feats"``). None takes ``"%s"``
-            with the ending that all files of the folder share.
-        key: name of the array in each video's own file, when such a file holds several.
-    """
-
-    path: str
-    template: str | None = None
-    key: str | None = None
-
-
-def streams_of(
-    paths: FilePath | Iterable[FilePath],
-    template: str | Sequence[str] | None = None,
-    key: str | Sequence[str] | None = None,
-    *,
-    around: tuple[str, str] | None = None,
-) -> tuple[Stream, ...]:
-    """Makes a stream per path.
-
-    Args:
-        paths: a folder of files, a folder of safetensors shards, or a file with an array per video;
-            several of them are streams whose channels follow each other.
-        template: for all of them, or one each (:class:`Stream`).
-        key: for all of them, or one each.
-        around: text before and after the video's name in file names, where no template is given;
-            before it in an array's name, which ends with it.
-
-    Raises:
-        ConfigError: if there is no path, a template (or the texts around names) has not one ``%s``
-            or cannot be part of a file's name, there are fewer or more templates than paths, or a
-            template comes with a text other than ``.npy`` around names.
-    """
-    chosen = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    if not chosen:
-        raise ConfigError("features: expected at least one folder or file, got none")
-    columns = []
-    for name, value in (("template", template), ("key", key)):
-        each = [value] * len(chosen) if value is None or isinstance(value, str) else list(value)
-        if len(each) == 1:
-            each *= len(chosen)
-        if len(each) != len(chosen):
-            raise ConfigError(
-                f"features: expected one {name} or {len(chosen)}, one per folder, got {len(each)}"
-            )
-        columns.append(each)
-    if around is not None and template is not None and around not in (("", ""), ("", ".npy")):
-        raise ConfigError("features: expected a template, or prefix and suffix, got both")
-    streams = tuple(
-        Stream(os.fspath(path), _template(path, around) if template is None else given, name)
-        for path, given, name in zip(chosen, *columns, strict=True)
-    )
-    for stream in streams:
-        if stream.template is not None:
-            _check_template(stream.template)
-    return streams
-
-
-def _check_template(template: str) -> None:
-    """Checks that one video's name makes one name of a file or array."""
-    if template.count("%s") != 1:
-        raise ConfigError(
-            f"features: expected a template with one %s for the video's name, got {template!r}"
-        )
-    if not is_file_name(template):
-        raise ConfigError(
-            f"features: expected a template that the name of a file can have, got {template!r}"
-        )
-
-
-def _template(path: FilePath, around: tuple[str, str] | None) -> str | None:
-    if around is None:
-        return None
-    before, after = around
-    if os.path.isdir(path):
-        has_files = store_index(os.fspath(path)) is None
-    else:
-        has_files = not os.path.lexists(path)  # what is not there is reported as a folder
-    return f"{before}%s{after}" if has_files else f"{before}%s"
 
 
 class OpenStream:

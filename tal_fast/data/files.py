@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from tal_fast.errors import DataError, argument
+from tal_fast.errors import DataError, argument, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -35,7 +35,7 @@ _BUSY = (errno.EAGAIN, errno.EACCES)
 
 def write_error(path: FilePath, error: OSError) -> DataError:
     """Returns the error to raise when writing ``path`` failed."""
-    return DataError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}")
+    return DataError(f"{os.fspath(path)}: cannot be written: {os_reason(error)}")
 
 
 def _take(descriptor: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tal_fast.data.dataset import TALDataset
-from tal_fast.errors import DataError, others
+from tal_fast.errors import DataError, os_reason, others
 
 __all__ = ["changed_annotations", "changed_features", "data_facts", "data_fingerprint"]
 
@@ -66,7 +66,7 @@ def data_facts(dataset: TALDataset, videos: Iterable[str]) -> dict[str, Any]:
             try:
                 status = os.stat(path)
             except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+                raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
             known[path] = [status.st_size, status.st_mtime_ns]
         return known[path]
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON files of annotations and results: one reader, which lets no part of a file vanish.
+"""JSON files that people may write: one reader, which lets no part of a file vanish.
 
-JSON lets an object hold a key twice, and parsers keep the last. In merged files that is a whole
-video lost, so a repeated key is an error here that says where it stands.
+JSON lets an object hold a key twice, and parsers keep the last. In merged files of annotations or
+results that is a whole video lost, and in a record that somebody edited it is a setting, so a
+repeated key is an error here that says where it stands.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.unpacked import gunzip
-from tal_fast.errors import DataError, others
+from tal_fast.errors import DataError, os_reason, others
 from tal_fast.typing import FilePath
 
 __all__ = [
@@ -83,8 +84,8 @@ def read_bytes(source: object, what: str) -> tuple[str, bytes]:
         raise DataError(f"{origin}: no such file ({what})") from None
     # ValueError: a name with a NUL character.
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"{origin}: cannot be read: {reason or error}") from error
+        why = os_reason(error) if isinstance(error, OSError) else error
+        raise DataError(f"{origin}: cannot be read: {why}") from error
     if raw[:2] == _GZIP:
         try:
             raw = gunzip(origin, raw)
@@ -93,14 +94,19 @@ def read_bytes(source: object, what: str) -> tuple[str, bytes]:
     return origin, raw
 
 
-def parse_json(origin: str, text: bytes) -> Any:
+def parse_json(origin: str, text: bytes, *, bare: bool = False) -> Any:
     """Returns the content of a JSON text.
+
+    Args:
+        origin: the file, for messages.
+        text: its content.
+        bare: as of :func:`parse_with_repeats`.
 
     Raises:
         DataError: it is none, and the message says where it stops being one; or an object holds a
             key twice.
     """
-    parsed, repeated = parse_with_repeats(origin, text)
+    parsed, repeated = parse_with_repeats(origin, text, bare=bare)
     if repeated:
         raise repeated_keys(origin, repeated)
     return parsed
@@ -111,8 +117,15 @@ def repeated_keys(origin: str, repeated: Sequence[RepeatedKey]) -> DataError:
     return DataError(f"{origin}: {repeated[0]}{others(len(repeated))}; only the last would count")
 
 
-def parse_with_repeats(origin: str, text: bytes) -> tuple[Any, tuple[RepeatedKey, ...]]:
+def parse_with_repeats(
+    origin: str, text: bytes, *, bare: bool = True
+) -> tuple[Any, tuple[RepeatedKey, ...]]:
     """Returns the content of a JSON text, and the keys of which only the last counts.
+
+    Args:
+        origin: the file, for messages.
+        text: its content.
+        bare: the file may be an object of videos without another around it (BMN's form).
 
     Raises:
         DataError: it is no JSON.
@@ -130,7 +143,7 @@ def parse_with_repeats(origin: str, text: bytes) -> tuple[Any, tuple[RepeatedKey
     try:
         with without_collector():
             content = json.loads(text, object_pairs_hook=pairs)
-            return content, tuple(_repeats(content, ())) if lost else ()
+            return content, tuple(_repeats(content, (), bare)) if lost else ()
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: expected JSON in UTF-8, got {error}") from error
     except json.JSONDecodeError as error:
@@ -177,7 +190,7 @@ def read_json(source: FilePath | Mapping[str, Any], what: str) -> tuple[str, Any
     if isinstance(source, Mapping):
         return what, source
     origin, raw = read_bytes(source, what)
-    return origin, parse_json(origin, raw)
+    return origin, parse_json(origin, raw, bare=True)
 
 
 class _Repeating(dict[str, Any]):
@@ -190,20 +203,20 @@ class _Repeating(dict[str, Any]):
         self.hidden = [(key, value) for key, value in items if value is not self[key]]
 
 
-def _repeats(content: Any, path: tuple[str | int, ...]) -> Iterator[RepeatedKey]:
-    if isinstance(content, dict):
-        members: Any = list(content.items())
-        if isinstance(content, _Repeating):
-            for key in dict.fromkeys(content.repeated):
-                # A bare file has its videos at the top (BMN's form).
-                bare = path == () and not set(_VIDEOS) & set(content)
-                bare = bare and isinstance(content[key], dict)
+def _repeats(parsed: Any, path: tuple[str | int, ...], bare_file: bool) -> Iterator[RepeatedKey]:
+    if isinstance(parsed, dict):
+        members: Any = list(parsed.items())
+        if isinstance(parsed, _Repeating):
+            for key in dict.fromkeys(parsed.repeated):
+                # A bare file has its videos at the top.
+                bare = bare_file and path == () and not set(_VIDEOS) & set(parsed)
+                bare = bare and isinstance(parsed[key], dict)
                 yield RepeatedKey(key, path, bare or (len(path) == 1 and path[0] in _VIDEOS))
-            members += content.hidden
-    elif isinstance(content, list):
-        members = enumerate(content)
+            members += parsed.hidden
+    elif isinstance(parsed, list):
+        members = enumerate(parsed)
     else:
         return
     for key, value in members:
         if isinstance(value, (dict, list)):
-            yield from _repeats(value, (*path, key))
+            yield from _repeats(value, (*path, key), bare_file)

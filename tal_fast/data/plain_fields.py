@@ -68,7 +68,7 @@ MAPPINGS: FieldKind = (
 
 def check_fields(
     where: str,
-    content: Mapping[str, Any],
+    fields: Mapping[str, Any],
     kinds: Mapping[str, FieldKind],
     *,
     within: str = "",
@@ -78,7 +78,7 @@ def check_fields(
 
     Args:
         where: the file, for messages.
-        content: the mapping.
+        fields: the mapping.
         kinds: of the fields, by key.
         within: what of the file the mapping is, with a dot behind it: ``"sample."``.
         optional: keys that may be missing, or null.
@@ -87,7 +87,7 @@ def check_fields(
         DataError: a field is missing or of another kind; the message names both.
     """
     for key, (words, fits) in kinds.items():
-        value = content.get(key, _MISSING)
+        value = fields.get(key, _MISSING)
         if key in optional and (value is _MISSING or value is None):
             continue
         if value is _MISSING:

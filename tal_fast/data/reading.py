@@ -21,7 +21,7 @@ from tal_fast import (
 )
 from tal_fast.data.feature_index import DTYPES, Extent
 from tal_fast.data.slots import Slots
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, counted, nearest
 from tal_fast.typing import Ints
 
 __all__ = ["LAYOUTS", "SLOT_DTYPES", "FeatureReader", "Request"]
@@ -126,7 +126,8 @@ class FeatureReader:
                 self._owner.append(number)
             if column != self.channels:
                 raise DataError(
-                    f"{where}: expected {self.channels} channels as in video {self.videos[0]!r}, "
+                    f"{where}: expected {counted(self.channels, 'channel')} as in video "
+                    f"{self.videos[0]!r}, "
                     f"got {column} in video {self.videos[number]!r}: {extent.path}"
                 )
         self._table = np.array(table, dtype=np.int64).reshape(-1, 3)

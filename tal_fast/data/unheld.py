@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tal_fast.data.dataset import TALDataset
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted
 from tal_fast.typing import Mask
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def require_learnable(clips: ClipSet) -> list[str]:
     if gone:
         raise DataError(
             f"{clips.dataset.path}: no {what} holds any instance of {', '.join(gone)} "
-            f"({len(gone)} of {clips.dataset.num_classes} classes): too long for it, or beyond the "
+            f"({len(gone)} of {counted(clips.dataset.num_classes, 'class')}): too long for it, "
+            "or beyond the "
             "features; longer clips would hold them, or list the labels under `ignore_labels` in "
             "dataset.yaml"
         )
@@ -66,4 +67,6 @@ def require_learnable(clips: ClipSet) -> list[str]:
     lost = sum(count for count, _ in unheld.values())
     total = sum(len(clips.dataset.annotations.videos[v].labels) for v in set(clips.videos))
     each = ", ".join(f"{name} {count} of {of}" for name, (count, of) in unheld.items())
-    return [f"{lost} of {total} instances are never learned, no {what} holds them: {each}"]
+    return [
+        f"{lost} of {counted(total, 'instance', 'are')} never learned, no {what} holds them: {each}"
+    ]

@@ -30,18 +30,18 @@ def _refusal(origin: str, size: int) -> DataError:
     )
 
 
-def gunzip(origin: str, content: bytes) -> bytes:
+def gunzip(origin: str, packed: bytes) -> bytes:
     """Returns what a gzipped content holds.
 
     Raises:
         DataError: it is more than :data:`FREE_BYTES` and :data:`TIMES` times the content.
         EOFError, OSError, zlib.error: it is damaged.
     """
-    most = _most(len(content))
-    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+    most = _most(len(packed))
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
         found = file.read(most + 1)
     if len(found) > most:
-        raise _refusal(origin, len(content))
+        raise _refusal(origin, len(packed))
     return found
 
 

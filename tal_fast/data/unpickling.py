@@ -70,13 +70,13 @@ class _ArraysOnly(pickle.Unpickler):
             ) from None
 
 
-def unpickle_arrays(origin: str, content: bytes) -> Any:
+def unpickle_arrays(origin: str, pickled: bytes) -> Any:
     """Returns what a pickle of plain values and NumPy arrays holds.
 
     Raises:
         DataError: it is truncated, no pickle, or holds anything else.
     """
     try:
-        return _ArraysOnly(io.BytesIO(content)).load()
+        return _ArraysOnly(io.BytesIO(pickled)).load()
     except Exception as error:  # a broken pickle fails in any way it likes
         raise DataError(f"{origin}: cannot be unpickled: {error}") from error

@@ -15,7 +15,7 @@ from tal_fast.data.clips import Clip, ClipSet, known_videos, owned_instances
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.order import below, item_numbers
 from tal_fast.data.unheld import count_unheld
-from tal_fast.errors import ConfigError, DataError, nearest
+from tal_fast.errors import ConfigError, DataError, counted, nearest
 from tal_fast.typing import Floats, Ints, Mask
 
 __all__ = ["Window", "WindowRule", "WindowSet", "sliding_windows", "windows_of"]
@@ -224,7 +224,8 @@ class WindowSet:
             self._cut(name, self._rule.windows(dataset.features[name].rows))
         if not self.windows:
             raise DataError(
-                f"WindowSet: none of the {self.dropped} windows of {len(names)} videos holds "
+                f"WindowSet: none of the {counted(self.dropped, 'window')} of "
+                f"{counted(len(names), 'video')} holds "
                 f"{min_inside:.0%} of an instance (length {self.length})"
             )
         self._summarise()
@@ -260,7 +261,7 @@ class WindowSet:
     @property
     def unit(self) -> str:
         """``window of 128 rows``."""
-        return f"window of {self.length} rows"
+        return f"window of {counted(self.length, 'row')}"
 
     @functools.cached_property
     def unheld(self) -> dict[str, tuple[int, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tal_fast.data.annotation_values import plain
-from tal_fast.errors import DataError, nearest
+from tal_fast.errors import DataError, counted, nearest
 from tal_fast.evaluation.arrays import as_labels, as_numbers
 from tal_fast.evaluation.columns import check_indices, check_scores, check_times
 from tal_fast.typing import Floats, Ints
@@ -55,7 +55,8 @@ class Detections:
 
     def __repr__(self) -> str:
         return (
-            f"Detections({len(self)} of {len(self.classes)} classes in {len(self.videos)} videos)"
+            f"Detections({len(self)} of {counted(len(self.classes), 'class')} in "
+            f"{counted(len(self.videos), 'video')})"
         )
 
     def describe(self, index: int) -> str:
@@ -200,8 +201,8 @@ def _label(where: str, position: int, name: str | int, index: Mapping[str | int,
     if name not in index:
         hint = nearest(name, map(str, index)) if isinstance(name, str) else ""
         raise DataError(
-            f"{where}, prediction {position}: label {name!r} is not among the {len(index)} "
-            f"classes{hint}"
+            f"{where}, prediction {position}: label {name!r} is not among the "
+            f"{counted(len(index), 'class')}{hint}"
         )
     return index[name]
 

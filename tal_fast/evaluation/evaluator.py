@@ -302,9 +302,9 @@ def _array(
     return np.ascontiguousarray(array, dtype=dtype)
 
 
-def _compact(truth: Ints, found: Ints) -> tuple[Ints, Ints, int]:
+def _compact(truth: Ints, detected: Ints) -> tuple[Ints, Ints, int]:
     """Returns both video columns renumbered from 0, and the number of different videos."""
-    both = np.concatenate([truth, found])
+    both = np.concatenate([truth, detected])
     low, high = int(both.min()), int(both.max())
     # A video number is an index into a table: small ones are renumbered by counting, and only wild
     # ones by sorting, which would take longer than the evaluation itself.
@@ -312,7 +312,7 @@ def _compact(truth: Ints, found: Ints) -> tuple[Ints, Ints, int]:
         used = np.zeros(high + 1, dtype=bool)
         used[both] = True
         position = np.cumsum(used) - 1
-        return position[truth], position[found], int(position[-1]) + 1
+        return position[truth], position[detected], int(position[-1]) + 1
     names, inverse = np.unique(both, return_inverse=True)
     inverse = inverse.astype(np.int64, copy=False)
     return inverse[: len(truth)], inverse[len(truth) :], len(names)

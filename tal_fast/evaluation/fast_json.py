@@ -63,15 +63,15 @@ def read_columns(text: bytes) -> Columns | None:
     )
 
 
-def _is_utf8(text: bytes) -> bool:
+def _is_utf8(raw: bytes) -> bool:
     """Returns whether a text is UTF-8, also in the fields that msgspec skips."""
     try:
-        return text.isascii() or bool(text.decode())
+        return raw.isascii() or bool(raw.decode())
     except UnicodeDecodeError:
         return False
 
 
-def _is_whole(text: bytes, videos: int, records: int) -> bool:
+def _is_whole(raw: bytes, videos: int, records: int) -> bool:
     """Returns whether a text holds no more than what was found in it.
 
     Of a key that an object holds twice, msgspec keeps the last. Then the text has more lists than
@@ -79,10 +79,10 @@ def _is_whole(text: bytes, videos: int, records: int) -> bool:
     fields that nobody asked for or in names: the slow way sees the difference.
     """
     return (
-        text.count(b'"results"') == 1
-        and text.count(b"[") == videos + records
-        and all(text.count(name) == records for name in _FIELDS)
-        and _HIDDEN.search(text) is None
+        raw.count(b'"results"') == 1
+        and raw.count(b"[") == videos + records
+        and all(raw.count(name) == records for name in _FIELDS)
+        and _HIDDEN.search(raw) is None
     )
 
 

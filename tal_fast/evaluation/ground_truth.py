@@ -17,12 +17,12 @@ from tal_fast.data.annotation_file import (
     Bare,
     read_annotation_file,
 )
-from tal_fast.data.annotations import Annotations
+from tal_fast.data.annotations import AnnotationReport, Annotations, Video
 from tal_fast.data.class_ids import ClassIds, ordered_classes
 from tal_fast.data.dataset import dataset_annotations
 from tal_fast.data.dataset_spec import is_dataset
 from tal_fast.data.json_files import without_collector
-from tal_fast.errors import DataError, nearest, others
+from tal_fast.errors import DataError, counted, nearest, others
 from tal_fast.evaluation.columns import check_times, segment_columns
 from tal_fast.evaluation.dialects import TAL_FAST, Dialect
 from tal_fast.typing import FilePath, Floats, Ints
@@ -39,7 +39,7 @@ class GroundTruth:
 
     Attributes:
         videos: names of the videos, also of those without an instance.
-        other_videos: videos of the database outside the subset.
+        other_videos: videos of the database outside the subset -> where they are, in words.
         classes: all class names of the database, also those without an instance in the subset.
         video: int64 [N], index into ``videos``.
         label: int64 [N], index into ``classes``.
@@ -51,10 +51,11 @@ class GroundTruth:
         durations: float64 [videos] in seconds, NaN where unknown; None where all are.
         origin: where it comes from, for messages.
         no_numbers: why predictions may not name classes by number; empty where they may.
+        beyond: how segments beyond the video count; empty where there are none, or nobody looked.
     """
 
     videos: tuple[str, ...]
-    other_videos: frozenset[str]
+    other_videos: Mapping[str, str]
     classes: tuple[str, ...]
     video: Ints
     label: Ints
@@ -65,6 +66,7 @@ class GroundTruth:
     durations: Floats | None = None
     origin: str = "ground truth"
     no_numbers: str = ""
+    beyond: str = ""
 
     def describe(self, index: int) -> str:
         """Returns the name of an instance for messages: source, video, position in the video."""
@@ -118,7 +120,8 @@ def read_ground_truth(
         origin = os.fspath(source)
         return _from_annotations(dataset_annotations(source), subset, dialect, strict, origin)
     if isinstance(source, Annotations):
-        return _from_annotations(source, subset, dialect, strict, "ground truth")
+        origin = source.origin or "ground truth"
+        return _from_annotations(source, subset, dialect, strict, origin)
     bare: Bare = "any" if dialect.bare_database else "no"
     with without_collector():  # what is read goes before anyone else could drop it
         file = read_annotation_file(source, "ground truth", bare=bare)
@@ -162,7 +165,7 @@ def _from_file(
     numbers, no_numbers = _numbers(classes, class_ids)
     return GroundTruth(
         videos=chosen,
-        other_videos=frozenset(named) - frozenset(chosen),
+        other_videos=_elsewhere({n: video.subset for n, video in named.items()}, chosen),
         classes=classes,
         video=_repeated(sizes),
         label=np.array([index[item.label or ""] for item in items], dtype=np.int64),
@@ -235,6 +238,12 @@ def _choose(
     return chosen
 
 
+def _elsewhere(subsets: Mapping[str, str], chosen: Sequence[str]) -> dict[str, str]:
+    """Returns the videos that are not chosen -> in which subset they are."""
+    inside = set(chosen)
+    return {name: f"subset {s!r}" for name, s in subsets.items() if name not in inside}
+
+
 def _numbers(
     names: tuple[str, ...], class_ids: ClassIds | None
 ) -> tuple[tuple[int | None, ...], str]:
@@ -261,7 +270,13 @@ def _from_annotations(
     segments = np.concatenate([np.zeros((0, 2)), *(video.segments for video in videos)])
     return GroundTruth(
         videos=chosen,
-        other_videos=frozenset(named) - frozenset(chosen),
+        other_videos={
+            **{
+                _video_name(name, dialect, strict): where
+                for name, where in annotations.elsewhere.items()
+            },
+            **_elsewhere({n: video.subset for n, video in named.items()}, chosen),
+        },
         classes=classes,
         video=_repeated([len(video.labels) for video in videos]),
         label=np.concatenate([np.zeros(0, np.int64), *(video.labels for video in videos)]),
@@ -272,4 +287,21 @@ def _from_annotations(
         durations=_some([video.duration for video in videos]),
         origin=origin,
         no_numbers=no_numbers,
+        beyond=_beyond(annotations.report, videos),
+    )
+
+
+def _beyond(report: AnnotationReport, videos: Sequence[Video]) -> str:
+    """Says how segments beyond the video count, of annotations that were checked for that."""
+    if report.clamped or report.dropped:
+        return (
+            f"{counted(report.out_of_range, 'segment', 'reach')} beyond the video: "
+            f"{report.clamped} cut to it and {report.dropped} left out when they were loaded"
+        )
+    beyond = sum(video.beyond for video in videos) if report.out_of_range else 0
+    if not beyond:
+        return ""
+    return (
+        f"{counted(beyond, 'segment', 'reach')} beyond the video; they are scored as the "
+        "annotations have them"
     )

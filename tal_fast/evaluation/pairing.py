@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
-from tal_fast.errors import DataError, nearest, others
+from tal_fast.errors import DataError, argument, counted, listing, nearest, others
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import Dialect
 from tal_fast.evaluation.ground_truth import GroundTruth
@@ -17,7 +19,7 @@ __all__ = ["pair"]
 
 def pair(
     truth: GroundTruth,
-    found: Detections,
+    detections: Detections,
     dialect: Dialect,
     *,
     subset: str | None = None,
@@ -27,11 +29,11 @@ def pair(
 ) -> Problem:
     """Returns what is to be evaluated.
 
-    Videos that only ``found`` has come after those of the ground truth, and so do classes.
+    Videos that only ``detections`` has come after those of the ground truth, and so do classes.
 
     Args:
         truth: the instances, checked.
-        found: the detections, checked.
+        detections: the detections, checked.
         dialect: the rules, here for names that one side lacks.
         subset: of the ground truth, for messages.
         strict: follow the dialect's strict-only rules.
@@ -43,20 +45,20 @@ def pair(
             and the dialect take such, a class is named by a number that the ground truth leaves in
             doubt, or (``strict_times``) a detection starts before 0 s.
     """
-    videos, new_video = _videos(truth, found, dialect, subset, strict)
-    classes, class_ids, new_label = _classes(truth, found, dialect, strict)
+    videos, new_video = _videos(truth, detections, dialect, subset, strict)
+    classes, class_ids, new_label = _classes(truth, detections, dialect, strict)
     durations = truth.durations
     if durations is not None:
         durations = np.concatenate([durations, np.full(len(videos) - len(durations), np.nan)])
     return Problem(
         truth=Segments(truth.video, truth.label, truth.start, truth.end),
         found=Segments(
-            new_video[found.video] if len(found) else np.zeros(0, np.int64),
-            new_label[found.label] if len(found) else np.zeros(0, np.int64),
-            _contiguous(found.start),
-            _contiguous(found.end),
+            new_video[detections.video] if len(detections) else np.zeros(0, np.int64),
+            new_label[detections.label] if len(detections) else np.zeros(0, np.int64),
+            _contiguous(detections.start),
+            _contiguous(detections.end),
         ),
-        score=_contiguous(found.score),
+        score=_contiguous(detections.score),
         num_videos=len(videos),
         classes=classes,
         dialect=dialect,
@@ -66,105 +68,125 @@ def pair(
         durations=durations,
         class_ids=class_ids,
         listed=truth.listed,
-        notes=_early(found, strict_times),
-        describe=found.describe,
+        notes=(*_beyond(truth), *_early(detections, strict_times)),
+        describe=detections.describe,
     )
 
 
 def _videos(
-    truth: GroundTruth, found: Detections, dialect: Dialect, subset: str | None, strict: bool
+    truth: GroundTruth, detections: Detections, dialect: Dialect, subset: str | None, strict: bool
 ) -> tuple[tuple[str, ...], Ints]:
-    """Returns all videos, and the number of each one that ``found`` has."""
+    """Returns all videos, and the number of each one that ``detections`` has."""
     index = {name: i for i, name in enumerate(truth.videos)}
     if dialect.id_prefix and not strict:  # on both sides or one
-        for name in found.videos:
+        for name in detections.videos:
             short = name.removeprefix(dialect.id_prefix)
             if short != name and short in index:
                 index.setdefault(name, index[short])
-    more = [name for name in found.videos if name not in index]
+    more = [name for name in detections.videos if name not in index]
     if not (strict and dialect.unknown_videos_count):
         blocked = set(dialect.ignored_videos)
-        _refuse_videos([name for name in more if name not in blocked], truth, found, index, subset)
+        _refuse_videos(
+            [name for name in more if name not in blocked], truth, detections, index, subset
+        )
     index.update((name, len(truth.videos) + n) for n, name in enumerate(more))
-    return (*truth.videos, *more), np.array([index[name] for name in found.videos], dtype=np.int64)
+    return (*truth.videos, *more), np.array(
+        [index[name] for name in detections.videos], dtype=np.int64
+    )
 
 
 def _refuse_videos(
     unknown: list[str],
     truth: GroundTruth,
-    found: Detections,
+    detections: Detections,
     known: dict[str, int],
     subset: str | None,
 ) -> None:
     strangers = [name for name in unknown if name not in truth.other_videos]
     if strangers:
         raise DataError(
-            f"{found.origin}: video {strangers[0]!r}{others(len(strangers))} is not in "
-            f"{truth.origin}{nearest(strangers[0], known)}"
+            f"{detections.origin}: video {strangers[0]!r}{others(len(strangers))} is not in "
+            f"{truth.origin}{nearest(strangers[0], known, numbered=True)}"
         )
     if unknown:
+        counts = Counter(truth.other_videos[name] for name in unknown)
+        of_which = listing([f"{count} of {where}" for where, count in counts.items()])
+        chosen = f" subset {subset!r} of" if subset is not None else ""
         raise DataError(
-            f"{found.origin}: {len(unknown)} of {len(found.videos)} videos are not in subset "
-            f"{subset!r} of {truth.origin}, the first is {unknown[0]!r}; choose the subset that "
-            "was predicted, or leave these videos out"
+            f"{detections.origin}: {len(unknown)} of "
+            f"{counted(len(detections.videos), 'predicted video')} "
+            f"not in{chosen} {truth.origin}, but {of_which}, the first is {unknown[0]!r}; choose "
+            f"what was predicted ({argument('split')} of a data directory, {argument('subset')} of "
+            "an annotation file), or leave these videos out"
         )
 
 
 def _classes(
-    truth: GroundTruth, found: Detections, dialect: Dialect, strict: bool
+    truth: GroundTruth, detections: Detections, dialect: Dialect, strict: bool
 ) -> tuple[tuple[str, ...], tuple[int | None, ...], Ints]:
-    """Returns all classes, their own numbers, and the index of each one that ``found`` has."""
+    """Returns all classes, their own numbers, and the index of each one that ``detections`` has."""
     classes, ids = truth.classes, truth.class_ids
     index: dict[str | int, int] = {name: i for i, name in enumerate(classes)}
     if not truth.no_numbers:
         index.update((class_id, i) for i, class_id in enumerate(ids) if class_id is not None)
-    known = np.array([name in index for name in found.classes], dtype=bool)
-    used = ~known[found.label] if len(found) else np.zeros(0, dtype=bool)
+    known = np.array([name in index for name in detections.classes], dtype=bool)
+    used = ~known[detections.label] if len(detections) else np.zeros(0, dtype=bool)
     if used.any():
-        _refuse_classes(used, truth, found, lenient=strict and dialect.unknown_videos_count
+        _refuse_classes(used, truth, detections, lenient=strict and dialect.unknown_videos_count
                         and dialect.unknown_label != "error")  # fmt: skip
         # Each becomes a class of its own, without an instance.
-        new = [name for name in found.classes if name not in index]
+        new = [name for name in detections.classes if name not in index]
         index.update((name, len(classes) + n) for n, name in enumerate(new))
         classes = (*classes, *map(str, new))
         ids = (*ids, *(name if isinstance(name, int) else None for name in new))
     # A class that no detection has may be unknown: nothing asks for its index.
-    return classes, ids, np.array([index.get(name, -1) for name in found.classes], dtype=np.int64)
+    return (
+        classes,
+        ids,
+        np.array([index.get(name, -1) for name in detections.classes], dtype=np.int64),
+    )
 
 
-def _refuse_classes(unknown: Mask, truth: GroundTruth, found: Detections, *, lenient: bool) -> None:
+def _refuse_classes(
+    unknown: Mask, truth: GroundTruth, detections: Detections, *, lenient: bool
+) -> None:
     """Refuses what is no class, and numbers where the ground truth does not say whose they are."""
     doubt = ""
     if truth.no_numbers:
-        numbers = np.array([isinstance(name, int) for name in found.classes], dtype=bool)
-        if numbers[found.label].any():
-            unknown, doubt = numbers[found.label], f": {truth.no_numbers}; expected names"
+        numbers = np.array([isinstance(name, int) for name in detections.classes], dtype=bool)
+        if numbers[detections.label].any():
+            unknown, doubt = numbers[detections.label], f": {truth.no_numbers}; expected names"
     if lenient and not doubt:
         return
     i = int(unknown.argmax())
-    name = found.classes[found.label[i]]
+    name = detections.classes[detections.label[i]]
     hint = nearest(name, truth.classes) if isinstance(name, str) else ""
     raise DataError(
-        f"{found.describe(i)}: label {name!r} is not among the {len(truth.classes)} classes of "
+        f"{detections.describe(i)}: label {name!r} is not among the "
+        f"{counted(len(truth.classes), 'class')} of "
         f"{truth.origin}{doubt or hint}{others(int(np.count_nonzero(unknown)))}"
     )
 
 
-def _early(found: Detections, strict_times: bool) -> tuple[Note, ...]:
+def _beyond(truth: GroundTruth) -> tuple[Note, ...]:
+    return (Note(truth.beyond, NoteKind.INPUT),) if truth.beyond else ()
+
+
+def _early(detections: Detections, strict_times: bool) -> tuple[Note, ...]:
     """Returns a note about predictions that start before their video does."""
-    early = found.start < 0
+    early = detections.start < 0
     count = int(np.count_nonzero(early))
     if count == 0:
         return ()
     if strict_times:
         i = int(early.argmax())
         raise DataError(
-            f"{found.describe(i)}: expected a start >= 0 s, got {float(found.start[i])}"
+            f"{detections.describe(i)}: expected a start >= 0 s, got {float(detections.start[i])}"
             f"{others(count)}"
         )
     text = (
-        f"{count} of {len(found)} predictions start before 0 s, the earliest at "
-        f"{float(found.start.min()):g} s; they are scored as they are (strict_times refuses)"
+        f"{count} of {counted(len(detections), 'prediction', 'start')} before 0 s, the earliest at "
+        f"{float(detections.start.min()):g} s; they are scored as they are (strict_times refuses)"
     )
     return (Note(text, NoteKind.INPUT),)
 

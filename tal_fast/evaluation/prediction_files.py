@@ -65,20 +65,20 @@ def read_results(source: FilePath | Mapping[str, Any], *, allow_pickle: bool = F
     return _from_json(origin, raw)
 
 
-def _from_json(origin: str, text: bytes) -> Detections:
-    columns = fast_json.read_columns(text)
+def _from_json(origin: str, raw: bytes) -> Detections:
+    columns = fast_json.read_columns(raw)
     if columns is None:
-        return _from_content(origin, parse_json(origin, text))
+        return _from_content(origin, parse_json(origin, raw))
     detections = Detections(*columns, origin=origin)
     detections.check()
     return detections
 
 
-def _from_content(origin: str, content: Any) -> Detections:
-    results = content.get("results") if isinstance(content, Mapping) else None
+def _from_content(origin: str, parsed: Any) -> Detections:
+    results = parsed.get("results") if isinstance(parsed, Mapping) else None
     if not isinstance(results, Mapping):
-        mapping = isinstance(content, Mapping)
-        keys = sorted(map(str, content))[:5] if mapping else type(content).__name__
+        mapping = isinstance(parsed, Mapping)
+        keys = sorted(map(str, parsed))[:5] if mapping else type(parsed).__name__
         raise DataError(f"{origin}: expected an object with an object 'results', got {keys}")
     records: list[Any] = []
     sizes: list[int] = []
@@ -99,11 +99,11 @@ def _from_content(origin: str, content: Any) -> Detections:
     return _from_records(origin, tuple(videos), video_index, records)
 
 
-def _from_lines(origin: str, text: bytes) -> Detections:
+def _from_lines(origin: str, raw: bytes) -> Detections:
     records: list[Any] = []
     videos: dict[str, int] = {}
     owners: list[int] = []
-    for line_number, line in enumerate(text.splitlines(), start=1):
+    for line_number, line in enumerate(raw.splitlines(), start=1):
         if not line.strip():
             continue
         record = parse_json(f"{origin}, line {line_number}", line)

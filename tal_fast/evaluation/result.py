@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted
 from tal_fast.typing import Floats, Ints
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ class EvaluationResult:
         each = ", ".join(f"{at:g}: {points(value)}" for at, value in self.map_at.items())
         return (
             f"EvaluationResult(average mAP {points(self.average_map)} points; by tIoU {{{each}}}; "
-            f"{self.num_predictions} predictions, {self.num_ground_truth} instances, "
-            f"{len(self.classes)} classes, {self.num_videos} videos; rules of {self.dialect})"
+            f"{counted(self.num_predictions, 'prediction')}, "
+            f"{counted(self.num_ground_truth, 'instance')}, "
+            f"{counted(len(self.classes), 'class')}, {counted(self.num_videos, 'video')}; rules "
+            f"of {self.dialect})"
         )
 
     def __str__(self) -> str:
@@ -154,9 +156,10 @@ class EvaluationResult:
         lines.append("in points, 0 to 100")
         absent = len(self.absent_classes)
         if absent:
-            noun = "class" if absent == 1 else "classes"
             verb = "is" if absent == 1 else "are"
-            lines.append(f"{absent} {noun} without ground truth {verb} left out of the means")
+            lines.append(
+                f"{counted(absent, 'class')} without ground truth {verb} left out of the means"
+            )
         return "\n".join(lines)
 
 

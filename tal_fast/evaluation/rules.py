@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tal_fast.errors import DataError, argument, others
+from tal_fast.errors import DataError, argument, counted, others
 from tal_fast.evaluation.dialects import Dialect, Union
 from tal_fast.evaluation.problem import Note, NoteKind, Problem, Segments, numpy_order
 from tal_fast.typing import Ints, Mask
@@ -147,7 +147,10 @@ def _unknown_labels(problem: Problem) -> tuple[Mask, str]:
     if count == 0:
         return unknown, ""
     name = problem.classes[problem.found.label[int(unknown.argmax())]]
-    return unknown, f"{count} predictions have a class without instances, the first is {name!r}"
+    return (
+        unknown,
+        f"{counted(count, 'prediction')} have a class without instances, the first is {name!r}",
+    )
 
 
 def _stop_at_unknown_labels(problem: Problem) -> Problem:
@@ -248,23 +251,26 @@ def _guard_union(problem: Problem) -> Problem:
     if not hits:
         return problem
     text = (
-        f"{hits} predictions of length zero share video and class with an instance of length zero; "
+        f"{counted(hits, 'prediction')} of length zero share video and class with an instance of "
+        "length zero; "
         f"{name} counts such a pair as a hit wherever they lie, here it is none "
         f"({argument('strict', True)} follows)"
     )
     return _noted(problem, Note(text, NoteKind.MISTAKE))
 
 
-def _empty_pairs(truth: Segments, found: Segments) -> int:
+def _empty_pairs(truth: Segments, detections: Segments) -> int:
     """Number of zero-length detections whose video and class have a zero-length instance."""
     empty = truth.end == truth.start
     if not empty.any():
         return 0
     places = set(zip(truth.video[empty].tolist(), truth.label[empty].tolist(), strict=True))
-    point = found.end == found.start
+    point = detections.end == detections.start
     return sum(
         place in places
-        for place in zip(found.video[point].tolist(), found.label[point].tolist(), strict=True)
+        for place in zip(
+            detections.video[point].tolist(), detections.label[point].tolist(), strict=True
+        )
     )
 
 
@@ -280,7 +286,7 @@ def _keep_truth(problem: Problem, kept: Mask, why: str) -> Problem:
     if not gone:
         return problem
     problem = replace(problem, truth=problem.truth.keep(kept))
-    return _noted(problem, Note(f"{gone} of {len(kept)} instances left out: {why}"))
+    return _noted(problem, Note(f"{gone} of {counted(len(kept), 'instance')} left out: {why}"))
 
 
 def _keep_found(problem: Problem, kept: Mask | Ints, why: str) -> Problem:
@@ -297,4 +303,4 @@ def _keep_found(problem: Problem, kept: Mask | Ints, why: str) -> Problem:
     gone = before - len(problem.found)
     if not gone:
         return problem
-    return _noted(problem, Note(f"{gone} of {before} predictions left out: {why}"))
+    return _noted(problem, Note(f"{gone} of {counted(before, 'prediction')} left out: {why}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tal_fast.errors import ConfigError, nearest
+from tal_fast.errors import ConfigError, counted, nearest
 from tal_fast.evaluation.error_analysis import ERRORS, ErrorAnalysis
 from tal_fast.evaluation.result import EvaluationResult
 
@@ -146,7 +146,7 @@ def timeline(
     lost = sum(g not in matched for g in instances.tolist())
     return {
         "name": name,
-        "facts": f"{duration:.0f} s, {len(instances)} instances, {lost} missed",
+        "facts": f"{duration:.0f} s, {counted(len(instances), 'instance')}, {lost} missed",
         "names": [result.classes[c] for c in classes],
         "row": _CLASS_ROW,
         "svg": "".join(parts),

@@ -108,16 +108,16 @@ def _presets() -> dict[str, Recipe]:
     return found
 
 
-def _add(found: dict[str, Recipe], detector: type[Detector], name: str | None) -> None:
+def _add(recipes: dict[str, Recipe], detector: type[Detector], name: str | None) -> None:
     """Adds a detector's presets; one without presets goes by the name of its entry point."""
     presets = detector.presets or ({} if name is None else {name: {}})
     for preset, settings in presets.items():
-        if preset in found:
+        if preset in recipes:
             raise ConfigError(
-                f"two models are called {preset!r}: {_place(found[preset].detector)} and "
+                f"two models are called {preset!r}: {_place(recipes[preset].detector)} and "
                 f"{_place(detector)}"
             )
-        found[preset] = Recipe(preset, detector, _over(detector.recipe, settings))
+        recipes[preset] = Recipe(preset, detector, _over(detector.recipe, settings))
 
 
 def _over(

@@ -309,9 +309,9 @@ def _file(seconds: float) -> Ceiling:
         return rate_of("read, file in page cache", 1, _FILE, "GB/s", work, seconds)
 
 
-def ceiling_table(content: dict[str, Any]) -> Table:
+def ceiling_table(measured: dict[str, Any]) -> Table:
     """Returns the ceilings for a terminal."""
-    others, cores = content["others_cores"], content["environment"]["cores"]
+    others, cores = measured["others_cores"], measured["environment"]["cores"]
     caption = None
     if others is not None:
         caption = f"Meanwhile others used {others:.1f} of {cores} cores."
@@ -319,7 +319,7 @@ def ceiling_table(content: dict[str, Any]) -> Table:
     table.add_column("ceiling", no_wrap=True)
     for name in ("threads", "best", "median", "unit"):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-    for ceiling in content["ceilings"]:
+    for ceiling in measured["ceilings"]:
         best, median = (f"{ceiling[key]:.1f}" for key in ("best", "median"))
         table.add_row(ceiling["name"], str(ceiling["threads"]), best, median, ceiling["unit"])
     return table

@@ -60,8 +60,8 @@ _PREDICTION: tuple[tuple[str, Any, bool], ...] = (
 )
 
 
-def _scaled(found: Mapping[str, Any], scale: float, *path: str) -> float | None:
-    value = value_of(found, *path)
+def _scaled(figure: Mapping[str, Any], scale: float, *path: str) -> float | None:
+    value = value_of(figure, *path)
     return None if value is None else scale * value
 
 
@@ -155,11 +155,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _training_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
-    columns = [(title, value) for title, value, safe in _TRAINING if safe or found.of_one_machine]
+def _training_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    columns = [
+        (title, value) for title, value, safe in _TRAINING if safe or comparison.of_one_machine
+    ]
     names = ["profile", "model", "amp", "threads", *(title for title, _ in columns)]
     rows = []
-    for name, profile in found.profiles:
+    for name, profile in comparison.profiles:
         if "phases" not in profile:
             continue
         setting = profile.get("training", {})
@@ -168,11 +170,13 @@ def _training_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
     return names, rows
 
 
-def _prediction_rows(found: Comparison) -> tuple[list[str], list[list[Any]]]:
-    columns = [(title, value) for title, value, safe in _PREDICTION if safe or found.of_one_machine]
+def _prediction_rows(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    columns = [
+        (title, value) for title, value, safe in _PREDICTION if safe or comparison.of_one_machine
+    ]
     names = ["rows", "profile", "model", "amp", "threads", *(title for title, _ in columns)]
     rows = []
-    for name, profile in found.profiles:
+    for name, profile in comparison.profiles:
         for entry in profile.get("lengths") or []:
             told = [profile["prediction"].get(key) for key in ("model", "amp", "threads")]
             rows.append([entry["rows"], name, *told, *(value(entry) for _, value in columns)])
@@ -211,15 +215,15 @@ def _without_common(
     return [names[i] for i in kept], [[row[i] for i in kept] for row in rows], common
 
 
-def comparison_tables(found: Comparison) -> list[Table]:
+def comparison_tables(comparison: Comparison) -> list[Table]:
     """Returns trainings, and predictions by length, as far as there are any."""
     notes = []
-    if not found.of_one_machine:
-        notes.append(f"Of different machines ({', '.join(found.differences)}): no times.")
-    if found.disturbed:
-        notes.append(f"Disturbed by others: {', '.join(found.disturbed)}.")
+    if not comparison.of_one_machine:
+        notes.append(f"Of different machines ({', '.join(comparison.differences)}): no times.")
+    if comparison.disturbed:
+        notes.append(f"Disturbed by others: {', '.join(comparison.disturbed)}.")
     tables = []
-    for names, rows in (_training_rows(found), _prediction_rows(found)):
+    for names, rows in (_training_rows(comparison), _prediction_rows(comparison)):
         if not rows:
             continue
         names, rows, common = _without_common(names, rows)
@@ -234,11 +238,11 @@ def comparison_tables(found: Comparison) -> list[Table]:
     return tables
 
 
-def write_comparison(found: Comparison, out: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     """Writes the tables as CSV, and time, arithmetic and memory over length as a picture.
 
     Args:
-        found: to write.
+        comparison: to write.
         out: directory, made when missing.
 
     Raises:
@@ -248,14 +252,14 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
     check_writable(out)
     files = []
     for name, (titles, rows) in (
-        ("trainings", _training_rows(found)),
-        ("predictions", _prediction_rows(found)),
+        ("trainings", _training_rows(comparison)),
+        ("predictions", _prediction_rows(comparison)),
     ):
         if rows:
             files.append(write_text_atomically(out / f"{name}.csv", csv_text([titles, *rows])))
-    if found.of_one_machine:
+    if comparison.of_one_machine:
         for name, training in (("lengths", False), ("training", True)):
-            picture = lengths_picture(found.profiles, training=training)
+            picture = lengths_picture(comparison.profiles, training=training)
             if picture is not None:
                 files += save_pictures(picture, out, name)
     return files

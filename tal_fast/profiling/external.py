@@ -215,8 +215,8 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _has_flag(text: str, name: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
+def _has_flag(help_text: str, name: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", help_text) is not None
 
 
 def run_external(
@@ -275,17 +275,17 @@ def _run(
     command: list[str],
     arguments: Sequence[str],
     file: Path,
-    found: Found,
+    outcome: Found,
     said: Callable[[str], None],
 ) -> None:
     status, lines = _watched(command, tool.environment, said)
     denied = [line for line in lines if re.search(tool.denied, line)]
     if status and denied and tool.droppable and tool.droppable in " ".join(command):
-        found.notes.append(f"{tool.droppable} was left out: {tool.right}")
+        outcome.notes.append(f"{tool.droppable} was left out: {tool.right}")
         known = _help_of(tool)
         command, _ = external_command(tool, arguments, file, known, [tool.droppable])
-        found.command = _shell(tool, command)
-        said(found.command)
+        outcome.command = _shell(tool, command)
+        said(outcome.command)
         status, lines = _watched(command, tool.environment, said)
         denied = [line for line in lines if re.search(tool.denied, line)]
     written = file.with_name(file.name + tool.ending)
@@ -295,19 +295,21 @@ def _run(
         denied += [x for x in written.read_text("utf-8", "replace").splitlines()
                    if re.search(tool.denied, x)]  # fmt: skip
     if denied:
-        found.reason = f"{tool.name} was not permitted to look ({denied[0].strip()}): {tool.right}"
+        outcome.reason = (
+            f"{tool.name} was not permitted to look ({denied[0].strip()}): {tool.right}"
+        )
         return
     if status:
         last = lines[-1].strip() if lines else "it said nothing"
         raise TrainingError(f"{tool.name} ended with status {status}: {last}")
     if not written.is_file():
-        found.reason = f"{tool.name} wrote no {written.name}"
+        outcome.reason = f"{tool.name} wrote no {written.name}"
         return
-    found.file = written.name
-    found.tables, notes = _DIGESTS[tool.name](written)
-    found.notes += notes
-    if not found.tables:
-        found.reason = f"{written.name} holds nothing of the training"
+    outcome.file = written.name
+    outcome.tables, notes = _DIGESTS[tool.name](written)
+    outcome.notes += notes
+    if not outcome.tables:
+        outcome.reason = f"{written.name} holds nothing of the training"
 
 
 def _watched(
@@ -361,7 +363,7 @@ _DIGESTS: dict[str, Callable[[Path], tuple[dict[str, Rows], list[str]]]] = {
 }
 
 
-def _keep(folder: Path, name: str, found: Found) -> None:
+def _keep(folder: Path, name: str, outcome: Found) -> None:
     """Adds what was found to the profile in a directory, or begins one with it."""
     if (folder / "profile.json").is_file():
         profile = read_profile(folder)
@@ -371,5 +373,5 @@ def _keep(folder: Path, name: str, found: Found) -> None:
             "command": f"profile {name}",
             "environment": describe_environment(),
         }
-    profile["external"] = {**profile.get("external", {}), name: found.to_dict()}
+    profile["external"] = {**profile.get("external", {}), name: outcome.to_dict()}
     write_files(folder, {"profile.json": profile})

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from tal_fast.data.dataset import TALDataset
+from tal_fast.errors import counted
 from tal_fast.profiling.figures import figure
 from tal_fast.profiling.rig import Rig, Took, Variant, in_turn, short_batch
 from tal_fast.training.config import ExperimentConfig, config_to_dict
@@ -103,7 +104,7 @@ def _variants(rig: Rig) -> tuple[dict[str, Variant], dict[str, str]]:
     what = {
         AS_IT_IS: "the training",
         CACHED: "batches that are in memory",
-        FLOOR: f"1 clip of {rows} rows, {padded} with padding",
+        FLOOR: f"1 clip of {counted(rows, 'row')}, {padded} with padding",
     }
     clips = len(batch)
     for part in dict.fromkeys((clips // 4, clips // 2)):
@@ -198,17 +199,17 @@ def _passive(
     return Took(told["wall"], told["cpu"])
 
 
-def _entry(text: str, took: Took | None, base: Took | None, reason: str) -> dict[str, Any]:
+def _entry(name: str, took: Took | None, base: Took | None, reason: str) -> dict[str, Any]:
     if took is None or not took.wall:
         why = reason
-        return {"what": text, **{key: figure(None, unit, "clock", why) for key, unit in _UNITS}}
+        return {"what": name, **{key: figure(None, unit, "clock", why) for key, unit in _UNITS}}
     wall, cpu = statistics.median(took.wall), statistics.median(took.cpu)
     # Fewer clips are another amount of work.
-    same = base is not None and not text.startswith(_FEWER)
+    same = base is not None and not name.startswith(_FEWER)
     gain = statistics.median(base.wall) / wall if base is not None and same else None
     values = {"wall": 1e3 * wall, "cpu": 1e3 * cpu, "gain": gain}
     return {
-        "what": text,
+        "what": name,
         "steps": len(took.wall),
         **{key: figure(values[key], unit, "clock", "nothing to compare with")
            for key, unit in _UNITS},

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, counted
 from tal_fast.models.base import Detector, Targets, Whole, plain_defaults
 from tal_fast.models.registry import recipe
 from tal_fast.profiling.cost import Cost, CostCounter, part_of
@@ -223,7 +223,7 @@ def _on_meta(
         with plain_defaults("meta"):
             return detector(channels, classes, config.detector)
     except (ValueError, RuntimeError) as error:
-        sizes = f"{channels} channels and {classes} classes"
+        sizes = f"{counted(channels, 'channel')} and {counted(classes, 'class')}"
         raise ConfigError(f"model {name!r} for {sizes}: {_first_sentence(error)}") from error
 
 
@@ -371,7 +371,8 @@ def _predict(model: Detector, name: str, counter: CostCounter, rows: int, length
             model(features, mask)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"model {name!r}: a forward pass over {length} rows on the meta device, where tensors "
+            f"model {name!r}: a forward pass over {counted(length, 'row')} on the meta device, "
+            "where tensors "
             f"have no values: {_first_sentence(error)}"
         ) from error
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tal_fast.errors import counted
 from tal_fast.profiling.cost import Cost
 from tal_fast.profiling.model_cost import LengthCost, ModelCost
 
@@ -28,8 +29,8 @@ def headline(cost: ModelCost) -> str:
         if cost.overlap:
             timing += f", clips overlap by {cost.overlap:g}"
     return (
-        f"{cost.name}: {cost.parameters:,} parameters, {cost.channels} channels, "
-        f"{cost.classes} classes; {timing}.\n"
+        f"{cost.name}: {cost.parameters:,} parameters, {counted(cost.channels, 'channel')}, "
+        f"{counted(cost.classes, 'class')}; {timing}.\n"
         "A multiply-add (MAC) is 2 FLOP; products of matrices, convolutions and attention count. "
         "Bytes are of float32."
     )
@@ -83,14 +84,14 @@ def _lengths(cost: ModelCost) -> Table:
     return table
 
 
-def _parts(cost: ModelCost, one: LengthCost) -> Table:
+def _parts(cost: ModelCost, length_cost: LengthCost) -> Table:
     formula = "not said by the model"
-    if one.formula is not None:
-        formula = ", ".join(f"{part} {_giga(macs)}" for part, macs in one.formula.items())
-    lacking = [*one.left_out, "loading, candidates and suppression"]
+    if length_cost.formula is not None:
+        formula = ", ".join(f"{part} {_giga(macs)}" for part, macs in length_cost.formula.items())
+    lacking = [*length_cost.left_out, "loading, candidates and suppression"]
     table = _table(
-        f"{one.rows_of_batch:,} rows: forward pass over one clip; training step of "
-        f"{cost.batch} clips",
+        f"{length_cost.rows_of_batch:,} rows: forward pass over one clip; training step of "
+        f"{counted(cost.batch, 'clip')}",
         f"GMAC by formula: {formula}.\nLeft out: {'; '.join(lacking)}. Optimizer: "
         f"{_mega(cost.optimizer_bytes)} MB.",
     )
@@ -99,21 +100,27 @@ def _parts(cost: ModelCost, one: LengthCost) -> Table:
     for name in ("", "step "):
         _columns(table, f"{name}GMAC", "GFLOP", "MB", "FLOP/B", "calls")
     _columns(table, "saved MB")
-    parts = dict.fromkeys([part for _, part in one.by_part] + [*cost.parameters_by_part])
+    parts = dict.fromkeys([part for _, part in length_cost.by_part] + [*cost.parameters_by_part])
     for part in parts:
-        cost_of_part = one.by_part.get(("prediction", part), Cost())
-        step = _sum(one.by_part.get((phase, part), Cost()) for phase in ("forward", "backward"))
+        cost_of_part = length_cost.by_part.get(("prediction", part), Cost())
+        step = _sum(
+            length_cost.by_part.get((phase, part), Cost()) for phase in ("forward", "backward")
+        )
         size = cost.parameters_by_part.get(part, 0)
         table.add_row(
             part or _OUTSIDE, f"{size:,}", *_cells(cost_of_part), *_cells(step), _mega(step.saved)
         )
-    if "loss" in one.step:
-        loss = one.step["loss"]
+    if "loss" in length_cost.step:
+        loss = length_cost.step["loss"]
         table.add_row("loss", "0", *_cells(Cost()), *_cells(loss), _mega(loss.saved))
     table.add_section()
-    step = one.whole_step
+    step = length_cost.whole_step
     table.add_row(
-        "all", f"{cost.parameters:,}", *_cells(one.forward), *_cells(step), _mega(step.saved)
+        "all",
+        f"{cost.parameters:,}",
+        *_cells(length_cost.forward),
+        *_cells(step),
+        _mega(step.saved),
     )
     return table
 
@@ -164,30 +171,30 @@ def cost_dict(cost: ModelCost) -> dict[str, Any]:
     }
 
 
-def _length_dict(one: LengthCost) -> dict[str, Any]:
-    minute = one.per_minute
+def _length_dict(length_cost: LengthCost) -> dict[str, Any]:
+    minute = length_cost.per_minute
     return {
-        "rows": one.rows,
-        "rows_of_batch": one.rows_of_batch,
-        "rows_of_recipe": one.rows_of_recipe,
-        "macs": one.macs,
-        "flops": 2 * one.macs,
-        "macs_of_recipe": one.macs_of_recipe,
-        "macs_by_formula": one.formula,
-        "forward": _cost_dict(one.forward),
+        "rows": length_cost.rows,
+        "rows_of_batch": length_cost.rows_of_batch,
+        "rows_of_recipe": length_cost.rows_of_recipe,
+        "macs": length_cost.macs,
+        "flops": 2 * length_cost.macs,
+        "macs_of_recipe": length_cost.macs_of_recipe,
+        "macs_by_formula": length_cost.formula,
+        "forward": _cost_dict(length_cost.forward),
         "step": {
-            **{phase: _cost_dict(part) for phase, part in one.step.items()},
-            "all": _cost_dict(one.whole_step),
+            **{phase: _cost_dict(part) for phase, part in length_cost.step.items()},
+            "all": _cost_dict(length_cost.whole_step),
         },
         "by_part": [
             {"phase": phase, "part": part or _OUTSIDE, **_cost_dict(cost_of_part)}
-            for (phase, part), cost_of_part in one.by_part.items()
+            for (phase, part), cost_of_part in length_cost.by_part.items()
         ],
         "by_op": [
             {"phase": phase, "op": op, **_cost_dict(cost_of_part)}
-            for (phase, op), cost_of_part in one.by_op.items()
+            for (phase, op), cost_of_part in length_cost.by_op.items()
         ],
-        "left_out": list(one.left_out),
+        "left_out": list(length_cost.left_out),
         "per_minute": None
         if minute is None
         else {"clips": minute.clips, "macs": minute.macs, "macs_of_recipe": minute.macs_of_recipe},

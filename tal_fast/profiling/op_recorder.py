@@ -225,12 +225,12 @@ class OpRecorder:
         return gzip.compress(json.dumps(_first_steps(trace)).encode())
 
 
-def _first_steps(content: dict[str, Any]) -> dict[str, Any]:
+def _first_steps(trace: dict[str, Any]) -> dict[str, Any]:
     """Returns a trace without what begins after some steps."""
-    events = content["traceEvents"]
+    events = trace["traceEvents"]
     ends = sorted(e["ts"] + e.get("dur", 0) for e in events if e.get("name") == STEP)
     if len(ends) > _TRACED:
         last = ends[_TRACED - 1]
         events = [e for e in events if e.get("ph") == "M" or e.get("ts", 0) <= last]
-    kept = {key: value for key, value in content.items() if key not in _NAMES_A_MACHINE}
+    kept = {key: value for key, value in trace.items() if key not in _NAMES_A_MACHINE}
     return {**kept, "traceEvents": events}

@@ -21,7 +21,7 @@ from torch import Tensor
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import check_writable
 from tal_fast.data.loader import FeatureLoader
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, counted
 from tal_fast.models import detector_of
 from tal_fast.models.base import Detector, plain_defaults
 from tal_fast.models.called import output_of, proposals_of
@@ -137,7 +137,7 @@ def clips_of_data(model: Detector, data: TALDataset, videos: Sequence[str]) -> l
     """
     if data.channels != model.in_channels:
         raise DataError(
-            f"the model takes features of {model.in_channels} channels, {data.name} has "
+            f"the model takes features of {counted(model.in_channels, 'channel')}, {data.name} has "
             f"{data.channels}"
         )
     clips = model.clips(model.config, data, videos, training=False)
@@ -197,7 +197,7 @@ def profile_prediction(
     entries: list[dict[str, Any]] = []
     products: list[tuple[int, int, int, int]] = []
     for clip in clips:
-        said(f"{clip.rows} rows")
+        said(f"{counted(clip.rows, 'row')}")
         repeats = _QUICK if quick else _REPEATS
         runs = _repeated(model, setting, clip, repeats)
         memory, largest = _traced(model, setting, clip)

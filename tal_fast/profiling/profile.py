@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tal_fast.errors import counted
 from tal_fast.profiling.figures import csv_text, figure
 from tal_fast.profiling.recorder import OTHER, PhaseTime, StepRecord
 from tal_fast.profiling.sampler import Sample
@@ -224,7 +225,7 @@ def summary(profile: dict[str, Any]) -> str:
     """Returns what disturbed the steps, and how many are behind the figures."""
     steps, taken = profile["steps"], profile["disturbance"]
     others, waited = taken["others"]["value"], taken["queue_wait"]["value"]
-    parts = [f"{steps['recorded']} steps after {steps['warm_up']} of warm-up"]
+    parts = [f"{counted(steps['recorded'], 'step')} after {steps['warm_up']} of warm-up"]
     if steps["calm"] is not None:
         parts.append(f"{steps['calm']} of them calm")
     if others is not None:

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tal_fast.curves.figures import draw_svg, page_svg, save_pictures
 from tal_fast.data.files import write_text_atomically
-from tal_fast.errors import DataError
+from tal_fast.data.json_files import parse_json
+from tal_fast.errors import DataError, os_reason
 from tal_fast.page import Page
 from tal_fast.profiling.drawings import (
     breakdown_picture,
@@ -50,11 +50,9 @@ def read_profile(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "profile.json"
     try:
-        profile: Any = json.loads(path.read_text("utf-8"))
+        profile: Any = parse_json(str(path), path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}: expected a profile") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+        raise DataError(f"{path}: {os_reason(error)}: expected a profile") from error
     if not isinstance(profile, dict) or profile.get("format") not in FORMATS:
         got = profile.get("format") if isinstance(profile, dict) else type(profile).__name__
         raise DataError(f"{path}: expected a profile of format {FORMAT}, got {got!r}")
@@ -126,8 +124,8 @@ def _name(profile: Mapping[str, Any]) -> str:
     return "a training"
 
 
-def _shown(found: Mapping[str, Any]) -> str:
-    value = found["value"]
+def _shown(figure: Mapping[str, Any]) -> str:
+    value = figure["value"]
     return "-" if value is None else f"{value:.1f}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tal_fast.errors import counted
 from tal_fast.profiling.figures import value_of
 from tal_fast.profiling.profile import phase_table
 from tal_fast.profiling.work import kind_table
@@ -68,16 +69,16 @@ def _at(profile: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] 
     return value if isinstance(value, Mapping) else None
 
 
-def figure_text(found: Mapping[str, Any]) -> tuple[str, str]:
+def figure_text(figure: Mapping[str, Any]) -> tuple[str, str]:
     """Returns a figure's value with its unit, and where it comes from or why there is none."""
-    value = found["value"]
+    value = figure["value"]
     if value is None:
-        return "-", str(found.get("reason", ""))
-    scale, unit = _SCALES.get(found["unit"], (1.0, found["unit"]))
+        return "-", str(figure.get("reason", ""))
+    scale, unit = _SCALES.get(figure["unit"], (1.0, figure["unit"]))
     value = value / scale
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
     between = "" if unit.startswith("%") else " "
-    return f"{value:,.{digits}f}{between}{unit}", str(found.get("origin", ""))
+    return f"{value:,.{digits}f}{between}{unit}", str(figure.get("origin", ""))
 
 
 def figure_rows(profile: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
@@ -146,14 +147,14 @@ def length_table(profile: Mapping[str, Any]) -> Table:
     """Returns what prediction takes by length: time, rates, memory, what is beside the network."""
     prediction = profile["prediction"]
     others = value_of(profile, "disturbance", "others")
-    noun = "thread" if prediction["threads"] == 1 else "threads"
     beside = "" if others is None else f" Meanwhile others used {others:.1f} cores."
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         caption=f"{prediction['model']}, {prediction['weights']} weights, {prediction['amp']}, "
         f"{prediction['device']}, "
-        f"{prediction['threads']} {noun}; medians of repeats, network with quartiles; rates by the "
+        f"{counted(prediction['threads'], 'thread')}; medians of repeats, network with "
+        "quartiles; rates by the "
         f"{prediction.get('rates_by', 'clock')}.{beside}",
         caption_justify="left",
     )

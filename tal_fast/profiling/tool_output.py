@@ -25,16 +25,16 @@ _NANOSECONDS = {"ns": 1.0, "nsecond": 1.0, "us": 1e3, "usecond": 1e3, "ms": 1e6,
                 "s": 1e9, "second": 1e9}  # fmt: skip
 
 
-def nsys_rows(text: str) -> Rows:
+def nsys_rows(report: str) -> Rows:
     """Reads a report of ``nsys stats --format csv``, whatever it says around it.
 
     Args:
-        text: what it printed.
+        report: what it printed.
 
     Returns:
         Its first rows, by the names of its columns; none where nothing was recorded.
     """
-    lines = text.splitlines()
+    lines = report.splitlines()
     for start, line in enumerate(lines):
         header = next(csv.reader([line]), [])
         if len(header) < 3 or not any(name.endswith("(ns)") for name in header):
@@ -49,17 +49,17 @@ def nsys_rows(text: str) -> Rows:
     return []
 
 
-def ncu_tables(text: str) -> dict[str, Rows]:
+def ncu_tables(report: str) -> dict[str, Rows]:
     """Reads ``ncu --csv``: a line per kernel and metric.
 
     Args:
-        text: of its log file.
+        report: of its log file.
 
     Returns:
         ``kernels``: launches, time, and means of the shares of what the device can do, the longest
         first; nothing where no kernel was looked at.
     """
-    lines = [line for line in text.splitlines() if line.startswith('"')]
+    lines = [line for line in report.splitlines() if line.startswith('"')]
     if not lines:
         return {}
     launches: dict[tuple[str, str], dict[str, float]] = {}

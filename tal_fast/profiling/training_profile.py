@@ -14,7 +14,7 @@ import torch
 
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import check_writable
-from tal_fast.errors import TrainingError
+from tal_fast.errors import TrainingError, counted
 from tal_fast.profiling.ceilings import machine_ceilings
 from tal_fast.profiling.figures import figure, value_of
 from tal_fast.profiling.interventions import tried
@@ -80,7 +80,7 @@ def profile_training(
     if threads is not None:
         torch.set_num_threads(threads)
     check_writable(out)  # before the minutes that it takes
-    said(f"recording {steps} steps")
+    said(f"recording {counted(steps, 'step')}")
     recording = _recorded(config, data, videos, Setting.of(config), steps)
     said("measuring the machine")
     files = profile_files(recording, machine_ceilings())
@@ -165,7 +165,7 @@ def _recorded(
         recording.stop()
     if not recording.steps.records:
         raise TrainingError(
-            f"profile: expected more than {_WARM_UP} steps, got {recording.steps.seen}"
+            f"profile: expected more than {counted(_WARM_UP, 'step')}, got {recording.steps.seen}"
         )
     return recording
 

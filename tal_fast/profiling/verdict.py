@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted
 from tal_fast.profiling.figures import value_of
 from tal_fast.profiling.profile import FORMAT, FORMATS
 
@@ -111,7 +111,7 @@ def _notes(profile: Mapping[str, Any]) -> tuple[str, ...]:
     waited = value_of(profile, "disturbance", "queue_wait")
     if threads + readers > profile["usable_cores"] and waited is not None and waited >= _PARTLY:
         notes.append(
-            f"Crowded: {threads} threads that compute and {readers} that read share "
+            f"Crowded: {counted(threads, 'thread')} that compute and {readers} that read share "
             f"{profile['usable_cores']} cores."
         )
     waiting = _share(profile, "data")

@@ -24,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def roofs(
-    content: Mapping[str, Any] | None,
+    ceilings: Mapping[str, Any] | None,
     *,
     products: Sequence[tuple[int, int, int, int]],
     amp: str,
@@ -34,7 +34,7 @@ def roofs(
     """Returns what limits a step on this machine: products, memory, calls.
 
     Args:
-        content: of :func:`~tal_fast.profiling.ceilings.machine_ceilings`; None if not measured.
+        ceilings: of :func:`~tal_fast.profiling.ceilings.machine_ceilings`; None if not measured.
         products: the shapes of the model's own largest products, which are measured here.
         amp: precision of products.
         threads: torch threads.
@@ -44,11 +44,11 @@ def roofs(
     shapes = dict.fromkeys([*products, _SQUARE])
     with with_threads(threads):
         measured = [product_ceiling(s, dtype, threads, _SECONDS, device) for s in shapes]
-        bandwidth = _bandwidth(content, threads, device)
+        bandwidth = _bandwidth(ceilings, threads, device)
     best = max(measured, key=lambda ceiling: ceiling.best)
     call = None
-    if content is not None:
-        found = [c["best"] for c in content["ceilings"] if c["name"] == "call of add"]
+    if ceilings is not None:
+        found = [c["best"] for c in ceilings["ceilings"] if c["name"] == "call of add"]
         call = found[0] if found else None
     why = "tal-fast profile machine was not run in the last day"
     return {
@@ -66,7 +66,7 @@ def roofs(
 
 
 def _bandwidth(
-    content: Mapping[str, Any] | None, threads: int, device: torch.device
+    ceilings: Mapping[str, Any] | None, threads: int, device: torch.device
 ) -> float | None:
     if device.type == "cuda":
         a, b = (torch.ones(_DEVICE_ELEMENTS, device=device) for _ in range(2))
@@ -75,9 +75,9 @@ def _bandwidth(
             "copy", threads, amount, "GB/s", lambda: a.copy_(b), _SECONDS, device
         )
         return copied.best
-    if content is None:
+    if ceilings is None:
         return None
-    memory = [c for c in content["ceilings"] if c["name"].endswith(", memory")]
+    memory = [c for c in ceilings["ceilings"] if c["name"].endswith(", memory")]
     # Measured with one thread and with one per core: the nearest.
     nearest = min({c["threads"] for c in memory}, key=lambda n: abs(n - threads), default=0)
     return max((c["best"] for c in memory if c["threads"] == nearest), default=None)

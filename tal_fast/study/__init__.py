@@ -12,8 +12,9 @@ Algorithm 1 of the study that this library continues::
 A study is a directory; running it again runs only the trials that are missing.
 """
 
-from tal_fast.study.runner import StudyResult, report_study, run_study
+from tal_fast.study.runner import run_study
 from tal_fast.study.shares import parse_fractions
 from tal_fast.study.spec import StudySpec
+from tal_fast.study.summary import StudyResult, report_study
 
 __all__ = ["StudyResult", "StudySpec", "parse_fractions", "report_study", "run_study"]

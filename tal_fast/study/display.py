@@ -14,6 +14,7 @@ from rich.table import Table
 from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.learning_curve import percent
 from tal_fast.curves.tables import table_of
+from tal_fast.errors import counted
 from tal_fast.progress import duration
 from tal_fast.study.execution.messages import Outcome
 from tal_fast.study.results import curve_name, curves_by_training
@@ -123,7 +124,7 @@ class StudyDisplay:
         left = None if self._told_first or self._done else self._seconds_left()
         if left is not None:
             self._told_first = True
-            line = f"about {duration(left)} left, by the first {step} steps of {name}"
+            line = f"about {duration(left)} left, by the first {counted(step, 'step')} of {name}"
             self._console.print(line, markup=False, highlight=False)
 
     def finished(self, outcome: Outcome) -> None:
@@ -140,7 +141,7 @@ class StudyDisplay:
             record = outcome.record
             score = next(iter(record.scores.values()))
             line = (
-                f"{head}  {len(record.sample.videos)} videos"
+                f"{head}  {counted(len(record.sample.videos), 'video')}"
                 f"  mAP {percent(score.average_map):.1f}  {duration(record.seconds or 0.0)}"
             )
         left = self._note()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1: which videos train, which test, and which part of the training videos a trial sees.
+"""Algorithm 1: which part of the training videos a trial sees.
 
     D_train, D_test <- split(D, 0.2);  D_s <- sample(D_train, p)
 
-Both choices order names by a hash and take the first
-ones. A sample can therefore be recomputed from its trial's settings for as long as SHA-256 exists.
+The split is made in :mod:`tal_fast.study.splits`. Both choices order names by a hash and take the
+first ones. A sample can therefore be recomputed from its trial's settings for as long as SHA-256
+exists.
 """
 
 from __future__ import annotations
@@ -18,19 +19,16 @@ from typing import Any
 
 from tal_fast.data.clips import ClipSet
 from tal_fast.data.windows import WindowSet, windows_of
-from tal_fast.errors import ConfigError, DataError, argument, nearest
+from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.study.shares import rounded, sample_size
 
 __all__ = [
     "SAMPLINGS",
     "Sample",
-    "Split",
-    "data_split",
+    "draw_names",
     "draw_sample",
     "hash_order",
     "parse_samplings",
-    "random_split",
-    "split_videos",
     "stratified_order",
     "trial_seed",
 ]
@@ -175,21 +173,6 @@ SAMPLINGS = (
 
 
 @dataclass(frozen=True)
-class Split:
-    """The videos that train and those that test.
-
-    Attributes:
-        train: names of the training videos, sorted.
-        test: names of the test videos, sorted.
-        kind: ``"data"`` for the data set's own split, ``"random"`` for the 80/20 draw.
-    """
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    kind: str
-
-
-@dataclass(frozen=True)
 class Sample:
     """A drawn part of the training data and what it covers.
 
@@ -240,71 +223,15 @@ class Sample:
         )
 
 
-def _draw(names: Sequence[str], count: int, *key: object) -> tuple[str, ...]:
+def draw_names(names: Sequence[str], count: int, *key: object) -> tuple[str, ...]:
+    """Returns the first names in the order of :func:`hash_order`, sorted.
+
+    Args:
+        names: to draw from.
+        count: how many.
+        key: decides, with the names, which.
+    """
     return tuple(sorted(names[position] for position in hash_order(names, *key)[:count]))
-
-
-def data_split(splits: Mapping[str, Sequence[str]]) -> Split:
-    """Returns the data set's own split.
-
-    Args:
-        splits: ``{"train": [video, ...], "test": [video, ...]}``.
-
-    Raises:
-        DataError: one of the two is missing or empty, or they share a video.
-    """
-    for name in ("train", "test"):
-        if not splits.get(name):
-            raise DataError(
-                f"split: the data set has no {name} videos in its own split; "
-                f"draw one with {argument('split', 'random')}"
-            )
-    train, test = set(splits["train"]), set(splits["test"])
-    both = sorted(train & test)
-    if both:
-        raise DataError(f"split: {len(both)} videos both train and test, the first is {both[0]!r}")
-    return Split(tuple(sorted(train)), tuple(sorted(test)), "data")
-
-
-def random_split(videos: Sequence[str], *, seed: int, test_share: float = 0.2) -> Split:
-    """Splits by video, ``split(D, 0.2)`` of Algorithm 1.
-
-    Args:
-        videos: names of all videos.
-        seed: the study's seed.
-        test_share: share of the videos that test, in (0, 1).
-
-    Raises:
-        ConfigError: ``test_share`` is not in (0, 1).
-        DataError: fewer than two videos.
-    """
-    if not 0.0 < test_share < 1.0:
-        raise ConfigError(f"split: expected test_share in (0, 1), got {test_share:g}")
-    names = set(videos)
-    if len(names) < 2:
-        raise DataError(f"split: expected at least 2 videos, got {len(names)}")
-    count = min(max(1, round(test_share * len(names))), len(names) - 1)
-    test = _draw(sorted(names), count, "split", seed)
-    return Split(tuple(sorted(names.difference(test))), test, "random")
-
-
-def split_videos(dataset: Any, kind: str, seed: int) -> Split:
-    """Returns the split of a study.
-
-    Args:
-        dataset: an opened data set.
-        kind: ``"data"`` or ``"random"``.
-        seed: the study's seed.
-
-    Raises:
-        ConfigError: ``kind`` is neither.
-        DataError: the data set has no such split.
-    """
-    if kind == "data":
-        return data_split(dataset.splits)
-    if kind == "random":
-        return random_split(list(dataset.annotations.videos), seed=seed)
-    raise ConfigError(f"split: expected 'data' or 'random', got {kind!r}")
 
 
 def parse_samplings(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -348,7 +275,8 @@ def _training_videos(train: Sequence[str], videos: Mapping[str, Any]) -> list[st
     for name in names:
         if name not in videos:
             raise DataError(
-                f"sampling: no annotated video {name!r} among {len(videos)}{nearest(name, videos)}"
+                f"sampling: no annotated video {name!r} among {len(videos)}"
+                f"{nearest(name, videos, numbered=True)}"
             )
     return names
 
@@ -428,7 +356,7 @@ def draw_sample(
         drawn = [mixed[position] for position in stratified_order(held, count)]
         labels = {name: videos[name].labels for name in drawn}
     else:
-        labels = {name: videos[name].labels for name in _draw(names, count, *key)}
+        labels = {name: videos[name].labels for name in draw_names(names, count, *key)}
     present = {label for some in labels.values() for label in some.tolist()}
     return Sample(
         videos=tuple(sorted(labels)),

@@ -27,26 +27,26 @@ def sample_size(fraction: float, count: int) -> int:
     return max(1, round(rounded(fraction) * count))
 
 
-def _number(what: str, text: str, whole: str) -> float:
+def _number(what: str, word: str, whole: str) -> float:
     try:
-        value = float(text)
+        value = float(word)
     except ValueError:
-        raise ConfigError(f"{what}: expected numbers, got {text!r} in {whole!r}") from None
+        raise ConfigError(f"{what}: expected numbers, got {word!r} in {whole!r}") from None
     if not math.isfinite(value):
-        raise ConfigError(f"{what}: expected finite numbers, got {text!r} in {whole!r}")
+        raise ConfigError(f"{what}: expected finite numbers, got {word!r} in {whole!r}")
     return value
 
 
-def _range(what: str, text: str) -> list[float]:
-    parts = text.split(":")
+def _range(what: str, words: str) -> list[float]:
+    parts = words.split(":")
     if len(parts) not in (2, 3):
-        raise ConfigError(f"{what}: expected first:last or first:last:step, got {text!r}")
-    first, last = _number(what, parts[0], text), _number(what, parts[1], text)
-    step = _number(what, parts[2], text) if len(parts) == 3 else 0.1
+        raise ConfigError(f"{what}: expected first:last or first:last:step, got {words!r}")
+    first, last = _number(what, parts[0], words), _number(what, parts[1], words)
+    step = _number(what, parts[2], words) if len(parts) == 3 else 0.1
     if step <= 0:
-        raise ConfigError(f"{what}: expected a step above 0, got {parts[2]!r} in {text!r}")
+        raise ConfigError(f"{what}: expected a step above 0, got {parts[2]!r} in {words!r}")
     if last < first:
-        raise ConfigError(f"{what}: expected first <= last, got {text!r}")
+        raise ConfigError(f"{what}: expected first <= last, got {words!r}")
     # The small allowance keeps `last` although 0.1 has no exact binary form.
     count = math.floor((last - first) / step + 1e-6) + 1
     if count > _MAX_NUMBERS:

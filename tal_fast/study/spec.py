@@ -25,14 +25,9 @@ from tal_fast.study import trial as trials
 from tal_fast.study.adaptive.targets import AdaptiveRequest
 from tal_fast.study.execution.local import threads_per_job
 from tal_fast.study.execution.store import TRIALS, hash_settings
-from tal_fast.study.sampling import (
-    Split,
-    draw_sample,
-    parse_samplings,
-    split_videos,
-    trial_seed,
-)
+from tal_fast.study.sampling import draw_sample, parse_samplings, trial_seed
 from tal_fast.study.shares import parse_fractions
+from tal_fast.study.splits import Split, split_videos
 from tal_fast.study.trial import BUDGETS, KEEPS, Trial, TrialTask
 
 if TYPE_CHECKING:

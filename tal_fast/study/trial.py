@@ -127,9 +127,9 @@ class TrialTask:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> TrialTask:
+    def from_json(cls, line: str) -> TrialTask:
         """Returns the task that :meth:`to_json` wrote."""
-        fields = json.loads(text)
+        fields = json.loads(line)
         fields["trial"] = Trial(**fields["trial"])
         fields["sample"] = Sample.from_dict(fields["sample"])
         fields["train_videos"] = tuple(fields["train_videos"])

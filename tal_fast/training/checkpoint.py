@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from tal_fast.data.files import file_in_one_step
 from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals
-from tal_fast.errors import ConfigError, DataError, TrainingError, listing
+from tal_fast.errors import ConfigError, DataError, TrainingError, listing, os_reason
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
@@ -76,7 +76,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save({"format": _FORMAT, **content}, cast(Any, sink))
     except (OSError, RuntimeError) as error:
         cause = error if sink is None or sink.error is None else sink.error
-        raise TrainingError(f"cannot write the checkpoint {path}: {cause}") from cause
+        raise TrainingError(f"cannot write the checkpoint {path}: {os_reason(cause)}") from cause
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -100,7 +100,7 @@ def read_torch_file(path: str | Path) -> Any:
     except DataError as error:
         raise TrainingError(str(error)) from None
     except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TrainingError(f"{path} cannot be read: {os_reason(error)}") from error
     except Exception as error:  # a broken pickle fails in any way it likes
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise  # no fault of the file
@@ -133,16 +133,16 @@ def _why(error: Exception) -> str:
     return "its content is damaged"
 
 
-def described_content(content: Any) -> str:
+def described_content(loaded: Any) -> str:
     """Says what a file of another tool holds."""
-    if not isinstance(content, dict):
-        return f"an object of type {type(content).__name__}"
-    if "format" in content and not isinstance(content["format"], Tensor):
-        return f"format {content['format']!r:.40}"
-    keys = listing([repr(key) for key in content], 4, ", ")
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        return f"a bare state dict of {len(content)} tensors ({keys})"
-    return f"the keys {keys}" if content else "an empty dict"
+    if not isinstance(loaded, dict):
+        return f"an object of type {type(loaded).__name__}"
+    if "format" in loaded and not isinstance(loaded["format"], Tensor):
+        return f"format {loaded['format']!r:.40}"
+    keys = listing([repr(key) for key in loaded], 4, ", ")
+    if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return f"a bare state dict of {len(loaded)} tensors ({keys})"
+    return f"the keys {keys}" if loaded else "an empty dict"
 
 
 def save_model(

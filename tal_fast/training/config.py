@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from tal_fast.data.files import file_in_one_step
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, argument
+from tal_fast.errors import ConfigError, argument, os_reason
 from tal_fast.models import available, detector_config, detector_of, recipe
 from tal_fast.models.base import STRICT, NonNegative, Positive, Share
 from tal_fast.models.settings import checked, merge, plain
@@ -294,7 +294,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read the settings {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the settings {path}: {os_reason(error)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     loaded = parse_yaml(text, str(path), ConfigError)

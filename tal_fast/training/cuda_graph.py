@@ -151,16 +151,16 @@ class GraphedSteps:
         recorded.static.fill(batch)
         return self._run(recorded)
 
-    def _run(self, found: _Recorded) -> Numbers | None:
+    def _run(self, recorded: _Recorded) -> Numbers | None:
         def step() -> Numbers:
-            return self._learn(found.static)
+            return self._learn(recorded.static)
 
-        if found.made < _WARM_UP:
-            found.made += 1
+        if recorded.made < _WARM_UP:
+            recorded.made += 1
             return self._recorder.warm_up(step)
-        if found.replay is None:
+        if recorded.replay is None:
             try:
-                found.replay, found.numbers = self._recorder.record(step)
+                recorded.replay, recorded.numbers = self._recorder.record(step)
             except RuntimeError as error:
                 # Nothing of the step has run. What the graph would have held is let go.
                 self._failed = True
@@ -168,8 +168,8 @@ class GraphedSteps:
                 self._model.zero_grad(set_to_none=True)
                 say_once(f"recording failed: {str(error).strip().partition(chr(10))[0]}")
                 return None
-        found.replay()
-        return found.numbers
+        recorded.replay()
+        return recorded.numbers
 
 
 def say_once(reason: str) -> None:

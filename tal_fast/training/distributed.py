@@ -17,7 +17,8 @@ What comes out is the training of one process, but for rounding and for dropout:
 
 The first process alone writes files, rates held-out videos, detects, evaluates and shows progress.
 Ctrl-C at torchrun, or SIGTERM to it or to any process, has all of them stop after the same step;
-the state is saved (torchrun allows 30 s for it), and the same command goes on from there.
+the state is saved (torchrun allows 30 s for it), and the same command goes on from there. The same
+signals do the same to a single process.
 
 GPUs are those of ``LOCAL_RANK`` and talk through NCCL, CPUs through gloo. A process that fails
 gives its own message, and the others end as soon as they notice: at once when its connection is
@@ -44,7 +45,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tal_fast.errors import ConfigError, TrainingError
+from tal_fast.errors import ConfigError, TrainingError, counted
 from tal_fast.models.base import Targets, Whole
 
 __all__ = [
@@ -248,7 +249,8 @@ def share_of_batch(batch_size: int, windows: int) -> int:
         )
     if windows < size:
         raise ConfigError(
-            f"expected at least one training window per process, got {windows} for {size} processes"
+            f"expected at least one training window per process, got {windows} for "
+            f"{counted(size, 'process')}"
         )
     return batch_size // size
 

@@ -1,14 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard events, where TensorBoard is installed."""
+"""The numbers of the epochs: ``log.csv``, and TensorBoard events where it is installed."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EventWriter"]
+from tal_fast.data.files import file_in_one_step
+from tal_fast.errors import TrainingError, os_reason
+
+__all__ = ["EventWriter", "write_log"]
+
+
+def write_log(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``log.csv``, a row per epoch; columns in the order in which they first occur.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*dict.fromkeys(key for row in rows for key in row)])
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        with file_in_one_step(path) as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {os_reason(error)}") from error
 
 
 class EventWriter:

@@ -18,7 +18,7 @@ from tal_fast.averaging import Scores
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import file_in_one_step
 from tal_fast.data.locks import BusyError, locked_directory
-from tal_fast.errors import ConfigError, DataError, TrainingError
+from tal_fast.errors import ConfigError, DataError, TrainingError, counted, os_reason
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
 from tal_fast.models.base import Detector
 from tal_fast.training import distributed
@@ -26,6 +26,7 @@ from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
 from tal_fast.training.environment import describe_environment, peak_memory_mib
 from tal_fast.training.inference import detect, predict
+from tal_fast.training.interrupts import passed_on
 from tal_fast.training.told import ProgressEvent, TrainingSummary
 from tal_fast.training.trainer import Trainer
 
@@ -71,6 +72,17 @@ class ExperimentResult:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """How a training runs: arguments of :func:`train`."""
+
+    positions: Sequence[int] | None
+    resume: bool
+    progress: Progress | None
+    threads: int | None
+    trust_times: bool
+
+
 def train(
     config: ExperimentConfig,
     data: TALDataset,
@@ -114,21 +126,14 @@ def train(
         DataError: the videos hold nothing to train on, or too little for a hold-out.
         TrainingError: the training cannot go on, ``out`` cannot be written, or another process
             trains there.
+        KeyboardInterrupt: Ctrl-C, once the running step is done and the state is written. SIGTERM
+            ends the process after the same.
     """
     out = Path(out)
+    run = _Run(positions, resume, progress, threads, trust_times)
     parts = _parts(config, data, videos, positions)
-    with distributed.joined(resolve_device(config.training.device)), _alone_in(out, check):
-        return _train(
-            config,
-            data,
-            parts,
-            out,
-            positions=positions,
-            resume=resume,
-            progress=progress,
-            threads=threads,
-            trust_times=trust_times,
-        )
+    with _alone(config, out, check):
+        return _train(config, data, parts, out, run)
 
 
 def _parts(
@@ -151,16 +156,11 @@ def _train(
     data: TALDataset,
     parts: tuple[list[str], list[str]],
     out: Path,
-    *,
-    positions: Sequence[int] | None,
-    resume: bool,
-    progress: Progress | None,
-    threads: int | None,
-    trust_times: bool,
+    run: _Run,
 ) -> TrainingSummary:
     """As :func:`train`, on parts of the videos, in a directory that is this training's own."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
     kept, held = parts
 
     def validate(model: Detector) -> float:
@@ -175,18 +175,34 @@ def _train(
         data,
         kept,
         out,
-        positions=positions,
-        progress=progress if distributed.is_first() else None,
+        positions=run.positions,
+        progress=run.progress if distributed.is_first() else None,
         validate=validate if held else None,
         held=held,
-        trust_times=trust_times,
+        trust_times=run.trust_times,
         begin=lambda: _describe(config, out),
     )
-    return trainer.run(resume)
+    return trainer.run(run.resume)
 
 
 @contextlib.contextmanager
-def _alone_in(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+def _alone(
+    config: ExperimentConfig, out: Path, check: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Joins the processes of this training, and keeps others out of its directory.
+
+    A SIGTERM that waited for the state to be saved ends the process when both are over.
+    """
+    with (
+        passed_on(),
+        distributed.joined(resolve_device(config.training.device)),
+        _alone_in(out, check),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path, check: Callable[[], None]) -> Iterator[None]:
     """Makes the directory, and keeps other trainings out of it; the first process does, for all.
 
     Raises:
@@ -203,7 +219,7 @@ def _alone_in(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[N
             except BusyError as error:
                 raise TrainingError(str(error)) from error
             except OSError as error:
-                raise TrainingError(f"cannot write to {out}: {error}") from error
+                raise TrainingError(f"cannot write to {out}: {os_reason(error)}") from error
             check()
 
         distributed.from_first(lock)
@@ -223,7 +239,7 @@ def _describe(config: ExperimentConfig, out: Path) -> None:
         with file_in_one_step(out / "environment.json") as file:
             file.write((json.dumps(description, indent=2) + "\n").encode())
     except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error}") from error
+        raise TrainingError(f"cannot write to {out}: {os_reason(error)}") from error
 
 
 def run_experiment(
@@ -267,7 +283,8 @@ def run_experiment(
     both = sorted(set(train_videos) & set(test_videos))
     if both:
         raise DataError(
-            f"{len(both)} videos are both training and test videos, the first is {both[0]!r}"
+            f"{counted(len(both), 'video', 'are')} both training and test videos, the first is "
+            f"{both[0]!r}"
         )
     if not _annotated(data, test_videos):
         raise DataError(
@@ -276,19 +293,10 @@ def run_experiment(
         )
     began = time.perf_counter()
     out = Path(out)
+    run = _Run(positions, resume, progress, threads, trust_times)
     parts = _parts(config, data, train_videos, positions)
-    with distributed.joined(resolve_device(config.training.device)), _alone_in(out):
-        summary = _train(
-            config,
-            data,
-            parts,
-            out,
-            positions=positions,
-            resume=resume,
-            progress=progress,
-            threads=threads,
-            trust_times=trust_times,
-        )
+    with _alone(config, out):
+        summary = _train(config, data, parts, out, run)
         return distributed.from_first(
             lambda: _test(summary, data, test_videos, out, progress, began)
         )
@@ -341,14 +349,14 @@ def _test(
         with file_in_one_step(out / "metrics.json") as file:
             file.write((metrics + "\n").encode())
     except OSError as error:
-        raise TrainingError(f"cannot write {out / 'metrics.json'}: {error}") from error
+        raise TrainingError(f"cannot write {out / 'metrics.json'}: {os_reason(error)}") from error
     return result
 
 
-def _score(data: TALDataset, videos: Sequence[str], found: Detections) -> EvaluationResult:
+def _score(data: TALDataset, videos: Sequence[str], detections: Detections) -> EvaluationResult:
     # On the threads of this trial: those of the machine belong to the trials beside it, too.
     truth = data.truth.select(videos)
-    return evaluate(truth, found, num_threads=torch.get_num_threads())
+    return evaluate(truth, detections, num_threads=torch.get_num_threads())
 
 
 def _hold_out(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tal_fast.errors import counted
+
 __all__ = ["clips_of", "first_not_finite", "not_finite_weights"]
 
 
@@ -27,7 +29,7 @@ def not_finite_weights(weights: Mapping[str, Tensor]) -> str | None:
     for name, weight in weights.items():
         bad = weight.numel() - int(torch.isfinite(weight).sum())
         if bad:
-            return f"the parameter {name!r} ({bad} of {weight.numel()} values)"
+            return f"the parameter {name!r} ({bad} of {counted(weight.numel(), 'value')})"
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tal_fast.errors import ConfigError, TrainingError, listing
+from tal_fast.errors import ConfigError, TrainingError, counted, listing, os_reason
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
 from tal_fast.training.checkpoint import described_content, read_torch_file, save_model
@@ -60,7 +60,7 @@ def import_checkpoint(
                             f"found the keys {listing(list(state), _SHOWN, ', ')}")  # fmt: skip
     if num_classes != len(classes):
         raise ConfigError(
-            f"{path}: has {num_classes} classes, the data has {len(classes)}: "
+            f"{path}: has {counted(num_classes, 'class')}, the data has {len(classes)}: "
             f"{listing(classes, _SHOWN, ', ')}"
         )
     with plain_defaults("meta"):
@@ -75,29 +75,29 @@ def import_checkpoint(
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.yaml")
     except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error}") from error
+        raise TrainingError(f"cannot write to {out}: {os_reason(error)}") from error
     save_model(out / "checkpoint.pt", model.state_dict(), config, classes, in_channels)
     return out / "checkpoint.pt"
 
 
-def _weights(path: Path, content: Any, wanted: str | None) -> dict[str, Tensor]:
+def _weights(path: Path, loaded: Any, wanted: str | None) -> dict[str, Tensor]:
     """Returns the state dict that is asked for, without the prefix of a wrapper."""
-    if not isinstance(content, Mapping) or not content:
-        raise TrainingError(f"{path}: expected a checkpoint, found {described_content(content)}")
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise TrainingError(f"{path}: expected a checkpoint, found {described_content(loaded)}")
     there = {
-        kind: content[key]
+        kind: loaded[key]
         for kind, keys in _KEYS.items()
         for key in keys
-        if isinstance(content.get(key), Mapping)
+        if isinstance(loaded.get(key), Mapping)
     }
-    if not there and all(isinstance(value, Tensor) for value in content.values()):
-        there = {"raw": content}
+    if not there and all(isinstance(value, Tensor) for value in loaded.values()):
+        there = {"raw": loaded}
     if wanted is None:
         wanted = next((kind for kind in WEIGHTS if kind in there), "ema")
     if wanted not in there:
         raise ConfigError(
             f"{path}: holds no {wanted} weights, but {' and '.join(there) or 'none at all'}; "
-            f"found {described_content(content)}"
+            f"found {described_content(loaded)}"
         )
     state = there[wanted]
     for key, value in state.items():

@@ -15,7 +15,7 @@ from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import write_error
 from tal_fast.data.loader import FeatureLoader
-from tal_fast.errors import DataError, TrainingError
+from tal_fast.errors import DataError, TrainingError, counted
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models.base import Candidates, Detector, PostprocessConfig
 from tal_fast.models.called import check_labels, output_of, proposals_of
@@ -66,7 +66,7 @@ def predict(
     model, config, classes = load_model(checkpoint)
     if data.channels != model.in_channels:
         raise DataError(
-            f"{checkpoint} was trained on features of {model.in_channels} channels, "
+            f"{checkpoint} was trained on features of {counted(model.in_channels, 'channel')}, "
             f"{data.name} has {data.channels}"
         )
     if data.annotations.classes != classes:

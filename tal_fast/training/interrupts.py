@@ -9,38 +9,71 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["deferred_interrupt"]
+__all__ = ["TerminatedError", "deferred_interrupt", "passed_on"]
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came, and the state is written.
+
+    Args:
+        signum: the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
 
 
 @contextmanager
-def deferred_interrupt(*also: signal.Signals) -> Iterator[Callable[[], bool]]:
-    """Holds back the first Ctrl-C, so that state is saved between two steps and not within one.
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Holds back the first Ctrl-C or SIGTERM, so that state is saved after a step, not within one.
 
-    Args:
-        also: signals to take as Ctrl-C.
+    A process that ignores SIGTERM goes on ignoring it.
 
     Yields:
-        A function that tells whether Ctrl-C was pressed. A second Ctrl-C interrupts at once.
+        A function that tells whether one came. A second one does at once what it does elsewhere.
         Outside the main thread, where Python delivers no signals, nothing changes.
+
+    Raises:
+        TerminatedError: in place of the block's KeyboardInterrupt, if what came was SIGTERM.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    pressed = False
-    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, *also)}
+    came: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if previous[signal.SIGTERM] == signal.SIG_IGN:
+        del previous[signal.SIGTERM]
 
     def restore() -> None:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
     def remember(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
+        came.append(signum)
         restore()
 
     for signum in previous:
         signal.signal(signum, remember)
     try:
-        yield lambda: pressed
+        yield lambda: bool(came)
+    except KeyboardInterrupt:
+        if came and came[0] != signal.SIGINT:
+            raise TerminatedError(came[0]) from None
+        raise
     finally:
         restore()
+
+
+@contextmanager
+def passed_on() -> Iterator[None]:
+    """Lets a SIGTERM that was held back do what it does without us, when all is closed.
+
+    By default it ends the process, whose status then says so (143 in a shell). Where the program
+    has a handler of its own that returns, the exception goes on.
+    """
+    try:
+        yield
+    except TerminatedError as error:
+        signal.raise_signal(error.signum)
+        raise

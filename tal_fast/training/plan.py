@@ -11,7 +11,7 @@ from typing import Any
 
 from tal_fast.averaging import NOTED_START, start_kept
 from tal_fast.data import TALDataset, open_dataset, require_learnable
-from tal_fast.errors import ConfigError, argument
+from tal_fast.errors import ConfigError, argument, counted
 from tal_fast.models import detector_of
 from tal_fast.progress import bar
 from tal_fast.training.config import ExperimentConfig, load_config, parse_overrides
@@ -84,7 +84,8 @@ class TrainingPlan:
             return ()
         return (
             f"the averaged weights keep about {100 * start:.0f} % of their random start "
-            f"({training.ema_decay:g} to the power of {summary.steps} steps), which can cost most "
+            f"({training.ema_decay:g} to the power of {counted(summary.steps, 'step')}), which "
+            "can cost most "
             f"of the mAP: train longer, or with "
             f"{argument('settings', {'training.ema': 'warmup'}, option='--set')}",
         )

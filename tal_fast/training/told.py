@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from tal_fast.errors import counted
+
 __all__ = ["MadeStep", "ProgressEvent", "TrainingSummary"]
 
 
@@ -83,8 +85,9 @@ class TrainingSummary:
     unit: str
 
     def __str__(self) -> str:
-        clips = "windows" if self.unit.startswith("window") else "clips"
+        clip = "window" if self.unit.startswith("window") else "clip"
         return (
-            f"{self.epochs} epochs, {self.steps} steps over {self.windows} {clips} of "
-            f"{self.videos} videos in {self.seconds:.1f} s\n{self.checkpoint}"
+            f"{counted(self.epochs, 'epoch')}, {counted(self.steps, 'step')} over "
+            f"{counted(self.windows, clip)} of {counted(self.videos, 'video')} in "
+            f"{self.seconds:.1f} s\n{self.checkpoint}"
         )

@@ -3,48 +3,39 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from tal_fast import ranges
 from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
-from tal_fast.data.files import file_in_one_step, remove_unfinished
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
-from tal_fast.errors import TrainingError, argument
+from tal_fast.errors import TrainingError
 from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
-from tal_fast.training.checkpoint import save_model, write_checkpoint
-from tal_fast.training.config import EmaMode, ExperimentConfig, config_to_dict, deciding
+from tal_fast.training.checkpoint import save_model
+from tal_fast.training.config import ExperimentConfig, config_to_dict, deciding
 from tal_fast.training.device import resolve_device
-from tal_fast.training.events import EventWriter
+from tal_fast.training.events import EventWriter, write_log
 from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.interrupts import deferred_interrupt
-from tal_fast.training.kept_weights import KeptWeights, checkpoint_name
+from tal_fast.training.kept_weights import KeptWeights
 from tal_fast.training.late import LateNumbers, Read
-from tal_fast.training.resume import read_state
+from tal_fast.training.resume import StateFile, read_state
 from tal_fast.training.start import fresh_model, instances_of, training_loader
 from tal_fast.training.step import Stepper, diverged
 from tal_fast.training.told import MadeStep, ProgressEvent, TrainingSummary
 
 __all__ = ["Trainer"]
-
-# After an epoch the state is saved, unless the epochs are so short that saving would take more than
-# about this share of the time.
-_SAVING_SHARE = 0.02
 
 
 class Trainer:
@@ -104,18 +95,16 @@ class Trainer:
             ConfigError: several processes cannot share the batches.
             DataError: no training video, or none with an instance.
             TrainingError: the loss is not finite, or ``resume.pt`` is of other settings or data.
-            KeyboardInterrupt: after the state was written.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, after the state was written.
         """
         self._start()
         config = self.config.training
-        several = distributed.world_size() > 1
         with (
             training_loader(self.config, self.clips, self.device) as loader,
             EventWriter(
                 self.out, config.tensorboard if distributed.is_first() else "never"
             ) as events,
-            # torchrun passes on the signal that it gets itself.
-            deferred_interrupt(*([signal.SIGTERM] if several else [])) as interrupted,
+            deferred_interrupt() as interrupted,
         ):
             self._steps_per_epoch = len(loader)
             self.budget = make_budget(config, self._steps_per_epoch)
@@ -123,7 +112,7 @@ class Trainer:
             if state is not None:
                 self._restore(state)
             else:
-                distributed.from_first(self._forget)
+                distributed.from_first(self.file.forget)
                 if self.kept.rates:  # or the first rated weights, alone, look like an ended one
                     self._save()
             distributed.from_first(self.begin)
@@ -149,24 +138,12 @@ class Trainer:
             unit=self.clips.unit,
         )
 
-    def _forget(self) -> None:
-        """Removes what an earlier training left: weights beside the settings of another mislead.
-
-        Under any modes of averaging, and nothing else: files of the user's own may lie there.
-        """
-        modes = get_args(EmaMode)
-        names = {checkpoint_name((first,), mode) for first in modes for mode in modes}
-        for name in ("resume.pt", *names):
-            (self.out / name).unlink(missing_ok=True)
-
     def _finish(self) -> None:
         if not self.kept.rates:
             self.kept.keep_last()
-        (self.out / "resume.pt").unlink(missing_ok=True)
-        # One that was killed while it saved its state may not have saved it again.
-        remove_unfinished(self.out / "resume.pt")
+        self.file.remove()
 
-    # The state of a training: everything below is written by _save and read by _restore.
+    # The state of a training: everything below is written by _state and read by _restore.
 
     def _start(self) -> None:
         config = self.config
@@ -184,6 +161,7 @@ class Trainer:
             self.out.mkdir(parents=True, exist_ok=True)
             self._facts = data_facts(self.data, (*self.videos, *self.held))
         self.device = resolve_device(config.training.device)
+        self.file = StateFile(self.out, self.device)
         self.model = fresh_model(config, self.data, instances).to(self.device)
         distributed.seed_apart(config.training.seed)
         self.stepper = Stepper(self.model, config)
@@ -207,7 +185,6 @@ class Trainer:
         self._clips_seen = 0
         self._ratings: dict[str, float] = {}  # of the held-out videos, the epoch's last
         self._checked = 0  # step of the last rating of the held-out videos
-        self._saving = (0.0, -math.inf)  # seconds that the last save took, and when it was
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -225,36 +202,22 @@ class Trainer:
             classes = self.data.annotations.classes
             save_model(path, weights, self.config, classes, self.data.channels)
 
-    def _saving_is_due(self) -> bool:
-        took, when = self._saving
-        return time.perf_counter() - when >= took / _SAVING_SHARE
-
     def _save(self) -> None:
-        began = time.perf_counter()
-        cuda = self.device.type == "cuda"
-        random = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
-        with ranges.range("tal_fast.save"):
-            random_states = distributed.gathered(random)
-            if distributed.is_first():
-                self._write_state(random_states)
-        ended = time.perf_counter()
-        self._saving = (ended - began, ended)
+        self.file.save(self._state)
 
-    def _write_state(self, random: list[Any]) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "identity": self._identity(),
             "data": self._facts,
             **self.stepper.state_dict(),
             "kept": self.kept.state_dict(),
             "budget": self.budget.state_dict(),
             "checked": self._checked,
-            "random": random,
             "progress": [self.epoch, self.batches_done, self.step],
             "seconds": self.seconds,
             "log": self.log,
             "sums": self.sums,
         }
-        write_checkpoint(self.out / "resume.pt", state)
 
     def _saved_state(self) -> dict[str, Any] | None:
         """Returns the state to go on from; the first process alone reads it."""
@@ -263,20 +226,11 @@ class Trainer:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if len(state["random"]) != distributed.world_size():
-            raise TrainingError(
-                f"{self.out / 'resume.pt'} is of a training in {len(state['random'])} processes, "
-                f"this one has {distributed.world_size()}: start as many, or start over with "
-                f"{argument('resume', False)}"
-            )
         self.stepper.load_state_dict(state)
         self.kept.load_state_dict(state["kept"])
         self.budget.load_state_dict(state["budget"])
         self._checked = state["checked"]
-        random, random_cuda = state["random"][distributed.rank()]
-        torch.set_rng_state(random)
-        if random_cuda is not None:
-            torch.cuda.set_rng_state(random_cuda)
+        self.file.restore_random(state["random"])
         self.epoch, self.batches_done, self.step = state["progress"]
         self.seconds = state["seconds"]
         self.log = state["log"]
@@ -328,12 +282,13 @@ class Trainer:
         self.epoch, self.batches_done = epoch + 1, 0
         self.log.append(row)
         events.write(self.step, row)
-        self._write_log()
+        if distributed.is_first():
+            write_log(self.out / "log.csv", self.log)
         if any(distributed.total([interrupted()])):
             self._save()
             raise KeyboardInterrupt
         done = self.budget.done(self.step, self.seconds)
-        if not done and distributed.from_first(self._saving_is_due):
+        if not done and distributed.from_first(self.file.is_due):
             self._save()
 
     def _take(self, batch: Batch, epoch: int, interrupted: Callable[[], bool]) -> None:
@@ -398,8 +353,8 @@ class Trainer:
         ready, self.seconds, stop = self._added_up(ready, seconds, interrupted())
         return ready, stop
 
-    def _check_finite(self, found: Sequence[Read[MadeStep]]) -> None:
-        for numbers, made in found:
+    def _check_finite(self, reads: Sequence[Read[MadeStep]]) -> None:
+        for numbers, made in reads:
             for key, value in numbers.items():
                 # Under a gradient scaler that is how a too large scale shows; it leaves out the
                 # step.
@@ -409,12 +364,12 @@ class Trainer:
                     raise diverged(what, made.when, key, made.videos)
 
     def _added_up(
-        self, found: list[Read[MadeStep]], seconds: float, stop: bool
+        self, reads: list[Read[MadeStep]], seconds: float, stop: bool
     ) -> tuple[list[Read[MadeStep]], float, bool]:
         """Adds up what the processes know, and the losses over the epoch.
 
         Args:
-            found: this process's parts of the numbers of some steps, the same in all processes.
+            reads: this process's parts of the numbers of some steps, the same in all processes.
             seconds: of the first process's clock.
             stop: whether this process wants to stop.
 
@@ -424,12 +379,12 @@ class Trainer:
         mine = [
             # All know the same norm, and go by the first one's.
             value if key != "gradient_norm" or distributed.is_first() else 0.0
-            for read in found
+            for read in reads
             for key, value in read.numbers.items()
         ]
         *sums, seconds, stopping = distributed.total([*mine, seconds, stop])
         whole = []
-        for read in found:
+        for read in reads:
             values, sums = sums[: len(read.numbers)], sums[len(read.numbers) :]
             whole.append(read._replace(numbers=dict(zip(read.numbers, values, strict=True))))
         for numbers, _ in whole:
@@ -457,17 +412,3 @@ class Trainer:
                 seconds_left=(total - step) * self.seconds / step,
             )
         )
-
-    def _write_log(self) -> None:
-        if not distributed.is_first():
-            return
-        try:
-            text = io.StringIO(newline="")
-            columns = dict.fromkeys(key for row in self.log for key in row)
-            writer = csv.DictWriter(text, [*columns])
-            writer.writeheader()
-            writer.writerows(self.log)
-            with file_in_one_step(self.out / "log.csv") as file:
-                file.write(text.getvalue().encode())
-        except OSError as error:
-            raise TrainingError(f"cannot write {self.out / 'log.csv'}: {error}") from error

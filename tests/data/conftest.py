@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import yaml
+from own_files import Own
 
 
 class TinyData:
@@ -75,3 +76,8 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data in {folder} (TAL_FAST_TEST_DATA)")
     return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Own:
+    return Own(tmp_path)

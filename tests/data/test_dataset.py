@@ -97,7 +97,9 @@ def test_excluded_videos_are_left_out_and_stay_in_the_truth(tiny, exclude, why):
     assert data.splits == {"train": ["a", "c"], "test": ["d"]}
     assert set(data.annotations.videos) == set(data.features) == {"a", "c", "d"}
     assert data.left_out == {why: ("d2", "b")}
-    assert data.notes() == [f"2 of 5 videos are left out of training and prediction, {why}: d2, b"]
+    assert data.notes() == [
+        f"2 of the 5 videos of {path} left out of training and prediction, {why}: d2, b"
+    ]
     assert set(load_annotations(path / "annotations.json").videos) == {*"abcd", "d2", "unused"}
     save_spec(data.spec, path)
     assert open_dataset(path).spec == data.spec
@@ -114,7 +116,7 @@ def test_many_videos_left_out_are_counted_and_the_first_named(tiny):
     (note,) = open_dataset(tiny.write()).notes()
     first = ", ".join(rf"'x\n{i}'" for i in range(5))
     assert note == (
-        "7 of 11 videos are left out of training and prediction, without features "
+        f"7 of the 11 videos of {tiny.path} left out of training and prediction, without features "
         f"(unmatched: skip): {first}, …"
     )
 
@@ -171,7 +173,7 @@ def test_unknown_key(tiny, where, key, message):
         ({"classes": ["run", "run"]}, "expected each item of classes once, got 'run' twice"),
         ({"exclude": {"a": ["x"], "b": ["x"]}}, "each item of exclude once, got 'x' twice"),
         ({"exclude": ["dd"]}, "exclude: expected annotated videos, got 'dd'; did you mean 'd'"),
-        ({"classes": ["run"]}, "label 'jump' is not among the 1 classes"),
+        ({"classes": ["run"]}, "label 'jump' is not among the 1 class"),
         ({"unmatched": "skp"}, "expected unmatched 'error' or 'skip', got 'skp'"),
         ({"feature": 3}, "expected feature to hold keys"),
         ({"feature": {"layout": "TD"}}, "feature.layout 'TC' or 'CT', got 'TD'"),
@@ -248,14 +250,14 @@ def test_keys_left_empty_are_as_if_not_there(tiny):
 
 def test_fps_nowhere(tiny):
     del tiny.database["b"]["fps"]
-    with pytest.raises(DataError, match=r"1 videos have no fps in annotations.json, first 'b'"):
+    with pytest.raises(DataError, match=r"1 video has no fps in annotations.json, first 'b'"):
         open_dataset(tiny.write())
     tiny.spec["feature"]["fps"] = 10
     assert open_dataset(tiny.write()).grid("b").fps == 10
 
 
 def test_not_a_data_directory(tiny, tmp_path):
-    with pytest.raises(DataError, match=r"dataset\.yaml: no such file"):
+    with pytest.raises(DataError, match=r"expected a data directory, with a dataset\.yaml"):
         open_dataset(tmp_path)
     tiny.write()
     (tiny.path / "dataset.yaml").write_text("a: [1")

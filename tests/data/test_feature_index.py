@@ -82,7 +82,7 @@ def test_longer_than_its_header_says(tmp_path):
 
 def test_folder_in_place_of_a_file(tmp_path):
     (tmp_path / "x.npy").mkdir()
-    with pytest.raises(DataError, match=r"x\.npy: cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"x\.npy: cannot be read: expected a file"):
         read_extent(tmp_path / "x.npy")
 
 

@@ -14,8 +14,9 @@ from feature_files import KINDS, VIDEOS, check, values, write
 
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.formats import kind_of_content
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.errors import ConfigError, DataError
 
 

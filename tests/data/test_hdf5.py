@@ -10,8 +10,9 @@ from feature_files import VIDEOS, check, values
 
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.packing import pack_features
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.errors import DataError, MissingExtraError
 
 h5py = pytest.importorskip("h5py")

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one reader of annotations and results: what it refuses, on every way that leads to it."""
 
+import ast
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
+import tal_fast
 from tal_fast.data import load_annotations, open_dataset
 from tal_fast.data.annotation_file import read_annotation_file
 from tal_fast.data.json_files import parse_json, parse_with_repeats
@@ -114,7 +117,7 @@ def test_hidden_objects_are_looked_at_too():
         ("x", ("a",), False),
     ]
     with pytest.raises(DataError, match=r"x: video 'a' is listed more than once \(and 2 more\)"):
-        parse_json("x", text)
+        parse_json("x", text, bare=True)
 
 
 @pytest.mark.parametrize("name", [1, "1"])
@@ -174,3 +177,41 @@ def test_subset_of_a_video(tmp_path, read, subset, expected):
     path.write_text(path.read_text().replace(f'"subset": {subset}', '"subset": ["test"]'))
     with pytest.raises(DataError, match=r"video 'v': expected subset as text, got \['test'\]"):
         read(path)
+
+
+# What reads JSON by itself: text of our own processes, and files that are made again where they are
+# damaged. Files that people write go through the one reader.
+_OWN = {
+    "data/json_files.py",  # the reader
+    "profiling/apart.py",  # of the process that started this one
+    "profiling/ceilings.py",  # a cache
+    "profiling/external.py",  # what a profiler has just written
+    "profiling/interventions.py",  # of a process of ours
+    "profiling/op_recorder.py",  # what torch has just written
+    "study/adaptive/steering.py",  # the last line, to write none twice
+    "study/execution/messages.py",
+    "study/execution/ray/driver.py",
+    "study/execution/run_trial.py",  # of an unfinished trial, which is begun anew
+    "study/execution/worker.py",
+    "study/report/page.py",  # a cache
+    "study/spec.py",  # through JSON and back, in memory
+    "study/trial.py",  # of the driver
+}
+
+
+def test_what_people_write_is_read_by_the_one_reader():
+    package = Path(tal_fast.__file__).parent
+    readers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.loads", "json.load")
+    }
+    assert readers == _OWN
+
+
+def test_a_key_of_an_object_that_is_no_video(tmp_path):
+    with pytest.raises(DataError, match="f: key 'a' is there more than once"):
+        parse_json("f", b'{"a": {}, "a": {}}')
+    with pytest.raises(DataError, match="f: video 'a' is listed more than once"):
+        parse_json("f", b'{"a": {}, "a": {}}', bare=True)

@@ -19,9 +19,9 @@ from processes import started
 from tal_fast.data.dataset import open_dataset
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
-from tal_fast.data.feature_streams import streams_of
 from tal_fast.data.packing import Rounding, pack_features, store, verify_store
 from tal_fast.data.packing.rounding import narrowed
+from tal_fast.data.streams import streams_of
 from tal_fast.errors import ConfigError, DataError
 
 CHANNELS = 6
@@ -297,7 +297,7 @@ class TestResume:
             "import sys, time\n"
             "from pathlib import Path\n"
             "from tal_fast.data.packing import pack_features\n"
-            "from tal_fast.data.feature_streams import streams_of\n"
+            "from tal_fast.data.streams import streams_of\n"
             "out, shards = Path(sys.argv[2]), int(sys.argv[3])\n"
             "def wait(*progress):\n"
             "    if len(list(out.glob('features-*.safetensors'))) >= shards:\n"
@@ -427,7 +427,7 @@ class TestChecksums:
         ({"layout": "NTC"}, ConfigError, "pack: expected layout among TC, CT, got 'NTC'"),
         ({"rows": "longest"}, ConfigError, "pack: expected rows among equal, shortest"),
         ({"shard_bytes": 0}, ConfigError, "pack: expected shard_bytes >= 1, got 0"),
-        ({"videos": ["nobody"]}, DataError, "1 of 1 videos are missing: nobody"),
+        ({"videos": ["nobody"]}, DataError, "1 of 1 video is missing: nobody"),
         ({"videos": []}, DataError, "no video of the form '%s.npy' to pack"),
     ],
 )
@@ -452,6 +452,9 @@ def test_other_channels_and_faulty_files_and_folders(tmp_path, folder):
     (tmp_path / "out" / store.SETTINGS).write_text("{")
     with pytest.raises(DataError, match=r"pack\.json: not valid JSON"):
         pack_features(streams_of(folder), tmp_path / "out")
+    (tmp_path / "out" / store.SETTINGS).write_text('{"dtype": "float32", "dtype": "float16"}')
+    with pytest.raises(DataError, match=r"pack\.json: key 'dtype' is there more than once"):
+        pack_features(streams_of(folder), tmp_path / "out")
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
@@ -459,7 +462,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     code = (
         "import sys\n"
         "from tal_fast.data.packing import pack_features\n"
-        "from tal_fast.data.feature_streams import streams_of\n"
+        "from tal_fast.data.streams import streams_of\n"
         "from tal_fast.training.environment import peak_memory_mib\n"
         "r = pack_features(streams_of(sys.argv[1]), sys.argv[2], dtype='float16',"
         " shard_bytes=8 << 20)\n"

@@ -126,7 +126,7 @@ def put(name, data):
         (put("RawData/labels.txt", b"1 1 5 1 501"), r"exp01_user01 are not within 1\.\.500"),
         (put("RawData/labels.txt", b"1 1 13 1 50"), r"known activity, first \[1, 1, 13, 1, 50\]"),
         (put("RawData/labels.txt", b"1 1 5 0 50"), r"are not within 1\.\.500"),
-        (put("RawData/labels.txt", b"9 1 5 1 50"), "1 segments, of which only 0 belong to a"),
+        (put("RawData/labels.txt", b"9 1 5 1 50"), "1 segment, of which only 0 belong to a"),
         (put("RawData/labels.txt", b"1 1 5 1 50"), "expected 4 .*12 segments.* got .*1 seg"),
         (put("RawData/acc_exp01_user01.txt", b"1 2 x"), "acc_exp01_user01.txt: expected numbers"),
         (put("RawData/acc_exp01_user01.txt", b"1 2"), "expected 3 numbers per line, got 2"),
@@ -150,7 +150,7 @@ def test_archive_that_is_not_hapt(small, tmp_path, change, message):
 def test_missing_and_broken_archives(small, tmp_path):
     with pytest.raises(DataError, match=r"hapt\.zip: no such archive"):
         prepare_hapt(small.path, tmp_path / "out")
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+    with pytest.raises(DataError, match="cannot be read: expected a file, found"):
         prepare_hapt(tmp_path, tmp_path / "out")
     small.path.write_bytes(b"PK not really")
     with pytest.raises(DataError, match="not a whole zip archive: File is not a zip file"):

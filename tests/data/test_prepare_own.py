@@ -8,60 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_files import RATE, SECONDS
 
 from tal_fast import cli
 from tal_fast.data import open_dataset, validation
 from tal_fast.data.prepare import FeatureChoice, Repairs, prepare_csv, prepare_json
-from tal_fast.data.prepare.segment_table import lookalikes, read_segment_table
+from tal_fast.data.prepare.segment_table import read_segment_table
+from tal_fast.data.validation.doubts import lookalikes
 from tal_fast.errors import ConfigError, DataError
-
-RATE = 5.0
-SECONDS = 20
-
-
-class Own:
-    """Ten videos of 20 s with five rows a second; each has a run and a walk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names = [f"clip_{number:02d}" for number in range(10)]
-        self.header = ["video", "start", "end", "label"]
-        self.lines = [
-            [name, start, start + 2.5, label]
-            for number, name in enumerate(self.names)
-            for label, start in (("run", 1.0 + number), ("walk", 14.0))
-        ]
-        (path / "features").mkdir()
-        for number, name in enumerate(self.names):
-            rng = np.random.default_rng(number)
-            array = rng.normal(size=(int(SECONDS * RATE), 4)).astype(np.float32)
-            np.save(path / "features" / f"{name}.npy", array)
-
-    def column(self, name: str, value) -> None:
-        """Adds a column; ``value`` is that of all videos, or a function of a video's number."""
-        self.header.append(name)
-        for line in self.lines:
-            number = self.names.index(line[0])
-            line.append(value(number) if callable(value) else value)
-
-    def write(self, separator: str = ",", start: str = "") -> Path:
-        file = self.path / "segments.csv"
-        rows = [self.header, *self.lines]
-        text = start + "".join(separator.join(map(str, row)) + "\n" for row in rows)
-        file.write_text(text, "utf-8")
-        return file
-
-    def features(self, **form) -> FeatureChoice:
-        return FeatureChoice.at_rate([self.path / "features"], RATE, **form)
-
-    def prepare(self, **options):
-        out = self.path / "out"
-        return prepare_csv(self.write(), self.features(), out, **options)
-
-
-@pytest.fixture
-def own(tmp_path) -> Own:
-    return Own(tmp_path)
 
 
 def subset(number: int) -> str:
@@ -74,9 +28,7 @@ class TestCsv:
         assert (report.splits, report.instances, report.classes) == ({"train": 8, "test": 2}, 20, 2)
         lines = "\n".join(report.lines())
         assert "split test: 2 of 10 videos, drawn with seed 0" in lines
-        assert (
-            "the rate is not checked: without durations in the annotations they are those" in lines
-        )
+        assert "the rate is not checked: durations are those of the rows, so that any" in lines
         assert "too low" not in lines
         assert "rows agree" not in lines, "with durations that were made of them"
         data = open_dataset(own.path / "out")
@@ -104,13 +56,23 @@ class TestCsv:
     def test_validate_says_that_durations_of_rows_check_no_rate(self, own):
         own.prepare()
         result = validation.validate_dataset(own.path / "out")
-        assert not result.rate_checked
-        assert "not checked: the rate. Every duration is just what the rows cover" in result.table()
+        assert "the rate is not checked: durations are those of the rows" in result.table()
         own.column("duration", "20.01")
         own.prepare(overwrite=True)
         result = validation.validate_dataset(own.path / "out")
-        assert result.rate_checked
         assert "not checked" not in result.table()
+
+    def test_validate_says_what_prepare_doubts(self, own):
+        own.lines[3][3] = "Walk"
+        own.lines[1][2] = 20.15  # after the last row, so this duration is that of its segment
+        choice = FeatureChoice.at_rate([own.path / "features"], RATE / 1.5)
+        report = prepare_csv(own.write(), choice, own.path / "out", test_share=0.1)
+        doubts = [note for note in report.notes if "looks like" in note or "too low" in note]
+        result = validation.validate_dataset(own.path / "out")
+        told = [*result.doubts, *(text for item in result.findings for text in item.examples)]
+        assert len(doubts) == 2
+        assert all(note in told for note in doubts)
+        assert "too low" in " ".join(result.table().split())
 
     def test_all_columns(self, own):
         own.column("Subset", subset)
@@ -161,7 +123,7 @@ class TestCsv:
         data = open_dataset(own.path / "out")
         assert data.annotations.videos["clip_00"].duration == 20.15
         own.lines[1][2] = 20.25
-        with pytest.raises(DataError, match=r"'clip_00', annotation 1: .*not inside the video"):
+        with pytest.raises(DataError, match=r"'clip_00', line 3: .*not inside the video"):
             own.prepare(overwrite=True)
         own.prepare(overwrite=True, repairs=Repairs(out_of_range="clamp"))
         data = open_dataset(own.path / "out")
@@ -424,12 +386,10 @@ class TestFaults:
 
     def test_videos_without_features(self, own):
         (own.path / "features" / "clip_03.npy").unlink()
-        with pytest.raises(DataError, match="1 of 10 videos have no features"):
+        with pytest.raises(DataError, match=r"no features \(%s\.npy\) for 1 of 10 videos: clip_03"):
             own.prepare()
         skip = Repairs(missing="skip")
-        with pytest.raises(
-            DataError, match="videos without features and without a duration: 1, first"
-        ):
+        with pytest.raises(DataError, match="no features and no duration for 1 video: clip_03"):
             own.prepare(repairs=skip)
         own.column("duration", SECONDS)
         assert own.prepare(repairs=skip).missing == ("clip_03",)

@@ -170,9 +170,9 @@ class TestThumos14:
                 annotations, choice, tmp_path / "out", repairs=Repairs(**repairs)
             )
 
-        with pytest.raises(DataError, match=f"1 of 10 videos have no features .*{thumos.names[3]}"):
+        with pytest.raises(DataError, match=f"no features .* of 10 videos: {thumos.names[3]}"):
             prepare()
-        with pytest.raises(DataError, match=f"1 segments end at or .* in video '{second}'"):
+        with pytest.raises(DataError, match=f"1 segment has no length .* in video '{second}'"):
             prepare(missing="skip")
         with pytest.raises(
             DataError, match=f"^{annotations}: .*1 out of range.*'{first}', annotation 2"
@@ -182,10 +182,10 @@ class TestThumos14:
         assert (report.dropped, report.out_of_range) == (1, 1)
         assert report.missing == (thumos.names[3],)
         text = "\n".join(report.lines())
-        assert "1 segments left out that end at or before their start" in text
-        assert "1 segments reach beyond their video" in text
-        assert "1 videos left out of training and prediction for want of features" in text
-        assert f"(exclude in dataset.yaml); scoring counts them: {thumos.names[3]}" in text
+        assert "1 segment without length left out (end <= start)" in text
+        assert "1 segment reaches beyond the video: for training " in text
+        assert "1 of 10 annotated videos left out of training and prediction for want of" in text
+        assert f"(exclude in dataset.yaml), and counted by scoring: {thumos.names[3]}" in text
         data = open_dataset(tmp_path / "out")
         assert data.left_out == {"without features (exclude)": (thumos.names[3],)}
         truth = load_annotations(tmp_path / "out/annotations.json", out_of_range="keep")
@@ -341,7 +341,7 @@ class TestActivityNet13:
                 annotations, choice, tmp_path / "out", subsets=table, repairs=Repairs(**repairs)
             )
 
-        with pytest.raises(DataError, match="12 segments end at or before their start"):
+        with pytest.raises(DataError, match="12 segments have no length"):
             prepare()
         with pytest.raises(DataError, match="215 out of range"):
             prepare(non_positive="drop")

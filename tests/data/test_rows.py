@@ -11,8 +11,9 @@ import torch
 from tal_fast.cli import main
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.packing import pack_features
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.errors import ConfigError, DataError
 
 T, C = 5, 3

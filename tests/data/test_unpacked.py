@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tal_fast.data import unpacked
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.json_files import read_json
+from tal_fast.data.streams import Stream
 from tal_fast.errors import DataError, TrainingError
 from tal_fast.training.checkpoint import read_torch_file
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tal_fast.data.dataset import open_dataset
-from tal_fast.data.feature_streams import streams_of
+from tal_fast.data.streams import streams_of
 from tal_fast.data.validation import FeatureQuestion, validate, validate_dataset, write_report
 from tal_fast.data.validation.result import CHECKS
 from tal_fast.data.validation.timing import Proposal, propose
@@ -240,7 +240,11 @@ def test_rules_for_segments_beyond_the_video(planted):
     result = planted.look(out_of_range="clamp")
     assert result.ok
     assert result.count("out-of-range") == 1
-    assert "will be cut" in result.findings[0].message
+    assert "training sees them cut to the video" in result.findings[0].message
+    assert "scoring takes them as they are" in result.findings[0].message
+    planted.instance("clip01")["segment"] = [98, 99]
+    result = planted.look(out_of_range="clamp")
+    assert "outside the video; training leaves them out" in result.findings[0].message
 
 
 def test_repeated_video(planted):
@@ -408,7 +412,7 @@ def test_what_a_data_directory_leaves_out(tiny):
     result = validate_dataset(tiny.write())
     assert [(f.check, f.severity, f.examples) for f in result.findings] == [
         ("excluded", "error", ("video 'bb'; did you mean 'b'?",)),
-        ("class-missing", "error", ("'fly', 1 instances elsewhere",)),
+        ("class-missing", "error", ("'fly', 1 instance elsewhere",)),
         ("excluded", "warning", ("video 'a'",)),
         ("missing-features", "warning", ("video 'b'",)),
         ("extra-features", "warning", ("video 'x'",)),

@@ -8,8 +8,9 @@ import pytest
 
 from tal_fast import cli
 from tal_fast.data.dataset import open_dataset
-from tal_fast.data.feature_streams import OpenStream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.packing import pack_features
+from tal_fast.data.streams import streams_of
 from tal_fast.data.validation import validate_dataset
 from tal_fast.errors import DataError
 
@@ -53,7 +54,7 @@ def test_one_answer_for_an_id(tiny, video):
     (finding,) = validate_dataset(tiny.path).findings
     assert (finding.check, finding.severity, finding.count) == ("missing-features", "error", 1)
     assert f"video {video!r}: no {video + '.npy'!r}" in finding.examples[0]
-    with pytest.raises(DataError, match="1 of 1 videos are missing"):
+    with pytest.raises(DataError, match="1 of 1 video is missing"):
         pack_features(streams_of(tiny.path / "features", "%s.npy"), tiny.path / "p", videos=[video])
 
 

@@ -138,7 +138,7 @@ def test_faulty_window_sets(tiny):
 def test_no_window_left(tiny):
     tiny.database["b"]["annotations"] = []
     data = open_dataset(tiny.write())
-    with pytest.raises(DataError, match="none of the 1 windows of 1 videos holds 75% of an inst"):
+    with pytest.raises(DataError, match="none of the 1 window of 1 video holds 75% of an inst"):
         WindowSet(data, ["b"])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tal_fast
 from tal_fast import cli
 from tal_fast.data import load_annotations, open_dataset
 from tal_fast.errors import DataError
@@ -219,6 +220,36 @@ class TestDataDirectory:
         # Targets of training are.
         assert open_dataset(folder).annotations.videos["a"].segments.tolist() == [[4.0, 10.0]]
 
+    def test_segments_beyond_their_video_are_noted_where_they_are_scored(self, folder):
+        found = self.found(b=[1.0, 3.0])
+        notes = [str(note) for note in evaluate(folder, found, subset="test").notes]
+        assert notes == [
+            "1 segment reaches beyond the video; they are scored as the annotations have them"
+        ]
+        other = evaluate(folder, self.found(c=[1.0, 3.0]), subset="training")
+        assert not other.notes
+        cut = load_annotations(folder / "annotations.json", out_of_range="clamp")
+        (note,) = evaluate(cut, found).notes
+        assert "1 cut to it and 0 left out when they were loaded" in str(note)
+
+    def test_videos_of_another_split_are_named_as_such(self, folder):
+        message = (
+            "2 of 3 predicted videos not in split 'train' of .*, but 2 of split 'test', the first "
+            r"is 'a'; choose what was predicted \(--split \(split\) of a data directory"
+        )
+        found = self.found(a=[1, 2], b=[1, 2], c=[1, 2])
+        with pytest.raises(DataError, match=message):
+            tal_fast.evaluate(folder, found, split="train")
+        with pytest.raises(DataError, match="2 of split 'test'"):
+            tal_fast.evaluate(open_dataset(folder), found, split="train")
+
+    def test_a_table_is_no_annotation_file(self, tmp_path):
+        table = tmp_path / "segments.csv"
+        table.write_text("video,start,end,label\na,1,2,run\n")
+        message = r"got a table; make .*: tal-fast prepare csv --segments \S+segments\.csv --featur"
+        with pytest.raises(DataError, match=message):
+            evaluate(table, self.found(a=[1, 2]))
+
     def test_subsets_are_compared_as_the_dialect_does(self, folder):
         text = (folder / "annotations.json").read_text().replace('"test"', '"Test"')
         (folder / "annotations.json").write_text(text)
@@ -260,7 +291,7 @@ class TestDataDirectory:
         assert "video 'b', prediction 0: expected a start >= 0 s" in capsys.readouterr().err
 
     def test_a_directory_that_is_none(self, tmp_path):
-        with pytest.raises(DataError, match=r"a data directory holds a dataset\.yaml"):
+        with pytest.raises(DataError, match=r"expected a data directory, with a dataset\.yaml"):
             evaluate(tmp_path, self.found())
 
 
@@ -335,7 +366,7 @@ class TestBadPredictions:
 
     def test_video_of_another_subset(self, truth, found):
         found["results"]["train1"] = []
-        message = "1 of 3 videos are not in subset 'test'.*the first is 'train1'"
+        message = "1 of 3 predicted videos not in subset 'test'.*, but 1 of subset 'training', the"
         with pytest.raises(DataError, match=message):
             evaluate(truth, found, subset="test")
         evaluate(truth, found)
@@ -383,7 +414,7 @@ class TestBadPredictions:
             evaluate(truth, tmp_path / "none.json")
 
     def test_directory(self, truth, tmp_path):
-        with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        with pytest.raises(DataError, match="cannot be read: expected a file, found a dir"):
             evaluate(truth, tmp_path)
 
     def test_wrong_type(self, truth):

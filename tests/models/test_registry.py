@@ -301,4 +301,4 @@ def test_a_module_of_the_working_directory_on_the_command_line(folder, tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoint.pt").exists()
     # It learns from whole videos, which are no windows.
-    assert re.search(r"1 epochs, \d+ steps over (\d+) clips of \1 videos in", done.stdout)
+    assert re.search(r"1 epoch, \d+ steps over (\d+) clips of \1 videos in", done.stdout)

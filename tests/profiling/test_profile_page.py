@@ -94,6 +94,7 @@ def test_a_profile_of_the_first_format_opens(tmp_path):
     [
         (None, "expected a profile"),
         ("{", "not valid JSON"),
+        ('{"step": {}, "step": {}}', "key 'step' is there more than once"),
         ("[]", "got 'list'"),
         ('{"format": 3}', f"expected a profile of format {FORMAT}, got 3"),
     ],

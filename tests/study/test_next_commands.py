@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tal_fast import cli
 from tal_fast.cli.next_steps import free_place, given_options
 from tal_fast.cli.options import MachineOptions, SettingOptions
+from tal_fast.data import open_dataset
 from tal_fast.study import trial
 
 
@@ -51,6 +53,37 @@ def test_after_a_study_of_one_repetition_comes_one_of_more(
     assert plan[-2:] == ["--draws", "50"]
     draw = next_of(capsys, *plan[1:])
     assert draw[1:3] == ["study", "draw"]
+    end = next_of(capsys, *draw[1:-1], tmp_path / "curve.svg")
+    assert end[0] == "open", "the last step leads back to none"
+
+
+def test_after_a_score_the_study_that_is_there_goes_on(
+    capsys, learns, no_pictures, tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "found.json"
+    dataset = open_dataset(tiny_data)
+    found = {"segment": [0.0, 1.0], "label": dataset.classes[0], "score": 0.5}
+    results.write_text(json.dumps({"results": {dataset.splits["test"][0]: [found]}}))
+    score = ("evaluate", "--annotations", tiny_data, "--predictions", results)
+    first = next_of(capsys, *score)
+    assert first[1:3] == ["study", "run"]
+    assert first[-2:] == ["--out", "results/first"]
+    given = ("--data", tiny_data, "--out", "results/mine", *STUDY, "--repetitions", 2)
+    next_of(capsys, "study", "run", *given)
+    again = next_of(capsys, *score)
+    assert again[again.index("--out") + 1] == "results/mine"
+    next_of(capsys, *again[1:])
+    assert len(fake_experiment.read_calls(Path("results/mine"))) == 8, "nothing was trained again"
+
+
+def test_a_study_without_repetitions_names_commands_that_take_what_it_advises(
+    capsys, learns, no_pictures, tiny_data, tmp_path
+):
+    given = ("--data", tiny_data, "--out", tmp_path / "s", *STUDY, "--repetitions", 1)
+    assert cli.main([str(word) for word in ("study", "run", *given)]) == 0
+    note = next(line for line in capsys.readouterr().err.splitlines() if "--deviation" in line)
+    assert "to extrapolate or plan: --deviation POINTS" in note
 
 
 def test_several_curves_are_told_apart(capsys, learns, no_pictures, tiny_data, tmp_path):

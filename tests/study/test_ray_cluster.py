@@ -454,7 +454,7 @@ class TestStartingRay:
             return directory
 
         monkeypatch.setattr(ray_process, "make_short_directory", make_bad)
-        with pytest.raises(ConfigError, match=r"ray: cannot connect to local: .*File exists"):
+        with pytest.raises(ConfigError, match=r"ray: cannot connect to local: .*found a file"):
             cluster("local", study).connect()
         self.check_nothing_left(mark, made)
 

@@ -11,20 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tal_fast.errors import ConfigError, DataError
-from tal_fast.study.sampling import (
-    SAMPLINGS,
-    data_split,
-    draw_sample,
-    parse_samplings,
-    random_split,
-    trial_seed,
-)
+from tal_fast.study.sampling import SAMPLINGS, draw_sample, parse_samplings, trial_seed
 from tal_fast.study.shares import (
     fractions_of_videos,
     parse_fractions,
     parse_shares,
     sample_size,
 )
+from tal_fast.study.splits import data_split, random_split
 
 CLASSES = ("run", "jump", "throw")
 NAMES = [f"video_{i:03d}" for i in range(40)]
@@ -176,7 +170,7 @@ class TestSplit:
             data_split({"train": ["a"], "test": []})
         with pytest.raises(DataError, match="no train videos"):
             data_split({"test": ["a"]})
-        with pytest.raises(DataError, match="1 videos both train and test, the first is 'a'"):
+        with pytest.raises(DataError, match="1 video both train and test, the first is 'a'"):
             data_split({"train": ["a", "b"], "test": ["a"]})
 
 
@@ -286,7 +280,7 @@ class TestSample:
 
     def test_same_in_another_process(self):
         code = (
-            "from tal_fast.study.sampling import random_split;"
+            "from tal_fast.study.splits import random_split;"
             f"print(random_split({NAMES!r}, seed=3).test)"
         )
         output = subprocess.run(

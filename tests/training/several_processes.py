@@ -92,8 +92,11 @@ class Scenarios:
     def interrupt(self) -> None:
         """SIGTERM to the second process alone, in mid-epoch."""
         self.train("whole", RESUMED)
+        # Without a handler of its own the second process would end of it.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         with self.second_in_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             self.train("cut", RESUMED)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.seen["interrupted"] = self.seen["cut"]
         if self.rank == 0:  # for a single process that is asked to go on with it
             (self.out / "left").mkdir()

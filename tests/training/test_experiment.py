@@ -74,7 +74,7 @@ def test_scores_are_against_the_uncut_truth(data, config, out, monkeypatch):
 
 def test_videos_in_both_lists(data, config, out):
     train = data.splits["train"]
-    with pytest.raises(DataError, match=f"1 videos are both .* the first is '{train[0]}'"):
+    with pytest.raises(DataError, match=f"1 video is both .* the first is '{train[0]}'"):
         run_experiment(config, data, train_videos=train, test_videos=train[:1], out=out)
 
 

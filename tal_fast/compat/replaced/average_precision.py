@@ -46,11 +46,11 @@ def prove(original: Callable[..., Any], options: Options) -> Proof:
     return Proof(candidates[name], f"matches as {name}; differs by {off:.0e}")
 
 
-def largest_difference(expected: Any, found: Any) -> float:
+def largest_difference(expected: Any, actual: Any) -> float:
     """Returns the largest difference of two arrays, infinity for different shapes."""
-    if expected.shape != found.shape or np.isnan(expected).any():
+    if expected.shape != actual.shape or np.isnan(expected).any():
         return float("inf")
-    return float(np.abs(expected - found).max(initial=0.0))
+    return float(np.abs(expected - actual).max(initial=0.0))
 
 
 def _make(original: Callable[..., Any], dialect: str) -> Callable[..., Any]:

@@ -81,9 +81,9 @@ def _made_inputs() -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack([start, start + length], 1), scores, labels
 
 
-def _difference(expected: list[Any], found: list[Any]) -> float:
+def _difference(expected: list[Any], actual: list[Any]) -> float:
     worst = 0.0
-    for (a, a_scores, a_labels), (b, b_scores, b_labels) in zip(expected, found, strict=True):
+    for (a, a_scores, a_labels), (b, b_scores, b_labels) in zip(expected, actual, strict=True):
         if a.shape != b.shape or not torch.equal(a_labels, b_labels):
             return math.inf
         if len(a):

@@ -32,17 +32,17 @@ class Columns:
     scores: Any  # [M], of its own dtype
 
 
-def columns(ground_truth: Any, found: Any) -> Columns:
+def columns(ground_truth: Any, predictions: Any) -> Columns:
     """Returns the columns of two tables.
 
     Raises:
         UnsuitableError: something about them that only the original is to decide.
     """
-    if len(ground_truth) == 0 or len(found) == 0:
+    if len(ground_truth) == 0 or len(predictions) == 0:
         raise UnsuitableError("a table is empty")
     numbers: dict[Hashable, int] = {}
     videos = []
-    for table in (ground_truth, found):
+    for table in (ground_truth, predictions):
         names = _column(table, "video-id").tolist()
         if any(name is None or name != name for name in names):
             raise UnsuitableError("a video has no name")
@@ -52,8 +52,8 @@ def columns(ground_truth: Any, found: Any) -> Columns:
         videos[0],
         _segments(ground_truth),
         videos[1],
-        _segments(found),
-        _column(found, "score").to_numpy(),
+        _segments(predictions),
+        _column(predictions, "score").to_numpy(),
     )
 
 

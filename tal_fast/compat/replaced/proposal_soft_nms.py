@@ -51,10 +51,10 @@ def prove(original: Callable[..., Any], options: Options) -> Proof:
     return Proof(candidates[name], f"score in the {name} column; differs by {off:.0e}")
 
 
-def _difference(expected: Any, found: Any) -> float:
-    if [part.shape for part in expected] != [part.shape for part in found]:
+def _difference(expected: Any, actual: Any) -> float:
+    if [part.shape for part in expected] != [part.shape for part in actual]:
         return float("inf")
-    pairs = zip(expected, found, strict=True)
+    pairs = zip(expected, actual, strict=True)
     return max(float((np.abs(a - b) / np.maximum(np.abs(a), 1e-300)).max()) for a, b in pairs)
 
 

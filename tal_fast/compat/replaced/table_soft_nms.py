@@ -39,10 +39,10 @@ def prove(original: Callable[..., Any], options: Options) -> Proof:
         found = [function(table.copy(), 0.46, 30), function(table.copy(), 0.46, 500)]
         return [part[["score", "xmin", "xmax"]].to_numpy() for part in found]
 
-    def difference(expected: Any, found: Any) -> float:
-        if [part.shape for part in expected] != [part.shape for part in found]:
+    def difference(expected: Any, actual: Any) -> float:
+        if [part.shape for part in expected] != [part.shape for part in actual]:
             return math.inf
-        pairs = zip(expected, found, strict=True)
+        pairs = zip(expected, actual, strict=True)
         return max(float((np.abs(a - b) / np.maximum(np.abs(a), 1e-300)).max()) for a, b in pairs)
 
     candidates = {name: _make(original, limit) for name, limit in _LIMITS.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, os_reason
 
 __all__ = [
     "IN_PLACE",
@@ -69,7 +69,7 @@ def kind_of_content(path: str) -> Kind:
     except FileNotFoundError:
         raise DataError(f"{path}: no such feature file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):

@@ -18,7 +18,7 @@ from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
 from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals, unpickle_arrays
-from tal_fast.errors import ConfigError, DataError, argument, listing
+from tal_fast.errors import ConfigError, DataError, argument, listing, os_reason
 
 __all__ = ["array_file", "close_array_file", "pick"]
 
@@ -56,7 +56,7 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
     except FileNotFoundError:
         raise DataError(f"{path}: no such feature file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -65,10 +65,10 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
         raise DataError(f"{path}: not a whole {kind} file: {error}") from error
 
 
-def close_array_file(content: Any) -> None:
+def close_array_file(opened: Any) -> None:
     """Closes what :func:`array_file` returned, if it is a file (``.npz``)."""
-    if isinstance(content, np.lib.npyio.NpzFile):
-        content.close()
+    if isinstance(opened, np.lib.npyio.NpzFile):
+        opened.close()
 
 
 def _load_torch(path: str) -> Any:
@@ -95,10 +95,10 @@ def _load_torch(path: str) -> Any:
     return _as_array(path, loaded)
 
 
-def _by_name(path: str, content: Mapping[Any, Any]) -> dict[str, Any]:
+def _by_name(path: str, arrays: Mapping[Any, Any]) -> dict[str, Any]:
     """Returns a mapping with the names that templates find: those of ids that are numbers, too."""
-    named = {str(name): value for name, value in content.items()}
-    if len(named) != len(content):
+    named = {str(name): value for name, value in arrays.items()}
+    if len(named) != len(arrays):
         raise DataError(f"{path}: two arrays of one name (a number and the same as text)")
     return named
 
@@ -118,17 +118,17 @@ def _as_array(path: str, value: Any) -> Any:
         raise DataError(f"{path}: expected a tensor of numbers, got {value.dtype}") from error
 
 
-def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
+def pick(where: str, arrays: Any, key: str | None) -> npt.NDArray[Any]:
     """Returns the array of a file that holds one, or the one that ``key`` names.
 
     Raises:
         DataError: if there is no such array, or several and no key.
     """
-    if not isinstance(content, Mapping):
+    if not isinstance(arrays, Mapping):
         if key is not None:
             raise DataError(f"{where}: expected arrays by name, of which {key!r}, got one array")
-        return _array(where, content)
-    names = [str(name) for name in content]
+        return _array(where, arrays)
+    names = [str(name) for name in arrays]
     if key is None:
         if len(names) != 1:
             raise DataError(
@@ -141,7 +141,7 @@ def pick(where: str, content: Any, key: str | None) -> npt.NDArray[Any]:
             f"{where}: no array {key!r} among {len(names)} ({listing(names, between=', ')})"
         )
     try:
-        value = content[key]
+        value = arrays[key]
     except Exception as error:  # a member of an .npz file is read here, and fails in any way
         if "allow_pickle" in str(error):  # NumPy's advice is not ours
             check_dtype(f"{where}: {key!r}", np.dtype(object))

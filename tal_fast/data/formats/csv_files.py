@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted
 
 __all__ = ["load_csv"]
 
@@ -124,8 +124,8 @@ def _check_names(path: str, names: Sequence[str]) -> None:
         raise DataError(f"{where}, column {wrong[0]}: expected a column name, got {what}{hint}")
 
 
-def _is_name(text: str) -> bool:
-    word = text.strip().casefold()
+def _is_name(cell: str) -> bool:
+    word = cell.strip().casefold()
     return (
         any(letter.isalpha() for letter in word)
         and word not in _MISSING
@@ -149,7 +149,9 @@ def _shown(cells: Sequence[str]) -> str:
 
 def _floats(where: str, cells: Sequence[str], columns: int) -> list[float]:
     if len(cells) != columns:
-        raise DataError(f"{where}: expected {columns} cells as in line 1, got {len(cells)}")
+        raise DataError(
+            f"{where}: expected {counted(columns, 'cell')} as in line 1, got {len(cells)}"
+        )
     try:
         if not _PLAIN.fullmatch("".join(cells)):
             raise ValueError

@@ -21,7 +21,7 @@ from tal_fast.data.formats.hdf5_storage import (
     other_files,
     storage_words,
 )
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = ["Hdf5File"]
@@ -55,7 +55,7 @@ class Hdf5File:
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such feature file") from None
         except OSError as error:
-            reason = str(error.strerror or error)
+            reason = os_reason(error)
             raise DataError(f"{self.path}: cannot be read as HDF5: {reason}") from error
         self._h5py = h5py
         self._name = h5py.h5f.get_name(self._file.id)

@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from tal_fast.data.formats import needs_packing
-from tal_fast.errors import DataError, MissingExtraError
+from tal_fast.errors import DataError, MissingExtraError, os_reason
 
 __all__ = [
     "check_numbers",
@@ -53,7 +53,7 @@ def file_of(dataset: Any) -> str:
     try:
         there = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     if (there.st_dev, there.st_ino) != (opened.st_dev, opened.st_ino):
         raise DataError(f"{path}: was replaced while it was read")
     return path
@@ -174,7 +174,7 @@ def _raw_files(where: str, dataset: Any, properties: Any) -> list[str]:
         try:
             there = os.stat(path).st_size
         except OSError as error:
-            raise DataError(f"{where}: its raw file {path}: {error.strerror or error}") from error
+            raise DataError(f"{where}: its raw file {path}: {os_reason(error)}") from error
         if there < offset + part:
             raise DataError(
                 f"{where}: its raw file {path}: expected {offset + part} bytes, got {there}"
@@ -229,9 +229,9 @@ def _files_of_source(
         raise DataError(f"{where}: cannot be read: {error}") from error
 
 
-def _find_source(where: str, name: str, dataset: Any, own: str) -> str:
+def _find_source(where: str, name: str, dataset: Any, dataset_file: str) -> str:
     """Looks where HDF5 looks for the file of a virtual dataset's source."""
-    folders = [*_prefixes("HDF5_VDS_PREFIX", dataset), os.path.dirname(own), ""]
+    folders = [*_prefixes("HDF5_VDS_PREFIX", dataset), os.path.dirname(dataset_file), ""]
     tried = [name] if os.path.isabs(name) else []
     tried += [os.path.join(f, os.path.basename(name) if tried else name) for f in folders]
     for path in tried:

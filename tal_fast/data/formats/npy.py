@@ -15,7 +15,7 @@ from numpy.lib import format as npy_format
 
 from tal_fast.data.extents import Extent, Layout, checked_extent
 from tal_fast.data.formats.rows import check_dtype
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = ["npy_array", "npy_extent"]
@@ -65,7 +65,7 @@ def _read_header(name: str) -> _Header:
     except FileNotFoundError:
         raise DataError(f"{name}: no such feature file") from None
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{name}: cannot be read: {os_reason(error)}") from error
     if size == 0:
         raise DataError(f"{name}: expected a .npy file, got an empty file")
     try:
@@ -121,7 +121,7 @@ def npy_array(path: FilePath) -> npt.NDArray[Any]:
     try:
         values = np.fromfile(name, dtype, count, offset=offset)
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{name}: cannot be read: {os_reason(error)}") from error
     if len(values) != count:
         raise DataError(f"{name}: became shorter while it was read")
     return values.reshape(shape, order="F" if fortran_order else "C")

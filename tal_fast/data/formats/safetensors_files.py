@@ -13,7 +13,7 @@ import safetensors
 
 from tal_fast.data.extents import Extent, Layout, checked_extent, from_bfloat16
 from tal_fast.data.json_files import parse_json, read_json
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, os_reason
 from tal_fast.typing import FilePath
 
 __all__ = ["INDEX_SUFFIX", "SafetensorsFile", "read_store_index", "store_index"]
@@ -59,7 +59,7 @@ class SafetensorsFile:
         except FileNotFoundError:
             raise DataError(f"{self.path}: no such feature file") from None
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{self.path}: cannot be read: {os_reason(error)}") from error
         except safetensors.SafetensorError as error:
             raise DataError(
                 f"{self.path}: expected a whole safetensors file, got one that its library "
@@ -114,7 +114,7 @@ class SafetensorsFile:
         try:
             values = np.fromfile(self.path, stored, count, offset=self._data + start)
         except OSError as error:
-            raise DataError(f"{where}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{where}: cannot be read: {os_reason(error)}") from error
         if len(values) != count:
             raise DataError(f"{where}: the file became shorter while it was read")
         return (from_bfloat16(values) if kind == "BF16" else values).reshape(entry["shape"])
@@ -129,7 +129,7 @@ def store_index(folder: str) -> str | None:
     try:
         indices = sorted(n for n in os.listdir(folder) if n.endswith(INDEX_SUFFIX) and n[0] != ".")
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{folder}: cannot be read: {os_reason(error)}") from error
     if len(indices) > 1:
         raise DataError(f"{folder}: expected one index of shards, got {', '.join(indices)}")
     return os.path.join(folder, indices[0]) if indices else None

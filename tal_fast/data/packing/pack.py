@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.axes import other_layout
 from tal_fast.data.extents import ITEM_SIZES, Layout
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.files import write_error, write_text_atomically
 from tal_fast.data.formats.rows import Reduce
+from tal_fast.data.json_files import read_json
 from tal_fast.data.packing.rounding import TARGETS, Rounding, narrowed
 from tal_fast.data.packing.store import (
     SETTINGS,
@@ -28,7 +30,8 @@ from tal_fast.data.packing.store import (
     write_index,
     write_shard,
 )
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.data.streams import Stream
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest, os_reason
 from tal_fast.typing import FilePath, VideoProgress
 
 if TYPE_CHECKING:
@@ -77,14 +80,17 @@ class PackReport:
         again = f", {self.resumed} of them by an earlier run" if self.resumed else ""
         r = self.rounding
         lines = [
-            f"{self.videos} videos{again}, {self.rows} rows of {self.channels} channels, "
+            f"{counted(self.videos, 'video')}{again}, {counted(self.rows, 'row')} of "
+            f"{counted(self.channels, 'channel')}, "
             f"{self.dtype}, {self.num_bytes / 1e6:.1f} MB in {self.shards} shards; every video "
             "read back and compared",
         ]
         if self.crops:
             lines.append(f"one row from {' and '.join(map(str, self.crops))} crops of it each")
         if self.cut_rows:
-            lines.append(f"{self.cut_rows} rows left out where one stream is longer than another")
+            lines.append(
+                f"{counted(self.cut_rows, 'row')} left out where one stream is longer than another"
+            )
         if not r.video:
             lines.append("nothing was rounded")
         else:
@@ -122,7 +128,7 @@ def pack_features(
         pack_features(streams_of(["rgb", "flow"], "%s.npz"), "packed", dtype="float16")
 
     Args:
-        streams: where the features lie (:func:`tal_fast.data.feature_streams.streams_of`).
+        streams: where the features lie (:func:`tal_fast.data.streams.streams_of`).
         out: folder to write.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
         layout: what the axes of the sources mean; the store is [T, C].
@@ -214,7 +220,8 @@ def _check_names(names: list[str], opened: Sequence[OpenStream]) -> None:
         missing = [name for name in names if not stream.holds(name)]
         if missing:
             raise DataError(
-                f"{stream.stream.path}: {len(missing)} of {len(names)} videos are missing: "
+                f"{stream.stream.path}: {len(missing)} of {counted(len(names), 'video', 'are')} "
+                "missing: "
                 f"{listing(missing, between=', ')}"
             )
 
@@ -229,10 +236,9 @@ def _take_up(folder: Path, settings: dict[str, Any], overwrite: bool) -> list[Sh
             raise DataError(f"{folder}: expected a new or empty folder, or a packed store")
         write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
         return []
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from error
+    _, before = read_json(file, "settings of a packed store")
+    if not isinstance(before, dict):
+        raise DataError(f"{file}: expected an object of settings, got {type(before).__name__}")
     for name, value in settings.items():
         if before.get(name) != value:
             raise ConfigError(
@@ -267,6 +273,7 @@ class _Packer:
         self.shard_bytes = shard_bytes
         self.progress = progress
         self.channels = 0
+        self.lengths: set[int] = set()  # rows of the videos packed by this run
 
     def run(self, shards: list[Shard]) -> PackReport:
         done = [video for shard in shards for video in shard]
@@ -306,7 +313,7 @@ class _Packer:
                         f"video {video!r}: {self.opened[0].file(video)} has changed since it was "
                         f"packed; {argument('overwrite', True)} starts over"
                     )
-                self._check_channels(video, about["channels"])
+                self._check_channels(video, about["channels"], about["rows"])
 
     def _video(self, video: str) -> tuple[torch.Tensor, dict[str, Any]]:
         sources = self._sources(video)
@@ -321,7 +328,7 @@ class _Packer:
         values = parts[0] if len(parts) == 1 else np.concatenate(
             [part[:length] for part in parts], axis=1)  # fmt: skip
         del parts
-        self._check_channels(video, values.shape[1])
+        self._check_channels(video, values.shape[1], length)
         tensor, rounding = narrowed(video, values, self.dtype)
         about = {
             "rows": length,
@@ -332,13 +339,21 @@ class _Packer:
         }
         return tensor, about
 
-    def _check_channels(self, video: str, channels: int) -> None:
+    def _check_channels(self, video: str, channels: int, length: int) -> None:
         self.channels = self.channels or channels
-        if channels != self.channels:
-            raise DataError(
-                f"video {video!r}: expected {self.channels} channels as in the videos before it, "
-                f"got {channels}"
+        self.lengths.add(length)
+        if channels == self.channels:
+            return
+        hint = ""
+        if len(self.lengths) == 1:  # of videos that differ in what should be their channels
+            hint = (
+                f"; every video so far has {counted(length, 'row')}, so the axes look swapped: "
+                f"{argument('layout', other_layout(self.layout))}"
             )
+        raise DataError(
+            f"video {video!r}: expected {counted(self.channels, 'channel')} as in the videos "
+            f"before it, got {channels}{hint}"
+        )
 
     def _read(self, stream: OpenStream, video: str) -> npt.NDArray[Any]:
         try:
@@ -358,9 +373,7 @@ class _Packer:
                 try:
                     status = os.stat(path)
                 except OSError as error:
-                    raise DataError(
-                        f"video {video!r}: {path}: {error.strerror or error}"
-                    ) from error
+                    raise DataError(f"video {video!r}: {path}: {os_reason(error)}") from error
                 sources.append([status.st_size, status.st_mtime_ns])
         return sources
 

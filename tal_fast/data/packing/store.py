@@ -23,6 +23,7 @@ from tal_fast.data.formats.safetensors_files import (
     read_store_index,
     store_index,
 )
+from tal_fast.data.json_files import parse_json
 from tal_fast.errors import DataError
 from tal_fast.typing import FilePath, VideoProgress
 
@@ -51,9 +52,9 @@ Shard = dict[str, dict[str, Any]]
 """What a shard's metadata says: video -> ``sha256``, ``rows``, ``sources``, ``rounding``."""
 
 
-def shard_name(number: int) -> str:
+def shard_name(shard: int) -> str:
     """Returns the file name of the shard with this number, from 1 on."""
-    return f"features-{number:05d}.safetensors"
+    return f"features-{shard:05d}.safetensors"
 
 
 @contextlib.contextmanager
@@ -88,13 +89,13 @@ def remove_store(folder: Path) -> None:
 
 
 def write_shard(
-    folder: Path, number: int, tensors: Mapping[str, torch.Tensor], videos: Shard
+    folder: Path, shard: int, tensors: Mapping[str, torch.Tensor], videos: Shard
 ) -> None:
     """Writes a shard under a temporary name, reads it back, compares, and renames it.
 
     Args:
         folder: the store.
-        number: of the shard, from 1 on.
+        shard: of the shard, from 1 on.
         tensors: [T, C] per video, contiguous.
         videos: metadata per video; the checksums are added here.
 
@@ -104,7 +105,7 @@ def write_shard(
     import safetensors
     import safetensors.torch
 
-    path = folder / shard_name(number)
+    path = folder / shard_name(shard)
     temporary = folder / f".{path.name}.tmp"
     for name, tensor in tensors.items():
         videos[name]["sha256"] = hashlib.sha256(_bytes(tensor)).hexdigest()
@@ -171,7 +172,7 @@ def _metadata(path: Path) -> Shard:
         metadata = (file.metadata() or {}).get(_METADATA)
     if metadata is None:
         raise DataError(f"{path}: expected a shard of tal-fast pack, got one without its metadata")
-    videos: Shard = json.loads(metadata)
+    videos: Shard = parse_json(str(path), metadata.encode())
     return videos
 
 

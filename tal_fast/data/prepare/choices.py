@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.dataset import shown_names
+from tal_fast.errors import argument, counted
 from tal_fast.typing import FilePath
 
 __all__ = ["FeatureChoice", "Repairs", "VideoReport"]
@@ -66,7 +67,7 @@ class Repairs:
     """What may be done about known faults; nothing, unless asked for.
 
     Attributes:
-        out_of_range: rule for segments beyond their video, written into ``dataset.yaml``:
+        out_of_range: rule for segments beyond the video, written into ``dataset.yaml``:
             ``"error"``, ``"clamp"`` or ``"keep"``.
         non_positive: ``"error"``, or ``"drop"`` to leave out segments that end at or before their
             start.
@@ -89,18 +90,20 @@ class VideoReport:
     Attributes:
         path: the data directory.
         splits: split -> number of its videos.
-        instances: over all splits.
+        instances: over all splits, as the annotations have them: what evaluation counts.
         classes: number of classes.
         channels: of the features.
         rows: feature rows of all videos.
         fitting: share of the videos whose rows fit stride and fps, of those whose duration the
             annotations tell; None where none does, and for resized features.
         dropped: segments that were left out (``non_positive="drop"``).
-        out_of_range: segments beyond their video, which the rule in ``dataset.yaml`` governs.
+        out_of_range: segments that reach beyond the video.
         missing: videos that are annotated and not used, for want of features.
         excluded: videos that were left out by name.
         template: of the file or array names.
         notes: what else is worth knowing, in sentences.
+        cut: of the segments beyond the video, those that training sees cut to it.
+        outside: and those that lie outside it altogether, which training leaves out.
     """
 
     path: Path
@@ -116,14 +119,21 @@ class VideoReport:
     excluded: tuple[str, ...]
     template: str
     notes: tuple[str, ...] = ()
+    cut: int = 0
+    outside: int = 0
 
     def lines(self) -> list[str]:
         """Says in a few lines what was found, and everything that was left out."""
         splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
+        used = sum(self.splits.values())
+        annotated = counted(used + len(self.missing) + len(self.excluded), "annotated video")
+        instances = f"{counted(self.instances, 'instance')} of {counted(self.classes, 'class')}"
+        if self.outside:
+            instances += f", {self.instances - self.outside} of them for training"
         lines = [
-            f"{sum(self.splits.values())} videos ({splits}), {self.instances} instances of "
-            f"{self.classes} classes",
-            f"{self.rows} feature rows of {self.channels} channels ({self.template})",
+            f"{counted(used, 'video')} ({splits}), {instances}",
+            f"{counted(self.rows, 'feature row')} of {counted(self.channels, 'channel')} "
+            f"({self.template})",
         ]
         if self.fitting is not None:
             lines.append(
@@ -131,14 +141,28 @@ class VideoReport:
                 "whose duration is known (tal-fast validate lists the others)"
             )
         for names, why in (
-            (self.excluded, "as asked"),
+            (self.excluded, f"as {argument('exclude')} asks"),
             (self.missing, "of training and prediction for want of features (exclude in "
-             "dataset.yaml); scoring counts them"),
+             "dataset.yaml), and counted by scoring"),
         ):  # fmt: skip
             if names:
-                lines.append(f"{len(names)} videos left out {why}: {shown_names(names)}")
+                lines.append(f"{len(names)} of {annotated} left out {why}: {shown_names(names)}")
         if self.dropped:
-            lines.append(f"{self.dropped} segments left out that end at or before their start")
+            lines.append(
+                f"{counted(self.dropped, 'segment')} without length left out (end <= start)"
+            )
         if self.out_of_range:
-            lines.append(f"{self.out_of_range} segments reach beyond their video")
+            lines.append(self._beyond())
         return [*lines, *self.notes, f"written to {self.path}"]
+
+    def _beyond(self) -> str:
+        """Says what becomes of segments beyond the video, and where they count."""
+        beyond = f"{counted(self.out_of_range, 'segment', 'reach')} beyond the video"
+        if not (self.cut or self.outside):
+            return f"{beyond}, for training and scoring as they are (out_of_range: keep)"
+        seen = [f"{self.cut} cut to it"] * bool(self.cut)
+        seen += [f"{self.outside} outside it left out"] * bool(self.outside)
+        return (
+            f"{beyond}: for training {' and '.join(seen)} (out_of_range: clamp); the annotations "
+            "keep them, and validate and evaluate count them as they are"
+        )

@@ -20,7 +20,7 @@ from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.data.prepare.report import RecordingReport
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted, os_reason
 from tal_fast.typing import FilePath, Floats, VideoProgress
 
 __all__ = ["prepare_hapt"]
@@ -116,7 +116,7 @@ def _read_archive(
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DataError(f"{source}: not a whole zip archive: {error}") from error
     except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{source}: cannot be read: {os_reason(error)}") from error
 
 
 class _Archive:
@@ -137,7 +137,7 @@ class _Archive:
         if not members:
             raise DataError(
                 f"{self.source}: expected signals RawData/acc_expXX_userYY.txt, got none among "
-                f"{len(self.names)} files"
+                f"{counted(len(self.names), 'file')}"
             )
         classes = self._classes()
         test_people = {int(x) for x in self._numbers("Test/subject_id_test.txt", 1)[:, 0]}
@@ -156,7 +156,8 @@ class _Archive:
         annotations = Annotations(videos, classes)
         if annotations.num_instances != len(labels):
             raise DataError(
-                f"{self.source}: RawData/labels.txt has {len(labels)} segments, of which only "
+                f"{self.source}: RawData/labels.txt has {counted(len(labels), 'segment')}, of "
+                "which only "
                 f"{annotations.num_instances} belong to a recording"
             )
         return signals, annotations
@@ -170,9 +171,9 @@ class _Archive:
     def _numbers(self, path: str, columns: int) -> Floats:
         return self._parse(path, self._member(path), columns).astype(np.float64)
 
-    def _parse(self, path: str, text: bytes, columns: int) -> Floats:
+    def _parse(self, path: str, table: bytes, columns: int) -> Floats:
         try:
-            numbers = np.array(text.split(), dtype=np.float64)
+            numbers = np.array(table.split(), dtype=np.float64)
         except ValueError as error:
             raise DataError(f"{self.source}: {path}: expected numbers: {error}") from error
         if not len(numbers) or len(numbers) % columns:
@@ -210,7 +211,7 @@ class _Archive:
             )
         if len(parts[0]) < FRAMES:
             raise DataError(
-                f"{self.source}: recording {name}: expected at least {FRAMES} samples, "
+                f"{self.source}: recording {name}: expected at least {counted(FRAMES, 'sample')}, "
                 f"got {len(parts[0])}"
             )
         return np.concatenate(parts, axis=1).astype(np.float32)
@@ -229,7 +230,8 @@ class _Archive:
         if bad.any():
             row = labels[int(np.flatnonzero(bad)[0])].astype(int).tolist()
             raise DataError(
-                f"{self.source}: RawData/labels.txt: {int(bad.sum())} segments of recording {name} "
+                f"{self.source}: RawData/labels.txt: {counted(int(bad.sum()), 'segment')} of "
+                f"recording {name} "
                 f"are not within 1..{samples} or have no known activity, first {row}"
             )
         return Video(

@@ -9,7 +9,7 @@ where they are, unless they have to be converted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from tal_fast.data.annotation_file import (
     read_annotation_file,
 )
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
-from tal_fast.data.prepare.segment_table import SegmentTable, lookalikes, read_segment_table
+from tal_fast.data.prepare.segment_table import SegmentTable, read_segment_table
 from tal_fast.data.prepare.video_features import prepare_videos
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.data.validation.doubts import label_doubts
+from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_csv", "prepare_json"]
@@ -91,11 +92,6 @@ def prepare_csv(
     notes = []
     if table.unused:
         notes.append(f"columns that are not used: {', '.join(table.unused)}")
-    counts = table.labels()
-    notes += [
-        f"label {label!r} ({counts[label]}) looks like {other!r} ({counts[other]}): the same class?"
-        for label, other in ([] if classes is not None else lookalikes(counts))
-    ]
     if not table.durations:
         notes.append("durations are (rows - 1) x stride + frames, over fps")
     return _prepare(
@@ -164,9 +160,12 @@ def _prepare(
         without = [video.name for video in file.videos if video.rate is None]
         if without:
             raise DataError(
-                f"{file.origin}: {len(without)} videos have no fps, first {without[0]!r}: say how "
+                f"{file.origin}: {counted(len(without), 'video', 'have')} no fps, first "
+                f"{without[0]!r}: say how "
                 "many rows of features there are per second (--rate), or how many frames (--fps)"
             )
+    if classes is None:
+        notes = [*notes, *label_doubts(file.label_counts())]
     has_subsets = any(video.subset for video in file.videos)
     if has_subsets:
         if test_share is not None:
@@ -178,7 +177,9 @@ def _prepare(
     else:
         if splits:
             raise ConfigError(f"{_SPLITS}: {file.origin} has no subsets, got {dict(splits)!r}")
-        file, told = _drawn_splits(file, 0.2 if test_share is None else test_share, seed)
+        file, told = _drawn_splits(
+            file, 0.2 if test_share is None else test_share, seed, repairs.exclude
+        )
         chosen = {"train": ["train"], "test": ["test"]}
     return prepare_videos(
         name or Path(out).name,
@@ -212,7 +213,12 @@ def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> Annot
             per_second = frames_per_second
         instances = tuple(
             AnnotatedInstance(
-                at, row.label, None, (row.start / per_second, row.end / per_second), None
+                at,
+                row.label,
+                None,
+                (row.start / per_second, row.end / per_second),
+                None,
+                row.line,
             )
             for at, row in enumerate(rows)
         )
@@ -315,28 +321,33 @@ def _usual_splits(
 
 
 def _drawn_splits(
-    file: AnnotationFile, share: float, seed: int
+    file: AnnotationFile, share: float, seed: int, exclude: Collection[str]
 ) -> tuple[AnnotationFile, list[str]]:
-    """Draws the test videos: the first draw of the seed that leaves every class in training."""
-    count = round(share * len(file.videos)) if 0.0 < share < 1.0 else 0
-    if not 0 < count < len(file.videos):
+    """Draws the test videos: the first draw of the seed that leaves every class in training.
+
+    Among the videos that are used: those to exclude are neither drawn nor do they teach a class.
+    """
+    used = [video for video in file.videos if video.name not in exclude]
+    count = round(share * len(used)) if 0.0 < share < 1.0 else 0
+    if not 0 < count < len(used):
         raise ConfigError(
             f"{argument('test_share')}: expected a share that leaves videos on both sides of "
-            f"{len(file.videos)}, got {share:g}"
+            f"{len(used)}, got {share:g}"
         )
-    labels = file.labels()
+    labels = {item.label for video in used for item in video.instances}
     for draw in range(_MOST_DRAWS):
 
-        def place(video: AnnotatedVideo, number: int = draw) -> bytes:
-            return hashlib.sha256(f"{seed}\x1f{number}\x1f{video.name}".encode()).digest()
+        def place(video: AnnotatedVideo, draw_number: int = draw) -> bytes:
+            return hashlib.sha256(f"{seed}\x1f{draw_number}\x1f{video.name}".encode()).digest()
 
-        ordered = sorted(file.videos, key=place)
+        ordered = sorted(used, key=place)
         held, kept = ordered[:count], ordered[count:]
         left = {item.label for video in kept for item in video.instances}
         if left >= labels and any(video.instances for video in held):
             names = {video.name for video in held}
             told = (
-                f"split test: {count} of {len(file.videos)} videos, drawn with seed {seed}"
+                f"split test: {count} of {counted(len(used), 'video')}, drawn with seed "
+                f"{seed}"
                 f"{'' if not draw else f' (draw {draw + 1}, the first with all classes in train)'}"
             )
             videos = tuple(
@@ -345,6 +356,7 @@ def _drawn_splits(
             )
             return replace(file, videos=videos), [told]
     raise DataError(
-        f"{file.origin}: none of {_MOST_DRAWS} draws of {count} test videos leaves every class in "
+        f"{file.origin}: none of {counted(_MOST_DRAWS, 'draw')} of {count} test videos leaves "
+        "every class in "
         f"training; name the splits in a column subset, or draw fewer: {argument('test_share')}"
     )

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tal_fast.errors import counted
+
 __all__ = ["RecordingReport"]
 
 
@@ -47,20 +49,23 @@ class RecordingReport:
 
     def lines(self) -> list[str]:
         """Says in a few lines what was found."""
-        people = "" if self.people is None else f" of {self.people} people"
+        people = "" if self.people is None else f" of {counted(self.people, 'person')}"
         hours = f"{self.seconds / 3600:.2f} h"
         length = hours if self.seconds >= 3600 else f"{self.seconds / 60:.1f} min"
-        segments = f"{self.segments} segments of {self.classes} classes"
+        segments = f"{counted(self.segments, 'segment')} of {counted(self.classes, 'class')}"
         if self.background:
             segments += (
-                f"; {self.background} is background, and {self.single_samples} segments of one "
+                f"; {self.background} is background, and "
+                f"{counted(self.single_samples, 'segment')} of one "
                 "sample are left out"
             )
         return [
-            f"{self.recordings} recordings{people}, {self.training} training and {self.test} test "
+            f"{counted(self.recordings, 'recording')}{people}, {self.training} training and "
+            f"{self.test} test "
             f"({length})",
             segments,
-            f"{self.rows} feature rows of {self.channels} channels, standardised per axis with the "
+            f"{self.rows} feature rows of {counted(self.channels, 'channel')}, standardised per "
+            "axis with the "
             "training recordings",
             f"written to {self.path}",
         ]

@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from tal_fast.data.annotation_file import AnnotatedVideo
-from tal_fast.data.dataset import DatasetSpec
-from tal_fast.data.extents import Extent
+from tal_fast.data.axes import say_layout
+from tal_fast.data.dataset import DatasetSpec, shown_names
 from tal_fast.data.feature_index import index_streams
-from tal_fast.data.prepare.choices import FeatureChoice
-from tal_fast.errors import DataError, argument
+from tal_fast.errors import DataError, argument, counted
 
-__all__ = ["durations_of_rows", "unchecked_rate"]
+__all__ = ["durations_of_rows", "leave_out"]
 
-# Where at least so many videos without a duration are so many times as long as their segments need,
-# there may be more rows in a second than was said.
-_MANY, _EARLY = 3, 1.25
+# So many options a command may take; more videos are better left out of the table.
+_NAMED = 20
 
 
 def durations_of_rows(
@@ -30,15 +29,16 @@ def durations_of_rows(
     later is as much beyond its video as it is anywhere else.
 
     Raises:
-        DataError: a video has neither a duration nor features, or no fps.
+        DataError: a video has neither a duration nor features, or no fps; or the axes of the
+            features look swapped.
     """
     open_ones = [video.name for video in videos if video.duration is None and not video.faults]
     excluded = spec.excluded
     lost = [name for name in open_ones if name in excluded]
     if lost:
         raise DataError(
-            f"{origin}: videos without features and without a duration: {len(lost)}, first "
-            f"{lost[0]!r}: give the durations, or leave the videos out: {argument('exclude')}"
+            f"{origin}: no features and no duration for {counted(len(lost), 'video')}: "
+            f"{shown_names(lost)}; {leave_out(lost, origin)}"
         )
     feature = spec.feature
     extents = index_streams(
@@ -60,55 +60,48 @@ def durations_of_rows(
         video._replace(duration=duration(video)) if video.name in extents else video
         for video in videos
     ]
-    most = min(
-        (
-            extents[video.name].rows / item.span[1]
-            for video in timed
-            if video.name in extents
-            for item in video.instances
-            if item.span is not None and item.span[1] > (video.duration or 0.0)
-        ),
-        default=None,
-    )
-    if most is None:
+    segments = [
+        (video, item.span[1])
+        for video in timed
+        if video.name in extents
+        for item in video.instances
+        if item.span is not None
+    ]
+    beyond = [(video, end) for video, end in segments if end > (video.duration or 0.0)]
+    if not beyond:
         return timed, ""
-    return timed, (
-        ". Durations are those of the rows here: is it right how many there are per second? With "
-        f"at most {most:.4g} all segments end within their videos; or start and end are no seconds"
-    )
-
-
-def unchecked_rate(
-    videos: Mapping[str, AnnotatedVideo],
-    names: Sequence[str],
-    extents: Mapping[str, Extent],
-    features: FeatureChoice,
-) -> list[str]:
-    """Says of which videos rows and seconds could not be compared, and what segments tell of them.
-
-    Their durations are those of the rows. Segments that end later are refused; but nothing is
-    impossible about rows that lie closer than is said: the segments then end early.
-    """
-    if not names:
-        return []
-    room = []  # times as many rows a second with which a video's segments still end within it
-    for name in names:
-        duration = videos[name].duration
-        last = max((item.span[1] for item in videos[name].instances if item.span), default=0.0)
-        if duration and last > 0.0:
-            room.append(duration / last)
-    what = f"the rate is not checked for {len(names)} of {len(extents)} videos"
-    if len(names) == len(extents):
-        what = "the rate is not checked"
-    note = (
-        f"{what}: without durations in the annotations they are those of the rows. Compare one by "
-        "hand: rows / rate must be the length of the video in seconds"
-    )
-    if room and features.fps is not None and len(room) >= _MANY and min(room) >= _EARLY:
-        rate = features.fps / features.stride
-        note += (
-            f". Is {rate:g} rows per second too low? No segment ends in the last "
-            f"{100 * (1 - 1 / min(room)):.0f} % of any video; with up to {rate * min(room):.4g} "
-            "rows per second all would still end within their videos"
+    most = min(extents[video.name].rows / end for video, end in beyond)
+    rate = f"With at most {most:.4g} rows per second all segments end within their videos"
+    swapped = all(
+        end <= ((extents[video.name].width - 1) * feature.stride + feature.frames)
+        / (feature.fps or video.rate or math.inf)
+        for video, end in segments
+    )  # fmt: skip
+    alike = len({extent.rows for extent in extents.values()}) == 1
+    if swapped and alike and 2 * len(beyond) >= len(segments):
+        raise DataError(
+            f"{next(iter(extents.values())).path}: the axes look swapped: every video has "
+            f"{counted(extents[beyond[0][0].name].rows, 'row')}, and {len(beyond)} of "
+            f"{counted(len(segments), 'segment')} end after them. Say "
+            f"{say_layout(feature.layout)}: then none does. If the layout is right, the "
+            f"rate is not. {rate}"
         )
-    return [note]
+    return timed, (
+        ". Durations are those of the rows here: is it right how many there are per second? "
+        f"{rate}; or start and end are no seconds"
+    )
+
+
+def leave_out(names: Sequence[str], origin: str) -> str:
+    """Returns what to do about videos without features and without a duration.
+
+    To skip them in training alone takes a duration: scoring counts them.
+
+    Args:
+        names: the videos.
+        origin: the annotations.
+    """
+    skipped = f"with durations, {argument('missing', 'skip')} keeps them out of training alone"
+    if len(names) > _NAMED:
+        return f"leave their lines out of {origin}; {skipped}"
+    return f"to leave out such a video: {argument('exclude', list(names))}; {skipped}"

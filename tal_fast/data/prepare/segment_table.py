@@ -8,7 +8,6 @@ guessed: times are decimal numbers, and a column goes by its name or by what the
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 import os
 import re
@@ -17,10 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tal_fast.errors import ConfigError, DataError, argument, listing, nearest
+from tal_fast.errors import (
+    ConfigError,
+    DataError,
+    argument,
+    both_ways,
+    counted,
+    listing,
+    nearest,
+    os_reason,
+)
 from tal_fast.typing import FilePath
 
-__all__ = ["COLUMNS", "Segment", "SegmentTable", "lookalikes", "read_segment_table"]
+__all__ = ["COLUMNS", "Segment", "SegmentTable", "read_segment_table"]
 
 _Value = TypeVar("_Value", str, float)
 
@@ -38,7 +46,6 @@ _ALSO = {
 # As float() reads more: 1_000, digits of other scripts, "nan", "infinity".
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _CLOCK = re.compile(r"\d+:\d+(:\d+)?([.,]\d+)?")
-_RARE = 20  # a label that is so many times rarer than one it looks like may be a slip
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,11 @@ def read_segment_table(
                 f"{argument('columns', option='--column')}: expected some of "
                 f"{', '.join(COLUMNS)}, got {role!r}{nearest(role, COLUMNS)}"
             )
+    if origin.lower().endswith((".json", ".json.gz")):
+        raise DataError(
+            f"{origin}: expected a CSV file of segments, got JSON; annotations of ActivityNet's "
+            f"form: {both_ways('tal-fast prepare json', 'tal_fast.data.prepare.prepare_json')}"
+        )
     lines = _lines(origin)
     if not lines:
         raise DataError(f"{origin}: expected a line of column names, got an empty file")
@@ -138,7 +150,7 @@ def _lines(origin: str) -> list[tuple[int, list[str]]]:
     except FileNotFoundError:
         raise DataError(f"{origin}: no such file") from None
     except OSError as error:
-        raise DataError(f"{origin}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{origin}: cannot be read: {os_reason(error)}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{origin}: expected CSV in UTF-8, got {error}") from error
     return [(line, cells) for line, cells in rows if any(cells)]
@@ -222,7 +234,9 @@ class _Reader:
 
     def _take(self, line: int, cells: Sequence[str]) -> None:
         if len(cells) != self._width:
-            raise ValueError(f"expected {self._width} cells as in line 1, got {len(cells)}")
+            raise ValueError(
+                f"expected {counted(self._width, 'cell')} as in line 1, got {len(cells)}"
+            )
         given = {role: cells[at] for role, at in self._places.items()}
         video = given["video"]
         if not video:
@@ -243,7 +257,7 @@ class _Reader:
             raise ValueError("expected a label, got an empty cell")
         if self._classes is not None and given["label"] not in self._classes:
             raise ValueError(
-                f"label {given['label']!r} is not among the {len(self._classes)} classes"
+                f"label {given['label']!r} is not among the {counted(len(self._classes), 'class')}"
                 f"{nearest(given['label'], self._classes)}"
             )
         start, end = _number("start", given["start"]), _number("end", given["end"])
@@ -284,42 +298,18 @@ class _Reader:
 
 def _faulty_lines(origin: str, faults: Sequence[str]) -> DataError:
     """Returns the error that counts the faults of a file and names the first few."""
-    lines = "line" if len(faults) == 1 else "lines"
-    return DataError(f"{origin}: {len(faults)} faulty {lines}: {listing(faults)}")
+    return DataError(f"{origin}: {counted(len(faults), 'faulty line')}: {listing(faults)}")
 
 
-def _number(role: str, text: str) -> float:
-    if _NUMBER.fullmatch(text):
-        value = float(text)
+def _number(role: str, cell: str) -> float:
+    if _NUMBER.fullmatch(cell):
+        value = float(cell)
         if math.isfinite(value):
             return value
     hint = ""
-    if _CLOCK.fullmatch(text):
+    if _CLOCK.fullmatch(cell):
         hint = " (a clock time: write it as seconds, 1:05 as 65)"
-    elif re.fullmatch(r"[+-]?\d+,\d+", text):
+    elif re.fullmatch(r"[+-]?\d+,\d+", cell):
         hint = " (a decimal comma: write a point)"
-    raise ValueError(f"{role}: expected a number, got {text!r}{hint}" if text else
+    raise ValueError(f"{role}: expected a number, got {cell!r}{hint}" if cell else
                      f"{role}: expected a number, got an empty cell")  # fmt: skip
-
-
-def lookalikes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Returns (label, label that it may be a slip of), for those that are suspicious.
-
-    Labels that differ in case, spaces, hyphens or underscores alone are; and a rare label that is
-    spelt nearly as a frequent one.
-
-    Args:
-        counts: label -> how often it occurs.
-    """
-    pairs = []
-    by_form: dict[str, str] = {}
-    for label in sorted(counts, key=lambda name: (-counts[name], name)):
-        form = re.sub(r"[\s_-]+", "", label.casefold())
-        other = by_form.setdefault(form, label)
-        if other != label:
-            pairs.append((label, other))
-            continue
-        frequent = [name for name in by_form.values() if counts[name] >= _RARE * counts[label]]
-        close = difflib.get_close_matches(label, frequent, n=1, cutoff=0.75)
-        pairs += [(label, other) for other in close]
-    return pairs

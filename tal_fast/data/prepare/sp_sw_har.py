@@ -21,7 +21,7 @@ from tal_fast.data.annotations import Annotations, Video, save_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, save_spec
 from tal_fast.data.files import directory_in_one_step
 from tal_fast.data.prepare.report import RecordingReport
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, counted
 from tal_fast.typing import FilePath, Ints, VideoProgress
 
 __all__ = ["prepare_sp_sw_har"]
@@ -93,7 +93,8 @@ def prepare_sp_sw_har(
     if not tested < set(people):
         unknown = sorted(tested - set(people))
         raise DataError(
-            f"{path}: expected some of the {len(people)} people {people[0]} to {people[-1]} to "
+            f"{path}: expected some of the {counted(len(people), 'person')} {people[0]} to "
+            f"{people[-1]} to "
             f"test on, got {', '.join(unknown) or 'all of them'}"
         )
     mean, std = _statistics([r.signal for r in recordings if r.person not in tested])
@@ -183,7 +184,7 @@ def _from_csv(file: Path) -> _Recording:
     fields = [line.split(",") for line in lines[1:]]
     short = next((i for i, row in enumerate(fields) if len(row) != len(COLUMNS)), None)
     if short is not None:
-        raise DataError(f"{file}: line {short + 2}: expected {len(COLUMNS)} values")
+        raise DataError(f"{file}: line {short + 2}: expected {counted(len(COLUMNS), 'value')}")
     unknown = next((row[-1] for row in fields if row[-1] not in LABELS), None)
     if unknown is not None:
         raise DataError(f"{file}: expected labels {', '.join(LABELS)}, got {unknown!r}")
@@ -206,7 +207,7 @@ def _checked(
 ) -> _Recording:
     if signal.ndim != 2 or signal.shape[1] != AXES or len(signal) < FRAMES:
         raise DataError(
-            f"{where}: expected at least {FRAMES} samples of {AXES} axes, got shape "
+            f"{where}: expected at least {counted(FRAMES, 'sample')} of {AXES} axes, got shape "
             f"{list(signal.shape)}"
         )
     if labels.shape != signal.shape[:1] or seconds.shape != signal.shape[:1]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile, read_annotation_file
+from tal_fast.data.annotations import annotations_of
 from tal_fast.data.dataset import (
     DatasetSpec,
     FeatureSpec,
@@ -23,15 +24,17 @@ from tal_fast.data.dataset import (
     shown_names,
 )
 from tal_fast.data.feature_index import index_streams, without_features
-from tal_fast.data.feature_streams import OpenStream, Stream, streams_of
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
-from tal_fast.data.prepare.row_durations import durations_of_rows, unchecked_rate
+from tal_fast.data.prepare.row_durations import durations_of_rows, leave_out
+from tal_fast.data.streams import Stream, streams_of
 from tal_fast.data.validation.annotation_checks import Faults
+from tal_fast.data.validation.doubts import rate_doubts
 from tal_fast.data.validation.feature_checks import timing_faults
 from tal_fast.data.validation.timing import Proposal
-from tal_fast.errors import ConfigError, DataError, argument, nearest
+from tal_fast.errors import ConfigError, DataError, argument, counted, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_videos"]
@@ -95,7 +98,7 @@ def prepare_videos(
     if unknown:
         raise DataError(
             f"{file.origin}: no video {unknown[0]!r} to exclude"
-            f"{nearest(unknown[0], [video.name for video in file.videos])}"
+            f"{nearest(unknown[0], [video.name for video in file.videos], numbered=True)}"
         )
     excluded = tuple(video.name for video in wanted if video.name in repairs.exclude)
     wanted = [video for video in wanted if video.name not in repairs.exclude]
@@ -103,11 +106,7 @@ def prepare_videos(
     streams = _with_templates(features, annotated)
     missing = tuple(without_features(streams, annotated, allow_pickle=features.allow_pickle))
     if missing and repairs.missing == "error":
-        raise DataError(
-            f"{streams[0].path}: {len(missing)} of {len(wanted)} videos have no features "
-            f"({streams[0].template}): {shown_names(missing)}{_meant(streams[0], missing[0])}; "
-            f"{argument('missing', 'skip')} leaves them out of training and prediction"
-        )
+        raise _no_features(file, streams[0], annotated, missing)
     there = [name for name in annotated if name not in set(missing)]
     if not there:
         raise DataError(f"{streams[0].path}: no annotated video has features")
@@ -136,6 +135,14 @@ def prepare_videos(
             wanted, doubt = durations_of_rows(wanted, spec, work, file.origin)
         _write(work, spec, wanted, name)
         try:
+            if any(item.line is not None for video in wanted for item in video.instances):
+                # What is read back of the copy knows no lines of the table.
+                annotations_of(
+                    replace(file, videos=tuple(wanted)),
+                    classes=spec.classes,
+                    out_of_range=repairs.out_of_range,  # type: ignore[arg-type]
+                    ignore_labels=spec.ignore_labels,
+                )
             data = open_dataset(work)
         except DataError as error:  # the caller knows the original, not the copy in the making
             copy = str(work / "annotations.json")
@@ -145,7 +152,7 @@ def prepare_videos(
         if not features.resized:
             given = Proposal(features.stride, features.fps, features.frames, 0.0)
             judged = {name: data.features[name] for name in data.features if name in known}
-            fitting, proposals = timing_faults(by_name, judged, given, Faults(()))
+            fitting, proposals = timing_faults(by_name, judged, given, Faults(()), features.layout)
             if fitting is not None and fitting < _MUST_FIT:
                 better = "; ".join(str(proposal) for proposal in proposals) or "none found"
                 raise DataError(
@@ -154,12 +161,12 @@ def prepare_videos(
                     f"settings that fit better: {better}"
                 )
             unjudged = [name for name in data.features if name not in known]
-            notes = (*notes, *unchecked_rate(by_name, unjudged, data.features, features))
+            notes = (*notes, *rate_doubts(by_name, unjudged, data.features, given))
         report = data.annotations.report
         result = VideoReport(
             path=Path(out),
             splits={split: len(videos) for split, videos in data.splits.items()},
-            instances=data.annotations.num_instances,
+            instances=data.truth.num_instances,
             classes=data.num_classes,
             channels=data.channels,
             rows=sum(extent.rows for extent in data.features.values()),
@@ -170,8 +177,26 @@ def prepare_videos(
             excluded=excluded,
             template=streams[0].template or "",
             notes=tuple(notes),
+            cut=report.clamped,
+            outside=report.dropped,
         )
     return result
+
+
+def _no_features(
+    file: AnnotationFile, stream: Stream, annotated: Sequence[str], missing: Sequence[str]
+) -> DataError:
+    """Returns the error of videos without features, with what works about them."""
+    timed = {video.name for video in file.videos if video.duration is not None}
+    untimed = [name for name in missing if name not in timed]
+    advice = f"{argument('missing', 'skip')} leaves them out of training and prediction"
+    if untimed:
+        advice = leave_out(missing, file.origin)
+    return DataError(
+        f"{stream.path}: no features ({stream.template}) for {len(missing)} of "
+        f"{counted(len(annotated), 'video')}: {shown_names(missing)}"
+        f"{_meant(stream, missing[0])}; {advice}"
+    )
 
 
 def _check_arguments(features: FeatureChoice, repairs: Repairs) -> None:
@@ -210,7 +235,7 @@ def _meant(stream: Stream, video: str) -> str:
     with contextlib.suppress(DataError), OpenStream(stream) as opened:
         if stem != video and opened.holds(stem):
             return f"; there are features of {stem!r}: does the name have the ending of a file?"
-        return nearest(video, opened.videos([video]))
+        return nearest(video, opened.videos([video]), numbered=True)
     return ""
 
 
@@ -284,8 +309,8 @@ def _without_empty(
         kept.append(video._replace(instances=good))
     if dropped and rule == "error":
         raise DataError(
-            f"{path}: {dropped} segments end at or before their start, first in video {first!r}; "
-            f"{argument('non_positive', 'drop')} leaves them out"
+            f"{path}: {counted(dropped, 'segment', 'have')} no length (end <= start), first in "
+            f"video {first!r}; {argument('non_positive', 'drop')} leaves such out"
         )
     return kept, dropped
 

@@ -11,7 +11,7 @@ from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile
 from tal_fast.data.annotations import TOLERANCE
 from tal_fast.data.class_ids import ordered_classes
 from tal_fast.data.validation.result import Finding, SplitCounts
-from tal_fast.errors import nearest
+from tal_fast.errors import counted, nearest
 
 __all__ = ["Faults", "annotation_faults", "class_faults", "classes_of", "count_splits", "leaks"]
 
@@ -19,6 +19,17 @@ SHOWN = 5
 # As ActionFormer: instances of one label this close (s) at both ends are one.
 SAME = 1e-3
 IMBALANCE = 50
+
+# What becomes of segments that reach beyond their video, and of those that lie outside it.
+_CUT = "training sees them cut to the video (out_of_range: clamp), scoring takes them as they are"
+_GONE = "outside the video; training leaves them out (out_of_range: clamp), scoring does not"
+_KEPT = "will be kept as they are (out_of_range: keep)"
+_ASK = "out_of_range: clamp would cut them for training"
+_RULES = {
+    "clamp": (_CUT, _GONE),
+    "keep": (_KEPT, f"outside the video; {_KEPT}"),
+    "error": (_ASK, "outside the video; out_of_range: clamp would leave them out of training"),
+}
 
 
 class Faults:
@@ -85,10 +96,7 @@ def annotation_faults(
     ids_by_name: dict[str, int] = {}
     known = set(classes)
     stray = "warning" if out_of_range in ("clamp", "keep") else "error"
-    rule = {
-        "clamp": "will be cut to the video (out_of_range: clamp)",
-        "keep": "will be kept as they are (out_of_range: keep)",
-    }.get(out_of_range, "out_of_range: clamp would cut them")
+    rule, outside = _RULES[out_of_range]
     labelled = {video.subset for video in file.videos if video.instances}
     for split, subsets in splits.items():
         if not labelled.intersection(subsets):
@@ -103,7 +111,7 @@ def annotation_faults(
             faults.add("no-instance", "warning", "without instances", f"video {video.name!r}")
         seen: list[tuple[str, float, float, int]] = []
         for item in video.instances:
-            where = f"video {video.name!r}, annotation {item.position}"
+            where = f"video {video.name!r}, {item.place}"
             span = item.span
             if item.label is None or span is None:
                 faults.add("malformed", "error", "no label or no segment [start, end]", where)
@@ -111,7 +119,7 @@ def annotation_faults(
             if item.label in ignored:
                 continue
             if item.label not in known:
-                faults.add("label", "error", f"not among the {len(known)} classes",
+                faults.add("label", "error", f"not among the {counted(len(known), 'class')}",
                            f"{where}: {item.label!r}{nearest(item.label, known)}")  # fmt: skip
             if item.label_id is not None:
                 other = names_by_id.setdefault(item.label_id, item.label)
@@ -127,7 +135,9 @@ def annotation_faults(
             elif video.duration is not None and (
                 start < -TOLERANCE or end > video.duration + TOLERANCE
             ):
-                faults.add("out-of-range", stray, f"not inside the video; {rule}",
+                gone = min(end, video.duration) <= max(start, 0.0)
+                faults.add("out-of-range", stray,
+                           outside if gone else f"not inside the video; {rule}",
                            f"{segment} in a video of {video.duration:g} s")  # fmt: skip
             same = next((p for label, s, e, p in seen if label == item.label
                          and abs(s - start) <= SAME and abs(e - end) <= SAME), None)  # fmt: skip
@@ -178,10 +188,11 @@ def class_faults(counts: Sequence[SplitCounts], train: str, faults: Faults) -> N
         elsewhere = sum(split.per_class[label] for split in others)
         if not count:
             faults.add("class-missing", "error", f"no instance in split {train!r}: cannot be "
-                       "learned", f"{label!r}, {elsewhere} instances elsewhere")  # fmt: skip
+                       "learned", f"{label!r}, {counted(elsewhere, 'instance')} "
+                                  "elsewhere")  # fmt: skip
         elif others and not elsewhere:
             faults.add("class-missing", "warning", f"only in split {train!r}: cannot be tested",
-                       f"{label!r}, {count} instances")  # fmt: skip
+                       f"{label!r}, {counted(count, 'instance')}")  # fmt: skip
     present = {label: count for label, count in training.per_class.items() if count}
     if present:
         rare = min(present, key=present.__getitem__)

@@ -6,24 +6,26 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from tal_fast.data.annotation_file import AnnotatedVideo
 from tal_fast.data.annotations import TOLERANCE
+from tal_fast.data.axes import other_layout, say_layout, swapped_axes
 from tal_fast.data.extents import Extent, Layout, beside, read_array
 from tal_fast.data.feature_index import unannotated
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.grid import Grid
+from tal_fast.data.streams import Stream
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.timing import Proposal, disagreement, propose
 from tal_fast.data.windows import WindowRule
-from tal_fast.errors import DataError, same_to_the_eye
+from tal_fast.errors import DataError, counted, same_to_the_eye
 from tal_fast.typing import Floats, Mask, VideoProgress
 
 __all__ = [
     "content_faults",
-    "durations_are_of_rows",
     "find_extents",
     "held_instances",
     "timing_faults",
@@ -41,6 +43,8 @@ def find_extents(
     refuse_extra: bool = False,
 ) -> dict[str, Extent]:
     """Returns the extents of the videos that have sound ones, and collects what is wrong.
+
+    None at all where the axes look swapped.
 
     Args:
         streams: where the features lie.
@@ -83,12 +87,16 @@ def find_extents(
             faults.add(
                 "unreadable", "error", "streams of unequal rows", f"video {video!r}: {error}"
             )
+    swapped = swapped_axes(extents.values(), layout)
+    if swapped:  # nothing else can be said of them
+        faults.add("channels", "error", swapped, count=len(extents))
+        return {}
     if extents:
         common = channels or Counter(e.width for e in extents.values()).most_common(1)[0][0]
         for video, extent in list(extents.items()):
             if extent.width != common:
                 swapped = " (the axes look swapped: layout)" if extent.rows == common else ""
-                faults.add("channels", "error", f"expected {common} channels",
+                faults.add("channels", "error", f"expected {counted(common, 'channel')}",
                            f"video {video!r}: {extent.width}{swapped}")  # fmt: skip
     return extents
 
@@ -98,6 +106,7 @@ def timing_faults(
     extents: Mapping[str, Extent],
     given: Proposal,
     faults: Faults,
+    layout: str = "TC",
 ) -> tuple[float | None, list[Proposal]]:
     """Compares rows with durations.
 
@@ -106,6 +115,7 @@ def timing_faults(
         extents: of the videos that have features.
         given: the settings in use; ``fps`` None takes each video's own.
         faults: takes what is found.
+        layout: that the features were read by.
 
     Returns:
         the share of videos that fit (None if none can be judged), and proposals that fit better.
@@ -132,31 +142,20 @@ def timing_faults(
     if wrong.any():
         now = Proposal(given.stride, given.fps, given.frames, fitting)
         proposals = propose(rows, seconds, own_fps, now)
+        widths = np.array([extents[name].width for name in names], dtype=np.float64)
+        share = float(1 - disagreement(widths, seconds, fps, given.stride, given.frames)[1].mean())
+        if share > max(fitting, 0.5):
+            swapped = replace(now, fitting=share, layout=other_layout(layout))
+            proposals = [swapped, *proposals]
     hint = "; see the settings that fit better" if proposals else ""
+    if proposals and proposals[0].layout:
+        hint = f"; the axes look swapped: {say_layout(layout)}"
     for i in np.flatnonzero(wrong):
         covered = ((rows[i] - 1) * given.stride + given.frames) / fps[i]
         faults.add("timing", "error", "duration disagrees with rows x stride / fps" + hint,
                    f"video {names[i]!r}: {seconds[i]:.2f} s, but {rows[i]:.0f} rows cover "
                    f"{covered:.2f} s ({over[i]:+.1f} rows)")  # fmt: skip
     return fitting, proposals
-
-
-def durations_are_of_rows(
-    videos: Mapping[str, AnnotatedVideo], extents: Mapping[str, Extent], given: Proposal
-) -> bool:
-    """Tells whether all durations are just what the rows cover, and so cannot check the rate.
-
-    Args:
-        videos: by name.
-        extents: of the videos that have features.
-        given: the settings in use.
-    """
-    for name, extent in extents.items():
-        fps, seconds = given.fps or videos[name].rate, videos[name].duration
-        covered = (extent.rows - 1) * given.stride + given.frames
-        if fps is None or seconds is None or abs(covered / fps - seconds) > 1e-9 * seconds:
-            return False
-    return bool(extents)
 
 
 def held_instances(
@@ -218,7 +217,8 @@ def content_faults(
             at = np.flatnonzero(bad.any(axis=1))
             channel = int(np.flatnonzero(bad[at[0]])[0])
             faults.add("not-finite", "error", "NaN or infinity in features",
-                       f"video {video!r}: {len(at)} of {len(values)} rows, first row {at[0]}, "
+                       f"video {video!r}: {len(at)} of {counted(len(values), 'row')}, first row "
+                       f"{at[0]}, "
                        f"channel {channel}: {values[at[0], channel]}")  # fmt: skip
         elif low is None or high is None:
             low, high = least.astype(np.float64), most.astype(np.float64)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.validation.result import CHECKS, ValidationResult
+from tal_fast.errors import counted
 from tal_fast.page import Page
 from tal_fast.typing import FilePath
 
@@ -174,7 +175,8 @@ def _rows_svg(result: ValidationResult) -> str:
         parts.append(
             f'<circle cx="{left + wide * seconds / most_s:.1f}" '
             f'cy="{10 + high * (1 - rows / most_r):.1f}" r="2.2" fill="var(--line{k % _LINES})" '
-            f'fill-opacity=".55"><title>{html.escape(video.name)}: {rows} rows, {seconds:g} s'
+            f'fill-opacity=".55"><title>{html.escape(video.name)}: '
+            f"{counted(rows, 'row')}, {seconds:g} s"
             "</title></circle>"
         )
     return "".join([*parts, "</svg>"])

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tal_fast.data.validation.timing import Proposal
+from tal_fast.errors import counted
 
 __all__ = ["CHECKS", "Finding", "SplitCounts", "ValidationResult", "VideoFacts"]
+
+# Columns of text that a sentence takes.
+_WIDTH = 100
 
 # What each check looks for; the keys are what --accept takes.
 CHECKS = {
@@ -109,8 +114,8 @@ class ValidationResult:
         lengths: instance lengths in seconds, per split.
         proposals: settings that fit the rows better than those given, best first.
         fitting: share of the videos whose rows fit the settings given; None without features.
-        rate_checked: False where every duration is just what the rows cover: such durations, as
-            ``prepare csv`` makes them of the rows, fit any rate.
+        doubts: what could not be checked, in sentences: the rate, where every duration is just
+            what the rows cover, as ``prepare csv`` makes them of the rows.
         channels: channels of the features, or None.
         content: whether the features themselves were read.
     """
@@ -123,7 +128,7 @@ class ValidationResult:
     lengths: dict[str, tuple[float, ...]] = field(default_factory=dict)
     proposals: tuple[Proposal, ...] = ()
     fitting: float | None = None
-    rate_checked: bool = True
+    doubts: tuple[str, ...] = ()
     channels: int | None = None
     content: bool = False
 
@@ -145,7 +150,7 @@ class ValidationResult:
         """Says in a line whether training may start."""
         if self.ok:
             rest = len(self.findings)
-            warnings = f" ({rest} warning{'s' if rest > 1 else ''})" if rest else ""
+            warnings = f" ({counted(rest, 'warning')})" if rest else ""
             return f"training may start{warnings}"
         names = ", ".join(dict.fromkeys(finding.check for finding in self.errors))
         return f"training may not start: {names}"
@@ -171,13 +176,8 @@ class ValidationResult:
             lines += ["settings that fit rows and durations better:"]
             lines += [f"  {proposal}" for proposal in self.proposals]
             lines.append("")
-        if not self.rate_checked:
-            lines += [
-                "not checked: the rate. Every duration is just what the rows cover, so any rate "
-                "would fit; compare one",
-                "video by hand: rows / rate must be its length in seconds",
-                "",
-            ]
+        for doubt in self.doubts:
+            lines += [*textwrap.wrap(doubt, _WIDTH), ""]
         return "\n".join([*lines, self.verdict()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class ValidationResult:
             "splits": [asdict(split) for split in self.splits],
             "classes": list(self.classes),
             "fitting": self.fitting,
-            "rate_checked": self.rate_checked,
+            "doubts": list(self.doubts),
             "proposals": [asdict(proposal) for proposal in self.proposals],
             "channels": self.channels,
             "content": self.content,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tal_fast.errors import counted
 from tal_fast.typing import Floats, Mask
 
 __all__ = ["Proposal", "disagreement", "propose"]
@@ -36,6 +37,7 @@ class Proposal:
         fitting: share of the videos that they fit.
         fixed_rows: rows of every video, when all have been resized to one number; then the others
             say nothing.
+        layout: of the arrays, where it is another than the one in use.
     """
 
     stride: float
@@ -43,12 +45,19 @@ class Proposal:
     frames: float
     fitting: float
     fixed_rows: int | None = None
+    layout: str | None = None
 
     def __str__(self) -> str:
         """Says it in a line."""
+        if self.layout is not None:
+            return (
+                f"layout {self.layout} (the axes look swapped): fits {100 * self.fitting:.1f} % of "
+                "the videos"
+            )
         if self.fixed_rows is not None:
             return (
-                f"every video has {self.fixed_rows} rows whatever its duration: features resized "
+                f"every video has {counted(self.fixed_rows, 'row')} whatever its duration: "
+                "features resized "
                 "to a fixed length, whose stride differs by video"
             )
         fps = "each video's own fps" if self.fps is None else f"fps {self.fps:g}"
@@ -135,8 +144,8 @@ def propose(
     return sorted(better, key=plausible)[:3]
 
 
-def _fitting(rows: Floats, seconds: Floats, fps: Floats, found: Proposal) -> float:
-    return float(1 - disagreement(rows, seconds, fps, found.stride, found.frames)[1].mean())
+def _fitting(rows: Floats, seconds: Floats, fps: Floats, proposal: Proposal) -> float:
+    return float(1 - disagreement(rows, seconds, fps, proposal.stride, proposal.frames)[1].mean())
 
 
 def _frames(estimate: float, stride: int) -> float:

@@ -12,8 +12,8 @@ from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile, read_a
 from tal_fast.data.dataset_spec import load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_index import without_features
-from tal_fast.data.feature_streams import Stream
 from tal_fast.data.grid import Grid
+from tal_fast.data.streams import Stream
 from tal_fast.data.validation.annotation_checks import (
     Faults,
     annotation_faults,
@@ -22,9 +22,9 @@ from tal_fast.data.validation.annotation_checks import (
     count_splits,
     leaks,
 )
+from tal_fast.data.validation.doubts import durations_of_rows, label_doubts, rate_doubts
 from tal_fast.data.validation.feature_checks import (
     content_faults,
-    durations_are_of_rows,
     find_extents,
     held_instances,
     timing_faults,
@@ -32,7 +32,7 @@ from tal_fast.data.validation.feature_checks import (
 from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.data.windows import WindowRule
-from tal_fast.errors import ConfigError, nearest
+from tal_fast.errors import ConfigError, counted, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["FeatureQuestion", "validate", "validate_dataset"]
@@ -126,6 +126,9 @@ def validate(
     faults = Faults(accept)
     names = classes_of(file, classes, ignore_labels)
     annotation_faults(file, names, chosen, ignore_labels, out_of_range, faults)
+    if classes is None:
+        for doubt in label_doubts(file.label_counts(ignore_labels)):
+            faults.add("label", "warning", "may be a slip of another label", doubt)
     split_of = _split_of(chosen)
     left_out = _left_out(file, features, split_of, exclude, faults)
     used = [video for video in file.videos if video.name not in left_out]
@@ -140,7 +143,7 @@ def validate(
     extents: dict[str, Extent] = {}
     fitting: float | None = None
     proposals: list[Proposal] = []
-    rate_checked = True
+    doubts: list[str] = []
     if features is not None:
         wanted = [video.name for video in used if split_of(video)]
         extents = find_extents(
@@ -154,8 +157,10 @@ def validate(
         )
         by_name = {video.name: video for video in file.videos}
         given = Proposal(features.stride, features.fps, features.frames, 0.0)
-        fitting, proposals = timing_faults(by_name, extents, given, faults)
-        rate_checked = not durations_are_of_rows(by_name, extents, given)
+        fitting, proposals = timing_faults(by_name, extents, given, faults, features.layout)
+        unjudged = durations_of_rows(by_name, extents, given)
+        if len(unjudged) == len(extents):  # a few agree by chance
+            doubts = rate_doubts(by_name, unjudged, extents, given)
         training = [by_name[name] for name in extents if split_of(by_name[name]) == train]
         _never_learned(training, extents, features, names, out_of_range, faults)
         if content:
@@ -170,7 +175,7 @@ def validate(
         lengths=lengths,
         proposals=tuple(proposals),
         fitting=fitting,
-        rate_checked=rate_checked,
+        doubts=tuple(doubts),
         channels=next((extent.width for extent in extents.values()), None),
         content=content and bool(extents),
     )
@@ -262,7 +267,7 @@ def _left_out(
     for name in exclude:
         if name not in annotated:
             faults.add("excluded", "error", "to be excluded, but not in the annotation file",
-                       f"video {name!r}{nearest(name, annotated)}")  # fmt: skip
+                       f"video {name!r}{nearest(name, annotated, numbered=True)}")  # fmt: skip
     wanted = [video.name for video in file.videos if split_of(video)]
     left_out = annotated.intersection(exclude)
     for name in wanted:
@@ -304,7 +309,7 @@ def _never_learned(
             gone = unheld[label] == total[label]
             faults.add("never-learned", "error" if gone else "warning",
                        f"{'no instance of the class fits' if gone else 'instances do not fit'} "
-                       f"into any window of {length} rows",
+                       f"into any window of {counted(length, 'row')}",
                        f"{label!r}: {unheld[label]} of {total[label]}", unheld[label])  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tal_fast.errors import counted
 from tal_fast.models.base import STRICT, Positive, Share
 from tal_fast.models.pyramid.config import (
     PyramidConfig,
@@ -52,7 +53,7 @@ class ActionFormerSizes(PyramidSizes):
             raise ValueError(f"expected heads to divide width = {self.width}, got {self.heads}")
         if len(self.windows) not in (1, self.levels):
             raise ValueError(
-                f"expected one window, or one for each of {self.levels} levels, "
+                f"expected one window, or one for each of {counted(self.levels, 'level')}, "
                 f"got {len(self.windows)}"
             )
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from tal_fast.errors import counted
 from tal_fast.models.base import (
     STRICT,
     ClipSettings,
@@ -175,13 +176,14 @@ class PyramidConfig(DetectorConfig):
         levels, coarsest = self.model.levels, 2 ** (self.model.levels - 1)
         if len(self.loss.ranges) != levels:
             raise ValueError(
-                f"expected loss.ranges for model.levels = {levels} levels, "
+                f"expected loss.ranges for model.levels = {counted(levels, 'level')}, "
                 f"got {len(self.loss.ranges)}"
             )
         for name, rows in (("max_length", self.data.max_length), ("resize", self.data.resize)):
             if rows is not None and rows % coarsest:
                 raise ValueError(
-                    f"expected data.{name} to be a multiple of {coarsest}, so that {levels} levels "
+                    f"expected data.{name} to be a multiple of {coarsest}, so that "
+                    f"{counted(levels, 'level')} "
                     f"halve it, got {rows}"
                 )
 

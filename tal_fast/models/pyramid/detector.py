@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tal_fast import ranges
 from tal_fast.data.clips import ClipSet, CropSet, VideoSet
 from tal_fast.data.dataset import TALDataset
+from tal_fast.errors import counted
 from tal_fast.models.base import (
     Candidates,
     Detector,
@@ -141,7 +142,7 @@ class PyramidDetector(Detector):
         if length % coarsest:
             raise ValueError(
                 f"{type(self).__name__}: expected rows in multiples of {coarsest} for "
-                f"{self.config.model.levels} levels, got {length}"
+                f"{counted(self.config.model.levels, 'level')}, got {length}"
             )
 
     def _check_padding(self, mask: Tensor) -> None:
@@ -156,7 +157,8 @@ class PyramidDetector(Detector):
         needed = self.rows_needed(self.config, longest)
         if mask.shape[1] < needed:
             raise ValueError(
-                f"{type(self).__name__}: expected at least {needed} rows for a clip of {longest}, "
+                f"{type(self).__name__}: expected at least {counted(needed, 'row')} for a clip "
+                f"of {longest}, "
                 f"padding included, got {mask.shape[1]}"
             )
 

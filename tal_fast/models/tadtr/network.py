@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tal_fast import ops
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.windows import WindowSet
+from tal_fast.errors import counted
 from tal_fast.models.base import (
     Candidates,
     Detector,
@@ -283,7 +284,10 @@ class TadTR(Detector):
         queries = self.config.model.num_queries
         if instances > queries:
             # Every instance needs a query of its own, one that only fills room, too.
-            return f"a clip has {instances} instances, and TadTR has {queries} queries"
+            return (
+                f"a clip has {counted(instances, 'instance')}, and TadTR has "
+                f"{counted(queries, 'query')}"
+            )
         return rows, min(next_power(instances), queries)
 
     def loss(self, output: TadTROutput, targets: Targets, whole: Whole) -> dict[str, Tensor]:

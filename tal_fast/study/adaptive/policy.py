@@ -19,7 +19,7 @@ import numpy as np
 
 from tal_fast.curves import LearningCurve
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR, part
-from tal_fast.errors import DataError
+from tal_fast.errors import DataError, counted
 from tal_fast.study.adaptive.beliefs import (
     ALL,
     Belief,
@@ -67,7 +67,7 @@ def _level_answer(target: Level, belief: Belief, confidence: float, forecast: bo
     half = belief.half_width(confidence) if forecast else stopping_width(belief, confidence)
     if math.isinf(half):  # too few to end a study
         half = belief.half_width(confidence)
-    source = "forecast from smaller p" if forecast else f"{belief.count} trainings"
+    source = "forecast from smaller p" if forecast else f"{counted(belief.count, 'training')}"
     words = (
         f"mAP at {target.share:g} %: {belief.value:.2f} ± {half:.2f} ({confidence:.0%}; {source})"
     )
@@ -175,7 +175,8 @@ def _pilot(desk: Desk, limit: float = ALL) -> Decision | None:
     there = [] if desk.curve is None else desk.curve.share.tolist()
     if not shares or len({*shares, *there}) < LEVELS:
         why = (
-            f"a forecast takes {LEVELS} levels of p up to {limit:g} %, {len(shares)} are allowed: "
+            f"a forecast takes {counted(LEVELS, 'level')} of p up to {limit:g} %, {len(shares)} "
+            "are allowed: "
             "give more --fractions"
         )
         return Decision("unreachable", why)
@@ -188,7 +189,8 @@ def _pilot(desk: Desk, limit: float = ALL) -> Decision | None:
         count = (0 if point is None else point.n) + desk.situation.running_at(share)
         if count < wanted[share] and desk.free[share]:
             why = (
-                f"pilot: a forecast of the curve starts from {LEVELS} levels, the cheaper ones "
+                f"pilot: a forecast of the curve starts from {counted(LEVELS, 'level')}, the "
+                "cheaper ones "
                 f"with two draws; {levels} are there"
             )
             return desk.train(share, why)
@@ -226,7 +228,7 @@ def _no_forecast(desk: Desk) -> Decision:
     try:
         assert desk.curve is not None
         Forecast(desk.curve)
-        why = f"a forecast takes {LEVELS} levels of p, {len(desk.curve)} are there"
+        why = f"a forecast takes {counted(LEVELS, 'level')} of p, {len(desk.curve)} are there"
     except DataError as error:
         why = f"no curve can be laid through the trials: {error}"
     return Decision("unreachable", why)

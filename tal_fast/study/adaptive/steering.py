@@ -19,7 +19,7 @@ from typing import Any
 
 from tal_fast.curves import LearningCurve, read_curve
 from tal_fast.curves.tables import plain
-from tal_fast.errors import ConfigError, DataError, differences
+from tal_fast.errors import ConfigError, DataError, counted, differences, os_reason
 from tal_fast.progress import duration
 from tal_fast.study.adaptive.beliefs import Prices
 from tal_fast.study.adaptive.policy import decide
@@ -36,7 +36,7 @@ __all__ = ["DECISIONS", "Steering", "append_line"]
 DECISIONS = "decisions.jsonl"
 
 
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
+def append_line(path: Path, fields: Mapping[str, Any]) -> None:
     """Appends a line of JSON, whole or not at all as far as other readers see.
 
     What a killed process left of a line stays a line of its own.
@@ -49,13 +49,13 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         try:
             size = os.fstat(file).st_size
             torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            line = ("\n" if torn else "") + json.dumps(content) + "\n"
+            line = ("\n" if torn else "") + json.dumps(fields) + "\n"
             os.write(file, line.encode())
             os.fsync(file)
         finally:
             os.close(file)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
+        raise DataError(f"{path}: cannot be written: {os_reason(error)}") from error
 
 
 def _last_line(path: Path) -> Any:
@@ -218,7 +218,7 @@ class Steering:
         prices = Prices(self._situation().curve)
         grid = math.fsum(prices(choice.share) for choice in self._trials)
         words.append(
-            f"{len(self._records)} trials, {duration(self._spent())} of training; all "
+            f"{counted(len(self._records), 'trial')}, {duration(self._spent())} of training; all "
             f"{len(self._trials)} of the grid take about {duration(grid)}"
         )
         further = self._further(decision)

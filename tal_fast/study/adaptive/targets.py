@@ -58,13 +58,13 @@ class Rank:
 Target = Level | Gain | Rank
 
 
-def parse_target(text: str) -> Target:
+def parse_target(words: str) -> Target:
     """Reads a target.
 
     Raises:
         ConfigError: it is none, or a number is out of range; the message shows the grammar.
     """
-    plain = re.sub(r"\s+", "", text.lower().replace("+/-", "±").replace("+-", "±"))
+    plain = re.sub(r"\s+", "", words.lower().replace("+/-", "±").replace("+-", "±"))
     if match := re.fullmatch(rf"±{_NUMBER}at{_NUMBER}%", plain):
         width, share = map(float, match.groups())
         if not 0.0 < share <= 100.0:
@@ -82,7 +82,7 @@ def parse_target(text: str) -> Target:
         width = _TIE if match.group(1) is None else float(match.group(1))
         target = Rank(width)
     else:
-        raise ConfigError(f"--target: expected {GRAMMAR}, got {text!r}")
+        raise ConfigError(f"--target: expected {GRAMMAR}, got {words!r}")
     if not width > 0.0:
         raise ConfigError(f"--target: expected points above 0 after ±, got {width:g}")
     return target

@@ -6,13 +6,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import importlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import yaml
 
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.fingerprint import changed_annotations, changed_features
+from tal_fast.data.json_files import parse_json
 from tal_fast.data.plain_fields import (
     FINITE,
     MAPPING,
@@ -31,7 +29,7 @@ from tal_fast.data.plain_fields import (
     check_fields,
 )
 from tal_fast.data.yaml_files import parse_yaml
-from tal_fast.errors import ConfigError, DataError, argument, differences
+from tal_fast.errors import ConfigError, DataError, argument, differences, os_reason
 from tal_fast.study.trial import TrialRecord
 
 __all__ = [
@@ -65,16 +63,16 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_same_settings(out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_same_settings(out: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Checks that a study's directory holds the settings that are asked for.
 
     Raises:
         ConfigError: they differ; the message names the first few.
     """
-    if hash_settings(found) == hash_settings(wanted):
+    if hash_settings(there) == hash_settings(wanted):
         return
     raise ConfigError(
-        f"{out}: holds a study with other settings: {differences(found, wanted, _SHOWN)}; "
+        f"{out}: holds a study with other settings: {differences(there, wanted, _SHOWN)}; "
         "results are never mixed: use another --out"
     )
 
@@ -87,11 +85,11 @@ def read_data_facts(out: Path) -> dict[str, Any] | None:
     """
     path = out / _DATA_FILE
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = parse_json(str(path), path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     if not isinstance(facts, dict) or not {"classes", "videos"} <= facts.keys():
         raise DataError(f"{path}: expected the keys classes and videos; remove it to begin it anew")
     check_fields(str(path), facts, {"classes": TEXTS, "videos": MAPPING})
@@ -121,26 +119,26 @@ def write_data_facts(out: Path, facts: Mapping[str, Any]) -> None:
 
 
 def check_same_data(
-    out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, trust_times: bool
+    out: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], *, trust_times: bool
 ) -> None:
     """Checks that a study's trials were run on the data that is there now.
 
     Args:
         out: directory of the study.
-        found: facts of the data then (:func:`~tal_fast.data.fingerprint.data_facts`).
+        there: facts of the data then (:func:`~tal_fast.data.fingerprint.data_facts`).
         wanted: facts of the data now.
         trust_times: accept feature files of another size or time.
 
     Raises:
         ConfigError: they differ; the message names the first video.
     """
-    changed = changed_annotations(found, wanted)
+    changed = changed_annotations(there, wanted)
     if changed is not None:
         raise ConfigError(
             f"{out}: holds a study of other data: {changed}; "
             "results are never mixed: use another --out"
         )
-    changed = changed_features(found, wanted)
+    changed = changed_features(there, wanted)
     if changed is not None and not trust_times:
         raise ConfigError(
             f"{out}: holds a study of other data: {changed}; results are never mixed: use another "
@@ -161,7 +159,7 @@ def read_study(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
     keys = ("format", "settings", "hash", "request", "runs")
     if not isinstance(study, dict) or any(key not in study for key in keys):
         raise DataError(f"{path}: expected a study's settings, with the keys {', '.join(keys)}")
@@ -233,35 +231,16 @@ def _trial_directories(root: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-@functools.cache
-def _quick_reader() -> Callable[[bytes], Any] | None:
-    """Returns msgspec's reader of JSON, three times as fast as Python's, if it is installed."""
-    try:
-        return importlib.import_module("msgspec").json.decode
-    except ImportError:
-        return None
-
-
-def _read_json(content: bytes) -> Any:
-    quick = _quick_reader()
-    if quick is not None:
-        # What it refuses is for Python's reader to take (NaN) or to explain.
-        with contextlib.suppress(Exception):
-            return quick(content)
-    return json.loads(content)
-
-
 def load_trial(directory: Path) -> TrialRecord:
     """Reads the record of a finished trial.
 
     Raises:
-        DataError: ``trial.json`` is missing, is not JSON or lacks a field.
+        DataError: ``trial.json`` is missing, is not JSON, holds a key twice or lacks a field.
     """
     path = directory / RECORD
     again = f"remove {directory.name} to run the trial again"
     try:
-        with open(path, "rb") as file:
-            record_fields = _read_json(file.read())
+        record_fields = parse_json(str(path), path.read_bytes())
         return TrialRecord.from_dict(record_fields, str(path))
     except FileNotFoundError:
         raise DataError(
@@ -271,9 +250,7 @@ def load_trial(directory: Path) -> TrialRecord:
     except DataError as error:
         raise DataError(f"{error}; {again}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected JSON, got {error}; {again}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
 
 
 def scan_trials(

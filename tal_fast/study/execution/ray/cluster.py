@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import tal_fast
 from tal_fast.data.files import write_text_atomically
-from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError
+from tal_fast.errors import ConfigError, DataError, MissingExtraError, TalFastError, os_reason
 from tal_fast.study.execution.local import GRACE_SECONDS
 from tal_fast.study.execution.messages import Outcome, Progress, Supply, supply_of
 from tal_fast.study.execution.ray.process import DriverProcess, short_directory_if_needed
@@ -95,7 +95,7 @@ def _check_reachable(address: str, host: str, port: int) -> None:
             socket.create_connection((host, port), timeout=_SECONDS_TO_REACH).close()
             causes.clear()
         except OSError as error:
-            causes[:] = [error.strerror or str(error)]
+            causes[:] = [os_reason(error)]
 
     # In a thread, because looking up a name knows no timeout.
     thread = threading.Thread(target=try_it, daemon=True)

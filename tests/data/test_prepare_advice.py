@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What preparing one's own data says: which segments count where, and advice that works."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from own_files import RATE
+
+import tal_fast
+from tal_fast.data import open_dataset, validation
+from tal_fast.data.prepare import FeatureChoice, Repairs, prepare_csv
+from tal_fast.errors import DataError
+
+
+class TestBeyond:
+    """Segments beyond the video: which count where."""
+
+    def test_prepare_validate_and_evaluate_tell_one_number(self, own):
+        own.lines += [["clip_03", 30.0, 40.0, "run"], ["clip_03", 5.0, 40.0, "walk"]]
+        own.column("subset", lambda number: "test" if number in (3, 4) else "train")
+        report = own.prepare(repairs=Repairs(out_of_range="clamp"))
+        data = open_dataset(own.path / "out")
+        assert (report.instances, report.out_of_range, report.cut, report.outside) == (22, 2, 1, 1)
+        lines = "\n".join(report.lines())
+        assert "22 instances of 2 classes, 21 of them for training" in lines
+        assert "2 segments reach beyond the video: for training 1 cut to it and 1 outside" in lines
+        assert data.annotations.num_instances == 21
+        result = validation.validate_dataset(own.path / "out")
+        assert sum(split.instances for split in result.splits) == 22
+        said = [item.message for item in result.findings if item.check == "out-of-range"]
+        assert any("training leaves them out" in message for message in said)
+        assert any("training sees them cut to the video" in message for message in said)
+        predictions = {"results": {"clip_03": [{"segment": [5, 40], "label": "walk", "score": 1}]}}
+        scored = tal_fast.evaluate(own.path / "out", predictions)
+        assert scored.num_ground_truth == 6
+        assert any("2 segments reach beyond the video; they are scored as" in str(note)
+                   for note in scored.notes)  # fmt: skip
+
+    def test_kept(self, own):
+        own.lines[0][2] = 30.0
+        report = own.prepare(repairs=Repairs(out_of_range="keep"))
+        assert "1 segment reaches beyond the video, for training" in "\n".join(report.lines())
+
+
+class TestAdvice:
+    """What a message advises works as it stands."""
+
+    def test_videos_without_features_and_durations(self, own):
+        (own.path / "features" / "clip_07.npy").unlink()
+        (own.path / "features" / "clip_08.npy").unlink()
+        for repairs in (Repairs(), Repairs(missing="skip")):
+            with pytest.raises(DataError, match="--exclude clip_07 --exclude clip_08 ") as caught:
+                own.prepare(repairs=repairs)
+            assert "did you mean" not in str(caught.value)
+        report = own.prepare(repairs=Repairs(exclude=["clip_07", "clip_08"]))
+        lines = "\n".join(report.lines())
+        assert "2 of 10 annotated videos left out as --exclude" in lines
+        assert "split test: 2 of 8 videos, drawn" in lines
+
+    def test_with_durations_they_can_be_skipped(self, own):
+        (own.path / "features" / "clip_07.npy").unlink()
+        own.column("duration", "20.0")
+        with pytest.raises(DataError, match=r"clip_07; --missing skip \(missing='skip'\) leaves"):
+            own.prepare()
+        assert own.prepare(repairs=Repairs(missing="skip")).missing == ("clip_07",)
+
+    def test_many_are_better_left_out_of_the_table(self, own):
+        own.lines += [[f"more_{number}", 1.0, 2.0, "run"] for number in range(21)]
+        with pytest.raises(DataError, match=r"leave their lines out of .*segments\.csv"):
+            own.prepare()
+
+
+class TestLayout:
+    """A wrong layout is told first, and not blamed on the rate or on the channels."""
+
+    def swap(self, own, lengths):
+        for number, name in enumerate(own.names):
+            array = np.zeros((4, lengths[number % len(lengths)]), np.float32)
+            np.save(own.path / "features" / f"{name}.npy", array)
+
+    @pytest.mark.parametrize("pack", [None, "float32"])
+    def test_videos_of_different_lengths(self, own, pack):
+        self.swap(own, [100, 101, 102])
+        with pytest.raises(DataError, match=r"the axes look swapped.*--layout CT \(layout="):
+            prepare_csv(own.write(), own.features(pack=pack), own.path / "out")
+        report = prepare_csv(own.write(), own.features(layout="CT"), own.path / "out")
+        assert report.channels == 4
+        spec = own.path / "out" / "dataset.yaml"
+        spec.write_text(spec.read_text().replace("layout: CT", "layout: TC"))
+        with pytest.raises(DataError, match="every video has 4 rows and another number of"):
+            open_dataset(own.path / "out")
+        result = validation.validate_dataset(own.path / "out")
+        assert [item.check for item in result.errors] == ["channels"]
+        assert "`layout: CT` under `feature`" in result.errors[0].message
+
+    def test_videos_of_one_length(self, own):
+        self.swap(own, [100])
+        with pytest.raises(DataError, match=r"the axes look swapped: .*--layout CT.*If the layout"):
+            own.prepare()
+        own.column("duration", "20.0")
+        with pytest.raises(DataError, match=r"fit better: layout CT \(the axes look swapped"):
+            own.prepare()
+        prepare_csv(own.write(), own.features(layout="CT"), own.path / "out")
+        spec = own.path / "out" / "dataset.yaml"
+        spec.write_text(spec.read_text().replace("layout: CT", "layout: TC"))
+        result = validation.validate_dataset(own.path / "out")
+        timing = next(item for item in result.errors if item.check == "timing")
+        assert "the axes look swapped: --layout CT" in timing.message
+        assert "layout CT (the axes look swapped): fits 100.0 %" in result.table()
+
+    def test_a_wrong_rate_is_no_wrong_layout(self, own):
+        choice = FeatureChoice.at_rate([own.path / "features"], 4 * RATE)
+        with pytest.raises(DataError, match="is it right how many there are per") as caught:
+            prepare_csv(own.write(), choice, own.path / "out")
+        assert "swapped" not in str(caught.value)
