@@ -75,7 +75,7 @@ def _check_memo(content: bytes) -> None:
     if any(_number(found) > len(content) for found in _NUMBERED.finditer(content)):
         # It may as well lie within the numbers of an array: only a walk over the opcodes tells.
         for code, argument, _ in pickletools.genops(content):
-            if code.name in ("LONG_BINPUT", "PUT") and argument > len(content):
+            if code.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
                 raise pickle.UnpicklingError(
                     f"it keeps a value as number {argument} and has only {len(content)} bytes"
                 )
