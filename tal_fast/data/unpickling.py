@@ -7,6 +7,8 @@ import functools
 import importlib
 import io
 import pickle
+import pickletools
+import re
 import warnings
 from typing import Any
 
@@ -60,6 +62,31 @@ def torch_globals() -> list[Any]:
     return names + _DTYPE_CLASSES
 
 
+# What may be an opcode that keeps a value under a number of the file's choosing: LONG_BINPUT with
+# four bytes, PUT with digits. The unpickler makes room for as many values as the number says.
+_NUMBERED = re.compile(rb"r(?=(.{4}))|p(?=(\d+))", re.DOTALL)
+
+
+def _check_memo(content: bytes) -> None:
+    """Refuses numbers of kept values that would take memory far beyond the pickle's own size.
+
+    A pickler counts its values, so that no number exceeds the number of bytes.
+    """
+    if any(_number(found) > len(content) for found in _NUMBERED.finditer(content)):
+        # It may as well lie within the numbers of an array: only a walk over the opcodes tells.
+        for code, argument, _ in pickletools.genops(content):
+            if code.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
+                raise pickle.UnpicklingError(
+                    f"it keeps a value as number {argument} and has only {len(content)} bytes"
+                )
+
+
+def _number(found: re.Match[bytes]) -> int:
+    if found[1] is not None:
+        return int.from_bytes(found[1], "little")
+    return int(found[2][:20])
+
+
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -77,6 +104,7 @@ def unpickle_arrays(origin: str, pickled: bytes) -> Any:
         DataError: it is truncated, no pickle, or holds anything else.
     """
     try:
+        _check_memo(pickled)
         return _ArraysOnly(io.BytesIO(pickled)).load()
     except Exception as error:  # a broken pickle fails in any way it likes
         raise DataError(f"{origin}: cannot be unpickled: {error}") from error

@@ -84,3 +84,9 @@ def parse_yaml(text: str, where: str, error: type[TalFastError] = DataError) -> 
     except (yaml.YAMLError, ValueError) as fault:
         # PyYAML tells cause and place in lines of their own.
         raise error(f"{where}: not valid YAML: {' '.join(str(fault).split())}") from fault
+    # What PyYAML trips over where a tag stands before a text of another kind (!!bool maybe).
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as fault:
+        raise error(
+            f"{where}: not valid YAML: a tag (!!bool, !!timestamp, ...) stands before a text that "
+            f"is none of its kind ({type(fault).__name__}: {fault})"
+        ) from fault

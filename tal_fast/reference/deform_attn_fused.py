@@ -37,8 +37,9 @@ def deform_attn_fused(
     if padding_mask is not None:
         value = torch.where(padding_mask[:, :, None, None], 0.0, value)
     batch, _, heads, channels = value.shape
-    queries, points = offsets.shape[1], offsets.shape[4]
-    weights = logits.reshape(batch, queries, heads, -1).softmax(-1).view(offsets.shape)
+    _, queries, _, levels, points = offsets.shape
+    weights = logits.reshape(batch, queries, heads, levels * points).softmax(-1)
+    weights = weights.view(offsets.shape)
     out = value.new_zeros(batch, queries, heads, channels)
     first = 0
     for level, length in enumerate(level_lengths):

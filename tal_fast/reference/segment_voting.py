@@ -19,7 +19,7 @@ def segment_voting(
     dtype = torch.promote_types(segments.dtype, torch.float32)
     kept, voters, wide_scores = (x.to(dtype) for x in (kept_segments, segments, scores))
     threshold = kept.new_tensor(iou_threshold)
-    out = kept.double()
+    out = kept.double().clone()  # float64 would be the argument itself
     for k, (start, end) in enumerate(kept):
         total, sums = kept.new_tensor(0.0).double(), kept.new_zeros(2).double()
         for voter, score in zip(voters, wide_scores, strict=True):

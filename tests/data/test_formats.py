@@ -17,6 +17,7 @@ from tal_fast.data.feature_index import index_features
 from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.formats import kind_of_content
 from tal_fast.data.streams import Stream, streams_of
+from tal_fast.data.unpickling import unpickle_arrays
 from tal_fast.errors import ConfigError, DataError
 
 
@@ -190,6 +191,17 @@ def test_one_file_with_an_array_per_video(tmp_path):
                 np.testing.assert_array_equal(opened.array(video), values(video))
             with pytest.raises(KeyError):
                 opened.array("c")
+
+
+@pytest.mark.parametrize("kept", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+def test_a_pickle_that_numbers_its_values_in_billions_is_refused(kept):
+    with pytest.raises(DataError, match=r"it: .* keeps a value as number 2147483647 and has only"):
+        unpickle_arrays("it", b"\x80\x02K\x01" + kept + b".")
+    # What only looks like it, within the numbers of an array, is read.
+    array = np.frombuffer(kept.ljust(16, b"r"), np.float32)
+    for protocol in range(6):
+        found = unpickle_arrays("it", pickle.dumps({"a": array}, protocol))["a"]
+        assert found.tobytes() == array.tobytes()
 
 
 def test_bfloat16_of_torch_becomes_the_same_float32(tmp_path):

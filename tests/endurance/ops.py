@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from endurance.op_draws import BOUNDS, DRAWS, Call, other_layout, results
-from endurance.record import ROOT, Batch, Failure, Kind, Outcome, Part, why
+from endurance.large_ops import beyond_int32, large_results
+from endurance.op_draws import DRAWS
+from endurance.op_values import BOUNDS, Call, octets, other_layout, results
+from endurance.record import ROOT, Batch, Failure, Kind, Outcome, Part, one_by_one, why
 from endurance.subject import expect
 
 from tal_fast import info
@@ -27,7 +29,9 @@ from tal_fast import info
 _GOAL = 1_000_000
 #: Compiled with fused multiply-add where the instruction set has it (no -ffp-contract=off in
 #: CMakeLists.txt), so their last bits depend on it.
-_FUSED = ("deform_attn", "local_attn")
+_FUSED = ("deform_attn", "deform_attn_fused", "local_attn")
+#: Without a kernel for CUDA.
+_CPU_ONLY = ("soft_nms_literal",)
 #: Made by `make build`; without it there are no cases of the emulator.
 _LIBRARY = ROOT / "tests" / "cuda_emulator" / "cuda_emulated.so"
 
@@ -36,12 +40,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are of one type and shape and hold the same bits."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return (
-        one.contiguous()
-        .view(-1)
-        .view(torch.uint8)
-        .equal(other.contiguous().view(-1).view(torch.uint8))
-    )
+    return octets(one).equal(octets(other))
 
 
 def compare(call: Call, found: list[torch.Tensor]) -> None:
@@ -73,7 +72,7 @@ def digest(found: list[torch.Tensor]) -> str:
     text = hashlib.sha256()
     for tensor in found:
         text.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        text.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        text.update(octets(tensor).numpy())
     return text.hexdigest()
 
 
@@ -93,8 +92,11 @@ def digests(name: str, batch: Batch) -> list[str]:
     draw = DRAWS[name]
     found = []
     for number in batch.numbers:
-        call = draw(batch.random(number))
-        found.append(_agreed(name, call, results(call.op(*call.tensors))))
+        try:
+            call = draw(batch.random(number))
+            found.append(_agreed(name, call, results(call.op(*call.tensors))))
+        except Exception as error:
+            found.append(type(error).__name__)
     return found
 
 
@@ -104,10 +106,9 @@ class Children:
     def __init__(self) -> None:
         self._running: dict[str, subprocess.Popen[str]] = {}
 
-    def ask(self, name: str, batch: Batch) -> dict[str, list[str]]:
-        """Returns the digests of every instruction set but the best."""
+    def ask(self, name: str, batch: Batch) -> None:
+        """Asks every instruction set but the best for digests; they work while this one does."""
         words = f"{name}\t{batch.kind}\t{batch.seed}\t{batch.first}\t{batch.count}\n"
-        found = {}
         for isa in info.instruction_sets()[:-1]:
             if isa not in self._running:
                 self._running[isa] = subprocess.Popen(
@@ -121,9 +122,14 @@ class Children:
                 )  # fmt: skip
             child = self._running[isa]
             assert child.stdin is not None
-            assert child.stdout is not None
             child.stdin.write(words)
             child.stdin.flush()
+
+    def answers(self) -> dict[str, list[str]]:
+        """Returns the digests that were asked for."""
+        found = {}
+        for isa, child in self._running.items():
+            assert child.stdout is not None
             found[isa] = child.stdout.readline().split()
         return found
 
@@ -135,8 +141,13 @@ class Children:
 
 @contextlib.contextmanager
 def prepared() -> Iterator[Children]:
-    with contextlib.closing(Children()) as children:
-        yield children
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the children; more only wait for each other
+    try:
+        with contextlib.closing(Children()) as children:
+            yield children
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _case(name: str, batch: Batch, number: int) -> str:
@@ -159,12 +170,13 @@ def _run(name: str) -> Any:
     def run(children: Children, batch: Batch) -> Outcome:
         outcome, mine = Outcome(), {}
         lost: dict[int, str] = {}
+        children.ask(name, batch)
         for number in batch.numbers:
             try:
                 mine[number] = _case(name, batch, number)
             except Exception as error:
                 lost[number] = why(error)
-        for isa, theirs in children.ask(name, batch).items():
+        for isa, theirs in children.answers().items():
             if len(theirs) != batch.count:
                 lost[batch.first] = f"{isa}: {len(theirs)} answers for {batch.count} cases"
                 continue
@@ -207,8 +219,10 @@ PART = Part(
         *(
             Kind(f"emulated {name}", "calls", _GOAL // 10, _emulated(name), batch=50)
             for name in DRAWS
-            if _LIBRARY.exists()
+            if _LIBRARY.exists() and name not in _CPU_ONLY
         ),
+        Kind("beyond 2^31 elements", "calls", 1000, one_by_one(beyond_int32), batch=20),
+        Kind("results beyond 2^31 elements", "calls", 10, one_by_one(large_results)),
     ],
     prepared,
 )
@@ -218,10 +232,7 @@ def _answer() -> None:
     for line in sys.stdin:
         name, kind, seed, first, count = line.rstrip("\n").split("\t")
         batch = Batch(kind, int(seed), int(first), int(count))
-        try:
-            print(*digests(name, batch), flush=True)
-        except Exception as error:
-            print(f"{type(error).__name__}", flush=True)
+        print(*digests(name, batch), flush=True)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,12 @@ def test_matches_twin(shape: tuple, components: int, dtype: torch.dtype) -> None
         assert_near(mine, reference, limit, max(reference.abs().max().item(), rows * size / 8))
 
 
+@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
+def test_without_a_video_or_a_query(batch: int, queries: int) -> None:
+    inputs = make((batch, (4,), queries, 2, 8, 2))
+    assert deform_attn_fused(*inputs).shape == twin(*inputs).shape == (batch, queries, 16)
+
+
 @pytest.mark.parametrize("components", [1, 2])
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradcheck(components: int, padded: bool) -> None:

@@ -71,6 +71,13 @@ def test_without_weight_the_segment_stays():
         assert torch.equal(found, kept)
 
 
+def test_the_twin_leaves_its_arguments_alone():
+    segments = torch.tensor([[0.0, 10.0], [1.0, 10.0]], dtype=torch.float64)
+    before = segments.clone()
+    twin(segments, segments, torch.tensor([1.0, 3.0], dtype=torch.float64), 0.5)
+    assert torch.equal(segments, before)
+
+
 def test_strided_inputs():
     segments, scores = make(40)
     columns = segments.t().contiguous().t()

@@ -21,6 +21,7 @@ from tal_fast.data.formats.hdf5_storage import (
     other_files,
     storage_words,
 )
+from tal_fast.data.formats.hdf5_trust import require_whole
 from tal_fast.errors import DataError, os_reason
 from tal_fast.typing import FilePath
 
@@ -43,13 +44,16 @@ class Hdf5File:
         """Opens the file.
 
         Raises:
-            DataError: if it is missing, no HDF5 file, or shorter than it says.
+            DataError: if it is missing, no HDF5 file, shorter than it says, or so damaged that
+                HDF5's own library crashes on it.
             MissingExtraError: if h5py is not installed.
         """
         h5py = h5py_module()
         self.path = os.fspath(path)
         try:
-            self._size = os.stat(self.path).st_size
+            about = os.stat(self.path)
+            self._size = about.st_size
+            require_whole(os.path.abspath(self.path), about)
             # The driver whose addresses are bytes of the file, whatever the environment asks for.
             self._file = h5py.File(os.path.abspath(self.path), "r", driver="sec2")
         except FileNotFoundError:

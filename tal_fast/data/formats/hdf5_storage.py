@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from tal_fast.data.formats import needs_packing
+from tal_fast.data.formats.hdf5_trust import require_whole
 from tal_fast.errors import DataError, MissingExtraError, os_reason
 
 __all__ = [
@@ -222,6 +223,7 @@ def _files_of_source(
 ) -> list[str]:
     h5py = h5py_module()
     try:
+        require_whole(os.path.abspath(key[0]), os.stat(key[0]))
         with h5py.File(key[0], "r", driver="sec2") as file:
             source = h5py.h5d.open(file.id, key[1])
             return [key[0], file_of(source), *_other_files(where, source, chain)]
