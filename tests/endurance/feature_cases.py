@@ -28,8 +28,9 @@ from endurance.subject import Subject, check_command, expect, refusal
 
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.reading import FeatureReader, Request
+from tal_fast.data.streams import Stream
 from tal_fast.data.unpickling import torch_globals, unpickle_arrays
 from tal_fast.errors import DataError
 

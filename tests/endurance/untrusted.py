@@ -34,7 +34,8 @@ from endurance.text_cases import annotations, dataset_yaml, results, write_datas
 from made_records import SETTINGS, rising, study
 
 from tal_fast import evaluate, open_dataset
-from tal_fast.data.feature_streams import OpenStream, Stream
+from tal_fast.data.feature_streams import OpenStream
+from tal_fast.data.streams import Stream
 from tal_fast.errors import TalFastError
 from tal_fast.evaluation import read_results
 from tal_fast.study.execution.store import hash_settings, read_study
