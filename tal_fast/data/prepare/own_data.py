@@ -92,8 +92,6 @@ def prepare_csv(
     notes = []
     if table.unused:
         notes.append(f"columns that are not used: {', '.join(table.unused)}")
-    if not table.durations:
-        notes.append("durations are (rows - 1) x stride + frames, over fps")
     return _prepare(
         file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
         progress,
