@@ -329,8 +329,8 @@ def _drawn_splits(
     count = round(share * len(used)) if 0.0 < share < 1.0 else 0
     if not 0 < count < len(used):
         raise ConfigError(
-            f"{argument('test_share')}: expected a share that leaves videos on both sides of "
-            f"{len(used)}, got {share:g}"
+            f"{argument('test_share')}: expected a share above 0 and below 1 that leaves videos "
+            f"on both sides of {len(used)}, got {share:g}"
         )
     labels = {item.label for video in used for item in video.instances}
     for draw in range(_MOST_DRAWS):
