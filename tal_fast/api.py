@@ -58,8 +58,9 @@ def train(
 ) -> TrainingSummary:
     """Trains a model and keeps its weights in a directory.
 
-    Writes ``checkpoint.pt``, ``config.yaml``, ``environment.json`` and ``log.csv``. Ctrl-C writes
-    the state, and the same call goes on from there: on a CPU to the very same weights.
+    Writes ``checkpoint.pt``, ``config.yaml``, ``environment.json`` and ``log.csv``. Ctrl-C or
+    SIGTERM writes the state after the running step, and the same call goes on from there: on a CPU
+    to the very same weights.
 
     Args:
         data: a data directory or an opened data set.

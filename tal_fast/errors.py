@@ -152,8 +152,8 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     return " ".join(words)
 
 
-# Verbs in the plural and the singular, and a noun the other way round.
-_IRREGULAR = {"are": "is", "have": "has", "were": "was", "person": "people"}
+# Verbs in the plural and the singular, and nouns the other way round.
+_IRREGULAR = {"are": "is", "have": "has", "were": "was", "person": "people", "epoch": "epochs"}
 
 
 def _plural(noun: str) -> str:

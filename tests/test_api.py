@@ -135,7 +135,9 @@ class TestTrain:
         assert run.videos == 2
         assert events[-1].step == run.steps
         err = capsys.readouterr().err
-        left_out = "1 of 10 videos are left out of training and prediction, lost (exclude): v9"
+        left_out = (
+            f"1 of the 10 videos of {folder} left out of training and prediction, lost (exclud"
+        )
         assert f"note: {left_out}" in err
 
     def test_the_same_settings_in_three_forms(self, folder, tmp_path):

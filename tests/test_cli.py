@@ -669,7 +669,9 @@ def test_what_is_left_out_or_never_learned_is_said_at_the_start(capsys, few, tmp
     small = ["d_model=32", "num_heads=2", "encoder_layers=1", "decoder_layers=1", "feedforward=16"]
     settings = [x for text in small for x in ("--set", f"model.{text}")]
     settings += ["--set", "training.epochs=1", "--threads", 1]
-    left_out = "note: 1 of 4 videos are left out of training and prediction, lost (exclude): c\n"
+    left_out = (
+        f"note: 1 of the 4 videos of {few} left out of training and prediction, lost (exclude): c\n"
+    )
     unheld = (
         "note: 1 of 4 instances are never learned, no window of 128 rows holds them: walk 1 of 2\n"
     )

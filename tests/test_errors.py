@@ -55,6 +55,7 @@ def test_one_of_a_thing_is_not_many():
     assert errors.counted(1, "query") == "1 query"
     assert errors.counted(3, "query") == "3 queries"
     assert errors.counted(2, "person") == "2 people"
+    assert [errors.counted(2, noun) for noun in ("epoch", "batch")] == ["2 epochs", "2 batches"]
     assert errors.counted(1, "segment", "reach") == "1 segment reaches"
     assert errors.counted(2, "segment", "reach") == "2 segments reach"
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -114,11 +116,19 @@ def _refuse_videos(
         chosen = f" subset {subset!r} of" if subset is not None else ""
         raise DataError(
             f"{detections.origin}: {len(unknown)} of "
-            f"{counted(len(detections.videos), 'predicted video')} "
-            f"not in{chosen} {truth.origin}, but {of_which}, the first is {unknown[0]!r}; choose "
-            f"what was predicted ({argument('split')} of a data directory, {argument('subset')} of "
-            "an annotation file), or leave these videos out"
+            f"{counted(len(detections.videos), 'predicted video')} not in{chosen} {truth.origin}, "
+            f"but {of_which}, the first is {unknown[0]!r}; {_score_these(counts)}leave these "
+            "videos out of the predictions"
         )
+
+
+def _score_these(places: Iterable[str]) -> str:
+    """Returns how to score the videos of the one split or subset that was predicted."""
+    named = [re.fullmatch(r"(split|subset) '(.*)'", place) for place in places]
+    if len(named) != 1 or named[0] is None:
+        return ""
+    kind, name = named[0].groups()
+    return f"score what was predicted with {argument(kind, name)}, or "
 
 
 def _classes(

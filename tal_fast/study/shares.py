@@ -83,7 +83,8 @@ def parse_shares(what: str, given: str | float | Sequence[float]) -> tuple[float
     kept = [rounded(value) for value in values]
     for value, share in zip(values, kept, strict=True):
         if not 0.0 < share <= 1.0:
-            raise ConfigError(f"{what}: expected values in (0, 1], got {value:g}")
+            hint = f"; {value:g} % is {value / 100:g}" if 1.0 < value <= 100.0 else ""
+            raise ConfigError(f"{what}: expected values in (0, 1], got {value:g}{hint}")
     if len(set(kept)) != len(kept):
         twice = sorted({share for share in kept if kept.count(share) > 1})
         raise ConfigError(f"{what}: expected each once, got {twice[0]:g} more than once")

@@ -114,3 +114,14 @@ class TestLayout:
         with pytest.raises(DataError, match="is it right how many there are per") as caught:
             prepare_csv(own.write(), choice, own.path / "out")
         assert "swapped" not in str(caught.value)
+        assert "18 of 20 segments end after their video; " in str(caught.value)
+        assert "clamp" not in str(caught.value), "which would cut what the rate makes wrong"
+
+    def test_a_folder_without_any_features_of_these_videos(self, own):
+        (own.path / "other").mkdir()
+        np.save(own.path / "other" / "something.npy", np.zeros((9, 4), np.float32))
+        choice = FeatureChoice.at_rate([own.path / "other"], RATE)
+        message = r"no annotated video has features there .*it holds, for example, 'something.npy'"
+        with pytest.raises(DataError, match=message) as caught:
+            prepare_csv(own.write(), choice, own.path / "out")
+        assert "leave" not in str(caught.value)

@@ -235,7 +235,7 @@ class TestDataDirectory:
     def test_videos_of_another_split_are_named_as_such(self, folder):
         message = (
             "2 of 3 predicted videos not in split 'train' of .*, but 2 of split 'test', the first "
-            r"is 'a'; choose what was predicted \(--split \(split\) of a data directory"
+            r"is 'a'; score what was predicted with --split test \(split='test'\)"
         )
         found = self.found(a=[1, 2], b=[1, 2], c=[1, 2])
         with pytest.raises(DataError, match=message):

@@ -56,8 +56,8 @@ class TestRun:
         run_study(spec, experiment=fake.learn, console=quiet)
         said = quiet.file.getvalue().splitlines()
         assert said[0] == (
-            "note: 1 of 26 videos are left out of training and prediction, lost at sea (exclude): "
-            f"{first}"
+            f"note: 1 of the 26 videos of {data} left out of training and prediction, lost at sea "
+            f"(exclude): {first}"
         )
 
     def test_every_trial_once_and_nothing_anew(self, spec, quiet):

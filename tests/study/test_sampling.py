@@ -60,7 +60,9 @@ class TestParse:
         ("given", "message"),
         [
             ("0", r"expected values in \(0, 1\], got 0"),
-            ("1.5", r"expected values in \(0, 1\], got 1.5"),
+            ("1.5", r"expected values in \(0, 1\], got 1.5; 1.5 % is 0.015"),
+            ("50", r"expected values in \(0, 1\], got 50; 50 % is 0.5"),
+            ("500", r"expected values in \(0, 1\], got 500$"),
             ("-0.1", r"expected values in \(0, 1\], got -0.1"),
             ("0:1:0.5", r"expected values in \(0, 1\], got 0"),
             ("1e-9", r"expected values in \(0, 1\], got 1e-09"),

@@ -92,8 +92,6 @@ def prepare_csv(
     notes = []
     if table.unused:
         notes.append(f"columns that are not used: {', '.join(table.unused)}")
-    if not table.durations:
-        notes.append("durations are (rows - 1) x stride + frames, over fps")
     return _prepare(
         file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
         progress,
@@ -331,8 +329,8 @@ def _drawn_splits(
     count = round(share * len(used)) if 0.0 < share < 1.0 else 0
     if not 0 < count < len(used):
         raise ConfigError(
-            f"{argument('test_share')}: expected a share that leaves videos on both sides of "
-            f"{len(used)}, got {share:g}"
+            f"{argument('test_share')}: expected a share above 0 and below 1 that leaves videos "
+            f"on both sides of {len(used)}, got {share:g}"
         )
     labels = {item.label for video in used for item in video.instances}
     for draw in range(_MOST_DRAWS):

@@ -30,7 +30,7 @@ def durations_of_rows(
 
     Raises:
         DataError: a video has neither a duration nor features, or no fps; or the axes of the
-            features look swapped.
+            features look swapped, or the rate does not fit most of the segments.
     """
     open_ones = [video.name for video in videos if video.duration is None and not video.faults]
     excluded = spec.excluded
@@ -86,10 +86,17 @@ def durations_of_rows(
             f"{say_layout(feature.layout)}: then none does. If the layout is right, the "
             f"rate is not. {rate}"
         )
-    return timed, (
-        ". Durations are those of the rows here: is it right how many there are per second? "
+    doubt = (
+        "durations are those of the rows here: is it right how many there are per second? "
         f"{rate}; or start and end are no seconds"
     )
+    # Where most are beyond, each of them is no fault of its own.
+    if spec.out_of_range == "error" and 2 * len(beyond) >= len(segments):
+        raise DataError(
+            f"{origin}: {len(beyond)} of {counted(len(segments), 'segment')} end after their "
+            f"video; {doubt}"
+        )
+    return timed, f"; {doubt}"
 
 
 def leave_out(names: Sequence[str], origin: str) -> str:

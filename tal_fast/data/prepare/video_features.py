@@ -187,6 +187,15 @@ def _no_features(
     file: AnnotationFile, stream: Stream, annotated: Sequence[str], missing: Sequence[str]
 ) -> DataError:
     """Returns the error of videos without features, with what works about them."""
+    if len(missing) == len(annotated):
+        with OpenStream(stream) as opened:
+            example = min(opened.entries(missing), default=None)
+        holds = "it is empty" if example is None else f"it holds, for example, {example!r}"
+        return DataError(
+            f"{stream.path}: no annotated video has features there ({stream.template}; the first "
+            f"is {missing[0]!r}{_meant(stream, missing[0])}); {holds}. Another place "
+            f"({argument('features')}), or other names ({argument('template')})?"
+        )
     timed = {video.name for video in file.videos if video.duration is not None}
     untimed = [name for name in missing if name not in timed]
     advice = f"{argument('missing', 'skip')} leaves them out of training and prediction"
