@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -131,12 +132,14 @@ class DatasetSpec:
 def spec_file(path: FilePath) -> Path:
     """Returns the ``dataset.yaml`` of a data directory, or the path itself if it is no folder."""
     given = Path(path)
-    return given / "dataset.yaml" if given.is_dir() else given
+    # Path.is_dir raises where a folder above cannot be searched or the system is out of files:
+    # what reads the file says that better.
+    return given / "dataset.yaml" if os.path.isdir(given) else given
 
 
 def is_dataset(path: FilePath) -> bool:
     """Whether a path leads to a data directory, and not to a file of annotations alone."""
-    return Path(path).is_dir() or Path(path).suffix.lower() in (".yaml", ".yml")
+    return os.path.isdir(path) or Path(path).suffix.lower() in (".yaml", ".yml")
 
 
 # What a value should be, in words, and whether it is.

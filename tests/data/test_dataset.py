@@ -296,3 +296,8 @@ def test_class_without_a_training_video(tiny):
     data.require_every_class(["d"], "test")
     with pytest.raises(DataError, match=r"no training video has an instance of jump \(1 of 2"):
         data.require_every_class(data.splits["train"], "training")
+
+
+def test_a_path_that_the_system_refuses():
+    with pytest.raises(DataError, match="xxx: cannot be read: File name too long"):
+        open_dataset("x" * 5000)
