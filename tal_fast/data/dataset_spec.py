@@ -31,7 +31,14 @@ from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest
 from tal_fast.typing import FilePath
 
-__all__ = ["DatasetSpec", "FeatureSpec", "load_spec", "save_spec", "spec_file"]
+__all__ = [
+    "DatasetSpec",
+    "FeatureSpec",
+    "annotation_file",
+    "load_spec",
+    "save_spec",
+    "spec_file",
+]
 
 FORMAT = 1
 
@@ -135,6 +142,19 @@ def spec_file(path: FilePath) -> Path:
     # Path.is_dir raises where a folder above cannot be searched or the system is out of files:
     # what reads the file says that better.
     return given / "dataset.yaml" if os.path.isdir(given) else given
+
+
+def annotation_file(folder: Path, spec: DatasetSpec) -> Path:
+    """Returns the path of a data directory's annotations.
+
+    Raises:
+        DataError: it leads to a device or a pipe. They may have no end (``/dev/zero``), and whoever
+            opens a data directory has not chosen what ``dataset.yaml`` names.
+    """
+    path = folder / spec.annotations
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise DataError(f"{path}: expected a file of annotations, got a device or a pipe")
+    return path
 
 
 def is_dataset(path: FilePath) -> bool:

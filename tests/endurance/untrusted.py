@@ -51,6 +51,8 @@ class Place:
         self.root = root
         self.mark = root / "mark"
         self.data = write_dataset(root / "data")
+        #: What pages with plain names have, by their kind; made once.
+        self.plain: dict[str, Any] = {}
 
     def fresh(self) -> Path:
         shutil.rmtree(self.root / "case", ignore_errors=True)
