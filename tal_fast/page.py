@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -31,27 +32,35 @@ class Page:
         self, package: str, purpose: str, filters: dict[str, Callable[..., Any]] | None = None
     ) -> None:
         try:
-            import jinja2
+            import jinja2  # noqa: F401  (of the template)
             import markupsafe
         except ImportError as error:
             raise MissingExtraError("jinja2", "report", purpose) from error
 
-        def read(name: str) -> str:
-            return resources.files(package).joinpath(name).read_text("utf-8")
-
-        environment = jinja2.Environment(
-            loader=jinja2.FunctionLoader(read),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters.update(filters or {})
         #: Marks text that is HTML or SVG already; all else is escaped.
         self.markup: Callable[[str], Any] = markupsafe.Markup
-        self._template = environment.get_template("report.html")
+        self._template = _template(package, tuple((filters or {}).items()))
 
     def render(self, **values: Any) -> str:
         """Returns the page with these values."""
         style = resources.files("tal_fast").joinpath("page.css").read_text("utf-8")
         return self._template.render(style=self.markup(style), **values)
+
+
+@functools.lru_cache(maxsize=8)
+def _template(package: str, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Any:
+    """Compiles a template, which takes longer than to fill it."""
+    import jinja2
+
+    def read(name: str) -> str:
+        return resources.files(package).joinpath(name).read_text("utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template("report.html")

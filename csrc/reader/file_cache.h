@@ -69,7 +69,8 @@ class File {
         offset += got;
         n -= got;
       } else if (got == 0) {
-        fail(ReadFault::kTruncated, offset, "the file ends here", size());
+        const int64_t there = size();
+        fail(ReadFault::kTruncated, offset, "the file ends here", there < 0 ? offset : there);
       } else if (errno != EINTR) {
         fail(ReadFault::kRead, offset, system_text(errno));
       }
@@ -125,6 +126,9 @@ class FileCache {
     auto file = std::make_shared<const File>(descriptor);
     Identity identity;
     const int64_t size = file->size(&identity);
+    if (size < 0) {
+      fail(ReadFault::kRead, extent.offset, system_text(errno));
+    }
     if (size < extent.offset + extent_bytes(extent)) {
       fail(ReadFault::kTruncated, extent.offset, "the file is shorter than when it was indexed",
            size);

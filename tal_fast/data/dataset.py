@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tal_fast.data.annotations import AnnotationReport, Annotations, load_annotations
-from tal_fast.data.dataset_spec import DatasetSpec, FeatureSpec, load_spec, save_spec, spec_file
+from tal_fast.data.dataset_spec import (
+    DatasetSpec,
+    FeatureSpec,
+    annotation_file,
+    load_spec,
+    save_spec,
+    spec_file,
+)
 from tal_fast.data.feature_index import Extent, index_streams, unannotated, without_features
 from tal_fast.data.grid import Grid
 from tal_fast.data.streams import Stream
@@ -284,7 +291,7 @@ def dataset_annotations(source: FilePath | TALDataset, split: str = "all") -> An
 
 def _annotations(folder: Path, spec: DatasetSpec, rule: str) -> Annotations:
     return load_annotations(
-        folder / spec.annotations,
+        annotation_file(folder, spec),
         classes=spec.classes,
         out_of_range=rule,  # type: ignore[arg-type]
         ignore_labels=spec.ignore_labels,

@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,14 @@ from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest, os_reason
 from tal_fast.typing import FilePath
 
-__all__ = ["DatasetSpec", "FeatureSpec", "load_spec", "save_spec", "spec_file"]
+__all__ = [
+    "DatasetSpec",
+    "FeatureSpec",
+    "annotation_file",
+    "load_spec",
+    "save_spec",
+    "spec_file",
+]
 
 FORMAT = 1
 
@@ -132,7 +140,22 @@ class DatasetSpec:
 def spec_file(path: FilePath) -> Path:
     """Returns the ``dataset.yaml`` of a data directory, or the path itself if it is no folder."""
     given = Path(path)
-    return given / "dataset.yaml" if given.is_dir() else given
+    # Path.is_dir raises where a folder above cannot be searched or the system is out of files:
+    # what reads the file says that better.
+    return given / "dataset.yaml" if os.path.isdir(given) else given
+
+
+def annotation_file(folder: Path, spec: DatasetSpec) -> Path:
+    """Returns the path of a data directory's annotations.
+
+    Raises:
+        DataError: it leads to a device or a pipe. They may have no end (``/dev/zero``), and whoever
+            opens a data directory has not chosen what ``dataset.yaml`` names.
+    """
+    path = folder / spec.annotations
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise DataError(f"{path}: expected a file of annotations, got a device or a pipe")
+    return path
 
 
 def _no_dataset(file: Path) -> str:
@@ -147,7 +170,7 @@ def _no_dataset(file: Path) -> str:
 
 def is_dataset(path: FilePath) -> bool:
     """Whether a path leads to a data directory, and not to a file of annotations alone."""
-    return Path(path).is_dir() or Path(path).suffix.lower() in (".yaml", ".yml")
+    return os.path.isdir(path) or Path(path).suffix.lower() in (".yaml", ".yml")
 
 
 # What a value should be, in words, and whether it is.

@@ -13,6 +13,7 @@ import yaml
 
 from tal_fast.data.annotations import load_annotations
 from tal_fast.data.dataset import DatasetSpec, FeatureSpec, open_dataset, save_spec
+from tal_fast.data.validation import validate_dataset
 from tal_fast.errors import ConfigError, DataError
 
 
@@ -298,3 +299,20 @@ def test_class_without_a_training_video(tiny):
     data.require_every_class(["d"], "test")
     with pytest.raises(DataError, match=r"no training video has an instance of jump \(1 of 2"):
         data.require_every_class(data.splits["train"], "training")
+
+
+def test_a_path_that_the_system_refuses():
+    with pytest.raises(DataError, match="xxx: cannot be read: File name too long"):
+        open_dataset("x" * 5000)
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "pipe"])
+def test_annotations_that_have_no_end(tiny, device):
+    path = tiny.write()
+    if device == "pipe":
+        os.mkfifo(path / device)
+    spec = yaml.safe_load((path / "dataset.yaml").read_text()) | {"annotations": device}
+    (path / "dataset.yaml").write_text(yaml.safe_dump(spec))
+    for read in (open_dataset, validate_dataset):
+        with pytest.raises(DataError, match="expected a file of annotations, got a device or a"):
+            read(path)

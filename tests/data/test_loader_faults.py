@@ -143,6 +143,21 @@ def test_an_io_error_names_video_file_and_offset(tiny, windows, shim):
     assert second.startswith("DataError video 'a': ")  # every pread fails by then
 
 
+def test_a_file_whose_size_cannot_be_asked_is_not_called_short(tiny, windows, shim):
+    program = """
+        os.environ["MISBEHAVING_PREAD"] = "unasked"
+        try:
+            list(FeatureLoader(windows, 1))
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    code, out, error = run(program, str(tiny.path), env={"LD_PRELOAD": str(shim)})
+    assert code == 0, error
+    assert out.startswith("DataError video ")
+    assert ".npy: cannot be read at offset" in out
+    assert "Input/output error" in out
+
+
 def test_short_reads_and_interrupted_calls_change_nothing(tiny, windows, shim, tmp_path):
     program = """
         import torch

@@ -34,6 +34,9 @@ enum Call : unsigned {
   kMake = 32,
   kClose = 64,
   kLock = 128,
+  kLook = 256,
+  kRead = 512,
+  kAsk = 1024,
 };
 
 enum class Mode { kCount, kOnce, kEvery, kFrom, kKill };
@@ -192,7 +195,7 @@ __attribute__((constructor)) void endurance_faults_start() {
       mode = va_arg(more, mode_t);                                           \
       va_end(more);                                                          \
     }                                                                        \
-    if (changes(flags) && path_fails(kOpen, AT_FDCWD, path))                 \
+    if (path_fails(changes(flags) ? kOpen : kLook, AT_FDCWD, path))          \
       return -1;                                                             \
     static const auto next = real<int (*)(const char*, int, mode_t)>(#name); \
     return next(path, flags, mode);                                          \
@@ -209,7 +212,7 @@ OPEN(open64)
       mode = va_arg(more, mode_t);                                                \
       va_end(more);                                                               \
     }                                                                             \
-    if (changes(flags) && path_fails(kOpen, directory, path))                     \
+    if (path_fails(changes(flags) ? kOpen : kLook, directory, path))              \
       return -1;                                                                  \
     static const auto next = real<int (*)(int, const char*, int, mode_t)>(#name); \
     return next(directory, path, flags, mode);                                    \
@@ -219,7 +222,7 @@ OPENAT(openat64)
 
 #define OPEN_STREAM(name)                                                      \
   FILE* name(const char* path, const char* mode) {                             \
-    if (strpbrk(mode, "wa+") && path_fails(kOpen, AT_FDCWD, path))             \
+    if (path_fails(strpbrk(mode, "wa+") ? kOpen : kLook, AT_FDCWD, path))      \
       return nullptr;                                                          \
     static const auto next = real<FILE* (*)(const char*, const char*)>(#name); \
     return next(path, mode);                                                   \
@@ -250,6 +253,45 @@ ssize_t writev(int descriptor, const iovec* parts, int number) {
   }
 WRITE_AT(pwrite, off_t)
 WRITE_AT(pwrite64, off64_t)
+
+ssize_t read(int descriptor, void* data, size_t size) {
+  if (descriptor_fails(kRead, descriptor))
+    return -1;
+  static const auto next = real<ssize_t (*)(int, void*, size_t)>("read");
+  return next(descriptor, data, size);
+}
+
+#define READ_AT(name, offset)                                                      \
+  ssize_t name(int descriptor, void* data, size_t size, offset at) {               \
+    if (descriptor_fails(kRead, descriptor))                                       \
+      return -1;                                                                   \
+    static const auto next = real<ssize_t (*)(int, void*, size_t, offset)>(#name); \
+    return next(descriptor, data, size, at);                                       \
+  }
+READ_AT(pread, off_t)
+READ_AT(pread64, off64_t)
+
+#define ASK(name, type)                                        \
+  int name(int descriptor, type* about) {                      \
+    if (descriptor_fails(kAsk, descriptor))                    \
+      return -1;                                               \
+    static const auto next = real<int (*)(int, type*)>(#name); \
+    return next(descriptor, about);                            \
+  }
+ASK(fstat, struct stat)
+ASK(fstat64, struct stat64)
+
+#define ASK_PATH(name, type)                                           \
+  int name(const char* path, type* about) {                            \
+    if (path_fails(kAsk, AT_FDCWD, path))                              \
+      return -1;                                                       \
+    static const auto next = real<int (*)(const char*, type*)>(#name); \
+    return next(path, about);                                          \
+  }
+ASK_PATH(stat, struct stat)
+ASK_PATH(stat64, struct stat64)
+ASK_PATH(lstat, struct stat)
+ASK_PATH(lstat64, struct stat64)
 
 #define TRUNCATE(name, offset)                                  \
   int name(int descriptor, offset size) {                       \

@@ -27,9 +27,14 @@ CALLS = {
     "make": 32,
     "close": 64,
     "lock": 128,
+    "look": 256,  # open for reading
+    "read": 512,
+    "ask": 1024,  # for the size and kind of a file
 }
 #: What changes something on disk.
 CHANGES = ("open", "write", "rename", "sync", "remove", "make")
+#: What reads.
+READS = ("look", "read", "ask")
 
 
 @dataclass(frozen=True)

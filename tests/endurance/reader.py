@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feature reader: requests from bytes under sanitizers, and opened and closed again and again.
+"""The feature reader: requests from bytes, system calls that fail, loaders opened and left.
 
-The requests are those of ``tests/native/fuzz_reader.cpp``, built with a sanitizer (``make
-test-all``); without that build there are none. Errors of single system calls are no part of it;
-``tests/data/test_loader_faults.py`` and ``tests/native/test_reader.cpp`` have those thought of.
+The requests are those of ``tests/native/fuzz_reader.cpp`` under sanitizers, which the presets of
+CMake build when they are first asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import re
+import shutil
 import subprocess
+import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from endurance.reader_faults import MOST, FaultyReads, faulty_reads
 from endurance.record import ROOT, Batch, Failure, Kind, Outcome, Part
 from endurance.subject import expect
 from endurance.text_cases import VIDEOS, write_dataset
@@ -26,37 +30,72 @@ from tal_fast import open_dataset
 from tal_fast.data import FeatureLoader, WindowSet
 from tal_fast.errors import DataError
 
-_FUZZERS = {"asan": ROOT / "build" / "asan" / "fuzz_reader",
-            "tsan": ROOT / "build" / "tsan" / "fuzz_reader"}  # fmt: skip
-_SECONDS = 30
 #: What a process may grow by over all cycles: the allocator's, not the reader's.
 _GROWTH = 4 << 20
 
 
+@dataclass(frozen=True)
+class Place:
+    """What the cases share: a dataset, and the process whose system calls fail."""
+
+    data: Path
+    faulty: FaultyReads
+
+
 @contextlib.contextmanager
-def prepared() -> Iterator[Path]:
+def prepared() -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="tal-reader-") as folder:
-        yield write_dataset(Path(folder) / "data")
+        data = write_dataset(Path(folder) / "data")
+        with faulty_reads(Path(folder), data) as faulty:
+            yield Place(data, faulty)
 
 
-def _fuzz(name: str):  # type: ignore[no-untyped-def]
-    def run(_: Path, batch: Batch) -> Outcome:
-        program = _FUZZERS[name]
-        seed = batch.seed * 10_000_000 + batch.first % 10_000_000
-        command = [str(program), str(_SECONDS), str(seed)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        count = re.search(r"fuzz_reader: (\d+) inputs", done.stdout)
+def built_fuzzer(preset: str) -> Path:
+    """Returns the program of a preset, built if it is not there or older than its sources.
+
+    Raises:
+        RuntimeError: it cannot be built.
+    """
+    # Beside the Python that runs, as in a virtual environment that is not active.
+    scripts = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
+    cmake = shutil.which("cmake", path=scripts)
+    if cmake is None:
+        raise RuntimeError(f"build/{preset}/fuzz_reader needs cmake")
+    for command in (
+        [cmake, "--preset", preset],
+        [cmake, "--build", "--preset", preset, "--target", "fuzz_reader"],
+    ):
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PATH": scripts}, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stdout}{done.stderr}")
+    return ROOT / "build" / preset / "fuzz_reader"
+
+
+def _fuzz(preset: str) -> Callable[[Place, Batch], Outcome]:
+    programs: list[Path] = []
+
+    def run(_: Place, batch: Batch) -> Outcome:
+        if not programs:
+            programs.append(built_fuzzer(preset))
+        # Each batch has random numbers of its own, whatever its size.
+        seed = batch.seed_of(batch.first)
+        command = [programs[0], str(batch.count), str(seed)]
+        done = subprocess.run([*command, "requests"], capture_output=True, text=True)
+        count = re.search(r"inputs, (\d+) requests", done.stdout)
         if done.returncode or count is None:
             text = " ".join((done.stdout + done.stderr).split())
-            repeat = f"build/{name}/fuzz_reader {_SECONDS} {seed}"
+            repeat = f"build/{preset}/fuzz_reader {batch.count} {seed} requests"
             return Outcome(failures=[Failure(batch.first, text[:400], repeat)])
         return Outcome(done=int(count[1]))
 
     return run
 
 
-def cycles(data: Path, batch: Batch) -> Outcome:
+def cycles(place: Place, batch: Batch) -> Outcome:
     """Opens a loader, reads some batches, and leaves it: closed, dropped, or after an error."""
+    data = place.data
     windows = WindowSet(open_dataset(data), ["a", "b"], length=32, drop_empty=False)
     rng = batch.random()
     process = psutil.Process()
@@ -94,16 +133,19 @@ def cycles(data: Path, batch: Batch) -> Outcome:
     return Outcome(done=batch.count, measured={"bytes grown": float(grown)})
 
 
+def failing(place: Place, batch: Batch) -> Outcome:
+    """Reads while the k-th call for reading, every k-th, or all from then on fail."""
+    return place.faulty.run(batch)
+
+
 PART = Part(
     "reader",
     f"Reader ({len(VIDEOS)} files)",
     [
         Kind("cycles", "loaders opened and left", 10_000, cycles, batch=1000),
-        *(
-            Kind(f"fuzz {name}", "requests from bytes", goal, _fuzz(name))
-            for name, goal in (("asan", 10**8), ("tsan", 10**7))
-            if _FUZZERS[name].exists()
-        ),
+        Kind("failing calls", f"k-th calls, k to {MOST}", 10_000, failing, batch=100),
+        Kind("fuzz asan", "requests from bytes", 10**8, _fuzz("asan"), batch=20_000),
+        Kind("fuzz tsan", "requests from bytes", 10**7, _fuzz("tsan"), batch=5_000),
     ],
     prepared,
 )

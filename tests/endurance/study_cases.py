@@ -14,7 +14,7 @@ from unittest import mock
 import yaml
 from endurance.mutators import bent_content, json_text
 from endurance.subject import Subject, check_command, expect, refusal, same
-from endurance.text_cases import JsonFiles, YamlFiles, encoded, parsed
+from endurance.text_cases import JsonFiles, YamlFiles, encoded, parsed, parsed_yaml
 from made_records import rising, study
 
 from tal_fast.study.execution.store import (
@@ -104,7 +104,7 @@ class StudyFiles(YamlFiles):
         bent_content(rng, content["settings"], twice=False)
         with contextlib.suppress(TypeError, ValueError):
             content["hash"] = hash_settings(content["settings"])
-        return yaml.safe_dump(content, sort_keys=False)
+        return self.write(rng, content)
 
     def make(self, rng: random.Random) -> Path:
         shutil.copytree(self.folder / "study", self.fresh(), dirs_exist_ok=True)
@@ -115,7 +115,7 @@ class StudyFiles(YamlFiles):
     def check(self, path: Path, rng: random.Random) -> bool:
         with refusal():
             found = read_study(path.parent)
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+            given = parsed_yaml(path)
             expect(json_text(found) == json_text(given), "other settings")
             return True
         return False

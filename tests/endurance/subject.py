@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import typer.main
 
 from tal_fast.cli import main
 from tal_fast.errors import TalFastError
@@ -43,6 +47,10 @@ def refusal() -> Iterator[list[TalFastError]]:
         found.append(error)
 
 
+# Making the tree of all commands and options takes most of a small command's time.
+_command_of = functools.cache(typer.main.get_command)
+
+
 def check_command(*arguments: object) -> int:
     """Runs a command in this process, and checks that it ends as commands do.
 
@@ -51,7 +59,11 @@ def check_command(*arguments: object) -> int:
     """
     out, told = io.StringIO(), io.StringIO()
     words = [str(argument) for argument in arguments]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(told),
+        mock.patch.object(typer.main, "get_command", _command_of),
+    ):
         status = main(words)
     shown = " ".join(words[:2])
     expect(status in _STATUSES, shown, "ended with", status)

@@ -52,6 +52,8 @@ class Place:
         self.root = root
         self.mark = root / "mark"
         self.data = write_dataset(root / "data")
+        #: What pages with plain names have, by their kind; made once.
+        self.plain: dict[str, Any] = {}
 
     def fresh(self) -> Path:
         shutil.rmtree(self.root / "case", ignore_errors=True)
@@ -244,10 +246,12 @@ def pages(place: Place, rng: random.Random) -> None:
     hostile = rng.sample(_HOSTILE, 4)
     plain = ["zz1", "zz2", "zz3", "zz4"]
     keys = ["run", "jump", "a", "d"]
-    made = []
-    for number, names in enumerate((plain, hostile)):
-        folder = place.fresh() if number == 0 else place.root / "case" / "hostile"
-        folder.mkdir(exist_ok=True)
+    case, made = place.fresh(), {}
+    for kind, names in (("plain", plain), ("hostile", hostile)):
+        if kind in place.plain:
+            continue
+        folder = case / kind
+        folder.mkdir()
         renamed = dict(zip(keys, names, strict=True))
         (folder / "a.json").write_text(json.dumps(_named(renamed, annotations())))
         (folder / "r.json").write_text(json.dumps(_named(renamed, results())))
@@ -277,15 +281,16 @@ def pages(place: Place, rng: random.Random) -> None:
         )
         outside = {path for path in _files(place.root) - before if folder not in path.parents}
         expect(not outside, "wrote outside its folder:", outside)
-        made.append((_elements(folder / "page"), len(_elements(folder / "checks"))))
-    expect(made[0] == made[1], "names made other elements")
+        made[kind] = (_elements(folder / "page"), len(_elements(folder / "checks")))
+    place.plain.setdefault("plain", made.get("plain"))
+    expect(place.plain["plain"] == made["hostile"], "names made other elements")
 
 
 def study_pages(place: Place, rng: random.Random) -> None:
     folder = place.fresh()
     name = rng.choice(_HOSTILE[:13])
     made = []
-    for word in ("plain", name):
+    for word in ("plain", name) if "study" not in place.plain else (name,):
         settings = {**SETTINGS, "model": word, "data": {**SETTINGS["data"], "name": word}}
         content = study(settings=settings, hash=hash_settings(settings), command=word)
         content["runs"][0]["machine"] = {"cpu": word, "cores": 2, "isa": word}
@@ -295,7 +300,8 @@ def study_pages(place: Place, rng: random.Random) -> None:
         records = [replace(one, trial=replace(one.trial, model=word)) for one in records]
         write_report(out, content, build_curves(records), records, fits=0)
         made.append(_elements(out))
-    expect(made[0] == made[1], "names made other elements")
+    place.plain.setdefault("study", made[0])
+    expect(place.plain["study"] == made[-1], "names made other elements")
 
 
 def _files(root: Path) -> set[Path]:

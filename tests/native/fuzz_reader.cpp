@@ -3,7 +3,8 @@
 //
 // The target is libFuzzer's (cmake --preset fuzz, which needs clang). Without TAL_FAST_LIBFUZZER
 // the program feeds it seeded random inputs itself: fuzz_reader [seconds [seed]], under the
-// sanitizers of the asan preset as a test of two seconds.
+// sanitizers of the asan preset as a test of two seconds; fuzz_reader COUNT SEED requests for so
+// many requests (and those of the last input).
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -168,20 +169,31 @@ struct Slot {
   }
 };
 
-void one(const uint8_t* data, size_t size) {
+// Requests of an input. Starting a reader's threads costs as much as a hundred small requests, so
+// every fourth input has many.
+uint32_t draw_count(Input& input) {
+  return 1 + (input.below(4) == 0 ? input.below(64) : input.below(4));
+}
+
+// Few files are large: it takes a hundred times as long to look at their every element.
+int64_t draw_size(Input& input, uint32_t small, uint32_t large) {
+  return 1 + input.below(input.below(12) == 0 ? large : small);
+}
+
+int64_t one(const uint8_t* data, size_t size) {
   Input input(data, size);
   Extent e;
   e.dtype = static_cast<DType>(input.below(4));
   e.layout = static_cast<Layout>(input.below(2));
-  e.rows = 1 + input.below(input.below(2) == 0 ? 40 : 3000);
-  e.columns = 1 + input.below(input.below(2) == 0 ? 20 : 90);
+  e.rows = draw_size(input, 40, 3000);
+  e.columns = draw_size(input, 20, 90);
   e.offset = input.below(200);
   const bool check = input.below(2) == 0;
   const int64_t whole = e.offset + e.rows * e.columns * item_size(e.dtype);
   const bool shortened = input.below(8) == 0;
   const int64_t length = shortened ? input.below(static_cast<uint32_t>(whole)) : whole;
   std::vector<Slot> slots;
-  const uint32_t count = 1 + input.below(4);
+  const uint32_t count = draw_count(input);
   for (uint32_t i = 0; i < count; ++i) {
     slots.emplace_back(input, e);
     const size_t place =
@@ -232,6 +244,7 @@ void one(const uint8_t* data, size_t size) {
     }
   }
   ::close(descriptor);
+  return count;
 }
 
 }  // namespace
@@ -243,12 +256,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 #ifndef TAL_FAST_LIBFUZZER
 int main(int argc, char** argv) {
-  const double seconds = argc > 1 ? std::atof(argv[1]) : 2.0;
+  const bool counted = argc > 3 && std::strcmp(argv[3], "requests") == 0;
+  const double limit = argc > 1 ? std::atof(argv[1]) : 2.0;
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   const auto began = std::chrono::steady_clock::now();
   int64_t inputs = 0;
-  while (std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count() <
-         seconds) {
+  int64_t requests = 0;
+  const auto done = [&] {
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
+    return counted ? static_cast<double>(requests) : passed.count();
+  };
+  while (done() < limit) {
     // Each input by a generator of its own: the number printed is enough to repeat it.
     std::mt19937_64 random(seed * 1000003 + static_cast<uint64_t>(inputs));
     std::vector<uint8_t> data(30 + random() % 2000);
@@ -264,10 +282,11 @@ int main(int argc, char** argv) {
       std::fprintf(stderr, "seed %llu, input %lld\n", static_cast<unsigned long long>(seed),
                    static_cast<long long>(inputs));
     }
-    one(data.data(), data.size());
+    requests += one(data.data(), data.size());
     ++inputs;
   }
-  std::printf("fuzz_reader: %lld inputs, seed %llu\n", static_cast<long long>(inputs),
+  std::printf("fuzz_reader: %lld inputs, %lld requests, seed %llu\n",
+              static_cast<long long>(inputs), static_cast<long long>(requests),
               static_cast<unsigned long long>(seed));
   return 0;
 }

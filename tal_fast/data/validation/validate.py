@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tal_fast.data.annotation_file import AnnotatedVideo, AnnotationFile, read_annotation_file
-from tal_fast.data.dataset_spec import load_spec, spec_file
+from tal_fast.data.dataset_spec import annotation_file, load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_index import without_features
 from tal_fast.data.grid import Grid
@@ -218,7 +218,7 @@ def validate_dataset(
         extra_features=spec.extra_features,
     )
     return validate(
-        file.parent / spec.annotations,
+        annotation_file(file.parent, spec),
         question,
         splits=spec.splits,
         classes=spec.classes,
