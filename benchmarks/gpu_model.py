@@ -132,17 +132,17 @@ def instructions(
         for inner, outer in INNER.items():
             if outer == name and inner in loops:
                 own -= loops[inner][0]
-        own -= sum(count for count, loop in parts.values() if loop == name)
+        own -= sum(counts.get(name, 0) for counts in parts.values())
         least = min(least, own)
         best += turns * (own + least) / 2
         worst += turns * own
-    for name, (count, loop) in parts.items():
-        # A warp takes one way through it, as through what is in none.
-        turns = row["turns"].get(name, 0) * (1.0 if loop else once)
-        best += turns * count / 2
-        worst += turns * count
+    for name, counts in parts.items():
+        # A warp takes one way through it, as through what is in none. In which loop is not counted.
+        turns = row["turns"].get(name, 0) * (once if "" in counts else 1.0)
+        best += turns * max(counts.values()) / 2
+        worst += turns * max(counts.values())
     inside = sum(facts[0] for name, facts in loops.items() if INNER.get(name) not in loops)
-    inside += sum(count for count, loop in parts.values() if not loop)
+    inside += sum(counts.get("", 0) for counts in parts.values())
     outside = max(0, code["instructions"] - inside) * row["warps"] * once
     return best + outside / 2, worst + outside
 

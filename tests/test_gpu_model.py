@@ -76,12 +76,19 @@ def test_the_best_is_between_the_shortest_and_all_ways():
 
 
 def test_parts_count_as_often_as_warps_came_there():
-    code = CODE | {"parts": {"slow": [20, "query"], "rest": [30, ""]}}
+    code = CODE | {"parts": {"slow": {"query": 20}, "rest": {"": 30}}}
     counted = row(turns={"query": 10, "round": 30, "slow": 2, "rest": 5})
     best, worst = gpu_model.instructions(counted, code)
     # A query without rounds and slow parts has 40; 20 of the code are in no loop and no part.
     assert best == 10 * 40 + 30 * 40 + (2 * 20 + 5 * 30 + 40 * 20) / 2
     assert worst == 10 * 40 + 30 * 40 + 2 * 20 + 5 * 30 + 40 * 20
+
+
+def test_a_part_of_two_loops_is_in_neither():
+    code = CODE | {"parts": {"slow": {"query": 20, "round": 10}}}
+    _, worst = gpu_model.instructions(row(turns={"query": 10, "round": 30, "slow": 2}), code)
+    # In which of them it was is not known: the larger copy counts.
+    assert worst == 10 * 40 + 30 * 30 + 2 * 20 + 40 * (150 - 100)
 
 
 @pytest.mark.parametrize("code", [None, CODE])
