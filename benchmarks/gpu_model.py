@@ -20,8 +20,8 @@ A launch takes as long as the slowest of these, at 60 to 80 % of the peak, and i
 - ``memory``: the bytes that the call must move, shared among its kernels by their distinct bytes.
   Not where the benchmark leaves the L2 cache warm.
 - ``latency``: what the slowest warps of a block wait for, one after the other, times the rounds in
-  which blocks follow each other. At best loads come from L2, four under way, and operations
-  overlap.
+  which blocks follow each other (or problems, where each warp of blocks that fill the device has
+  its own). At best loads come from L2, four under way, and operations overlap.
 
 It knows nothing of caches beside that, of how well latencies overlap, or of clocks under load.
 """
@@ -61,10 +61,13 @@ INNER = {
     "samples of a bin": "bin",
     "candidate": "turn",
     "decay": "turn",
-    "earlier pick": "turn",
+    "earlier picks": "turn",
+    "turn": "problem of a warp",
     "late decay": "turn",
     "settle": "word",
 }
+#: A loop whose turns a larger problem spreads over more warps of the same blocks.
+BY_WARP = "problem of a warp"
 #: Instructions per request or operation where no loop is marked; best, worst.
 DENSITY = (6.0, 12.0)
 
@@ -202,6 +205,8 @@ def predict_kernel(
     l2 = [whole * n * _SECTOR / device["l2_bytes_per_clock"] for n in (distinct, sectors)]
 
     rounds = math.ceil(blocks / (device["multiprocessors"] * at_once))
+    if fills and BY_WARP in row["turns"]:
+        rounds = max(1, math.ceil(row["turns"][BY_WARP] / row["warps"] * scale))
     slowest, chains, cycles = row["slowest"], row["chains"], device["cycles"]
 
     def chain(what: str) -> float:

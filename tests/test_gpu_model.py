@@ -150,6 +150,20 @@ def test_latency_of_the_slowest_block_and_of_those_that_follow():
     assert again.limiter() == "latency"
 
 
+def test_latency_where_every_warp_has_a_problem_of_its_own():
+    # 80 blocks fill the ten multiprocessors; 5 of 40 counted warps have a problem.
+    slowest, chains = CHAIN | {"global_waits": 10}, CHAIN | {"global_waits": 25}
+    turns = {gpu_model.BY_WARP: 5}
+
+    def latency(scale, **changes):
+        parts = predict(slowest=slowest, chains=chains, blocks=80, scale=scale, **changes)
+        return parts.latency[1]
+
+    assert latency(8, turns=turns) == latency(1, turns=turns) == pytest.approx(6.0)
+    assert latency(9, turns=turns) == pytest.approx(6.0 + 3.0)
+    assert latency(8) == pytest.approx(6.0 + 7 * 3.0)
+
+
 def test_registers_keep_blocks_apart():
     code = {"registers": 255, "instructions": 0, "loops": {}}
     chains = CHAIN | {"global_waits": 5}
