@@ -20,8 +20,8 @@ A launch takes as long as the slowest of these, at 60 to 80 % of the peak, and i
 - ``memory``: the bytes that the call must move, shared among its kernels by their distinct bytes.
   Not where the benchmark leaves the L2 cache warm.
 - ``latency``: what the slowest warps of a block wait for, one after the other, times the rounds in
-  which blocks follow each other. At best loads come from L2, four under way, and operations
-  overlap.
+  which blocks follow each other (or problems, where each warp of blocks that fill the device has
+  its own). At best loads come from L2, four under way, and operations overlap.
 
 It knows nothing of caches beside that, of how well latencies overlap, or of clocks under load.
 """
@@ -61,10 +61,13 @@ INNER = {
     "samples of a bin": "bin",
     "candidate": "turn",
     "decay": "turn",
-    "earlier pick": "turn",
+    "earlier picks": "turn",
+    "turn": "problem of a warp",
     "late decay": "turn",
     "settle": "word",
 }
+#: A loop whose turns a larger problem spreads over more warps of the same blocks.
+BY_WARP = "problem of a warp"
 #: Instructions per request or operation where no loop is marked; best, worst.
 DENSITY = (6.0, 12.0)
 
@@ -132,17 +135,17 @@ def instructions(
         for inner, outer in INNER.items():
             if outer == name and inner in loops:
                 own -= loops[inner][0]
-        own -= sum(count for count, loop in parts.values() if loop == name)
+        own -= sum(counts.get(name, 0) for counts in parts.values())
         least = min(least, own)
         best += turns * (own + least) / 2
         worst += turns * own
-    for name, (count, loop) in parts.items():
-        # A warp takes one way through it, as through what is in none.
-        turns = row["turns"].get(name, 0) * (1.0 if loop else once)
-        best += turns * count / 2
-        worst += turns * count
+    for name, counts in parts.items():
+        # A warp takes one way through it, as through what is in none. In which loop is not counted.
+        turns = row["turns"].get(name, 0) * (once if "" in counts else 1.0)
+        best += turns * max(counts.values()) / 2
+        worst += turns * max(counts.values())
     inside = sum(facts[0] for name, facts in loops.items() if INNER.get(name) not in loops)
-    inside += sum(count for count, loop in parts.values() if not loop)
+    inside += sum(counts.get("", 0) for counts in parts.values())
     outside = max(0, code["instructions"] - inside) * row["warps"] * once
     return best + outside / 2, worst + outside
 
@@ -202,6 +205,8 @@ def predict_kernel(
     l2 = [whole * n * _SECTOR / device["l2_bytes_per_clock"] for n in (distinct, sectors)]
 
     rounds = math.ceil(blocks / (device["multiprocessors"] * at_once))
+    if fills and BY_WARP in row["turns"]:
+        rounds = max(1, math.ceil(row["turns"][BY_WARP] / row["warps"] * scale))
     slowest, chains, cycles = row["slowest"], row["chains"], device["cycles"]
 
     def chain(what: str) -> float:

@@ -274,4 +274,4 @@ def test_turns_of_soft_nms_are_those_of_its_picks():
         # One turn in which all join, one per pick with one turn over the candidates, and the last.
         assert found["turn"] == len(kept) + 2
         assert found["candidate"] == len(kept)
-        assert found["earlier pick"] == 0
+        assert found["earlier picks"] == 0

@@ -76,12 +76,19 @@ def test_the_best_is_between_the_shortest_and_all_ways():
 
 
 def test_parts_count_as_often_as_warps_came_there():
-    code = CODE | {"parts": {"slow": [20, "query"], "rest": [30, ""]}}
+    code = CODE | {"parts": {"slow": {"query": 20}, "rest": {"": 30}}}
     counted = row(turns={"query": 10, "round": 30, "slow": 2, "rest": 5})
     best, worst = gpu_model.instructions(counted, code)
     # A query without rounds and slow parts has 40; 20 of the code are in no loop and no part.
     assert best == 10 * 40 + 30 * 40 + (2 * 20 + 5 * 30 + 40 * 20) / 2
     assert worst == 10 * 40 + 30 * 40 + 2 * 20 + 5 * 30 + 40 * 20
+
+
+def test_a_part_of_two_loops_is_in_neither():
+    code = CODE | {"parts": {"slow": {"query": 20, "round": 10}}}
+    _, worst = gpu_model.instructions(row(turns={"query": 10, "round": 30, "slow": 2}), code)
+    # In which of them it was is not known: the larger copy counts.
+    assert worst == 10 * 40 + 30 * 30 + 2 * 20 + 40 * (150 - 100)
 
 
 @pytest.mark.parametrize("code", [None, CODE])
@@ -141,6 +148,20 @@ def test_latency_of_the_slowest_block_and_of_those_that_follow():
     again = predict(slowest=slowest, chains=chains, shared_bytes=200_000)
     assert again.latency == pytest.approx((parts.latency[0] + 1.5 / 4, parts.latency[1] + 3.0))
     assert again.limiter() == "latency"
+
+
+def test_latency_where_every_warp_has_a_problem_of_its_own():
+    # 80 blocks fill the ten multiprocessors; 5 of 40 counted warps have a problem.
+    slowest, chains = CHAIN | {"global_waits": 10}, CHAIN | {"global_waits": 25}
+    turns = {gpu_model.BY_WARP: 5}
+
+    def latency(scale, **changes):
+        parts = predict(slowest=slowest, chains=chains, blocks=80, scale=scale, **changes)
+        return parts.latency[1]
+
+    assert latency(8, turns=turns) == latency(1, turns=turns) == pytest.approx(6.0)
+    assert latency(9, turns=turns) == pytest.approx(6.0 + 3.0)
+    assert latency(8) == pytest.approx(6.0 + 7 * 3.0)
 
 
 def test_registers_keep_blocks_apart():

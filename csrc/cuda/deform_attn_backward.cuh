@@ -103,7 +103,7 @@ struct SampleGradients {
         if (k > 0) {
           fetched = fetch_sample(sizes, problem.levels, source, query, k + lanes.index);
         }
-        const auto sample = prepare_sample<C>(source, rows, lanes, fetched, softmax);
+        const auto sample = prepare_sample<C, false>(source, rows, lanes, fetched, softmax);
         const int round = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
         C mine = C(0);
         for (int j = 0; j < round; j += kDotsInFlight) {

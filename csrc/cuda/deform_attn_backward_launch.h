@@ -241,12 +241,13 @@ bool fits_backward_packs(const DeformAttnShape& shape, const Source& source, boo
   constexpr int64_t kMostThreads = 256;
   const int64_t samples = shape.levels * shape.points;
   const int64_t row = shape.heads * shape.channels;
+  const int64_t query = std::max(shape.heads * samples, longest_stride(source));
   return aligned && shape.channels == kPackSize<T> << kPackLanesLog2<T> &&
          shape.levels <= static_cast<int64_t>(kLevelsInside) && samples > 0 &&
          samples * shape.points < 65536 && shape.points > 1 &&
          shape.queries * shape.points * shape.points < int64_t{1} << 32 &&
          row * kMostThreads < kMost && shape.heads * samples * kMostThreads < kMost &&
-         longest_stride(source) * kMostThreads < kMost && shape.rows * row < kMost &&
+         (shape.queries + kMostThreads) * query < kMost && shape.rows * row < kMost &&
          has_dtypes(source, kDtypeOf<T>);
 }
 

@@ -20,8 +20,7 @@ struct PackSampleGradients {
 
   static constexpr int N = kPackSize<T>;
   static constexpr int kLanes = 1 << kLog2;
-  static constexpr int kWidth = N << kLog2;  // all channels of a row
-  static constexpr int kInFlight = 4;        // samples whose products a lane sums at the same time
+  static constexpr int kInFlight = 4;  // samples whose products a lane sums at the same time
 
   const T* value;  // [B, S, H, D]
   int queries_per_block;
@@ -41,26 +40,11 @@ struct PackSampleGradients {
                           : static_cast<int>(sizes.queries - first);
     const Here here = {b, h, first, count};
     const int lane = static_cast<int>(threadIdx.x) & (kLanes - 1);
-    const int stride = pinned(static_cast<int>(sizes.heads * sizes.channels));
     const T* rows = value + (b * sizes.rows * sizes.heads + h) * sizes.channels + lane * N;
     const bool* padded = problem.padding == nullptr ? nullptr : problem.padding + b * sizes.rows;
-    if constexpr (kStaged) {
-      SharedMemory shared;
-      const Shared<T> memory = shared.take<T>((static_cast<int>(sizes.rows) + 1) * kWidth);
-      const Shared<T> column = memory + lane * N;
-      stage_packs<kLog2>(column, rows, static_cast<int>(sizes.rows), stride, padded);
-      constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
-      const PinnedShared<T> packs(column);
-      walk(
-          problem, here, [](int row) { return (1 + row) * kRowBytes; }, 0,
-          [&](int place) { return packs.load(place); });
-    } else {
-      const T* from = pinned(rows);
-      walk(
-          problem, here,
-          [&](int row) { return padded != nullptr && read(padded + row) ? -1 : row * stride; }, -1,
-          [&](int place) { return read_or_zeros(from, place); });
-    }
+    with_packs<kLog2, kStaged>(sizes, rows, padded, [&](auto place_of, int none, auto load) {
+      walk(problem, here, place_of, none, load);
+    });
   }
 
  private:
@@ -71,7 +55,7 @@ struct PackSampleGradients {
     int count;      // of queries
   };
 
-  // `place_of` a row that exists, the place `none` of zeros, and what `load` finds at a place.
+  // The last three as with_packs() has them.
   template <typename PlaceOf, typename Load>
   TAL_FAST_DEVICE void walk(const Problem& problem, const Here& here, PlaceOf place_of, int none,
                             Load load) const {
@@ -119,7 +103,7 @@ struct PackSampleGradients {
       const auto turn = [&](int k, bool last) {
         const bool exists = sample.k < samples;
         const float length = sample.as_float;
-        const Position<float> position = locate(source.location(raw, length), length);
+        const Position<float> position = position_at(source.location(raw, length), length);
         const float weight = exists ? source.template weight<kOnce>(raw, softmax) : 0.0f;
         const int row = position.tap + side;
         const bool inside =

@@ -93,7 +93,7 @@ struct DeformAttnForward {
       const QuerySamples query = query_at(base);
       const auto fetched = fetch_sample(sizes, levels, source, query, lanes.index);
       *softmax = source.softmax(sizes, query, fetched.raw, lanes.index, lanes.count);
-      return prepare_sample<C>(source, rows, lanes, fetched, *softmax);
+      return prepare_sample<C, true>(source, rows, lanes, fetched, *softmax);
     };
     // One query ahead, so that its samples arrive during the work on the one before; the first ones
     // arrive during the staging.
@@ -116,7 +116,7 @@ struct DeformAttnForward {
       for (int k = 0; k < sizes.samples; k += lanes.count) {
         if (k > 0) {
           const auto fetched = fetch_sample(sizes, levels, source, query_at(base), k + lanes.index);
-          sample = prepare_sample<C>(source, rows, lanes, fetched, softmax);
+          sample = prepare_sample<C, true>(source, rows, lanes, fetched, softmax);
         }
         const int round = sizes.samples - k < lanes.count ? sizes.samples - k : lanes.count;
         for (int j = 0; j < round; j += kSamplesInFlight) {

@@ -173,7 +173,8 @@ struct PreparedSample {
   C scale;   // d location / d offset
 };
 
-template <typename C, typename Source, typename Rows>
+// `kByParity`: the sides are not the left and the right taps, but those in even and in odd rows.
+template <typename C, bool kByParity, typename Source, typename Rows>
 TAL_FAST_DEVICE PreparedSample<C, Rows> prepare_sample(const Source& source, const Rows& rows,
                                                        const Lanes& lanes,
                                                        const FetchedSample<Source>& fetched,
@@ -182,11 +183,13 @@ TAL_FAST_DEVICE PreparedSample<C, Rows> prepare_sample(const Source& source, con
     return {Rows::kNone, C(0), C(0), C(0), C(0), C(0)};
   }
   const C length = static_cast<C>(fetched.level.length);
-  const Position<C> position = locate(source.location(fetched.raw, length), length);
+  const Position<C> position = position_at(source.location(fetched.raw, length), length);
   const C weight = source.weight(fetched.raw, softmax);
   const C right = weight * position.fraction;
-  return {rows.find(fetched.level, position.tap + lanes.side),
-          lanes.side == 0 ? weight - right : right,
+  const int first_row = static_cast<int>(fetched.level.start);
+  const int side = kByParity ? (first_row + position.tap + lanes.side) & 1 : lanes.side;
+  return {rows.find(fetched.level, position.tap + side),
+          side == 0 ? weight - right : right,
           weight,
           position.fraction,
           length,

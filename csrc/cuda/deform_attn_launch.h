@@ -157,11 +157,11 @@ struct ForwardGrid {
   int threads;
 };
 
-// `takes_turns`: whether the kernel can take more than one head and slice per block.
+// `lanes` per query. `takes_turns`: whether the kernel can take more than one head and slice per
+// block.
 inline ForwardGrid forward_grid(const DeviceLimits& limits, const DeformAttnShape& shape,
-                                const Slicing& slicing, bool staged, int64_t most_threads,
-                                bool takes_turns) {
-  const int64_t lanes = 2 * slicing.lanes();  // per query
+                                const Slicing& slicing, int64_t lanes, bool staged,
+                                int64_t most_threads, bool takes_turns) {
   const int64_t blocks = shape.batch * shape.heads * slicing.slices;
   // Blocks of 512 threads, two on a multiprocessor, unless shared memory lets in only one.
   const bool alone = staged && 2 * (slicing.staged_bytes + 1024) > limits.shared_per_multiprocessor;
@@ -173,8 +173,8 @@ inline ForwardGrid forward_grid(const DeviceLimits& limits, const DeformAttnShap
   const int64_t whole = takes_turns && alone ? (blocks - 1) / wanted : 0;
   int64_t per_head = query_blocks(shape, blocks - whole * wanted, wanted, staged, kWarp / lanes);
   if (!staged) {
-    // Nothing to stage, so blocks may be short: four rounds of their queries.
-    per_head = std::max(per_head, ceil_div(shape.queries * lanes, 4 * most_threads));
+    // Nothing to stage, so blocks may be short: a few rounds of their queries.
+    per_head = std::max(per_head, ceil_div(shape.queries * 2 * slicing.lanes(), 4 * most_threads));
   }
   const int64_t queries = ceil_div(shape.queries, per_head);
   per_head = ceil_div(shape.queries, queries);
@@ -190,8 +190,8 @@ void launch_forward(const DeviceScope& scope, const char* op, const DeformAttnSh
                     const Levels& levels, const Source& source, const Tensor& value,
                     const bool* padding, const Slicing& slicing, const Tensor& out) {
   using Kernel = DeformAttnForward<T, Source, kStaged>;
-  const ForwardGrid grid =
-      forward_grid(scope.limits(), shape, slicing, kStaged, Kernel::kThreads, false);
+  const ForwardGrid grid = forward_grid(scope.limits(), shape, slicing, 2 * slicing.lanes(),
+                                        kStaged, Kernel::kThreads, false);
   const int64_t pack = kPackSize<T>;
   Kernel kernel{};
   kernel.sizes = device_sizes(op, shape);
@@ -263,6 +263,7 @@ bool fits_packs(const DeformAttnShape& shape, const Source& source, const Tensor
   constexpr int64_t kMost = int64_t{1} << 31;
   constexpr int64_t kMostLanesOfBlock = 1024;
   const int64_t samples = shape.levels * shape.points;
+  const int64_t query = std::max(shape.heads * samples, longest_stride(source));
   const int64_t row = shape.heads * shape.channels;
   const bool staged = slicing.staged_bytes > 0;
   const int log2 = slicing.lanes_log2;
@@ -271,7 +272,7 @@ bool fits_packs(const DeformAttnShape& shape, const Source& source, const Tensor
          is_aligned(out) && shape.levels <= static_cast<int64_t>(kLevelsInside) && samples > 0 &&
          samples * shape.points < 65536 && shape.batch * shape.heads * slicing.slices < kMost &&
          row * kMostLanesOfBlock < kMost && row * samples * kMostLanesOfBlock < kMost &&
-         longest_stride(source) * kMostLanesOfBlock < kMost && shape.rows * row < kMost;
+         (shape.queries + kMostLanesOfBlock) * query < kMost && shape.rows * row < kMost;
 }
 
 template <typename T, int kLog2, PackPath kPath, typename Source>
@@ -279,8 +280,8 @@ void launch_packs(const DeviceScope& scope, const char* op, const DeformAttnShap
                   const Levels& levels, const Source& source, const Tensor& value,
                   const bool* padding, const Slicing& slicing, const Tensor& out) {
   using Kernel = DeformAttnForwardPacks<T, Source, kLog2, kPath>;
-  const ForwardGrid grid =
-      forward_grid(scope.limits(), shape, slicing, Kernel::kStaged, Kernel::kThreads, true);
+  const ForwardGrid grid = forward_grid(scope.limits(), shape, slicing, slicing.lanes(),
+                                        Kernel::kStaged, Kernel::kThreads, true);
   Kernel kernel{};
   kernel.sizes = device_sizes(op, shape);
   kernel.source = source;
@@ -292,6 +293,9 @@ void launch_packs(const DeviceScope& scope, const char* op, const DeformAttnShap
   kernel.whole = static_cast<int>(grid.whole);
   kernel.queries_per_block = static_cast<int>(grid.queries);
   kernel.query_blocks = static_cast<int>(grid.per_head);
+  kernel.by_query_blocks = Divisor(grid.per_head);
+  kernel.by_slices = Divisor(slicing.slices);
+  kernel.by_heads = Divisor(shape.heads);
   kernel.per_point = static_cast<int>(65536 / shape.points + 1);
   kernel.levels = levels;
   launch(scope, dim3(grid_size(Kernel::kName, grid.blocks)), grid.threads, slicing.staged_bytes,

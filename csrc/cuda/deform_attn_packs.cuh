@@ -16,8 +16,10 @@ enum class PackPath {
   kGlobal,  // rows in global memory, any number of samples
 };
 
-// A lane works with 1 << kLog2 - 1 neighbours on the left taps of a query, and as many lanes on the
-// right ones, as in deform_attn_lanes.cuh.
+// A query is worked on by 1 << kLog2 lanes. Each prepares a sample, both its taps, and has a pack
+// of channels, whose sum over the taps in even rows it keeps apart from that over those in odd
+// rows. Half of these groups of lanes begin with the tap in an even row, half with the one in an
+// odd row: so two groups with rows of 64 bytes read shared memory together without a bank conflict.
 template <typename T, typename Source, int kLog2, PackPath kPath>
 struct DeformAttnForwardPacks {
   static constexpr bool kStaged = kPath != PackPath::kGlobal;
@@ -34,7 +36,8 @@ struct DeformAttnForwardPacks {
   static constexpr int N = kPackSize<T>;
   static constexpr int kLanes = 1 << kLog2;
   static constexpr int kWidth = N << kLog2;  // channels of a slice
-  static constexpr int kInFlight = 4;        // loads of a lane; sums do not depend on it
+  // Samples whose loads may be in flight; sums do not depend on it.
+  static constexpr int kInFlight = !kStaged && Source::kFused ? 2 : 4;
 
   DeformAttnSizes sizes;
   Source source;
@@ -46,6 +49,7 @@ struct DeformAttnForwardPacks {
   int whole;
   int queries_per_block;
   int query_blocks;
+  Divisor by_query_blocks, by_slices, by_heads;
   int per_point;  // 65536 / points, rounded up: k / points is k * per_point >> 16
   Levels levels;
 
@@ -58,8 +62,9 @@ struct DeformAttnForwardPacks {
 #endif
     for (int turn = 0; turn <= whole; ++turn) {
       const bool all = turn < whole;
-      const int index = turn * static_cast<int>(gridDim.x) + (all ? block : block / query_blocks);
-      const int64_t first = all ? 0 : int64_t{block % query_blocks} * queries_per_block;
+      const int part = by_query_blocks.divide(block);
+      const int index = turn * static_cast<int>(gridDim.x) + (all ? block : part);
+      const int64_t first = all ? 0 : int64_t{block - part * query_blocks} * queries_per_block;
       const int64_t behind = all ? sizes.queries : first + queries_per_block;
       if (index >= heads_and_slices) {
         return;
@@ -74,32 +79,17 @@ struct DeformAttnForwardPacks {
 
  private:
   TAL_FAST_DEVICE void run(int index, int64_t first, int count) const {
-    const int pair = index / slices;
-    const int64_t b = pair / static_cast<int>(sizes.heads);
-    const int64_t h = pair % static_cast<int>(sizes.heads);
+    const int pair = by_slices.divide(index);
+    const int b = by_heads.divide(pair);
+    const int h = pair - b * static_cast<int>(sizes.heads);
     const int lane = static_cast<int>(threadIdx.x) & (kLanes - 1);
-    const int channel = index % slices * kWidth + lane * N;
-    const int stride = pinned(static_cast<int>(sizes.heads * sizes.channels));
+    const int channel = (index - pair * slices) * kWidth + lane * N;
     const T* rows = value + (b * sizes.rows * sizes.heads + h) * sizes.channels + channel;
     const bool* padded = padding == nullptr ? nullptr : padding + b * sizes.rows;
     const Here here = {b, h, first, count, channel};
-    if constexpr (kStaged) {
-      SharedMemory shared;
-      const Shared<T> memory = shared.take<T>((static_cast<int>(sizes.rows) + 1) * kWidth);
-      const Shared<T> column = memory + lane * N;
-      stage_packs<kLog2>(column, rows, static_cast<int>(sizes.rows), stride, padded);
-      constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
-      const PinnedShared<T> packs(column);
-      attend(
-          here, [](int row) { return (1 + row) * kRowBytes; }, 0,
-          [&](int place) { return packs.load(place); });
-    } else {
-      const T* from = pinned(rows);
-      attend(
-          here,
-          [&](int row) { return padded != nullptr && read(padded + row) ? -1 : row * stride; }, -1,
-          [&](int place) { return read_or_zeros(from, place); });
-    }
+    with_packs<kLog2, kStaged>(sizes, rows, padded, [&](auto place_of, int none, auto load) {
+      attend(here, place_of, none, load);
+    });
   }
 
   // What a block works on.
@@ -110,14 +100,20 @@ struct DeformAttnForwardPacks {
     int channel;    // the lane's first
   };
 
-  // `place_of` a row that exists, the place `none` of zeros, and what `load` finds at a place.
+  // A sample's taps in the order in which the lanes of its query read them.
+  struct Taps {
+    int places[2];
+    float shares[2];
+  };
+
+  // The last three as with_packs() has them.
   template <typename PlaceOf, typename Load>
   TAL_FAST_DEVICE void attend(const Here& here, PlaceOf place_of, int none, Load load) const {
     constexpr bool kOnce = kPath == PackPath::kOnce;
     const int lane = pinned(static_cast<int>(threadIdx.x) & (kLanes - 1));
-    const int side = pinned(static_cast<int>(threadIdx.x) >> kLog2 & 1);
-    const int group = static_cast<int>(threadIdx.x) >> (kLog2 + 1);
-    const int groups = pinned(static_cast<int>(blockDim.x) >> (kLog2 + 1));
+    const int odd_first = pinned(static_cast<int>(threadIdx.x) >> kLog2 & 1);
+    const int group = static_cast<int>(threadIdx.x) >> kLog2;
+    const int groups = pinned(static_cast<int>(blockDim.x) >> kLog2);
     const int samples = pinned(sizes.samples);
     const int behind = kOnce ? 0 : (samples - 1) / kLanes * kLanes;
     auto stream = source.stream(sizes, here.b, here.first + group, here.h, lane, groups, behind);
@@ -137,25 +133,31 @@ struct DeformAttnForwardPacks {
       wait_for_copies();
       __syncthreads();
     }
-    for (int base = 0; base < here.count; base += groups) {  // hot: query
+    // A warp without any more queries is done. The vote tells nvcc that its lanes stay together.
+    while (__any_sync(kAllLanes, more > 0)) {  // hot: query
       const LaneSoftmax softmax = source.template softmax<kLanes, kOnce>(
           stream, raw, lane, kOnce || more > 0 ? samples : 0);
-      float sums[N];
+      float sums[2][N];
       for (int i = 0; i < N; ++i) {
-        sums[i] = 0.0f;
+        sums[0][i] = sums[1][i] = 0.0f;
       }
       const auto turn = [&](int k, bool last) {
         // Without a branch, after which the warp would have to meet again.
         const bool exists = sample.k < samples;
         const Position<float> position =
-            locate(source.location(raw, sample.as_float), sample.as_float);
+            position_at(source.location(raw, sample.as_float), sample.as_float);
         const float weight = exists ? source.template weight<kOnce>(raw, softmax) : 0.0f;
         const float right = weight * position.fraction;
-        const float share = side == 0 ? weight - right : right;
-        const int row = position.tap + side;
-        const bool inside =
-            exists && static_cast<unsigned>(row) < static_cast<unsigned>(sample.length);
-        const int place = inside ? place_of(sample.start + row) : none;
+        const float left = weight - right;
+        const auto length = static_cast<unsigned>(sample.length);
+        const int row = sample.start + position.tap;
+        const bool has_left = exists && static_cast<unsigned>(position.tap) < length;
+        const bool has_right = exists && static_cast<unsigned>(position.tap + 1) < length;
+        const int at_left = has_left ? place_of(row) : none;
+        const int at_right = has_right ? place_of(row + 1) : none;
+        const bool left_first = ((row ^ odd_first) & 1) == 0;
+        const Taps taps = {{left_first ? at_left : at_right, left_first ? at_right : at_left},
+                           {left_first ? left : right, left_first ? right : left}};
         // What comes next is on its way while this is gathered, and not looked at before.
         if constexpr (!kOnce) {
           sample = typed_sample(sizes, levels, per_point, last ? lane : sample.k + kLanes);
@@ -164,9 +166,12 @@ struct DeformAttnForwardPacks {
         if (more > (last ? groups : 0) && sample.k < samples) {
           raw = stream.fetch(sample.level);
         }
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
         for (int j = 0; j < kLanes; j += kInFlight) {
           if (j == 0 || k + j < samples) {
-            add(place, share, j, load, sums);
+            add(taps, j, load, sums);
           }
         }
       };
@@ -179,9 +184,9 @@ struct DeformAttnForwardPacks {
       }
       Pack<T, N> result;
       for (int i = 0; i < N; ++i) {
-        result[i] = narrow<T>(sums[i] + __shfl_xor_sync(kAllLanes, sums[i], kLanes));
+        result[i] = narrow<T>(sums[0][i] + sums[1][i]);
       }
-      if (more > 0 && side == 0) {
+      if (more > 0) {
         store_pack<N>(target, result);
       }
       target += to_target;
@@ -190,19 +195,21 @@ struct DeformAttnForwardPacks {
   }
 
   template <typename Load>
-  TAL_FAST_DEVICE static void add(int place, float share, int first, Load load, float* sums) {
-    Pack<T, N> packs[kInFlight];
-    float shares[kInFlight];
+  TAL_FAST_DEVICE static void add(const Taps& taps, int first, Load load, float (&sums)[2][N]) {
     for (int j = 0; j < kInFlight; ++j) {
-      const int from = __shfl_sync(kAllLanes, place, first + j, kLanes);
-      shares[j] = __shfl_sync(kAllLanes, share, first + j, kLanes);
-      packs[j] = load(from);
-    }
-    for (int j = 0; j < kInFlight; ++j) {
-      float wide[N];
-      widen_pack(packs[j], wide);
-      for (int i = 0; i < N; ++i) {
-        sums[i] = multiply_add(shares[j], wide[i], sums[i]);
+      Pack<T, N> packs[2];
+      float shares[2];
+      for (int t = 0; t < 2; ++t) {
+        const int from = __shfl_sync(kAllLanes, taps.places[t], first + j, kLanes);
+        shares[t] = __shfl_sync(kAllLanes, taps.shares[t], first + j, kLanes);
+        packs[t] = load(from);
+      }
+      for (int t = 0; t < 2; ++t) {
+        float wide[N];
+        widen_pack(packs[t], wide);
+        for (int i = 0; i < N; ++i) {
+          sums[t][i] = multiply_add(shares[t], wide[i], sums[t][i]);
+        }
       }
     }
   }

@@ -201,7 +201,7 @@ struct DeformAttnSort {
         C left = C(0);
         C right = C(0);
         if (query[s] >= 0) {
-          const Position<C> position = locate(source.location(raw[s], length), length);
+          const Position<C> position = position_at(source.location(raw[s], length), length);
           if (position.tap >= -1 && position.tap < here.level.length) {
             bin = position.tap + 1;
             Softmax<C> of{};

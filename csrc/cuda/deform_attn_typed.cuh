@@ -35,19 +35,18 @@ struct TypedGivenSamples {
     Weight weight{};
   };
 
-  // Where a lane is.
+  // Where a lane is. Counted in 32 bits: a pointer that moves takes more instructions.
   struct Stream {
     const float* location;
     const Weight* weight;
+    int at;
     int to_query;  // from the last sample of the lane in a query to its first one in the next
 
     template <int kLanes>
     TAL_FAST_DEVICE void step(bool last) {
-      const int by = last ? to_query : kLanes;
-      location += by;
-      weight += by;
+      at += last ? to_query : kLanes;
     }
-    TAL_FAST_DEVICE Raw fetch(int) const { return {read(location), read(weight)}; }
+    TAL_FAST_DEVICE Raw fetch(int) const { return {read(location + at), read(weight + at)}; }
   };
 
   // At sample k of query q of batch element b and head h; `queries` lie between two of a lane, and
@@ -56,7 +55,7 @@ struct TypedGivenSamples {
                                 int k, int queries, int rounds) const {
     const int64_t at = sizes.unit(b, q, h) * sizes.samples + k;
     const int stride = static_cast<int>(sizes.heads) * sizes.samples;
-    return {locations + at, weights + at, pinned(queries * stride - rounds)};
+    return {pinned(locations + at), pinned(weights + at), 0, pinned(queries * stride - rounds)};
   }
   template <int kLanes, bool kOnce>
   TAL_FAST_DEVICE LaneSoftmax softmax(const Stream&, const Raw&, int, int) const {
@@ -105,53 +104,59 @@ struct TypedProjectedSamples {
     const Projected* offset;
     const Projected* logit;
     const float* reference;  // of the query's first level
+    int offset_at, logit_at, reference_at;
     int offset_to_query, logit_to_query, reference_to_query;
     int components;
 
     template <int kLanes>
     TAL_FAST_DEVICE void step(bool last) {
-      offset += last ? offset_to_query : kLanes;
-      logit += last ? logit_to_query : kLanes;
-      reference += last ? reference_to_query : 0;
+      offset_at += last ? offset_to_query : kLanes;
+      logit_at += last ? logit_to_query : kLanes;
+      reference_at += last ? reference_to_query : 0;
     }
     TAL_FAST_DEVICE Raw fetch(int level) const {
-      const float* at = reference + level * components;
-      return {read(offset), read(logit), read(at), components == 2 ? read(at + 1) : 0.0f};
+      const float* at = reference + (reference_at + level * components);
+      return {read(offset + offset_at), read(logit + logit_at), read(at),
+              components == 2 ? read(at + 1) : 0.0f};
     }
+    // Of the lane's next sample but k.
+    TAL_FAST_DEVICE float logit_behind(int k) const { return widen(read(logit + (logit_at + k))); }
   };
 
   TAL_FAST_DEVICE Stream stream(const DeformAttnSizes& sizes, int64_t b, int64_t q, int64_t h,
                                 int k, int queries, int rounds) const {
     const int64_t sample = h * sizes.samples + k;
-    return {offsets + (b * offsets_batch_stride + q * offsets_query_stride + sample),
-            logits + (b * logits_batch_stride + q * logits_query_stride + sample),
-            reference + (b * reference_batch_stride + q * reference_query_stride),
-            pinned(queries * static_cast<int>(offsets_query_stride) - rounds),
-            pinned(queries * static_cast<int>(logits_query_stride) - rounds),
-            pinned(queries * static_cast<int>(reference_query_stride)),
+    return {pinned(offsets + (b * offsets_batch_stride + q * offsets_query_stride + sample)),
+            pinned(logits + (b * logits_batch_stride + q * logits_query_stride + sample)),
+            pinned(reference + (b * reference_batch_stride + q * reference_query_stride)),
+            0,
+            0,
+            0,
+            queries * static_cast<int>(offsets_query_stride) - rounds,
+            queries * static_cast<int>(logits_query_stride) - rounds,
+            queries * static_cast<int>(reference_query_stride),
             components};
   }
   // The steps of ProjectedSamples::softmax, whose bits they have. `samples` is 0 without a query.
   template <int kLanes, bool kOnce>
   TAL_FAST_DEVICE LaneSoftmax softmax(const Stream& stream, const Raw& own, int lane,
                                       int samples) const {
+    // The exponential of -INFINITY is 0, and where there is nothing else the sum is NaN anyway.
     const float logit = lane < samples ? widen(own.logit) : -INFINITY;
     float highest = logit;
     if constexpr (!kOnce) {
       for (int k = kLanes; lane + k < samples; k += kLanes) {
-        const float x = widen(read(stream.logit + k));
-        highest = x > highest ? x : highest;
+        highest = fmaxf(highest, stream.logit_behind(k));
       }
     }
     for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(kAllLanes, highest, offset);
-      highest = other > highest ? other : highest;
+      highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, offset));
     }
-    const float exponential = lane < samples ? softmax_exp(logit - highest) : 0.0f;
+    const float exponential = softmax_exp(logit - highest);
     float sum = exponential;
     if constexpr (!kOnce) {
       for (int k = kLanes; lane + k < samples; k += kLanes) {
-        sum += softmax_exp(widen(read(stream.logit + k)) - highest);
+        sum += softmax_exp(stream.logit_behind(k) - highest);
       }
     }
     for (int offset = kLanes / 2; offset > 0; offset /= 2) {
@@ -161,12 +166,15 @@ struct TypedProjectedSamples {
   }
   TAL_FAST_DEVICE float location(const Raw& raw, float length) const {
     const float offset = widen(raw.offset);
-    return components == 1 ? raw.centre + offset / length
-                           : raw.centre + offset * (raw.width * part);
+    if (components == 1) {  // hot: centre alone
+      return raw.centre + ratio(offset, length);
+    }
+    return raw.centre + offset * (raw.width * part);
   }
   template <bool kOnce>
   TAL_FAST_DEVICE float weight(const Raw& raw, const LaneSoftmax& softmax) const {
-    return (kOnce ? softmax.own : softmax_exp(widen(raw.logit) - softmax.highest)) / softmax.sum;
+    return ratio(kOnce ? softmax.own : softmax_exp(widen(raw.logit) - softmax.highest),
+                 softmax.sum);
   }
 };
 
@@ -196,6 +204,7 @@ TAL_FAST_DEVICE void stage_packs(Shared<T> column, const T* rows, int count, int
                                  const bool* padded) {
   constexpr int N = kPackSize<T>;
   constexpr int kWidth = N << kLog2;
+  constexpr int kAtOnce = 4;
   int row = static_cast<int>(threadIdx.x) >> kLog2;
   const int step = static_cast<int>(blockDim.x) >> kLog2;
   const int jump = pinned(step * stride);
@@ -203,7 +212,22 @@ TAL_FAST_DEVICE void stage_packs(Shared<T> column, const T* rows, int count, int
   if (row == 0) {
     column.template store_pack<N>(0, Pack<T, N>{});
   }
-  for (; row < count; row += step, from += jump) {  // hot: stage
+  if (padded == nullptr) {
+    const int to_next = pinned(step * kWidth);
+    int place = (row + 1) * kWidth;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+    for (; row + (kAtOnce - 1) * step < count; row += kAtOnce * step) {  // hot: stage
+      for (int i = 0; i < kAtOnce; ++i, place += to_next, from += jump) {
+        column.copy_async(place, from);
+      }
+    }
+  }
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (; row < count; row += step, from += jump) {  // hot: stage a row
     if (padded != nullptr && read(padded + row)) {
       column.template store_pack<N>((row + 1) * kWidth, Pack<T, N>{});
     } else {
@@ -224,6 +248,31 @@ TAL_FAST_DEVICE Pack<T, kPackSize<T>> read_or_zeros(const T* from, int place) {
 #else
   return place < 0 ? Pack<T, kPackSize<T>>{} : read_pack<kPackSize<T>>(from + place);
 #endif
+}
+
+// Calls use(place_of, none, load) for a slice of one head's rows: `place_of` a row that exists, the
+// place `none` of zeros, and what `load` finds at a place. Staged rows are on their way then: they
+// are there after wait_for_copies() and a barrier. `rows` points to the lane's channels of row 0.
+template <int kLog2, bool kStaged, typename T, typename Use>
+TAL_FAST_DEVICE void with_packs(const DeformAttnSizes& sizes, const T* rows, const bool* padded,
+                                Use use) {
+  constexpr int N = kPackSize<T>;
+  const int stride = pinned(static_cast<int>(sizes.heads * sizes.channels));
+  if constexpr (kStaged) {
+    constexpr int kWidth = N << kLog2;
+    constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
+    const int lane = static_cast<int>(threadIdx.x) & ((1 << kLog2) - 1);
+    SharedMemory shared;
+    const Shared<T> column = shared.take<T>((static_cast<int>(sizes.rows) + 1) * kWidth) + lane * N;
+    stage_packs<kLog2>(column, rows, static_cast<int>(sizes.rows), stride, padded);
+    const PinnedShared<T> packs(column);
+    use([](int row) { return (1 + row) * kRowBytes; }, 0,
+        [&](int place) { return packs.load(place); });
+  } else {
+    const T* from = pinned(rows);
+    use([&](int row) { return padded != nullptr && read(padded + row) ? -1 : row * stride; }, -1,
+        [&](int place) { return read_or_zeros(from, place); });
+  }
 }
 
 }  // namespace tal_fast

@@ -237,10 +237,16 @@ class CudaNms {
     }
   }
 
+  // What a warp has no room for waits for blocks.
   template <NmsMethod kMethod>
-  void launch_soft() {
+  void solve_soft_by() {
     const Tensor current = values({n_});
-    using Kernel = NmsSoft<kMethod, T>;
+    launch_soft<NmsSoft<kMethod, T, true>>(current);
+    launch_soft<NmsSoft<kMethod, T, false>>(current);
+  }
+
+  template <typename Kernel>
+  void launch_soft(const Tensor& current) {
     // One problem for a warp needs no more than that.
     const int threads = !grouped() && n_ <= Kernel::kMostOfWarp ? kWarp : Kernel::kThreads;
     const int warps = threads / kWarp;
@@ -257,11 +263,11 @@ class CudaNms {
   void solve_soft() {
     switch (options_.method) {
       case NmsMethod::kLinear:
-        return launch_soft<NmsMethod::kLinear>();
+        return solve_soft_by<NmsMethod::kLinear>();
       case NmsMethod::kLengthGaussian:
-        return launch_soft<NmsMethod::kLengthGaussian>();
+        return solve_soft_by<NmsMethod::kLengthGaussian>();
       default:
-        return launch_soft<NmsMethod::kGaussian>();
+        return solve_soft_by<NmsMethod::kGaussian>();
     }
   }
 

@@ -30,8 +30,10 @@ TAL_FAST_DEVICE SoftCandidate<T> no_candidate() {
 template <typename T>
 TAL_FAST_DEVICE bool precedes(const SoftCandidate<T>& a, const SoftCandidate<T>& b,
                               const int64_t* rows) {
-  return a.score > b.score ||
-         (a.score == b.score && a.place >= 0 && b.place >= 0 && rows[a.place] < rows[b.place]);
+  if (a.score == b.score && a.place >= 0 && b.place >= 0) {  // hot: equal candidates
+    return read(rows + a.place) < read(rows + b.place);
+  }
+  return a.score > b.score;
 }
 
 // The greatest of a warp's numbers, in every lane.
@@ -64,9 +66,9 @@ template <typename T>
 TAL_FAST_DEVICE SoftCandidate<T> best_of_warp(const SoftCandidate<T>& own, const int64_t* rows) {
   const T highest = highest_of_warp(own.score);
   unsigned lanes = __ballot_sync(kAllLanes, own.score == highest);
-  if ((lanes & (lanes - 1)) != 0 && highest >= T(0)) {  // equal scores
+  if ((lanes & (lanes - 1)) != 0 && highest >= T(0)) {  // hot: equal scores
     constexpr int kLast = 0x7fffffff;
-    const int row = own.score == highest ? static_cast<int>(rows[own.place]) : kLast;
+    const int row = own.score == highest ? static_cast<int>(read(rows + own.place)) : kLast;
     const int first = -warp_reduce_max(-row);
     lanes = __ballot_sync(kAllLanes, row == first);
   }
@@ -120,36 +122,43 @@ struct BlockTeam {
 template <typename T>
 struct SharedCandidates {
   Shared<T> score, start, end;
+  Shared<int32_t> row;  // no pick has to wait for global memory
 
   TAL_FAST_DEVICE T get(int place) const { return score.load(place); }
   TAL_FAST_DEVICE void set(int place, T value) const { score.store(place, value); }
   TAL_FAST_DEVICE T get_start(int place) const { return start.load(place); }
   TAL_FAST_DEVICE T get_end(int place) const { return end.load(place); }
-  TAL_FAST_DEVICE void join(int place, T value, T s, T e) const {
+  TAL_FAST_DEVICE int64_t get_row(int place) const { return row.load(place); }
+  TAL_FAST_DEVICE void join(int place, T value, T s, T e, int64_t of_row) const {
     score.store(place, value);
     start.store(place, s);
     end.store(place, e);
+    row.store(place, static_cast<int32_t>(of_row));
   }
   TAL_FAST_DEVICE SharedCandidates operator+(int places) const {
-    return {score + places, start + places, end + places};
+    return {score + places, start + places, end + places, row + places};
   }
 };
 
 template <typename T>
 struct GlobalCandidates {
-  T* score;           // [count]
-  const T* segments;  // [count, 2]
+  T* score;             // [count]
+  const T* segments;    // [count, 2]
+  const int64_t* rows;  // [count]
 
   TAL_FAST_DEVICE T get(int place) const { return score[place]; }
   TAL_FAST_DEVICE void set(int place, T value) const { score[place] = value; }
   TAL_FAST_DEVICE T get_start(int place) const { return segments[2 * int64_t{place}]; }
   TAL_FAST_DEVICE T get_end(int place) const { return segments[2 * int64_t{place} + 1]; }
-  TAL_FAST_DEVICE void join(int place, T value, T, T) const { score[place] = value; }
+  TAL_FAST_DEVICE int64_t get_row(int place) const { return read(rows + place); }
+  TAL_FAST_DEVICE void join(int place, T value, T, T, int64_t) const { score[place] = value; }
 };
 
-template <NmsMethod kMethod, typename T>
+// `kByWarp`: problems that a warp solves alone; the others are for the blocks of another launch.
+template <NmsMethod kMethod, typename T, bool kByWarp>
 struct NmsSoft {
-  static constexpr const char* kName = "nms soft, a team per problem";
+  static constexpr const char* kName =
+      kByWarp ? "nms soft, a warp per problem" : "nms soft, a block per problem";
   // In float32 36 warps on a multiprocessor, which take the 33 problems of it that 213 videos of 20
   // classes are in one round; four blocks of 256 threads would not, and five have too few
   // registers.
@@ -174,7 +183,8 @@ struct NmsSoft {
     for (int i = 0; i < 3; ++i) {
       size.take<T>(int64_t{warps} * held);
     }
-    constexpr int kSlots = 2 * BlockTeam<T>::kMostWarps;
+    size.take<int32_t>(int64_t{warps} * held);
+    constexpr int kSlots = kByWarp ? 0 : 2 * BlockTeam<T>::kMostWarps;
     return size.take<T>(kSlots).template take<int32_t>(kSlots).bytes();
   }
 
@@ -183,9 +193,7 @@ struct NmsSoft {
     const int64_t* rows;  // [count]
     const T* segments;    // [count, 2]
     const T* scores;      // [count]
-    int64_t* kept_rows;   // as the others the part of KeptList
-    T* kept_scores;
-    T* kept_segments;
+    T* kept_segments;     // the part of KeptList
     int count;
   };
 
@@ -214,24 +222,30 @@ struct NmsSoft {
     candidates.score = memory.take<T>(warps * held);
     candidates.start = memory.take<T>(warps * held);
     candidates.end = memory.take<T>(warps * held);
+    candidates.row = memory.take<int32_t>(warps * held);
     const int64_t problems = facts->problems;
-    // Neighbouring problems go to neighbouring blocks: so multiprocessors get as many, give or take
-    // one, where there are fewer problems than warps.
-    WarpTeam<T> warp;
-    for (int64_t p = int64_t{warp_index()} * gridDim.x + blockIdx.x; p < problems;
-         p += int64_t{warps} * gridDim.x) {
-      if (starts[p + 1] - starts[p] <= held) {
-        solve(warp, p, candidates + warp_index() * held);
+    if constexpr (kByWarp) {
+      // Neighbouring problems go to neighbouring blocks: so multiprocessors get as many, give or
+      // take one, where there are fewer problems than warps.
+      WarpTeam<T> warp;
+      const int64_t first = int64_t{warp_index()} * gridDim.x + blockIdx.x;
+      const int64_t step = int64_t{warps} * gridDim.x;
+      for (int64_t p = first; p < problems; p += step) {  // hot: problem of a warp
+        if (starts[p + 1] - starts[p] <= held) {
+          solve(warp, p, candidates + warp_index() * held);
+        }
       }
-    }
-    BlockTeam<T> block(memory);
-    for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
-      const int64_t begin = starts[p];
-      const int64_t count = starts[p + 1] - begin;
-      if (count > warps * held) {
-        solve(block, p, GlobalCandidates<T>{current + begin, segments + 2 * begin});
-      } else if (count > held) {
-        solve(block, p, candidates);
+    } else {
+      BlockTeam<T> block(memory);
+      for (int64_t p = blockIdx.x; p < problems; p += gridDim.x) {
+        const int64_t begin = starts[p];
+        const int64_t count = starts[p + 1] - begin;
+        if (count > warps * held) {
+          solve(block, p,
+                GlobalCandidates<T>{current + begin, segments + 2 * begin, order + begin});
+        } else if (count > held) {
+          solve(block, p, candidates);
+        }
       }
     }
   }
@@ -240,22 +254,20 @@ struct NmsSoft {
   template <typename Team, typename Candidates>
   TAL_FAST_DEVICE void solve(Team& team, int64_t problem, const Candidates& candidates) const {
     const int64_t begin = starts[problem];
-    const Problem of = {order + begin,
-                        segments + 2 * begin,
-                        scores + begin,
-                        list.rows + begin,
-                        list.scores + begin,
-                        list.segments + 2 * begin,
-                        static_cast<int>(starts[problem + 1] - begin)};
+    const Problem of = {pinned(order + begin), segments + 2 * begin, scores + begin,
+                        list.segments + 2 * begin, static_cast<int>(starts[problem + 1] - begin)};
     const int most =
         options.max_segments < of.count ? static_cast<int>(options.max_segments) : of.count;
+    int64_t* kept_rows = pinned(list.rows + begin);
+    T* kept_scores = pinned(list.scores + begin);
+    T* kept_segments = pinned(list.segments + 2 * begin);
     Candidate own = no_candidate<T>();  // the best of this member's
     int frontier = 0;                   // places before it have joined
     Candidate fresh = candidate_at(of, 0);
     int picks = 0;
     while (picks < most) {  // hot: turn
       const Candidate best = team.best(own, of.rows);
-      if (fresh.place >= 0 && precedes(fresh, best, of.rows)) {
+      if (fresh.place >= 0 && precedes(fresh, best, of.rows)) {  // hot: join
         join(of, candidates, frontier + team.rank(), picks, own);
         frontier += team.size();
         fresh = candidate_at(of, frontier);
@@ -266,10 +278,9 @@ struct NmsSoft {
       }
       const Pick pick = picked(candidates.get_start(best.place), candidates.get_end(best.place));
       if (own.place == best.place) {
-        of.kept_rows[picks] = of.rows[own.place];
-        of.kept_scores[picks] = own.score;
-        of.kept_segments[2 * picks] = pick.start;
-        of.kept_segments[2 * picks + 1] = pick.end;
+        store_pack<1>(kept_rows + picks, Pack<int64_t, 1>{{candidates.get_row(own.place)}});
+        store_pack<1>(kept_scores + picks, Pack<T, 1>{{own.score}});
+        store_pack<2>(kept_segments + 2 * picks, Pack<T, 2>{{pick.start, pick.end}});
         candidates.set(own.place, T(kNmsDropped));
       }
       ++picks;
@@ -313,16 +324,19 @@ struct NmsSoft {
     T score = of.scores[place];
     score = score >= options.min_score ? score : T(kNmsDropped);
     for (int base = 0; base < picks && score >= T(0); base += kWarp) {
-      unsigned noted = 0;  // as in lower()
-      unsigned bit = 1;
-      for (int i = base; i < picks && bit != 0; ++i, bit <<= 1) {  // hot: earlier pick
-        noted |= overlaps(pick_at(of, i), s, e) ? bit : 0;
+      constexpr int kAtOnce = 4;
+      unsigned noted = 0;                                             // as in lower()
+      for (int i = 0; i < kWarp && base + i < picks; i += kAtOnce) {  // hot: earlier picks
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int pick = base + i + j;
+          noted |= pick < picks && overlaps(pick_at(of, pick), s, e) ? 1u << (i + j) : 0;
+        }
       }
       for (; noted != 0 && score >= T(0); noted &= noted - 1) {  // hot: late decay
         score = after(score, pick_at(of, base + __ffs(static_cast<int>(noted)) - 1), s, e);
       }
     }
-    candidates.join(place, score, s, e);
+    candidates.join(place, score, s, e, read(of.rows + place));
     const Candidate joined = {score, place};
     own = score != T(kNmsDropped) && precedes(joined, own, of.rows) ? joined : own;
   }
@@ -335,15 +349,31 @@ struct NmsSoft {
                                   int first, int end, int step) const {
     Candidate own = no_candidate<T>();
     for (int base = first; base < end; base += kWarp * step) {
+      const Candidate before = own;
       unsigned noted = 0;
       unsigned bit = 1;
+      bool tie = false;
+      // Without a branch: rows, which decide between equal scores, are looked at afterwards.
       for (int place = base; place < end && bit != 0; place += step, bit <<= 1) {  // hot: candidate
-        const Candidate candidate = {candidates.get(place), place};
-        const bool lowered = candidate.score >= T(0) &&
-                             overlaps(pick, candidates.get_start(place), candidates.get_end(place));
+        const T score = candidates.get(place);
+        const bool alive = score >= T(0);
+        const bool lowered =
+            overlaps(pick, candidates.get_start(place), candidates.get_end(place)) && alive;
         noted |= lowered ? bit : 0;
-        own = !lowered && candidate.score >= T(0) && precedes(candidate, own, of.rows) ? candidate
-                                                                                       : own;
+        const bool rests = alive && !lowered;
+        const bool higher = rests && score > own.score;
+        tie = tie || (rests && score == own.score);
+        own.score = higher ? score : own.score;
+        own.place = higher ? place : own.place;
+      }
+      if (tie) {  // hot: ties
+        own = before;
+        bit = 1;
+        for (int place = base; place < end && bit != 0; place += step, bit <<= 1) {
+          const Candidate candidate = {candidates.get(place), place};
+          const bool rests = candidate.score >= T(0) && (noted & bit) == 0;
+          own = rests && precedes(candidate, own, of.rows) ? candidate : own;
+        }
       }
       while (noted != 0) {  // hot: decay
         const int place = base + (__ffs(static_cast<int>(noted)) - 1) * step;

@@ -254,8 +254,9 @@ TAL_FAST_DEVICE int pinned(int value) {
   return value;
 }
 
+// nvcc forgets where it points: to be read and stored by read_pack() and store_pack().
 template <typename T>
-TAL_FAST_DEVICE const T* pinned(const T* pointer) {
+TAL_FAST_DEVICE T* pinned(T* pointer) {
 #if defined(__CUDACC__)
   asm volatile("" : "+l"(pointer));
 #endif

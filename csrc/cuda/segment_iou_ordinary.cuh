@@ -7,40 +7,9 @@
 
 #include <cmath>
 
-#include "cuda/platform.cuh"
+#include "cuda/quotient.cuh"
 
 namespace tal_fast {
-
-// x * y + z, rounded once on every device: the correction of a quotient is nothing without.
-TAL_FAST_DEVICE float rounded_once(float x, float y, float z) {
-#if defined(__CUDACC__)
-  return __fmaf_rn(x, y, z);
-#else
-  return std::fma(x, y, z);
-#endif
-}
-
-// 1 / x, wrong by an ulp at most, for x whose reciprocal is a normal number. One instruction; the
-// emulator takes one of the three numbers that it may be.
-TAL_FAST_DEVICE float approximate_reciprocal(float x) {
-#if defined(__CUDACC__)
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-#else
-  return bits_to_float(float_to_bits(1.0f / x) + float_to_bits(x) % 3 - 1);
-#endif
-}
-
-// x / y from 1 / y that may be wrong by an ulp: the correction of the reciprocal and of the
-// quotient that nvcc makes of `/` where operands are in range. Rounded correctly while y, its
-// reciprocal and the quotient are normal numbers and the remainder, 2^24 times smaller than x, is
-// exact.
-TAL_FAST_DEVICE float quotient(float x, float y, float reciprocal) {
-  const float better = rounded_once(reciprocal, rounded_once(-y, reciprocal, 1.0f), reciprocal);
-  const float near = x * better;
-  return rounded_once(better, rounded_once(-y, near, x), near);
-}
 
 // For segments that are ordinary_segment, one of them ordinary_row. Their ends are +0 or multiples
 // of 2^-80 up to 2^40, and so is every sum and difference of ends, since rounding keeps multiples:

@@ -33,11 +33,13 @@ def facts(code: Code, registers: int, blocks: int) -> dict[str, Any]:
     for loop in code.loops:
         now = [getattr(loop, name) for name in _LOOP]
         loops[loop.name] = [*map(max, loops.get(loop.name, now), now)]
-    # Of several copies of a loop the one with most; without a loop around it, all copies.
-    parts: dict[str, list[Any]] = {}
+    # By the loop around it, or "". Of several copies of a loop the one with most; without a loop
+    # around it, all copies.
+    parts: dict[str, dict[str, int]] = {}
     for part in code.parts:
-        of = parts.setdefault(part.name, [0, part.loop])
-        of[0] = max(of[0], part.all) if part.loop else of[0] + part.all
+        of = parts.setdefault(part.name, {})
+        known = of.get(part.loop, 0)
+        of[part.loop] = max(known, part.all) if part.loop else known + part.all
     return {
         "registers": registers,
         "blocks": blocks,

@@ -185,7 +185,7 @@ def test_parts_and_loops_have_what_is_in_none_within_them(tmp_path: Path) -> Non
     # The two before the loop and the end are of the part of rows.
     assert parts == {("rows", 3, ""), ("slow", 1, "bin"), ("samples", 2, "")}
     facts = limits.facts(code, 32, 8)
-    assert facts["parts"] == {"rows": [3, ""], "slow": [1, "bin"], "samples": [2, ""]}
+    assert facts["parts"] == {"rows": {"": 3}, "slow": {"bin": 1}, "samples": {"": 2}}
     gone, _ = limits.compare(
         {"kernels": {"K": facts}}, {"K": {k: v for k, v in facts.items() if k != "parts"}}
     )

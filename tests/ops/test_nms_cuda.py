@@ -206,7 +206,7 @@ def test_candidates_join_late(same_bits, launches, shared):
         for limit in (1, 100, 400):
             same_bits(lambda: ops.soft_nms(segments, scores, max_segments=limit))  # noqa: B023
     used = launches()
-    assert not used or used.count("nms soft, a team per problem") == 3
+    assert not used or used.count("nms soft, a warp per problem") == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
