@@ -166,7 +166,7 @@ class TestTrain:
         ("options", "message"),
         [
             ({"videos": "trian"}, "videos: expected one of train, test, all, got 'trian'; did you"),
-            ({"videos": ["v0", "v11"]}, r"videos: no video 'v11' in data set 'mine' \(.*'v1"),
+            ({"videos": ["v0", "v1l"]}, r"videos: no video 'v1l' in data set 'mine' \(.*'v1"),
             ({"videos": ["v9"]}, "videos: no video 'v9'"),
             ({"settings": {"training.epoch": 3}}, r"did you mean 'training\.epochs'"),
             ({"settings": ["training.epochs"]}, "expected section.field=value"),

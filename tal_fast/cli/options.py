@@ -73,6 +73,8 @@ def _can_be_written(path: Path | None) -> Path | None:
 def file_to_write(given: Any) -> Any:
     """Refuses a directory where a file is to be written, before the work."""
     for path in _several(given):
+        if not path.name:
+            raise typer.BadParameter("expected the name of a file, got none")
         if path.is_dir():
             raise typer.BadParameter(f"{path}: expected a file, found a directory")
     return given

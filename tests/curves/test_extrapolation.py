@@ -247,7 +247,7 @@ class TestCommands:
             (["--times", 2, "--deviation", 0], 2, "--deviation: expected points above 0"),
             (["--times", 2, "--deviation", "inf"], 2, "--deviation: expected points above 0"),
             (["--times", 2, "--until", "nan"], 2, "--until: expected a fraction above 0 and at"),
-            (["--times", 2, "--picture", ""], 2, "--picture: expected the name of a file"),
+            (["--times", 2, "--picture", ""], 2, "'--picture': expected the name of a file"),
             (["--times", 2, "--confidence", 2], 2, "--confidence: expected a number between"),
         ],
     )

@@ -136,7 +136,7 @@ def test_steps_stand_beside_predictions_where_they_are_asked_for(tmp_path, capsy
         took = entry["step" if found["prediction"]["rates_by"] == "clock" else "step_cpu"]["value"]
         rate = entry["step_macs"]["value"] / took / 1e6
         assert entry["step_rate"]["value"] == pytest.approx(rate)
-    monkeypatch.setattr(profiles, "_draw", lambda folder: None)
+    monkeypatch.setattr(profiles, "draw_page", lambda folder: None)
     profiles.print_profile(tmp_path)
     shown = capsys.readouterr().out
     assert "step MB" in shown

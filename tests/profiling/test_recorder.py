@@ -242,7 +242,7 @@ class TestProfile:
                        found["step"]["queue_wait"]):  # fmt: skip
             assert figure["value"] is None
             assert figure["reason"]
-        assert summary(found) == "1 steps after 0 of warm-up."
+        assert summary(found) == "1 step after 0 of warm-up."
         assert phase_table(found).row_count == 2
 
     def test_nothing_is_written_without_a_step(self, tmp_path):

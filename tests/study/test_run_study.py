@@ -330,7 +330,7 @@ class TestSettings:
     def test_damaged_data_file(self, spec, quiet, content):
         run_study(spec, experiment=fake.learn, console=quiet)
         (spec.out / "data.json").write_text(content)
-        with pytest.raises(DataError, match=r"data\.json: (cannot be read|expected the keys)"):
+        with pytest.raises(DataError, match=r"data\.json: (not valid JSON|expected the keys)"):
             run_study(spec, experiment=fake.learn, console=quiet)
 
     def test_a_foreign_trial_is_refused(self, spec, quiet, tmp_path):
