@@ -204,6 +204,21 @@ def test_a_pickle_that_numbers_its_values_in_billions_is_refused(kept):
         assert found.tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "words"), [(6, 148, "zip file version"), (8, 1, "encrypted")]
+)
+def test_archives_of_later_versions_and_with_passwords(tmp_path, place, value, words):
+    np.savez(tmp_path / "a.npz", values("a"))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[data.index(b"PK\x01\x02") + place] |= value
+    (tmp_path / "a.npz").write_bytes(data)
+    with (
+        OpenStream(Stream(str(tmp_path), "%s.npz")) as opened,
+        pytest.raises(DataError, match=rf"a\.npz: .*{words}"),
+    ):
+        opened.array("a")
+
+
 def test_bfloat16_of_torch_becomes_the_same_float32(tmp_path):
     tensor = torch.randn(3, 4).bfloat16()
     torch.save({"x": tensor}, tmp_path / "a.pt")

@@ -46,6 +46,8 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
     try:
         check_archive(path)
         if kind == "npz":
+            if zipfile.is_zipfile(path):
+                zipfile.ZipFile(path).close()  # what fails here leaves a file open in NumPy
             return np.load(path, allow_pickle=False)
         if kind == "torch":
             return _load_torch(path)
@@ -57,7 +59,10 @@ def array_file(path: str, kind: Kind, *, allow_pickle: bool = False) -> Mapping[
         raise DataError(f"{path}: no such feature file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    # NotImplementedError, RuntimeError: what zipfile says of later versions and of passwords.
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError
+    ) as error:  # fmt: skip
         if isinstance(error, DataError):
             raise
         if "allow_pickle" in str(error):

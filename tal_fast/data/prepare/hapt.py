@@ -113,7 +113,7 @@ def _read_archive(
             return _Archive(source, archive).read(progress)
     except FileNotFoundError:
         raise DataError(f"{source}: no such archive") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise DataError(f"{source}: not a whole zip archive: {error}") from error
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {os_reason(error)}") from error

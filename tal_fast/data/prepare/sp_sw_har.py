@@ -152,7 +152,7 @@ def _read(source: Path, device: str, progress: VideoProgress | None) -> list[_Re
         archive = np.load(source, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{source}: no such file or folder") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{source}: not a whole .npz file: {error}") from error
     if isinstance(archive, np.ndarray):
         raise DataError(f"{source}: expected an .npz file of recordings, got one array")
