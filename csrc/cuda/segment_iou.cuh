@@ -158,6 +158,7 @@ struct SegmentIouPairwiseBackward {
   static constexpr int kBlocks = 3;
   static constexpr int kGroups = kOverlapTile / 2;
   static constexpr int kColumns = kLanes * kGroups;  // per turn: both ends of each keep all threads
+  static constexpr int kStride = kColumns + kLanes;  // rows of a warp begin at different banks
 
   const T* grad;  // [N, M], strided
   int64_t grad_row_stride, grad_column_stride;
@@ -171,15 +172,15 @@ struct SegmentIouPairwiseBackward {
   // Two buffers: one is summed while the next is filled.
   static size_t shared_bytes() {
     return SharedSize()
-        .take<C>(2 * kOverlapTile * kColumns)
-        .template take<C>(2 * kOverlapTile * kColumns)
+        .take<C>(2 * kOverlapTile * kStride)
+        .template take<C>(2 * kOverlapTile * kStride)
         .bytes();
   }
 
   TAL_FAST_DEVICE void operator()() const {
     SharedMemory memory;
-    const Shared<C> by_end[2] = {memory.take<C>(2 * kOverlapTile * kColumns),
-                                 memory.take<C>(2 * kOverlapTile * kColumns)};
+    const Shared<C> by_end[2] = {memory.take<C>(2 * kOverlapTile * kStride),
+                                 memory.take<C>(2 * kOverlapTile * kStride)};
     const int thread = static_cast<int>(threadIdx.x);
     const int row_in_tile = thread / kLanes;
     const int lane = thread % kLanes;
@@ -194,7 +195,7 @@ struct SegmentIouPairwiseBackward {
     C sum_end = 0;
     int buffer = 0;
     for (int64_t first = 0; first < m; first += kColumns) {
-      const int place = (buffer * kOverlapTile + row_in_tile) * kColumns + lane;
+      const int place = (buffer * kOverlapTile + row_in_tile) * kStride + lane;
       // All loads of a turn before the first use.
       C weights[kGroups];
       C starts[kGroups];
@@ -229,10 +230,10 @@ struct SegmentIouPairwiseBackward {
       const int64_t column = first + column_in_turn;
       if (column < m) {
         const Shared<C> parts =
-            (of_ends ? by_end[1] : by_end[0]) + (buffer * kOverlapTile * kColumns + column_in_turn);
+            (of_ends ? by_end[1] : by_end[0]) + (buffer * kOverlapTile * kStride + column_in_turn);
         C sum = 0;
         for (int r = 0; r < num_rows; ++r) {
-          sum += parts.load(r * kColumns);
+          sum += parts.load(r * kStride);
         }
         tiles[(2 * static_cast<int64_t>(blockIdx.x) + (of_ends ? 1 : 0)) * m + column] = sum;
       }
