@@ -44,7 +44,9 @@ class Page:
     def render(self, **values: Any) -> str:
         """Returns the page with these values."""
         style = resources.files("tal_fast").joinpath("page.css").read_text("utf-8")
-        return self._template.render(style=self.markup(style), **values)
+        text: str = self._template.render(style=self.markup(style), **values)
+        # Names may hold halves of UTF-16 pairs, as JSON does ("\\ud800"), which UTF-8 cannot.
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @functools.lru_cache(maxsize=8)

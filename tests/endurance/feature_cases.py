@@ -493,7 +493,8 @@ class CsvFiles(FeatureFiles):
             encoding="utf-8-sig",
             index_col=False,
         )
-        if str(table.columns[0]).startswith("Unnamed"):
+        name = str(table.columns[0])
+        if name.startswith("Unnamed") or not name.strip():  # a form feed is no name, either
             table = table.iloc[:, 1:]
         return table.to_numpy().astype(np.float32)
 
