@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from endurance.own_memory import own_memory
 from endurance.reader_faults import MOST, FaultyReads, faulty_reads
 from endurance.record import ROOT, Batch, Failure, Kind, Outcome, Part
 from endurance.subject import expect
@@ -122,13 +123,13 @@ def cycles(place: Place, batch: Batch) -> Outcome:
     for _ in range(20):
         once()
     gc.collect()
-    threads, files, memory = thread_ids(), process.num_fds(), process.memory_info().rss
+    threads, files, memory = thread_ids(), process.num_fds(), own_memory()
     for _ in batch.numbers:
         once()
     gc.collect()
     wait_for_threads(threads)
     expect(process.num_fds() == files, "descriptors:", process.num_fds(), "were", files)
-    grown = process.memory_info().rss - memory
+    grown = own_memory() - memory
     expect(grown <= _GROWTH, f"memory grew by {grown:,} bytes in {batch.count} cycles")
     return Outcome(done=batch.count, measured={"bytes grown": float(grown)})
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hours of the same: memory, open files and threads stay as they are.
 
-Memory is the resident memory of the process. What it is in the end is compared with what it is
-after the beginning, in which caches fill: the medians of the last tenth and of the third tenth.
+Memory is what the process holds itself (``own_memory``). What it is in the end is compared with
+what it is after the beginning, in which caches fill: the medians of the last tenth and of the third
+tenth.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import psutil
 import torch
+from endurance.own_memory import own_memory
 from endurance.record import Batch, Failure, Kind, Outcome, Part
 from endurance.tiny_study import SETTINGS, TRIALS
 
@@ -46,16 +48,18 @@ class Looks:
     memory: list[int] = field(default_factory=list)
     files: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
+    steps: int = 0
     _last: float = 0.0
 
     def look(self, *, at_once: bool = False) -> None:
-        """Looks at the process, if it is time."""
+        """Counts a step and looks at the process, if it is time."""
+        self.steps += 1
         now = time.monotonic()
         if not at_once and now - self._last < _SECONDS_BETWEEN_LOOKS:
             return
         self._last = now
         process = psutil.Process()
-        self.memory.append(process.memory_info().rss)
+        self.memory.append(own_memory())
         self.files.append(process.num_fds())
         self.threads.append(process.num_threads())
 
@@ -79,6 +83,7 @@ class Looks:
         measured = {
             "memory grew by %": round(percent, 3),
             "MiB in the end": round(after / 2**20, 1),
+            "steps": self.steps,
         }
         causes = [f"memory grew by {percent:.2f} %"] if percent > _FLAT else []
         for name, values in (("open files", self.files), ("threads", self.threads)):
