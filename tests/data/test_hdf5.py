@@ -11,6 +11,7 @@ from feature_files import VIDEOS, check, values
 from tal_fast.data.extents import read_array
 from tal_fast.data.feature_index import index_features
 from tal_fast.data.feature_streams import OpenStream
+from tal_fast.data.formats.hdf5 import Hdf5File
 from tal_fast.data.packing import pack_features
 from tal_fast.data.streams import Stream, streams_of
 from tal_fast.errors import DataError, MissingExtraError
@@ -321,6 +322,24 @@ def test_missing_group_cut_and_other_files(tmp_path):
     path.write_bytes(b"no such thing")
     with pytest.raises(DataError, match=r"x\.h5: cannot be read as HDF5"):
         index_features(path, ["a"])
+
+
+def test_names_that_are_no_utf8_are_names(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["a"] = values("a")
+        group = h5py.h5g.create(file.id, b"g\xfd")
+        for where, name in ((file.id, b"\xff"), (group, b"b")):
+            shape = h5py.h5s.create_simple(values("a").shape)
+            dataset = h5py.h5d.create(where, name, h5py.h5t.IEEE_F32LE, shape)
+            dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, values("a").astype(np.float32))
+    names = sorted(["a", "\udcff", "g\udcfd/b"])
+    assert sorted(Hdf5File(path).names()) == names
+    extents = index_features(path, names)
+    for name in names:
+        np.testing.assert_array_equal(read_array(extents[name]), values("a").astype(np.float32))
+    with pytest.raises(DataError, match="no array 'zz'"):
+        index_features(path, ["zz"])
 
 
 def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):

@@ -92,7 +92,9 @@ class Hdf5File:
 
     def _walk(self, group: Any, above: str, parents: tuple[Any, ...]) -> Iterator[str]:
         h5o = self._h5py.h5o
-        for name in group:
+        for key in group:
+            # h5py gives the bytes of a name that is no UTF-8; here it is as a file's would be.
+            name = key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
             try:
                 about = h5o.get_info(group.id, _encoded(name))
             except _ERRORS:
@@ -102,7 +104,7 @@ class Hdf5File:
             if about.type == h5o.TYPE_DATASET:
                 yield above + name
             elif about.type == h5o.TYPE_GROUP and here not in parents:  # links may go round
-                yield from self._walk(group[name], f"{above}{name}/", (*parents, here))
+                yield from self._walk(group[key], f"{above}{name}/", (*parents, here))
 
     def extent(self, name: str, layout: Layout = "TC") -> Extent:
         """Returns where a contiguous dataset lies; behind an external link, in another file.
@@ -218,7 +220,7 @@ class Hdf5File:
 
 
 def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")  # as h5py decoded it
+    return name.encode("utf-8", "surrogateescape")  # as names() decoded it
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
