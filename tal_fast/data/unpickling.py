@@ -63,8 +63,9 @@ def torch_globals() -> list[Any]:
 
 
 # What may be an opcode that keeps a value under a number of the file's choosing: LONG_BINPUT with
-# four bytes, PUT with digits. The unpickler makes room for as many values as the number says.
-_NUMBERED = re.compile(rb"r(?=(.{4}))|p(?=(\d+))", re.DOTALL)
+# four bytes, PUT with what int() reads: blanks, a sign, zeros and underscores, too. The unpickler
+# makes room for as many values as the number says.
+_NUMBERED = re.compile(rb"r(?=(.{4}))|p(?=\s*\+?[0_]*([\d_]+))", re.DOTALL)
 
 
 def _check_memo(content: bytes) -> None:
@@ -84,7 +85,7 @@ def _check_memo(content: bytes) -> None:
 def _number(found: re.Match[bytes]) -> int:
     if found[1] is not None:
         return int.from_bytes(found[1], "little")
-    return int(found[2][:20])
+    return int(found[2].replace(b"_", b"")[:20] or 0)
 
 
 class _ArraysOnly(pickle.Unpickler):

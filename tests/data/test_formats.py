@@ -193,12 +193,22 @@ def test_one_file_with_an_array_per_video(tmp_path):
                 opened.array("c")
 
 
-@pytest.mark.parametrize("kept", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"r\xff\xff\xff\x7f",
+        b"p2147483647\n",
+        b"p+2147483647\n",
+        b"p \t2147483647 \n",
+        b"p2_147_483_647\n",
+        b"p" + b"0" * 30 + b"2147483647\n",
+    ],
+)
 def test_a_pickle_that_numbers_its_values_in_billions_is_refused(kept):
     with pytest.raises(DataError, match=r"it: .* keeps a value as number 2147483647 and has only"):
         unpickle_arrays("it", b"\x80\x02K\x01" + kept + b".")
     # What only looks like it, within the numbers of an array, is read.
-    array = np.frombuffer(kept.ljust(16, b"r"), np.float32)
+    array = np.frombuffer(kept.ljust(48, b"r"), np.float32)
     for protocol in range(6):
         found = unpickle_arrays("it", pickle.dumps({"a": array}, protocol))["a"]
         assert found.tobytes() == array.tobytes()

@@ -15,6 +15,7 @@ from processes import has_ended, wait_for
 from tal_fast.data.feature_index import index_features
 from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.formats import hdf5_trust
+from tal_fast.data.formats.hdf5 import Hdf5File
 from tal_fast.data.streams import Stream
 from tal_fast.errors import ConfigError, DataError
 
@@ -71,19 +72,28 @@ def test_a_source_of_a_virtual_dataset_is_looked_at_too(folder):
         opened.array("v")
 
 
-def test_a_file_is_looked_at_once_until_it_changes(folder, monkeypatch):
+def looks(folder, monkeypatch, names):
+    """The last letters of the files that were looked at."""
     looked = []
     probe = hdf5_trust._Probe()
     touch = probe._touch
-    monkeypatch.setattr(probe, "_touch", lambda path: (looked.append(path[-4]), touch(path)))
+    monkeypatch.setattr(probe, "_touch", lambda path: looked.append(path[-4]) or touch(path))
     monkeypatch.setattr(hdf5_trust, "_probe", probe)
-    for name in "aabab":
+    for name in names:
         rows(folder, name)
-    assert looked == ["a", "b"]
-    os.utime(folder / "a.h5", ns=(1, 1))
-    rows(folder, "a")
-    assert looked == ["a", "b", "a"]
     probe.close()
+    return looked
+
+
+def test_a_file_is_looked_at_once_until_it_changes(folder, monkeypatch):
+    assert looks(folder, monkeypatch, "aabab") == ["a", "b"]
+
+    def changed():
+        yield from "aa"
+        os.utime(folder / "a.h5", ns=(1, 1))
+        yield "a"
+
+    assert looks(folder, monkeypatch, changed()) == ["a", "a"]
 
 
 def test_it_can_be_left_out(folder, monkeypatch):
@@ -104,17 +114,70 @@ def test_another_end_of_the_process_is_told(folder, monkeypatch, tmp_path):
         rows(folder, "a")
 
 
+def test_one_that_was_killed_meanwhile_starts_anew(folder, monkeypatch):
+    probe = hdf5_trust._Probe()
+    monkeypatch.setattr(hdf5_trust, "_probe", probe)
+    rows(folder, "a")
+    first = probe.pid
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: has_ended(first), "the end of the process")
+    assert rows(folder, "b") == 3
+    assert probe.pid != first
+    probe.close()
+
+
+def test_an_answer_that_was_not_awaited_is_not_taken_for_the_next(folder, monkeypatch):
+    probe = hdf5_trust._Probe()
+    monkeypatch.setattr(hdf5_trust, "_probe", probe)
+    rows(folder, "a")
+    process, channel = probe._running
+
+    class Interrupted:
+        sendall, close = channel.sendall, channel.close
+
+        def recv(self, count):
+            raise KeyboardInterrupt
+
+    probe._running = process, Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        rows(folder, "b")
+    assert has_ended(process.pid)
+    (folder / "bad.h5").write_bytes(CRASHES)
+    with pytest.raises(DataError, match="HDF5's own library crashes on it"):
+        rows(folder, "bad")
+
+
+def test_a_file_that_leads_to_others_is_looked_at_each_time(folder, monkeypatch):
+    with h5py.File(folder / "link.h5", "w") as file:
+        file["feats"] = h5py.ExternalLink(str(folder / "a.h5"), "feats")
+    assert looks(folder, monkeypatch, ["link", "link", "a", "a"]) == ["k", "k", "a"]
+
+
+def test_groups_that_link_one_another_are_not_walked_for_ever(folder):
+    path = folder / "diamonds.h5"
+    with h5py.File(path, "w") as file:
+        file["feats"] = np.ones((3, 4), np.float32)
+        group = file
+        for _ in range(60):  # 2**60 paths
+            inner = group.create_group("left")
+            group["right"] = inner
+            group = inner
+    assert Hdf5File(path).holds("feats")  # the other process is through
+    with pytest.raises(DataError, match=r"diamonds\.h5: .* more than 1000 times by other names"):
+        rows(folder, "diamonds")
+
+
 PROGRAM = """
 import os, sys
 from tal_fast.data.feature_index import index_features
 from tal_fast.data.formats.hdf5_trust import _probe
 index_features(sys.argv[1], ["a"], suffix=".h5")
-print(_probe._running.pid, flush=True)
+print(_probe.pid, flush=True)
 if sys.argv[2] == "fork":
     child = os.fork()
     if child == 0:
         index_features(sys.argv[1], ["b"], suffix=".h5")
-        print(_probe._running.pid, flush=True)
+        print(_probe.pid, flush=True)
         _probe.close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

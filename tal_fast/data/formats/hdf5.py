@@ -27,6 +27,9 @@ from tal_fast.typing import FilePath
 
 __all__ = ["Hdf5File"]
 
+# Groups may have several names, and the number of paths may grow with a power of two.
+_MOST_AGAIN = 1000
+
 # What h5py makes of the errors of HDF5: which of them it is depends on where a file is damaged.
 _ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -78,7 +81,7 @@ class Hdf5File:
             DataError: if the file is damaged.
         """
         with _damage(self.path):
-            return list(self._walk(self._file, "", ()))
+            return list(self._walk())
 
     def holds(self, name: str) -> bool:
         """Whether there is a dataset of this name, be it readable or not."""
@@ -90,21 +93,36 @@ class Hdf5File:
             pass  # what is wrong with it is extent's or array's to say
         return True
 
-    def _walk(self, group: Any, above: str, parents: tuple[Any, ...]) -> Iterator[str]:
-        h5o = self._h5py.h5o
-        for key in group:
-            # h5py gives the bytes of a name that is no UTF-8; here it is as a file's would be.
-            name = key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
-            try:
-                about = h5o.get_info(group.id, _encoded(name))
-            except _ERRORS:
-                yield above + name
-                continue
-            here = (about.fileno, about.addr)
-            if about.type == h5o.TYPE_DATASET:
-                yield above + name
-            elif about.type == h5o.TYPE_GROUP and here not in parents:  # links may go round
-                yield from self._walk(group[key], f"{above}{name}/", (*parents, here))
+    def _walk(self) -> Iterator[str]:
+        h5py, h5o = self._h5py, self._h5py.h5o
+        root = h5py.h5o.get_info(self._file.id)
+        first = (root.fileno, root.addr)
+        seen, again = {first}, 0
+        waiting = [("", self._file, (first,))]
+        while waiting:
+            above, group, parents = waiting.pop()
+            inner = []
+            for key in group:
+                # h5py gives the bytes of a name that is no UTF-8; here it is as a file's would be.
+                name = key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
+                try:
+                    about = h5o.get_info(group.id, _encoded(name))
+                except _ERRORS:
+                    yield above + name
+                    continue
+                here = (about.fileno, about.addr)
+                if about.type == h5o.TYPE_DATASET:
+                    yield above + name
+                elif about.type == h5o.TYPE_GROUP and here not in parents:  # links may go round
+                    again += here in seen
+                    if again > _MOST_AGAIN:
+                        raise DataError(
+                            f"{self.path}: its groups link one another: groups were met more than "
+                            f"{_MOST_AGAIN} times by other names"
+                        )
+                    seen.add(here)
+                    inner.append((f"{above}{name}/", group[key], (*parents, here)))
+            waiting += reversed(inner)
 
     def extent(self, name: str, layout: Layout = "TC") -> Extent:
         """Returns where a contiguous dataset lies; behind an external link, in another file.

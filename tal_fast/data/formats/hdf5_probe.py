@@ -2,19 +2,20 @@
 """A process that touches the structure of HDF5 files before another one does: it may crash.
 
 It runs alone (``hdf5_trust`` starts it) and imports nothing of ours: with torch, its start would
-take ten times as long. Standard input has a path per line, as JSON; each gets a line in answer.
+take ten times as long. Its first argument is the number of a descriptor, the others are the path of
+modules. Requests come by that descriptor, ``[number, path]`` as a line of JSON, and so do answers,
+``[number, depends]``: whether the file leads to others. Standard output is anybody's.
 What HDF5 reports as an error is none here: whoever opens the file meets it again, and tells it.
 """
 
 import sys
 
 # A program's own folder comes first there, and holds modules called like others.
-sys.path[:] = sys.argv[1:]
+sys.path[:] = sys.argv[2:]
 
 import json  # noqa: E402
 import os  # noqa: E402
 import resource  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5t  # noqa: E402
@@ -26,39 +27,47 @@ _ACCESS = h5p.create(h5p.FILE_ACCESS)
 _ACCESS.set_fapl_sec2()
 
 
-def touch(path: str) -> None:
+def touch(path: str) -> bool:
     """Opens a file, walks over its groups, and asks each dataset what a reader asks it.
 
-    All by low-level calls: the classes above them take twice the time.
+    All by low-level calls: the classes above them take twice the time. Each object once: there may
+    be more paths than anybody can walk.
+
+    Returns:
+        Whether the file leads to others: that it is whole may change with them.
     """
+    depends = False
     try:
         file = h5f.open(os.fsencode(path), h5f.ACC_RDONLY, _ACCESS)
     except _ERRORS:
-        return
+        return False
     try:
-        waiting: list[tuple[bytes, tuple[Any, ...]]] = [(b"/", ())]
+        seen = set()
+        waiting = [b"/"]
         while waiting:
-            name, above = waiting.pop()
+            name = waiting.pop()
             try:
-                waiting += _group(file, name, above)
+                group = h5g.open(file, name)
+                inner = list(group)
             except _ERRORS:
                 continue
+            for link in inner:
+                try:
+                    depends |= group.links.get_info(link).type == h5l.TYPE_EXTERNAL
+                    about = h5o.get_info(group, link)
+                    here = (about.fileno, about.addr)
+                    if here in seen:
+                        continue
+                    seen.add(here)
+                    if about.type == h5o.TYPE_DATASET:
+                        depends |= _dataset(h5d.open(group, link))
+                    elif about.type == h5o.TYPE_GROUP:
+                        waiting.append(name + b"/" + link)
+                except _ERRORS:
+                    _broken(group, link)
     finally:
         file.close()
-
-
-def _group(file: Any, name: bytes, above: tuple[Any, ...]) -> Iterator[tuple[bytes, Any]]:
-    group = h5g.open(file, name)
-    for inner in list(group):
-        try:
-            about = h5o.get_info(group, inner)
-            if about.type == h5o.TYPE_DATASET:
-                _dataset(h5d.open(group, inner))
-            here = (about.fileno, about.addr)
-            if about.type == h5o.TYPE_GROUP and here not in above:  # links may go round
-                yield name + b"/" + inner, (*above, here)
-        except _ERRORS:
-            _broken(group, inner)
+    return depends
 
 
 def _broken(group: Any, name: bytes) -> None:
@@ -70,7 +79,8 @@ def _broken(group: Any, name: bytes) -> None:
         return
 
 
-def _dataset(dataset: Any) -> None:
+def _dataset(dataset: Any) -> bool:
+    """Returns whether its numbers are those of other files."""
     stored = dataset.get_type()
     if stored.get_class() == h5t.ARRAY:
         stored.get_super()
@@ -84,16 +94,24 @@ def _dataset(dataset: Any) -> None:
         properties.get_chunk()
         properties.fill_value_defined()
         dataset.get_num_chunks()
-    elif layout == h5d.VIRTUAL:
+        return False
+    if layout == h5d.VIRTUAL:
         for number in range(properties.get_virtual_count()):
             properties.get_virtual_vspace(number).get_select_npoints()
-    elif layout == h5d.CONTIGUOUS:
+        return True
+    if layout == h5d.CONTIGUOUS:
         for number in range(properties.get_external_count()):
             properties.get_external(number)
+        return bool(properties.get_external_count())
+    return False
 
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
-        touch(json.loads(line))
-        print("whole", flush=True)
+    with open(int(sys.argv[1]), "r+b", buffering=0) as channel:
+        waiting = b""
+        while received := channel.read(65536):
+            *lines, waiting = (waiting + received).split(b"\n")
+            for line in lines:
+                number, path = json.loads(line)
+                channel.write(json.dumps([number, touch(path)]).encode() + b"\n")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """HDF5 files are touched by another process first: HDF5's own library crashes on some damaged ones.
 
-A file is touched once for as long as its size and time stay. That takes about as long as finding
-its datasets does (0.5 ms a file, 65 µs a dataset), and 0.15 s once for the start of the process.
-``TAL_FAST_HDF5_PROBE=0`` does without.
+A file is touched once for as long as its size and time stay, and each time if it leads to others.
+That takes about as long as finding its datasets does (0.5 ms a file, 65 µs a dataset), and 0.15 s
+once for the start of the process. ``TAL_FAST_HDF5_PROBE=0`` does without.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import multiprocessing.spawn
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +28,10 @@ _VARIABLE = "TAL_FAST_HDF5_PROBE"
 _PROGRAM = Path(__file__).with_name("hdf5_probe.py")
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+_TRIES = 2  # it may have been killed for reasons of its own
+_SECONDS_TO_END = 1.0  # of a process that may be in the middle of a file
+
+_IS_FROZEN = getattr(sys, "frozen", False)  # a program that would be started once more
 
 _State = tuple[int, int, int, int]  # device, inode, size, time of change in ns
 
@@ -35,29 +41,33 @@ class _Probe:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: subprocess.Popen[str] | None = None
-        self._parents: list[subprocess.Popen[str]] = []
+        self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._parents: list[subprocess.Popen[bytes]] = []
+        self._requests = 0
         self._whole: set[_State] = set()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None where none runs."""
+        return None if self._running is None else self._running[0].pid
 
     def check(self, path: str, state: _State) -> None:
         with self._lock:
-            if state not in self._whole:
-                self._touch(path)
+            if state not in self._whole and not self._touch(path):
                 self._whole.add(state)
 
-    def _touch(self, path: str) -> None:
-        running = self._process()
-        assert running.stdin is not None
-        assert running.stdout is not None
-        answer = ""
-        with contextlib.suppress(BrokenPipeError):
-            running.stdin.write(json.dumps(path) + "\n")
-            running.stdin.flush()
-            answer = running.stdout.readline()
-        if answer:
-            return
-        status = running.wait()
-        self.close()
+    def _touch(self, path: str) -> bool:
+        """Returns whether the file leads to others."""
+        status = 0
+        for _ in range(_TRIES):
+            try:
+                answer = self._ask(path)
+            except BaseException:  # an answer that is still to come would be taken for the next
+                self.close()
+                raise
+            if answer is not None:
+                return answer
+            status = self.close()
         if -status in _CRASHES:
             raise DataError(
                 f"{path}: HDF5's own library crashes on it ({signal.Signals(-status).name}): the "
@@ -68,40 +78,62 @@ class _Probe:
             f"before it was through; {_VARIABLE}=0 does without it"
         )
 
-    def _process(self) -> subprocess.Popen[str]:
-        if self._running is None:
-            self._running = subprocess.Popen(
-                [sys.executable, str(_PROGRAM), *map(str, sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                # A Ctrl-C is for the one that asks; this one ends with it.
-                start_new_session=True,
-            )
-        return self._running
+    def _ask(self, path: str) -> bool | None:
+        """Returns the answer; None if the process has ended."""
+        channel = self._channel()
+        self._requests += 1
+        received = b""
+        try:
+            channel.sendall(json.dumps([self._requests, path]).encode() + b"\n")
+            while not received.endswith(b"\n"):
+                part = channel.recv(4096)
+                if not part:
+                    return None
+                received += part
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        number, depends = json.loads(received)
+        assert number == self._requests
+        return bool(depends)
 
-    def close(self) -> None:
-        """Ends the process."""
+    def _channel(self) -> socket.socket:
+        if self._running is None:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                # What multiprocessing starts: a program that embeds Python names it there.
+                command = [multiprocessing.spawn.get_executable(), str(_PROGRAM)]
+                process = subprocess.Popen(
+                    [*map(os.fsdecode, command), str(theirs.fileno()), *map(str, sys.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    # A Ctrl-C is for the one that asks; this one ends with it.
+                    start_new_session=True,
+                )
+            self._running = process, ours
+        return self._running[1]
+
+    def close(self) -> int:
+        """Ends the process, in whatever it is. Returns its status; 0 where none ran."""
         running, self._running = self._running, None
-        if running is not None:
-            _close_pipes(running)
-            running.wait()
+        if running is None:
+            return 0
+        process, channel = running
+        channel.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_SECONDS_TO_END)
+        process.kill()
+        return process.wait()
 
     def leave_to_parent(self) -> None:
-        """After a fork: the process is the parent's, and ends when that closes its pipes."""
+        """After a fork: the process is the parent's, and ends when that closes the channel."""
         self._lock = threading.Lock()  # a thread that is no more may have held it
         if self._running is not None:
-            _close_pipes(self._running)
-            self._parents.append(self._running)
+            process, channel = self._running
+            channel.close()
+            self._parents.append(process)
             self._running = None
-
-
-def _close_pipes(running: subprocess.Popen[str]) -> None:
-    for pipe in (running.stdin, running.stdout):
-        assert pipe is not None
-        with contextlib.suppress(OSError):
-            pipe.close()
 
 
 _probe = _Probe()
@@ -123,5 +155,5 @@ def require_whole(path: str, about: os.stat_result) -> None:
     setting = os.environ.get(_VARIABLE, "1")
     if setting not in ("0", "1"):
         raise ConfigError(f"{_VARIABLE}: expected 0 or 1, got {setting!r}")
-    if setting == "1" and sys.executable:
+    if setting == "1" and multiprocessing.spawn.get_executable() and not _IS_FROZEN:
         _probe.check(path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
