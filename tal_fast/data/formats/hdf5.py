@@ -98,10 +98,10 @@ class Hdf5File:
         root = h5py.h5o.get_info(self._file.id)
         first = (root.fileno, root.addr)
         seen, again = {first}, 0
-        waiting = [("", self._file, (first,))]
+        waiting: list[tuple[str, Any, tuple[Any, ...]]] = [("", self._file, (first,))]
         while waiting:
             above, group, parents = waiting.pop()
-            inner = []
+            inner: list[tuple[str, Any, tuple[Any, ...]]] = []
             for key in group:
                 # h5py gives the bytes of a name that is no UTF-8; here it is as a file's would be.
                 name = key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key
