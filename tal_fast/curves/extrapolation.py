@@ -13,7 +13,7 @@ from tal_fast.curves.ensemble import Ensemble, build_ensemble
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.fit import LAST
 from tal_fast.curves.learning_curve import LearningCurve, percent
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, DataError
 
 __all__ = [
     "LIMIT",
@@ -171,7 +171,8 @@ def extrapolate(
             its own.
 
     Raises:
-        DataError: the curve cannot be fitted, or no level has repetitions.
+        DataError: the curve cannot be fitted, no level has repetitions, or every fitted curve is
+            above mAP 100 there.
         ConfigError: a setting is out of range; ``times`` is not beyond the curve, or beyond
             :data:`LIMIT`.
 
@@ -192,6 +193,13 @@ def extrapolate(
     levels = (tail, 0.5, 1.0 - tail)
     at = np.array([share])
     low, middle, high = (float(q) for q in ensemble.quantiles(at, levels)[:, 0])
+    if low >= CEILING:
+        names = ", ".join(fit.family.name for fit in ensemble.fits)
+        raise DataError(
+            f"{curve.name}: expected curves that stay below mAP {CEILING:g}, got none at "
+            f"{share:g} % of the data: all of {names} are above it, so that they do not say what "
+            f"more data brings (families that level off need more than {len(curve)} levels of p)"
+        )
     members = []
     for index, fit in enumerate(ensemble.fits):
         bounds = np.quantile(ensemble.family(index, at)[:, 0], (tail, 1.0 - tail))

@@ -239,6 +239,18 @@ class TestCommands:
         assert status == 0
         assert "over the last value, 81.3 at 50 %" in out
 
+    def test_curves_that_all_leave_the_range_say_nothing(self, capsys, tmp_path):
+        # Three levels near 100: only a line over the logarithm can be fitted, and it goes on.
+        table = tmp_path / "near.csv"
+        draws = [(p, score + d) for p, score in ((30, 75), (60, 93), (100, 97)) for d in (-1, 1)]
+        table.write_text("percent,map\n" + "".join(f"{p},{score}\n" for p, score in draws))
+        given = ["extrapolate", "--study", table, "--draws", 50, "--table", "units=percent"]
+        status, out, err = run(capsys, *given, "--times", 2)
+        assert status == 1
+        assert "at 200 % of the data: all of log2 are above it" in err
+        assert "need more than 3 levels" in err
+        assert "100.0" not in out
+
     @pytest.mark.parametrize(
         ("arguments", "status", "message"),
         [

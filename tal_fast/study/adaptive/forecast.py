@@ -75,9 +75,13 @@ class Forecast:
         Over the last value where p = 100 % was measured, as extrapolations have it.
         """
         if self.curve.share[-1] >= ALL:
-            forecast = extrapolate(
-                self.curve, times, confidence=confidence, ensemble=self._ensemble
-            )
+            try:
+                forecast = extrapolate(
+                    self.curve, times, confidence=confidence, ensemble=self._ensemble
+                )
+            except DataError:  # all of its curves are above 100: nothing is known yet
+                last = float(self.curve.mean[-1])
+                return CEILING - last, -last, CEILING - last
             return (forecast.gain, *forecast.gain_interval)
         values = self._ensemble.sample(np.array([ALL, times * ALL]))
         gains = (values[:, 1] - values[:, 0])[:, None]
