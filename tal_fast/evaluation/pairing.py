@@ -70,7 +70,11 @@ def pair(
         durations=durations,
         class_ids=class_ids,
         listed=truth.listed,
-        notes=(*_beyond(truth), *_early(detections, strict_times)),
+        notes=(
+            *_beyond(truth),
+            *_early(detections, strict_times),
+            *_late(detections, new_video, durations),
+        ),
         describe=detections.describe,
     )
 
@@ -197,6 +201,30 @@ def _early(detections: Detections, strict_times: bool) -> tuple[Note, ...]:
     text = (
         f"{count} of {counted(len(detections), 'prediction', 'start')} before 0 s, the earliest at "
         f"{float(detections.start.min()):g} s; they are scored as they are (strict_times refuses)"
+    )
+    return (Note(text, NoteKind.INPUT),)
+
+
+def _late(detections: Detections, video: Ints, durations: Floats | None) -> tuple[Note, ...]:
+    """Returns a note about predictions that start after their video has ended: other units?
+
+    Args:
+        detections: what was predicted.
+        video: number of each predicted video among ``durations``.
+        durations: in seconds, NaN where unknown; None where all are.
+    """
+    if durations is None or len(detections) == 0:
+        return ()
+    ends = durations[video[detections.video]]
+    late = detections.start >= ends  # no NaN is
+    count = int(np.count_nonzero(late))
+    if count == 0:
+        return ()
+    i = int(late.argmax())
+    text = (
+        f"{count} of {counted(len(detections), 'prediction', 'start')} after the end of their "
+        f"video, the first is {detections.describe(i)}: at {float(detections.start[i]):g} of "
+        f"{float(ends[i]):g} s; times are in seconds"
     )
     return (Note(text, NoteKind.INPUT),)
 

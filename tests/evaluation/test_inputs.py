@@ -190,6 +190,16 @@ class TestFiles:
             evaluate(truth, found)
         evaluate(truth, found, strict=True)
 
+    def test_times_in_other_units_are_noticed(self, truth, found):
+        for number, prediction in enumerate(found["results"]["v1"][:3]):
+            prediction["segment"] = [59.9 + number, 70.0 + number]
+        assert evaluate(truth, found).notes == (
+            "2 of 80 predictions start after the end of their video, the first is predictions: "
+            "video 'v1', prediction 1: at 60.9 of 60 s; times are in seconds",
+        )
+        del truth["database"]["v1"]["duration"]
+        assert evaluate(truth, found).notes == ()
+
     @pytest.mark.parametrize("content", [{"results": {}}, {"results": {"v0": []}}])
     def test_no_prediction_at_all(self, truth, tmp_path, content):
         (tmp_path / "a.json").write_text(json.dumps(content))
