@@ -23,12 +23,16 @@ class TerminatedError(KeyboardInterrupt):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[type[TerminatedError], tuple[int]]:
+        return type(self), (self.signum,)
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Holds back the first Ctrl-C or SIGTERM, so that state is saved after a step, not within one.
 
-    A process that ignores SIGTERM goes on ignoring it.
+    A signal that the process ignores goes on being ignored, and one with a handler that was not
+    set from Python, which could not be set again, goes on to that handler.
 
     Yields:
         A function that tells whether one came. A second one does at once what it does elsewhere.
@@ -41,9 +45,12 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     came: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if previous[signal.SIGTERM] == signal.SIG_IGN:
-        del previous[signal.SIGTERM]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: handler
+        for number, handler in handlers.items()
+        if handler is not None and handler != signal.SIG_IGN
+    }
 
     def restore() -> None:
         for signum, handler in previous.items():

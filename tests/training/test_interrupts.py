@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -52,14 +53,26 @@ def test_a_handler_of_the_programs_own_is_asked_when_all_is_closed():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_process_that_ignores_sigterm_goes_on():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@pytest.mark.parametrize("number", BOTH)
+def test_a_process_that_ignores_a_signal_goes_on(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with deferred_interrupt() as interrupted:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
             assert not interrupted()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def test_a_handler_that_python_did_not_set_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with deferred_interrupt() as interrupted:
+        assert not interrupted()
+
+
+def test_the_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(TerminatedError(signal.SIGTERM)))
+    assert (error.signum, str(error)) == (signal.SIGTERM, "SIGTERM")
 
 
 TRAINING = """
