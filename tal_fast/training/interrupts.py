@@ -7,9 +7,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 __all__ = ["TerminatedError", "deferred_interrupt", "passed_on"]
+
+_WITHIN: ContextVar[bool] = ContextVar("within passed_on", default=False)
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -77,10 +80,16 @@ def passed_on() -> Iterator[None]:
     """Lets a SIGTERM that was held back do what it does without us, when all is closed.
 
     By default it ends the process, whose status then says so (143 in a shell). Where the program
-    has a handler of its own that returns, the exception goes on.
+    has a handler of its own that returns, the exception goes on. Of nested blocks the outermost
+    does it, so that what lies between, such as a bar on the terminal, is closed as well.
     """
+    outermost = not _WITHIN.get()
+    token = _WITHIN.set(True)
     try:
         yield
     except TerminatedError as error:
-        signal.raise_signal(error.signum)
+        if outermost:
+            signal.raise_signal(error.signum)
         raise
+    finally:
+        _WITHIN.reset(token)

@@ -18,6 +18,7 @@ from tal_fast.progress import bar
 from tal_fast.training.config import ExperimentConfig, load_config, parse_overrides
 from tal_fast.training.distributed import launched
 from tal_fast.training.experiment import train
+from tal_fast.training.interrupts import passed_on
 from tal_fast.training.told import ProgressEvent, TrainingSummary
 from tal_fast.typing import FilePath
 
@@ -59,7 +60,7 @@ class TrainingPlan:
         trust_times: bool = False,
     ) -> TrainingSummary:
         """Trains; arguments and errors as of :func:`tal_fast.train`."""
-        with _shown(progress, self.first) as told:
+        with passed_on(), _shown(progress, self.first) as told:
             return train(
                 self.config,
                 self.data,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -51,6 +52,18 @@ def test_a_handler_of_the_programs_own_is_asked_when_all_is_closed():
         assert came == ["passed on"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_what_lies_between_is_closed_before_the_signal_is_passed_on():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("passed on"))
+    try:
+        with contextlib.suppress(TerminatedError), passed_on(), contextlib.ExitStack() as bar:
+            bar.callback(came.append, "closed")
+            interrupted_by(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["closed", "passed on"]
 
 
 @pytest.mark.parametrize("number", BOTH)
