@@ -61,23 +61,23 @@ def best_within(
         seconds: limit of a training.
 
     Returns:
-        The choice, its mean over the draws that all have, its paired margin over the best choice
-        of another model, None where there is no other or no draw in common; None where nothing is
-        so fast.
+        The choice with the highest mean over all its own draws, that mean, and its paired margin
+        over the best choice of another model, over the draws that both have; None in place of the
+        margin where there is no other or no draw in common; None where nothing is so fast.
     """
     fast = [one for one in options if one.seconds <= seconds]
     if not fast:
         return None
-    # Means of the same draws: others may be easier or harder.
-    common = sorted(set.intersection(*(set(one.draws) for one in fast))) or None
 
+    # Of all draws of each: a study with few would else take those of all others away.
     def points(one: Choice) -> float:
-        return statistics.mean(one.draws[r] for r in common or one.draws)
+        return statistics.mean(one.draws.values())
 
     fast.sort(key=points, reverse=True)
     best = fast[0]
     other = next((one for one in fast if one.study.model != best.study.model), None)
-    if other is None or common is None:
+    common = [] if other is None else sorted(best.draws.keys() & other.draws.keys())
+    if other is None or not common:
         return best, points(best), None
     return best, points(best), mean_of([best.draws[r] - other.draws[r] for r in common])
 

@@ -182,7 +182,7 @@ def _weights(checkpoint: FilePath | TrainingSummary) -> Path:
     if isinstance(checkpoint, TrainingSummary):
         return checkpoint.checkpoint
     path = Path(checkpoint)
-    return path / "checkpoint.pt" if path.is_dir() else path
+    return path / "checkpoint.pt" if os.path.isdir(path) else path
 
 
 def evaluate(

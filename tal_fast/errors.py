@@ -271,8 +271,12 @@ def os_reason(error: Exception) -> str:
         return str(error)
     if error.errno == errno.EISDIR:
         return "expected a file, found a directory"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        path = given = os.fsdecode(error.filename or "")
+    name = error.filename if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    if error.errno == errno.EEXIST and os.path.lexists(name):
+        # The error does not tell whether a file or a directory was to be made.
+        return f"a {'directory' if os.path.isdir(name) else 'file'} is there already"
+    if error.errno == errno.ENOTDIR:
+        path = given = os.fsdecode(name)
         while path and not os.path.lexists(path):
             path = os.path.dirname(path)
         above = f": {path}" if path and path != given else ""

@@ -3,6 +3,8 @@
 
 import ast
 import doctest
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -117,3 +119,19 @@ def test_what_stands_in_the_way_is_told(tmp_path, make):
     found = f"expected a directory, found a file: {there}"
     expected = found if there.is_file() else "expected a file, found a directory"
     assert errors.os_reason(caught.value) == expected
+
+
+@pytest.mark.parametrize(("make", "what"), [(Path.mkdir, "directory"), (Path.touch, "file")])
+def test_what_is_there_already_is_told_as_what_it_is(tmp_path, make, what):
+    there = tmp_path / "there"
+    make(there)
+    for fails in (there.mkdir, lambda: there.open("x")):
+        with pytest.raises(FileExistsError) as caught:
+            fails()
+        assert errors.os_reason(caught.value) == f"a {what} is there already"
+
+
+@pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EEXIST])
+def test_an_error_of_a_descriptor_has_a_reason(number):
+    error = OSError(number, os.strerror(number), 3)
+    assert errors.os_reason(error) in ("expected a directory, found a file", "File exists")

@@ -11,6 +11,7 @@ from tal_fast import cli
 from tal_fast.data.synthetic import make_synthetic
 
 FILE, FOLDER = "file.csv", "folder"
+LONG = "x" * 300  # more than a name in a file system may have
 PREPARE = "prepare csv --segments file.csv --features folder --rate 5"
 
 
@@ -84,3 +85,48 @@ def test_what_is_no_such_path(place, monkeypatch, capsys, command, message):
     assert "Traceback" not in errors
     assert sorted(path.name for path in place.iterdir()) == ["data", FILE, FOLDER], "nothing made"
     assert not any((place / FOLDER).iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"train --data {LONG} --out x",
+        f"train --data data --out x --config {LONG}",
+        f"train --data data --out x --model {LONG}.py:Model",
+        f"predict --checkpoint {LONG} --data data --out x",
+        f"evaluate --annotations {LONG} --predictions x",
+        f"evaluate --annotations data --predictions {LONG}",
+        f"prepare csv --segments {LONG}.csv --features folder --rate 5 --out x",
+        f"prepare csv --segments file.csv --features {LONG} --rate 5 --out x",
+        f"{PREPARE} --classes {LONG}.txt --out x",
+        f"study fit --study {LONG}",
+        f"study fit --study {LONG}:curve",
+        f"study draw --study {LONG} --picture x.png",
+        f"study report --study {LONG}",
+        f"profile compare {LONG} folder",
+        # To write, and so before the work.
+        f"train --data data --out {LONG}",
+        f"train --data data --out {LONG}/below",
+        f"{PREPARE} --out {LONG}",
+        f"study demo --out {LONG}",
+        f"validate --data data --report {LONG}",
+        f"predict --checkpoint x --data data --out {LONG}",
+        f"validate --data data --json {LONG}",
+        f"study fit --study file.csv --picture {LONG}",
+    ],
+)
+def test_a_path_that_is_too_long(place, monkeypatch, capsys, command):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert cli.main(command.split()) in (1, 2)
+    errors = capsys.readouterr().err
+    assert LONG in errors
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in place.iterdir()) == ["data", FILE, FOLDER], "nothing made"
+
+
+def test_a_list_of_classes_may_be_longer_than_a_path(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    names = ",".join(f"class_{number}" for number in range(1000))
+    assert cli.main([*PREPARE.split(), "--classes", names, "--out", "x"]) == 1
+    assert "File name too long" not in capsys.readouterr().err

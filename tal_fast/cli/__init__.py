@@ -3,7 +3,8 @@
 
 Everything heavy is imported inside the commands, so that ``-h`` answers at once.
 
-Exit status: 0 done, 1 bad data or a failure, 2 wrong usage or settings, 130 Ctrl-C.
+Exit status: 0 done, 1 bad data or a failure, 2 wrong usage or settings, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 from tal_fast.cli.app import app, main

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -97,7 +98,7 @@ def _of(curve: str | None) -> tuple[str, ...]:
 def _named_curve(named: str) -> tuple[Path, str | None]:
     """Returns study and curve of ``STUDY:CURVE``; a path that is there is all study."""
     study, colon, curve = named.rpartition(":")
-    if not colon or Path(named).exists():
+    if not colon or os.path.exists(named):
         return Path(named), None
     return Path(study), curve
 

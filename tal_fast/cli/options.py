@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ def file_to_write(given: Any) -> Any:
     for path in _several(given):
         if not path.name:
             raise typer.BadParameter("expected the name of a file, got none")
-        if path.is_dir():
+        mode = _mode(path)
+        if mode is not None and stat.S_ISDIR(mode):
             raise typer.BadParameter(f"{path}: expected a file, found a directory")
     return given
 
@@ -83,11 +85,24 @@ def file_to_write(given: Any) -> Any:
 def directory_to_write(given: Any) -> Any:
     """Refuses a file where a directory is to be made, before the work."""
     for path in _several(given):
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if not there.is_dir():
+        places = ((place, _mode(place)) for place in (path, *path.absolute().parents))
+        there, mode = next((place, mode) for place, mode in places if mode is not None)
+        if not stat.S_ISDIR(mode):
             where = "" if there == path else f": {there}"
             raise typer.BadParameter(f"{path}: expected a directory, found a file{where}")
     return given
+
+
+def _mode(path: Path) -> int | None:
+    """Returns what is at a path to write, None for nothing; refuses what the system refuses."""
+    from tal_fast.errors import os_reason
+
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:  # too long, or not to be entered: it cannot be written either
+        raise typer.BadParameter(f"{path}: cannot be written: {os_reason(error)}") from None
 
 
 def _several(given: Any) -> list[Path]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,9 +100,10 @@ class SplitOptions:
 def _classes(given: str) -> list[str]:
     file = Path(given)
     names = given.split(",")
-    if given.lower().endswith(".txt") and not file.is_file():
+    is_file = os.path.isfile(file)  # Path.is_file fails on a list as long as no path may be
+    if given.lower().endswith(".txt") and not is_file:
         raise ConfigError(f"--classes: {file}: no such file")
-    if file.is_file():
+    if is_file:
         try:
             names = file.read_text("utf-8").splitlines()
         except UnicodeDecodeError as error:

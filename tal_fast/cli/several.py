@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ def check_outputs(outputs: Mapping[str, Iterable[Path | None]], inputs: Iterable
 
     known: dict[Path, str] = {}
     for path in inputs:
-        tables = [path / name for name in _TABLES] if path.is_dir() else [path]
+        tables = [path / name for name in _TABLES] if os.path.isdir(path) else [path]
         known |= dict.fromkeys((table.resolve() for table in tables), "--study")
     for option, files in outputs.items():
         for file in files:
@@ -83,7 +84,7 @@ def check_compared(
     for (path, _), curve in zip(named, curves, strict=True):
         place = path.resolve()  # a study's tables are the study
         identity = (
-            place if path.is_dir() or place.name not in _TABLES else place.parent,
+            place if os.path.isdir(path) or place.name not in _TABLES else place.parent,
             curve.name,
         )
         if identity in known:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Options:
             raise ConfigError(
                 f"tal_fast.compat: expected a name in skip or in only, got {min(both)!r} in both"
             )
-        if options.report is not None and not Path(options.report).absolute().parent.is_dir():
+        if options.report is not None and not os.path.isdir(Path(options.report).absolute().parent):
             raise ConfigError(
                 f"tal_fast.compat: expected report to be in a folder that exists, "
                 f"got {options.report!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -119,10 +120,10 @@ def _whole_set(points: Sequence[CurvePoint]) -> float | None:
 
 
 def _source(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
     for name in ("trials.csv", "curve.csv"):
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             return path / name
     raise DataError(
         f"{path}: expected a study with trials.csv, found none (tal-fast study report writes it)"

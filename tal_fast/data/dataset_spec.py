@@ -268,7 +268,8 @@ def load_spec(file: Path) -> DatasetSpec:
         DataError: if it is missing, not valid YAML, has a key twice, or a key or value is not as it
             should be; the message names file, key, what was expected and what was found.
     """
-    if file.is_file() and file.suffix.lower() not in (".yaml", ".yml"):
+    # Unlike Path.is_file, it never fails: the reason of a refusal is told by reading.
+    if os.path.isfile(file) and file.suffix.lower() not in (".yaml", ".yml"):
         table = str(file) if file.suffix.lower() in TABLES else "segments.csv"
         raise DataError(
             f"{file}: expected a data directory, got a file; make one: {prepare_command(table)}"
@@ -281,6 +282,8 @@ def load_spec(file: Path) -> DatasetSpec:
         raise DataError(f"{file}: cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not valid YAML: {error}") from error
+    except ValueError as error:  # a NUL in the path
+        raise DataError(f"{str(file)!r}: cannot be read: {error}") from error
     values = _checked(file, "", parsed, DatasetSpec)
     feature = _checked(file, "feature.", values.get("feature", {}), FeatureSpec)
     values["feature"] = FeatureSpec(**feature)

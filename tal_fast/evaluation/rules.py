@@ -149,7 +149,7 @@ def _unknown_labels(problem: Problem) -> tuple[Mask, str]:
     name = problem.classes[problem.found.label[int(unknown.argmax())]]
     return (
         unknown,
-        f"{counted(count, 'prediction')} have a class without instances, the first is {name!r}",
+        f"{counted(count, 'prediction', 'have')} a class without instances, the first is {name!r}",
     )
 
 

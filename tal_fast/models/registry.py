@@ -176,7 +176,7 @@ def _module(name: str, place: str) -> ModuleType:
 
 def _from_file(source: str, place: str) -> ModuleType:
     path = Path(source).resolve()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"model {place!r}: no file {source}")
     # The same name in every process: what is pickled in one is looked up by it in another.
     name = f"tal_fast_own_model_{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"

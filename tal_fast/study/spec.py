@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ class StudySpec:
             known = {self.out.resolve()}
             for path in self.adaptive.compare_with:
                 # Its table is the study as well.
-                table = path.is_file() and (path.parent / TRIALS).is_dir()
+                table = os.path.isfile(path) and os.path.isdir(path.parent / TRIALS)
                 study = (path.parent if table else path).resolve()
                 if study in known:
                     raise ConfigError(
@@ -415,7 +416,7 @@ def prepare_demo_data(out: Path) -> Path:
     from tal_fast.data.synthetic import make_synthetic
 
     data = out / "data"
-    if data.exists():
+    if os.path.exists(data):
         try:
             open_dataset(data)
         except DataError as error:

@@ -7,9 +7,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 __all__ = ["TerminatedError", "deferred_interrupt", "passed_on"]
+
+_WITHIN: ContextVar[bool] = ContextVar("within passed_on", default=False)
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -23,12 +26,16 @@ class TerminatedError(KeyboardInterrupt):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[type[TerminatedError], tuple[int]]:
+        return type(self), (self.signum,)
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Holds back the first Ctrl-C or SIGTERM, so that state is saved after a step, not within one.
 
-    A process that ignores SIGTERM goes on ignoring it.
+    A signal that the process ignores goes on being ignored, and one with a handler that was not
+    set from Python, which could not be set again, goes on to that handler.
 
     Yields:
         A function that tells whether one came. A second one does at once what it does elsewhere.
@@ -41,9 +48,12 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     came: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if previous[signal.SIGTERM] == signal.SIG_IGN:
-        del previous[signal.SIGTERM]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: handler
+        for number, handler in handlers.items()
+        if handler is not None and handler != signal.SIG_IGN
+    }
 
     def restore() -> None:
         for signum, handler in previous.items():
@@ -70,10 +80,16 @@ def passed_on() -> Iterator[None]:
     """Lets a SIGTERM that was held back do what it does without us, when all is closed.
 
     By default it ends the process, whose status then says so (143 in a shell). Where the program
-    has a handler of its own that returns, the exception goes on.
+    has a handler of its own that returns, the exception goes on. Of nested blocks the outermost
+    does it, so that what lies between, such as a bar on the terminal, is closed as well.
     """
+    outermost = not _WITHIN.get()
+    token = _WITHIN.set(True)
     try:
         yield
     except TerminatedError as error:
-        signal.raise_signal(error.signum)
+        if outermost:
+            signal.raise_signal(error.signum)
         raise
+    finally:
+        _WITHIN.reset(token)

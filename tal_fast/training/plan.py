@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tal_fast.progress import bar
 from tal_fast.training.config import ExperimentConfig, load_config, parse_overrides
 from tal_fast.training.distributed import launched
 from tal_fast.training.experiment import train
+from tal_fast.training.interrupts import passed_on
 from tal_fast.training.told import ProgressEvent, TrainingSummary
 from tal_fast.typing import FilePath
 
@@ -58,7 +60,7 @@ class TrainingPlan:
         trust_times: bool = False,
     ) -> TrainingSummary:
         """Trains; arguments and errors as of :func:`tal_fast.train`."""
-        with _shown(progress, self.first) as told:
+        with passed_on(), _shown(progress, self.first) as told:
             return train(
                 self.config,
                 self.data,
@@ -172,9 +174,9 @@ def _refuse_finished(out: Path, resume: bool) -> None:
     A trial of a study may have none, and is finished all the same.
     """
     for name in ("study.yaml", "trial.json"):
-        if (out / name).exists():
+        if os.path.exists(out / name):
             raise ConfigError(f"out: {out} is a folder of a study ({name}); use another")
-    if resume and (out / "checkpoint.pt").exists() and not (out / "resume.pt").exists():
+    if resume and os.path.exists(out / "checkpoint.pt") and not os.path.exists(out / "resume.pt"):
         raise ConfigError(
             f"out: {out} holds a training that has ended; use another directory, or replace it "
             f"with {argument('resume', False)}"

@@ -304,6 +304,8 @@ def test_class_without_a_training_video(tiny):
 def test_a_path_that_the_system_refuses():
     with pytest.raises(DataError, match="xxx: cannot be read: File name too long"):
         open_dataset("x" * 5000)
+    with pytest.raises(DataError, match=r"a\\x00b.*: cannot be read: embedded null"):
+        open_dataset("a\0b")
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "pipe"])

@@ -109,6 +109,18 @@ class TestLayout:
         assert "the axes look swapped: --layout CT" in timing.message
         assert "layout CT (the axes look swapped): fits 100.0 %" in result.table()
 
+    def test_segments_that_are_to_be_cut_are_no_wrong_layout(self, own):
+        self.swap(own, [100])
+        report = own.prepare(repairs=Repairs(out_of_range="clamp"))
+        assert report.channels == 100
+
+    def test_one_video_alone_is_no_wrong_layout(self, own):
+        self.swap(own, [100])
+        own.column("duration", lambda number: "" if number == 0 else "20.0")
+        with pytest.raises(DataError, match="end after their video; ") as caught:
+            own.prepare()
+        assert "swapped" not in str(caught.value)
+
     def test_a_wrong_rate_is_no_wrong_layout(self, own):
         choice = FeatureChoice.at_rate([own.path / "features"], 4 * RATE)
         with pytest.raises(DataError, match="is it right how many there are per") as caught:

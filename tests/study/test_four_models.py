@@ -168,11 +168,16 @@ def test_which_model_for_how_many_seconds(studies):
     best, points, margin = model_choice.best_within(options, 20.0)
     assert best.study.model == "tridet"
     assert margin.value == pytest.approx(5.0)
-    # Value and margin are of the draws that both have: the others may be easier.
-    fewer = [replace(one, draws={0: one.draws[0]}) if one is options[0] else one for one in options]
+    # The value is of all its draws, and the margin of those that the next model has, too.
+    fewer = [
+        replace(one, draws={0: one.draws[0]}) if one.study.model == "tadtr" else one
+        for one in options
+    ]
     best, points, margin = model_choice.best_within(fewer, 20.0)
     assert (best.study.model, margin.count) == ("tridet", 1)
-    assert points == pytest.approx(best.draws[0])
+    assert len(best.draws) > 1
+    assert points == pytest.approx(sum(best.draws.values()) / len(best.draws))
+    assert margin.value == pytest.approx(best.draws[0] - fewer[0].draws[0])
     text = model_choice.which(studies, step_ms)
     assert "| a training of | 4 videos | 12 videos | 40 videos |" in text
     assert "| 10 s | TadTR 41.0 | TadTR 61.0 | TadTR 81.0 |" in text

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -52,14 +54,38 @@ def test_a_handler_of_the_programs_own_is_asked_when_all_is_closed():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_process_that_ignores_sigterm_goes_on():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def test_what_lies_between_is_closed_before_the_signal_is_passed_on():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("passed on"))
     try:
-        with deferred_interrupt() as interrupted:
-            signal.raise_signal(signal.SIGTERM)
-            assert not interrupted()
+        with contextlib.suppress(TerminatedError), passed_on(), contextlib.ExitStack() as bar:
+            bar.callback(came.append, "closed")
+            interrupted_by(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert came == ["closed", "passed on"]
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_a_process_that_ignores_a_signal_goes_on(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with deferred_interrupt() as interrupted:
+            signal.raise_signal(number)
+            assert not interrupted()
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_handler_that_python_did_not_set_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with deferred_interrupt() as interrupted:
+        assert not interrupted()
+
+
+def test_the_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(TerminatedError(signal.SIGTERM)))
+    assert (error.signum, str(error)) == (signal.SIGTERM, "SIGTERM")
 
 
 TRAINING = """

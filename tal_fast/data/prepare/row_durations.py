@@ -29,8 +29,9 @@ def durations_of_rows(
     later is as much beyond its video as it is anywhere else.
 
     Raises:
-        DataError: a video has neither a duration nor features, or no fps; or the axes of the
-            features look swapped, or the rate does not fit most of the segments.
+        DataError: a video has neither a duration nor features, or no fps; or segments beyond
+            their video are errors, and the axes of the features look swapped, or the rate does not
+            fit most of the segments.
     """
     open_ones = [video.name for video in videos if video.duration is None and not video.faults]
     excluded = spec.excluded
@@ -77,8 +78,10 @@ def durations_of_rows(
         / (feature.fps or video.rate or math.inf)
         for video, end in segments
     )  # fmt: skip
-    alike = len({extent.rows for extent in extents.values()}) == 1
-    if swapped and alike and 2 * len(beyond) >= len(segments):
+    # One video alone is always like itself; and who wants segments cut has seen that they end late.
+    alike = len(extents) > 1 and len({extent.rows for extent in extents.values()}) == 1
+    mostly = spec.out_of_range == "error" and 2 * len(beyond) >= len(segments)
+    if swapped and alike and mostly:
         raise DataError(
             f"{next(iter(extents.values())).path}: the axes look swapped: every video has "
             f"{counted(extents[beyond[0][0].name].rows, 'row')}, and {len(beyond)} of "
@@ -91,7 +94,7 @@ def durations_of_rows(
         f"{rate}; or start and end are no seconds"
     )
     # Where most are beyond, each of them is no fault of its own.
-    if spec.out_of_range == "error" and 2 * len(beyond) >= len(segments):
+    if mostly:
         raise DataError(
             f"{origin}: {len(beyond)} of {counted(len(segments), 'segment')} end after their "
             f"video; {doubt}"

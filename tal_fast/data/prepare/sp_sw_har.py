@@ -8,6 +8,7 @@ acceleration (m/s²) and angular velocity (rad/s), three axes each, and a label 
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from collections.abc import Iterable
@@ -137,7 +138,7 @@ def prepare_sp_sw_har(
 
 
 def _read(source: Path, device: str, progress: VideoProgress | None) -> list[_Recording]:
-    if source.is_dir():
+    if os.path.isdir(source):
         files = sorted(source.rglob(f"s*_{device}.csv"))
         names = {file.stem: file for file in files if _NAME.match(file.stem)}
         if not names:

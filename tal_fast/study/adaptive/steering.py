@@ -88,7 +88,7 @@ def other_curve(path: Path, plan: StudyPlan) -> LearningCurve:
             budget.
         ConfigError: it is of other data or another split. Of a table alone that is not known.
     """
-    study = read_study(path) if (path / TRIALS).is_dir() else None
+    study = read_study(path) if os.path.isdir(path / TRIALS) else None
     if study is None:
         return dataclasses.replace(read_curve(path), name=str(path))
     # What a random split holds follows from the study's seed.
