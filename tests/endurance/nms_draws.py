@@ -45,7 +45,7 @@ def _padded(found: Tensor, limit: int, padding: float) -> Tensor:
     return torch.cat((found, rest))
 
 
-def nms(rng: random.Random) -> Call:
+def draw_nms(rng: random.Random) -> Call:
     segments, scores = _given(rng, rng.choice(v.DTYPES))
     options = {**_overlap(rng), "max_segments": rng.choice((None, None, 1, 5))}
     segments = _hostile(rng, segments, options)
@@ -57,7 +57,7 @@ def nms(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def nms_padded(rng: random.Random) -> Call:
+def draw_nms_padded(rng: random.Random) -> Call:
     segments, scores = _given(rng, rng.choice(v.DTYPES))
     options = {**_overlap(rng), "max_segments": rng.choice((1, 5, 100))}
     segments = _hostile(rng, segments, options)
@@ -97,7 +97,7 @@ def _call(op: Any, twin: Any, tensors: tuple[Tensor, ...], method: str, at: int 
     return Call(op, tensors, lambda *t: sorted_scores(list(twin(*t))), 4.0, told=sorted_scores)
 
 
-def soft_nms(rng: random.Random) -> Call:
+def draw_soft_nms(rng: random.Random) -> Call:
     options = _soft_options(rng, None, 1, 5)
     segments, scores = _given(rng, rng.choice(v.DTYPES), ties="gaussian" not in options["method"])
     chosen = NMSOptions(op="soft_nms", **options)
@@ -107,7 +107,7 @@ def soft_nms(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def soft_nms_padded(rng: random.Random) -> Call:
+def draw_soft_nms_padded(rng: random.Random) -> Call:
     options = _soft_options(rng, 1, 5, 100)
     segments, scores = _given(rng, rng.choice(v.DTYPES), ties="gaussian" not in options["method"])
     chosen = NMSOptions(op="soft_nms", **options)
@@ -121,7 +121,7 @@ def soft_nms_padded(rng: random.Random) -> Call:
                  options["method"])  # fmt: skip
 
 
-def soft_nms_literal(rng: random.Random) -> Call:
+def draw_soft_nms_literal(rng: random.Random) -> Call:
     method = rng.choice(("hard", *_SOFT))
     options = {
         "method": method,
@@ -157,7 +157,7 @@ def _classes(rng: random.Random) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     return (segments, scores, v.integers(rng, n, 3), v.integers(rng, n, 2)), options
 
 
-def batched_nms(rng: random.Random) -> Call:
+def draw_batched_nms(rng: random.Random) -> Call:
     tensors, options = _classes(rng)
     options["max_segments"] = rng.choice((None, 3))
     chosen = NMSOptions(op="batched_nms", **options)
@@ -167,7 +167,7 @@ def batched_nms(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def batched_nms_padded(rng: random.Random) -> Call:
+def draw_batched_nms_padded(rng: random.Random) -> Call:
     tensors, options = _classes(rng)
     options["max_segments"] = rng.choice((1, 3, 100))
     chosen = NMSOptions(op="batched_nms", **options)
@@ -187,7 +187,7 @@ def batched_nms_padded(rng: random.Random) -> Call:
     return Call(lambda *t: ops.batched_nms_padded(*t, num_videos=2, **options), tensors, twin)
 
 
-def fuse_windows(rng: random.Random) -> Call:
+def draw_fuse_windows(rng: random.Random) -> Call:
     (segments, scores, labels, _), options = _classes(rng)
     scope = rng.choice(("all", "overlaps"))
     count = rng.choice((1, 2, 4))
@@ -222,5 +222,13 @@ def fuse_windows(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-NMS_DRAWS = (nms, nms_padded, soft_nms, soft_nms_padded, soft_nms_literal, batched_nms,
-             batched_nms_padded, fuse_windows)  # fmt: skip
+NMS_DRAWS = (
+    draw_nms,
+    draw_nms_padded,
+    draw_soft_nms,
+    draw_soft_nms_padded,
+    draw_soft_nms_literal,
+    draw_batched_nms,
+    draw_batched_nms_padded,
+    draw_fuse_windows,
+)

@@ -30,7 +30,7 @@ from tal_fast.reference import segment_roi_align as roi_twin
 from tal_fast.reference import segment_voting as voting_twin
 
 
-def segment_iou(rng: random.Random) -> Call:
+def draw_segment_iou(rng: random.Random) -> Call:
     dtype, n, m = rng.choice(v.DTYPES), rng.choice(v.SIZES), rng.choice(v.SIZES)
     kind, aligned = rng.choice(("iou", "giou", "diou", "ioa")), rng.random() < 0.3
     eps = rng.choice((0.0, 1e-6, 0.1))
@@ -41,7 +41,7 @@ def segment_iou(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def segment_losses(rng: random.Random) -> Call:
+def draw_segment_losses(rng: random.Random) -> Call:
     dtype, n = rng.choice(v.DTYPES[:3]), rng.choice(v.SIZES[1:])
     name, reduction = (
         rng.choice(("iou_loss", "giou_loss", "diou_loss")),
@@ -55,7 +55,7 @@ def segment_losses(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def segment_voting(rng: random.Random) -> Call:
+def draw_segment_voting(rng: random.Random) -> Call:
     dtype, n, m = rng.choice(v.DTYPES), rng.choice(v.FEW), rng.choice(v.FEW)
     threshold, weight = rng.choice((0.3, 0.5, 0.75)), rng.choice(("score", "score_iou"))
     segments, scores = v.segments(rng, m, dtype), v.scores(rng, m, dtype) + 0.125
@@ -66,7 +66,7 @@ def segment_voting(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def deform_attn(rng: random.Random) -> Call:
+def draw_deform_attn(rng: random.Random) -> Call:
     dtype = rng.choice(v.DTYPES)
     levels = rng.choice(((5,), (7, 3), (1,), (8, 4, 2)))
     batch, heads, width, queries, points = (rng.choice(s) for s in (
@@ -86,7 +86,7 @@ def deform_attn(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def local_attn(rng: random.Random) -> Call:
+def draw_local_attn(rng: random.Random) -> Call:
     dtype, window = rng.choice(v.DTYPES[:3]), rng.choice((1, 3, 5))
     shape = rng.choice((1, 2)), rng.choice((1, 6, 33)), rng.choice((1, 2)), rng.choice((1, 3, 8))
     tensors = tuple(v.numbers(rng, *shape, dtype=dtype, scale=3.0) for _ in range(3))
@@ -96,7 +96,7 @@ def local_attn(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def gather_windows(rng: random.Random) -> Call:
+def draw_gather_windows(rng: random.Random) -> Call:
     dtype, rows, count = rng.choice(v.DTYPES), rng.choice((1, 7, 40)), rng.choice((0, 1, 4))
     length, first = rng.choice((1, 5, 16)), rng.random() < 0.5
     store = v.special(rng, v.numbers(rng, rows, rng.choice((1, 3, 8)), dtype=dtype, scale=1e3))
@@ -111,7 +111,7 @@ def gather_windows(rng: random.Random) -> Call:
     )
 
 
-def ragged_index(rng: random.Random) -> Call:
+def draw_ragged_index(rng: random.Random) -> Call:
     counts = [rng.choice((0, 0, 1, 2, 7, 100)) for _ in range(rng.choice((0, 1, 5, 40)))]
     return Call(
         lambda like: ops.ragged_index(counts, like), (torch.zeros(1),),
@@ -119,7 +119,7 @@ def ragged_index(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def linear_assignment(rng: random.Random) -> Call:
+def draw_linear_assignment(rng: random.Random) -> Call:
     dtype = rng.choice(v.DTYPES[:3])
     rows = [rng.choice((0, 1, 3, 6)) for _ in range(rng.choice((1, 3)))]
     columns = [rng.choice((0, 1, 2, 5)) for _ in rows]
@@ -147,7 +147,7 @@ def linear_assignment(rng: random.Random) -> Call:
     return Call(op, (costs,), twin, 60.0, told=totals)
 
 
-def boundary_max_pool(rng: random.Random) -> Call:
+def draw_boundary_max_pool(rng: random.Random) -> Call:
     dtype, rows, count = rng.choice(v.DTYPES), rng.choice((1, 4, 9)), rng.choice((0, 1, 3))
     features = v.special(rng, v.numbers(rng, 2, 4, rows, dtype=dtype, scale=5.0))
     fine = torch.float64 if dtype == torch.float64 else torch.float32
@@ -157,7 +157,7 @@ def boundary_max_pool(rng: random.Random) -> Call:
     return Call(ops.boundary_max_pool, (features, ends), pool_twin.boundary_max_pool)
 
 
-def deform_attn_fused(rng: random.Random) -> Call:
+def draw_deform_attn_fused(rng: random.Random) -> Call:
     dtype = rng.choice(v.DTYPES)
     levels = rng.choice(((5,), (7, 3), (1,), (8, 4, 2)))
     batch, heads, width, queries, points = (rng.choice(s) for s in (
@@ -179,7 +179,7 @@ def deform_attn_fused(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def segment_roi_align(rng: random.Random) -> Call:
+def draw_segment_roi_align(rng: random.Random) -> Call:
     dtype, rows, count = rng.choice(v.DTYPES), rng.choice((1, 4, 9, 30)), rng.choice((0, 1, 3))
     bins, samples, aligned = rng.choice((1, 2, 5)), rng.choice((0, 0, 1, 3)), rng.random() < 0.5
     features = v.numbers(rng, 2, rng.choice((1, 3, 8)), rows, dtype=dtype, scale=5.0)
@@ -192,7 +192,7 @@ def segment_roi_align(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def matching_cost(rng: random.Random) -> Call:
+def draw_matching_cost(rng: random.Random) -> Call:
     dtype = rng.choice(v.DTYPES)
     layers, queries, classes = rng.choice((0, 1, 2)), rng.choice((1, 4)), rng.choice((1, 3))
     counts = [rng.choice((0, 1, 3)) for _ in range(rng.choice((1, 2)))]
@@ -215,7 +215,7 @@ def matching_cost(rng: random.Random) -> Call:
     )  # fmt: skip
 
 
-def dropout(rng: random.Random) -> Call:
+def draw_dropout(rng: random.Random) -> Call:
     dtype, shape = rng.choice(v.DTYPES), rng.choice(((0,), (1,), (33,), (4, 7), (2, 3, 5)))
     p, how, seed = rng.choice((0.1, 0.5, 1e-9, 0.999)), rng.randrange(3), rng.getrandbits(31)
     x = v.numbers(rng, *shape, dtype=dtype, scale=8.0)
@@ -234,11 +234,24 @@ def dropout(rng: random.Random) -> Call:
 
 
 DRAWS: dict[str, Callable[[random.Random], Call]] = {
-    draw.__name__: draw
-    for draw in (segment_iou, segment_losses, segment_voting, deform_attn, deform_attn_fused,
-                 local_attn, segment_roi_align, gather_windows, ragged_index, linear_assignment,
-                 boundary_max_pool, matching_cost, dropout, *NMS_DRAWS)
-}  # fmt: skip
+    draw.__name__.removeprefix("draw_"): draw
+    for draw in (
+        draw_segment_iou,
+        draw_segment_losses,
+        draw_segment_voting,
+        draw_deform_attn,
+        draw_deform_attn_fused,
+        draw_local_attn,
+        draw_segment_roi_align,
+        draw_gather_windows,
+        draw_ragged_index,
+        draw_linear_assignment,
+        draw_boundary_max_pool,
+        draw_matching_cost,
+        draw_dropout,
+        *NMS_DRAWS,
+    )
+}
 #: Names of ``tal_fast.ops`` that no case of its own name calls, and why.
 OTHERWISE = {
     "iou_loss": "among segment_losses",
