@@ -13,7 +13,7 @@ from tal_fast.curves.ensemble import Ensemble, build_ensemble
 from tal_fast.curves.families import CEILING, FITTED, Family
 from tal_fast.curves.fit import LAST
 from tal_fast.curves.learning_curve import LearningCurve, percent
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, counted
 
 __all__ = [
     "LIMIT",
@@ -198,7 +198,8 @@ def extrapolate(
         raise DataError(
             f"{curve.name}: expected curves that stay below mAP {CEILING:g}, got none at "
             f"{share:g} % of the data: all of {names} are above it, so that they do not say what "
-            f"more data brings (families that level off need more than {len(curve)} levels of p)"
+            f"more data brings (families that level off need more than "
+            f"{counted(len(curve), 'level')} of p)"
         )
     members = []
     for index, fit in enumerate(ensemble.fits):
