@@ -272,9 +272,12 @@ def os_reason(error: Exception) -> str:
     if error.errno == errno.EISDIR:
         return "expected a file, found a directory"
     name = error.filename if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    if error.errno == errno.EEXIST and os.path.isdir(name):
+        return "a directory is there already"
     if error.errno == errno.EEXIST and os.path.lexists(name):
-        # The error does not tell whether a file or a directory was to be made.
-        return f"a {'directory' if os.path.isdir(name) else 'file'} is there already"
+        # Of a directory that was to be made: files are written under names that nothing has. It
+        # may be one above the path that the words before name.
+        return f"expected a directory, found a file: {os.fsdecode(name)}"
     if error.errno == errno.ENOTDIR:
         path = given = os.fsdecode(name)
         while path and not os.path.lexists(path):

@@ -121,14 +121,18 @@ def test_what_stands_in_the_way_is_told(tmp_path, make):
     assert errors.os_reason(caught.value) == expected
 
 
-@pytest.mark.parametrize(("make", "what"), [(Path.mkdir, "directory"), (Path.touch, "file")])
-def test_what_is_there_already_is_told_as_what_it_is(tmp_path, make, what):
-    there = tmp_path / "there"
-    make(there)
-    for fails in (there.mkdir, lambda: there.open("x")):
+def test_what_is_there_already_is_told_as_what_it_is(tmp_path):
+    for there, words in (
+        (tmp_path / "folder", "a directory is there already"),
+        (tmp_path / "file", f"expected a directory, found a file: {tmp_path / 'file'}"),
+    ):
+        there.mkdir() if there.name == "folder" else there.touch()
         with pytest.raises(FileExistsError) as caught:
-            fails()
-        assert errors.os_reason(caught.value) == f"a {what} is there already"
+            there.mkdir()
+        assert errors.os_reason(caught.value) == words
+    with pytest.raises(OSError, match="file") as caught:
+        (tmp_path / "file" / "below").mkdir(parents=True, exist_ok=True)
+    assert errors.os_reason(caught.value).endswith(f"found a file: {tmp_path / 'file'}")
 
 
 @pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EEXIST])

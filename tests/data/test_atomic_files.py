@@ -95,7 +95,9 @@ def test_an_empty_directory_is_used(tmp_path):
 def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(DataError, match="out: cannot be written: a file is there already"),
+        pytest.raises(
+            DataError, match=r"out: cannot be written: expected a directory, found a file: .*/file$"
+        ),
         directory_in_one_step(tmp_path / "file" / "out", overwrite=False),
     ):
         pass

@@ -60,7 +60,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path):
     model, config = ready_model("tadtr-small", None, (8, 3), SMALL["tadtr-small"])
     file, said = tmp_path / "file", []
     file.touch()
-    with pytest.raises(DataError, match="file: cannot be written: a file is there already"):
+    with pytest.raises(DataError, match="file: cannot be written: expected a directory"):
         profile_prediction(
             model, config, made_clips(model, [40]), file, weights="fresh", said=said.append
         )

@@ -177,7 +177,7 @@ class TestProfile:
     def test_where_nothing_can_be_written_nothing_is_measured(self, data, tmp_path):
         said: list[str] = []
         (tmp_path / "file").touch()
-        with pytest.raises(DataError, match="file: cannot be written: a file is there already"):
+        with pytest.raises(DataError, match="file: cannot be written: expected a directory"):
             profiled(data, tmp_path / "file", "TinyOps", said=said.append)
         assert not said
 
