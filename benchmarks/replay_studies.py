@@ -32,6 +32,7 @@ import numpy as np
 
 from tal_fast.curves import CurvePoint, LearningCurve, read_curves
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR
+from tal_fast.errors import counted
 from tal_fast.study.adaptive.beliefs import Belief
 from tal_fast.study.adaptive.forecast import LEVELS, Forecast
 from tal_fast.study.adaptive.orders import compare
@@ -290,6 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             rows.append(row)
             print(json.dumps(row, ensure_ascii=False), flush=True)
+    if not rows:
+        parser.error(
+            f"expected curves of {LEVELS} levels or more up to 100 % to replay (two for a rank, of "
+            f"one study without --across), found {counted(len(worlds), 'curve')}"
+        )
     if given.json is not None:
         content = {"cut": given.cut, "repetitions": given.repetitions, "most": most}
         given.json.write_text(
