@@ -37,6 +37,9 @@ __all__ = [
     "save_config",
 ]
 
+# Section, key, and the value with which all is as it was before there was the setting.
+_CAME_LATER = (("training", "cuda_graph", "off"), ("model", "offset_start", 0.0))
+
 Above = Annotated[float, Field(gt=0.0)]
 
 
@@ -275,13 +278,15 @@ def config_to_dict(config: ExperimentConfig) -> dict[str, Any]:
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what :func:`config_to_dict` gave without what changes nothing.
 
-    ``training.cuda_graph=off`` is training as it was before there was a choice, so that studies and
-    interrupted trainings from then go on.
+    A setting that came later is left out where it is as if there were none, so that studies and
+    interrupted trainings from before go on.
     """
-    training = dict(settings["training"])
-    if training.get("cuda_graph") == "off":
-        del training["cuda_graph"]
-    return {**settings, "training": training}
+    found = {**settings}
+    for section, key, neutral in _CAME_LATER:
+        part = found.get(section)
+        if isinstance(part, Mapping) and part.get(key) == neutral:
+            found[section] = {name: value for name, value in part.items() if name != key}
+    return found
 
 
 def save_config(config: ExperimentConfig, path: str | Path) -> None:

@@ -65,6 +65,9 @@ class PyramidSizes(Section):
             of its own; empty: one kind, which the embedding takes as it is.
         projected: channels that each kind is projected to, where there are several.
         class_prior: class probability that training starts from.
+        offset_start: distance to both ends of an instance that training starts from, in rows of a
+            point's level. With 0, as published, an offset may be 0 at every point after some steps;
+            its ReLU then has no gradient, and no further step changes it.
     """
 
     width: Positive = 512
@@ -78,6 +81,7 @@ class PyramidSizes(Section):
     inputs: tuple[Positive, ...] = ()
     projected: tuple[Positive, ...] = ()
     class_prior: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
+    offset_start: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         """Checks what the sizes must fulfil together.

@@ -181,7 +181,8 @@ class PyramidDetector(Detector):
         widths, layers = (sizes.width, sizes.head_width), sizes.head_layers
         kernel, prior = sizes.head_kernel, sizes.class_prior
         self.cls_head = ClassHead(*widths, self.num_classes, layers, kernel, prior)
-        self.reg_head = OffsetHead(*widths, layers, kernel, sizes.levels)
+        start = sizes.offset_start
+        self.reg_head = OffsetHead(*widths, layers, kernel, sizes.levels, start=start)
 
     def forward(self, features: Tensor, mask: Tensor) -> Any:
         """Rates the points of a batch of clips.

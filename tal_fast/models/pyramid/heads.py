@@ -95,14 +95,26 @@ class OffsetHead(_Head):
         kernel: rows that each sees.
         levels: number of levels.
         outputs: numbers per point.
+        start: what they are before training, beside what the first weights give.
     """
 
     def __init__(
-        self, width_in: int, width: int, layers: int, kernel: int, levels: int, outputs: int = 2
+        self,
+        width_in: int,
+        width: int,
+        layers: int,
+        kernel: int,
+        levels: int,
+        outputs: int = 2,
+        *,
+        start: float = 0.0,
     ) -> None:
         super().__init__(width_in, width, layers, kernel)
         self.scale = nn.ModuleList(Scale() for _ in range(levels))
         self.offset_head = MaskedConv(self._width, outputs, kernel)
+        bias = self.offset_head.conv.bias
+        assert bias is not None
+        nn.init.constant_(bias, start)
 
     def forward(self, joined: Joined) -> Tensor:
         """Returns ``Tensor[B, P, outputs]``, in rows of the point's level."""

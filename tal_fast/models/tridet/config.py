@@ -58,7 +58,8 @@ class TriDetSizes(PyramidSizes):
         """Checks what the sizes must fulfil together.
 
         Raises:
-            ValueError: a kernel or window is even, or the width is no multiple of 16.
+            ValueError: a kernel or window is even, the width is no multiple of 16, or offsets,
+                which are means over bins here, are to start anywhere.
         """
         super().__post_init__()
         for name in ("window", "boundary_kernel"):
@@ -66,6 +67,11 @@ class TriDetSizes(PyramidSizes):
                 raise ValueError(f"expected an odd {name}, got {getattr(self, name)}")
         if self.width % GROUPS:
             raise ValueError(f"expected width to be a multiple of {GROUPS}, got {self.width}")
+        if self.offset_start:
+            raise ValueError(
+                "expected offset_start = 0, since offsets are means over bins here, "
+                f"got {self.offset_start:g}"
+            )
 
     def wide(self, window: int) -> int:
         """Returns the rows that the wider convolution of a block sees."""
