@@ -315,6 +315,10 @@ class Detector(nn.Module, ABC):
             instances: number of training instances of each class.
         """
 
+    def remarks(self) -> tuple[str, ...]:
+        """Returns what is wrong with the trained weights that neither losses nor scores explain."""
+        return ()
+
     @abstractmethod
     def forward(self, features: Tensor, mask: Tensor) -> Any:
         """Computes what :meth:`loss` and :meth:`candidates` start from.

@@ -83,8 +83,9 @@ class TrainingPlan:
         training = self.config.training
         start = start_kept(training.ema_decay, summary.steps)
         if training.ema[0] != "plain" or start <= NOTED_START:
-            return ()
+            return summary.remarks
         return (
+            *summary.remarks,
             f"the averaged weights keep about {100 * start:.0f} % of their random start "
             f"({training.ema_decay:g} to the power of {counted(summary.steps, 'step')}), which "
             "can cost most "

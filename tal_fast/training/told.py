@@ -71,6 +71,7 @@ class TrainingSummary:
         held_out: mode -> average mAP of its weights in the held-out videos; empty without.
         videos: videos trained on, those of the hold-out aside.
         unit: what a clip is, as in ``window of 128 rows``.
+        remarks: what is wrong with the weights, in the words of their model.
     """
 
     checkpoint: Path
@@ -83,6 +84,7 @@ class TrainingSummary:
     held_out: dict[str, float]
     videos: int
     unit: str
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         clip = "window" if self.unit.startswith("window") else "clip"

@@ -136,6 +136,7 @@ class Trainer:
             held_out=self.kept.held_out,
             videos=len(self.videos),
             unit=self.clips.unit,
+            remarks=self.model.remarks(),
         )
 
     def _finish(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tal_fast import ranges
 from tal_fast.data.clips import ClipSet, CropSet, VideoSet
 from tal_fast.data.dataset import TALDataset
-from tal_fast.errors import counted
+from tal_fast.errors import argument, counted
 from tal_fast.models.base import (
     Candidates,
     Detector,
@@ -48,6 +48,9 @@ class PyramidOutput(NamedTuple):
     valid: Tensor
 
 
+_DEAD = 1e-3  # rows; the greatest offset of a batch is hundreds of times that where there is one
+
+
 class PyramidDetector(Detector):
     """What ActionFormer, TriDet and TemporalMaxer have in common.
 
@@ -61,6 +64,7 @@ class PyramidDetector(Detector):
     recipe = RECIPE
     unofficial = frozenset({"normaliser"})
     normaliser: Tensor
+    reach: Tensor
     backbone: Any
     neck: Any
     cls_head: ClassHead
@@ -73,6 +77,9 @@ class PyramidDetector(Detector):
         self.register_buffer(
             "normaliser", torch.tensor(self.config.loss.normaliser, dtype=torch.float32)
         )
+        # The running mean of the greatest offset to the start and to the end in a batch, from which
+        # ``remarks`` tells a dead one after some 70 steps.
+        self.register_buffer("reach", torch.ones(2, dtype=torch.float32), persistent=False)
 
     # What clips are, and what of their rows the recipe computes.
 
@@ -270,6 +277,9 @@ class PyramidDetector(Detector):
         config = self.config.loss
         focal = focal_loss(output.logits, classes, config.focal_alpha, config.focal_gamma)
         classification = (focal * output.valid[..., None]).sum()
+        if self.training:
+            offsets = output.offsets.detach().float() * output.valid[..., None]
+            self.reach.lerp_(offsets.amax((0, 1)), 0.1)
         # Over all points, those that do not count masked: nothing waits for their number.
         diou = offset_diou(output.offsets.float(), wanted.offsets)
         return classification, diou.masked_fill(~positive, 0.0).sum()
@@ -292,6 +302,22 @@ class PyramidDetector(Detector):
         for name, parameter in self.named_parameters():
             groups[name not in decaying].append(parameter)
         return [ParameterGroup(groups[0]), ParameterGroup(groups[1], decay=False)]
+
+    def remarks(self) -> tuple[str, ...]:
+        """Tells of an offset that is 0 at all points, whose ReLU no step will wake."""
+        dead = [
+            name
+            for name, reach in zip(("start", "end"), self.reach.tolist(), strict=True)
+            if reach < _DEAD
+        ]
+        if not dead:
+            return ()
+        start = max(1.0, 2 * self.config.model.offset_start)
+        return (
+            f"the distance to the {' and the '.join(dead)} of an instance is 0 at every point, "
+            "where its ReLU has no gradient, so it learned nothing: train with another seed, or "
+            f"with {argument('settings', {'model.offset_start': f'{start:g}'}, option='--set')}",
+        )
 
     # Prediction.
 
