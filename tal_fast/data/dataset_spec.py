@@ -116,6 +116,13 @@ class DatasetSpec:
         """All videos of :attr:`exclude`."""
         return frozenset(video for videos in self.exclude.values() for video in videos)
 
+    @property
+    def timing(self) -> str:
+        """How rows lie in time, as the file says it."""
+        feature = self.feature
+        fps = "each video's own fps" if feature.fps is None else f"fps {feature.fps:g}"
+        return f"stride {feature.stride:g}, frames {feature.frames:g}, {fps}"
+
     def streams(self, file: Path) -> tuple[Stream, ...]:
         """Returns the streams of the features.
 
