@@ -116,7 +116,7 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
         return both_ways(f"--no-{option.removeprefix('--')}", python)
     if isinstance(value, Mapping):
         words = [
-            f"{option} {key}={item}"
+            f"{option} {shlex.quote(f'{key}={item}')}"
             for key, items in value.items()
             for item in ([items] if isinstance(items, str) else items)
         ]

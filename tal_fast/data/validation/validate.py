@@ -13,6 +13,7 @@ from tal_fast.data.dataset_spec import annotation_file, load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_index import without_features
 from tal_fast.data.grid import Grid
+from tal_fast.data.split_names import usual_split
 from tal_fast.data.streams import Stream
 from tal_fast.data.validation.annotation_checks import (
     Faults,
@@ -38,7 +39,6 @@ from tal_fast.typing import FilePath, VideoProgress
 __all__ = ["FeatureQuestion", "validate", "validate_dataset"]
 
 _TADTR = WindowRule()
-_TRAINING = ("train", "training", "trainval")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def validate(
     used = [video for video in file.videos if video.name not in left_out]
     counts, lengths = count_splits(used, names, chosen)
     train = next(
-        (name for name in chosen if name.lower() in _TRAINING),
+        (name for name in chosen if usual_split(name) == "train"),
         "validation" if {n.lower() for n in chosen} == {"validation", "test"} else "",
     )
     train = next((name for name in chosen if name.lower() == train.lower()), next(iter(chosen)))
