@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 from own_files import RATE
@@ -57,6 +60,55 @@ class TestAdvice:
         lines = "\n".join(report.lines())
         assert "2 of 10 annotated videos left out as --exclude" in lines
         assert "split test: 2 of 8 videos, drawn" in lines
+
+    @pytest.mark.parametrize("number", [1, 2, 10])
+    def test_names_in_other_capitals(self, own, number):
+        """To leave such videos out, as of those without features, would lose them."""
+        for name in own.names[:number]:
+            file = own.path / "features" / f"{name}.npy"
+            file.rename(file.with_name(f"{name.upper()}.npy"))
+        which = f"{number} of {number} videos are" if number > 1 else "it is"
+        words = f"{which} there with other capitals, such as 'CLIP_00.npy' for 'clip_00': "
+        first = True
+        while True:
+            try:
+                own.prepare()
+                break
+            except DataError as error:
+                text = str(error)
+            if first:
+                assert words in text
+            first = False
+            assert text.endswith(f"or the videos in {own.path / 'segments.csv'}")
+            assert "--exclude" not in text
+            assert "--missing" not in text
+            move, old, new = shlex.split(text.partition("rename the files (")[2].partition(")")[0])
+            assert move == "mv"
+            Path(old).rename(new)
+
+    def test_names_in_other_capitals_elsewhere(self, own):
+        own.column("duration", "20.0")
+        own.prepare()
+        for name in own.names[:2]:
+            file = own.path / "features" / f"{name}.npy"
+            file.rename(file.with_name(f"{name.upper()}.npy"))
+        said = r"2 videos without .*; 2 of 2 videos are there with other capitals, such as 'CLIP_00"
+        with pytest.raises(DataError, match=said):
+            open_dataset(own.path / "out")
+        found = validation.validate_dataset(own.path / "out").findings
+        (finding,) = (item for item in found if item.check == "missing-features")
+        assert "no 'clip_00.npy', but 'CLIP_00.npy': rename the file or the video" in str(finding)
+        report = own.prepare(repairs=Repairs(missing="skip"), overwrite=True)
+        assert "2 of 2 videos are there with other capitals, such as" in "\n".join(report.lines())
+
+    def test_predictions_in_other_capitals(self, own):
+        own.column("subset", "test")
+        predictions = {"results": {"CLIP_04": [{"segment": [5, 9], "label": "run", "score": 1}]}}
+        own.lines[0][-1] = "train"
+        own.lines[1][-1] = "train"
+        own.prepare()
+        with pytest.raises(DataError, match=r"'CLIP_04' is not in .*; did you mean 'clip_04'\?"):
+            tal_fast.evaluate(own.path / "out", predictions)
 
     def test_with_durations_they_can_be_skipped(self, own):
         (own.path / "features" / "clip_07.npy").unlink()

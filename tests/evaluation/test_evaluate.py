@@ -229,7 +229,7 @@ class TestDataDirectory:
         other = evaluate(folder, self.found(c=[1.0, 3.0]), subset="training")
         assert not other.notes
         cut = load_annotations(folder / "annotations.json", out_of_range="clamp")
-        of_all = self.found(a=[4.0, 14.0], **dict.fromkeys("bcx", [1.0, 3.0]))
+        of_all = self.found(a=[4.0, 14.0], **{name: [1.0, 3.0] for name in "bcx"})
         (note,) = evaluate(cut, of_all).notes
         assert "1 cut to it and 0 left out when they were loaded" in str(note)
 

@@ -24,6 +24,7 @@ from tal_fast.data.dataset import (
     shown_names,
 )
 from tal_fast.data.feature_index import index_streams, without_features
+from tal_fast.data.feature_names import other_capitals, rename
 from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
@@ -105,8 +106,15 @@ def prepare_videos(
     annotated = [video.name for video in wanted]
     streams = _with_templates(features, annotated)
     missing = tuple(without_features(streams, annotated, allow_pickle=features.allow_pickle))
-    if missing and repairs.missing == "error":
-        raise _no_features(file, streams[0], annotated, missing)
+    if missing:
+        lacking = (each for each in streams if without_features(
+            [each], missing, allow_pickle=features.allow_pickle))  # fmt: skip
+        with OpenStream(next(lacking), allow_pickle=features.allow_pickle) as opened:
+            if repairs.missing == "error":
+                raise _no_features(file, opened, annotated, missing)
+            twins = other_capitals(opened, missing)
+            if twins:
+                notes = (*notes, rename(opened, twins, len(missing), file.origin))
     there = [name for name in annotated if name not in set(missing)]
     if not there:
         raise DataError(f"{streams[0].path}: no annotated video has features")
@@ -184,27 +192,30 @@ def prepare_videos(
 
 
 def _no_features(
-    file: AnnotationFile, stream: Stream, annotated: Sequence[str], missing: Sequence[str]
+    file: AnnotationFile, opened: OpenStream, annotated: Sequence[str], missing: Sequence[str]
 ) -> DataError:
     """Returns the error of videos without features, with what works about them."""
-    if len(missing) == len(annotated):
-        with OpenStream(stream) as opened:
-            example = min(opened.entries(missing), default=None)
+    stream = opened.stream
+    twins = other_capitals(opened, missing)
+    if len(missing) == len(annotated) and not twins:
+        example = min(opened.entries(missing), default=None)
         holds = "it is empty" if example is None else f"it holds, for example, {example!r}"
         return DataError(
             f"{stream.path}: no annotated video has features there ({stream.template}; the first "
-            f"is {missing[0]!r}{_meant(stream, missing[0])}); {holds}. Another place "
+            f"is {missing[0]!r}{_meant(opened, missing[0])}); {holds}. Another place "
             f"({argument('features')}), or other names ({argument('template')})?"
         )
     timed = {video.name for video in file.videos if video.duration is not None}
     untimed = [name for name in missing if name not in timed]
     advice = f"{argument('missing', 'skip')} leaves them out of training and prediction"
-    if untimed:
+    if twins:
+        advice = rename(opened, twins, len(missing), file.origin)
+    elif untimed:
         advice = leave_out(missing, file.origin)
     return DataError(
         f"{stream.path}: no features ({stream.template}) for {len(missing)} of "
         f"{counted(len(annotated), 'video')}: {shown_names(missing)}"
-        f"{_meant(stream, missing[0])}; {advice}"
+        f"{'' if twins else _meant(opened, missing[0])}; {advice}"
     )
 
 
@@ -237,11 +248,11 @@ def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str
     return chosen
 
 
-def _meant(stream: Stream, video: str) -> str:
+def _meant(opened: OpenStream, video: str) -> str:
     """Returns a hint at the features that a name may mean."""
     stem = os.path.splitext(video)[0]
     # A hint must not fail where the search itself did not.
-    with contextlib.suppress(DataError), OpenStream(stream) as opened:
+    with contextlib.suppress(DataError):
         if stem != video and opened.holds(stem):
             return f"; there are features of {stem!r}: does the name have the ending of a file?"
         return nearest(video, opened.videos([video]), numbered=True)
