@@ -345,7 +345,11 @@ class TestFaults:
                 ["id", "t_start", "start", "start"],
                 r"'start' twice; .* no video and no end and no label; 'id' may be meant",
             ),
-            (["0001", "1.0", "2.0", "run"], "no video and no start and no end and no label"),
+            (
+                ["0001", "1.0", "2.0", "run"],
+                "line 1: expected the names of the columns, got what looks like a segment: 0001, "
+                "1.0, 2.0, run; .*, in the order of the columns, such as 'video,start,end,label'$",
+            ),
         ],
     )
     def test_of_the_header(self, own, header, message):
@@ -377,6 +381,9 @@ class TestFaults:
             read_segment_table(file)
         file.write_bytes(b"video,start,end,label\na,1,2,\xff\n")
         with pytest.raises(DataError, match="expected CSV in UTF-8"):
+            read_segment_table(file)
+        file.write_text("a;1;2;run\nb;1;2;run\n")
+        with pytest.raises(DataError, match=r"looks like a segment.*'video;start;end;label'"):
             read_segment_table(file)
 
     @pytest.mark.parametrize("column", ["subset", "duration", "fps"])
