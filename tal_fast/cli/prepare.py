@@ -107,7 +107,7 @@ def _classes(given: str) -> list[str]:
         raise ConfigError(f"--classes: {file}: no such file")
     if is_file:
         try:
-            names = file.read_text("utf-8").splitlines()
+            names = file.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ConfigError(f"--classes: {not_utf8(file, 'text')}") from error
     classes = [name.strip() for name in names if name.strip()]

@@ -79,6 +79,12 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
     assert list(read_segment_table(path).segments) == ["v1", "v2"]
 
 
+def test_a_list_of_classes_may_have_one_as_well(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("run\nwalk\n".encode("utf-8-sig"))
+    assert _classes(str(path)) == ["run", "walk"]
+
+
 def _subsets(path):
     return read_annotation_file({"database": {"v": {}}}, subsets=path)
 

@@ -89,7 +89,7 @@ def prepare_csv(
         notes.append(f"columns that are not used: {', '.join(table.unused)}")
     return _prepare(
         file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
-        progress,
+        progress, unit,
     )  # fmt: skip
 
 
@@ -148,6 +148,7 @@ def _prepare(
     name: str | None,
     overwrite: bool,
     progress: VideoProgress | None,
+    unit: str = "seconds",
 ) -> VideoReport:
     if features.fps is None and not features.resized:
         without = [video.name for video in file.videos if video.rate is None]
@@ -183,6 +184,7 @@ def _prepare(
         classes=classes,
         repairs=repairs,
         notes=[*notes, *told],
+        unit=unit,
         overwrite=overwrite,
         progress=progress,
     )

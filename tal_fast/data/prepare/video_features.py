@@ -34,6 +34,7 @@ from tal_fast.data.streams import Stream, streams_of
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.doubts import rate_doubts
 from tal_fast.data.validation.feature_checks import timing_faults
+from tal_fast.data.validation.time_units import frames_doubt, seconds_doubt
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.errors import ConfigError, DataError, argument, counted, nearest
 from tal_fast.typing import FilePath, VideoProgress
@@ -58,6 +59,7 @@ def prepare_videos(
     classes: Sequence[str] | None = None,
     repairs: Repairs | None = None,
     notes: Sequence[str] = (),
+    unit: str = "seconds",
     citation: str = "",
     overwrite: bool = False,
     progress: VideoProgress | None = None,
@@ -78,6 +80,7 @@ def prepare_videos(
         classes: class names in order; those of the annotations by default.
         repairs: what may be done about faults.
         notes: lines for the report.
+        unit: what the times of an :class:`AnnotationFile`, which are seconds, were before.
         citation: how to cite the data.
         overwrite: replace an existing ``out``.
         progress: called while packing with (videos done, videos in all, video).
@@ -141,6 +144,7 @@ def prepare_videos(
             wanted = _own_rates(wanted, spec, work)
         else:
             wanted, doubt = durations_of_rows(wanted, spec, work, file.origin)
+        notes = (*notes, *_unit_doubts(wanted, features, unit, repairs, file.origin))
         _write(work, spec, wanted, name)
         try:
             if any(item.line is not None for video in wanted for item in video.instances):
@@ -189,6 +193,27 @@ def prepare_videos(
             outside=report.dropped,
         )
     return result
+
+
+def _unit_doubts(
+    videos: Sequence[AnnotatedVideo],
+    features: FeatureChoice,
+    unit: str,
+    repairs: Repairs,
+    origin: str,
+) -> list[str]:
+    """Returns what speaks against the unit of the times.
+
+    Raises:
+        DataError: they look like frames, and segments beyond their video are errors.
+    """
+    if unit == "frames":
+        doubt = frames_doubt(videos, features.fps)
+    else:
+        doubt = seconds_doubt(videos, features.fps, origin)
+        if doubt and repairs.out_of_range == "error":
+            raise DataError(doubt)
+    return [doubt] if doubt else []
 
 
 def _no_features(

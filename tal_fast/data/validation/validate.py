@@ -31,6 +31,7 @@ from tal_fast.data.validation.feature_checks import (
     timing_faults,
 )
 from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
+from tal_fast.data.validation.time_units import seconds_doubt
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.data.windows import WindowRule
 from tal_fast.errors import ConfigError, counted, nearest
@@ -143,7 +144,8 @@ def validate(
     extents: dict[str, Extent] = {}
     fitting: float | None = None
     proposals: list[Proposal] = []
-    doubts: list[str] = []
+    unit = seconds_doubt(used, None if features is None else features.fps, file.origin)
+    doubts = [unit] if unit else []
     if features is not None:
         wanted = [video.name for video in used if split_of(video)]
         extents = find_extents(
@@ -160,7 +162,7 @@ def validate(
         fitting, proposals = timing_faults(by_name, extents, given, faults, features.layout)
         unjudged = durations_of_rows(by_name, extents, given)
         if len(unjudged) == len(extents):  # a few agree by chance
-            doubts = rate_doubts(by_name, unjudged, extents, given)
+            doubts += rate_doubts(by_name, unjudged, extents, given)
         training = [by_name[name] for name in extents if split_of(by_name[name]) == train]
         _never_learned(training, extents, features, names, out_of_range, faults)
         if content:
