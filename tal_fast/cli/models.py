@@ -336,11 +336,14 @@ def evaluate(
         )
         show(f"\npage: {page}")
     write_json(more.json_out, scores)
-    if is_dataset(annotations):
-        say_study(annotations)
+    # Predictions of other codes have no model that a study could train.
+    model = evaluation.predicting_model(predictions) if is_dataset(annotations) else None
+    if model is not None:
+        say_study(annotations, model)
     elif more.report is None:
         given = ("--annotations", annotations, "--predictions", predictions)
         chosen = () if subset is None else ("--subset", subset)
+        chosen = chosen if split is None else ("--split", split)
         say_next("tal-fast", "evaluate", *given, *chosen, "--tiou", tiou, *given_options(rules),
                  "--report", free_place("report"))  # fmt: skip
     else:

@@ -90,7 +90,7 @@ def predict(
     model.to(resolve_device(device or config.training.device))
     detections = _detected(model, clips, videos, config.training, progress)
     if out is not None:
-        write_results(out, detections)
+        write_results(out, detections, model=config.name)
     return detections
 
 
