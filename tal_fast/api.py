@@ -136,13 +136,14 @@ def predict(
     progress: bool | Callable[[int, int], None] = True,
     threads: int | None = None,
     device: str | None = None,
+    other_rows: bool = False,
 ) -> Detections:
     """Detects actions in videos.
 
     Args:
         checkpoint: the file or directory that :func:`train` wrote, or what it returned.
         data: a data directory or an opened data set, with the classes and channels of the
-            training's.
+            training's, and as many rows per second.
         out: file to write the detections into, as results JSON of ActivityNet's form; None writes
             nothing.
         videos: a split of the data, ``"all"``, or names.
@@ -150,13 +151,16 @@ def predict(
             is called with (clips done, clips in all).
         threads: torch threads; as they are when None.
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
+        other_rows: predict although the rows of the data lie in time otherwise than those of the
+            training, or their streams stand in another order.
 
     Returns:
         The detections, in seconds, by video in falling order of score.
 
     Raises:
         ConfigError: there is no such split.
-        DataError: the data is faulty, or its channels or classes are not those of the checkpoint.
+        DataError: the data is faulty, or its channels, classes or rows per second are not those of
+            the checkpoint.
         TrainingError: the checkpoint cannot be read, or what it gives is not finite.
     """
     from tal_fast import training
@@ -172,6 +176,7 @@ def predict(
         return training.predict(
             file, dataset, names, None if out is None else Path(out),
             progress=told, threads=threads, device=device,
+            other_rows=other_rows, said=lambda note: _say([note]),
         )  # fmt: skip
 
 

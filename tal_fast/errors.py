@@ -116,7 +116,7 @@ def argument(name: str, value: Any = None, *, option: str | None = None) -> str:
         return both_ways(f"--no-{option.removeprefix('--')}", python)
     if isinstance(value, Mapping):
         words = [
-            f"{option} {key}={item}"
+            f"{option} {shlex.quote(f'{key}={item}')}"
             for key, items in value.items()
             for item in ([items] if isinstance(items, str) else items)
         ]
@@ -178,6 +178,8 @@ def nearest(word: str, known: Iterable[str], *, numbered: bool = False) -> str:
     Example:
         >>> nearest("float23", ["float32"]), nearest("vid10", ["vid09"], numbered=True)
         ("; did you mean 'float32'?", '')
+        >>> nearest("VID10", ["vid09", "vid10"], numbered=True)
+        "; did you mean 'vid10'?"
     """
     words = list(known)
     near = words
@@ -185,7 +187,8 @@ def nearest(word: str, known: Iterable[str], *, numbered: bool = False) -> str:
         text, numbers = _apart(word)
         apart = [(other, *_apart(other)) for other in words]
         near = [other for other, its, counts in apart if its != text or counts == numbers]
-    close = difflib.get_close_matches(word, near, n=1, cutoff=0.6)
+    close = [other for other in words if other.casefold() == word.casefold()]
+    close = close or difflib.get_close_matches(word, near, n=1, cutoff=0.6)
     return same_to_the_eye(word, words) or (f"; did you mean {close[0]!r}?" if close else "")
 
 

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tal_fast
+from tal_fast import cli
 from tal_fast.data import DatasetSpec, FeatureSpec, save_spec
+from tal_fast.data.dataset_spec import load_spec
 from tal_fast.errors import ConfigError, DataError
 
 PACKAGES = [
@@ -216,6 +221,25 @@ class TestPredictAndEvaluate:
         )
         done, total = calls[-1]
         assert done == total > 0
+
+    def test_data_of_another_rate(self, folder, trained, tmp_path, capsys):
+        """Its detections would be in other seconds, and no worse in form than right ones."""
+        other = tmp_path / "other"
+        shutil.copytree(folder, other)
+        spec = load_spec(other / "dataset.yaml")
+        save_spec(replace(spec, name="other", feature=replace(spec.feature, fps=20.0)), other)
+        with pytest.raises(DataError, match="trained on 10 rows per second, there are 20 in other"):
+            tal_fast.predict(trained, other, progress=False)
+        out = tmp_path / "results.json"
+        command = ["predict", "--checkpoint", trained.checkpoint, "--data", other, "--out", out]
+        command = list(map(str, [*command, "--threads", 1]))
+        assert cli.main(command) == 1
+        assert "there are 20 in other" in capsys.readouterr().err
+        assert not out.exists()
+        assert cli.main([*command, "--other-rows"]) == 0
+        err = capsys.readouterr().err
+        assert re.search(r"note: .* trained on 10 rows per second, there are 20 in other", err)
+        assert out.exists()
 
     def test_which_videos_are_scored(self, folder, trained):
         found = tal_fast.predict(trained, folder, videos="train", progress=False)

@@ -370,14 +370,15 @@ class TestCommands:
         video = open_dataset(data).splits["test"][0]
         label = open_dataset(data).classes[0]
         results = {video: [{"segment": [1.0, 2.0], "label": label, "score": 0.9}]}
-        (tmp_path / "results.json").write_text(json.dumps({"results": results}))
+        content = {"model": "tridet-small", "results": results}
+        (tmp_path / "results.json").write_text(json.dumps(content))
         arguments = ["--annotations", data, "--predictions", tmp_path / "results.json"]
         counts = {}
         for which in (["--split", "test"], ["--subset", "validation"], ["--split", "all"], []):
             content = tmp_path / "scores.json"
             status, _, err = run(capsys, "evaluate", *arguments, *which, "--json", content)
             assert status == 0, err
-            assert f"next: tal-fast study run --data {data}" in err
+            assert f"next: tal-fast study run --data {data} --model tridet-small --out " in err
             counts[" ".join(which)] = json.loads(content.read_text())["num_videos"]
         assert counts == {"--split test": 3, "--subset validation": 3, "--split all": 9, "": 3}
         status, _, err = run(capsys, "evaluate", *arguments, "--split", "tset")

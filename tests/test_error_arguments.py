@@ -135,7 +135,7 @@ PREPARE = "prepare csv --features features --rate 2 --out new --segments"
         ("prepare synthetic --out full", "--overwrite (overwrite=True) replaces it"),
         (f"{PREPARE} late.csv", "--out-of-range clamp (out_of_range='clamp') cuts them"),
         (f"{PREPARE} class.csv", "--column label=class (columns={'label': 'class'})"),
-        (f"{PREPARE} subsets.csv", "--split test=a (splits={'test': ['a']})"),
+        (f"{PREPARE} subsets.csv", "--split train=SUBSET --split test=SUBSET (splits={'train': "),
         (f"{PREPARE} segments.csv --test-share 2", "--test-share (test_share): expected"),
         (f"{PREPARE} segments.csv --split test=a", "--split (splits): segments.csv has no"),
         (f"{PREPARE} segments.csv --column lable=x", "--column (columns): expected some of"),

@@ -31,7 +31,7 @@ def test_the_first_of_several():
 
 
 def test_the_examples_in_its_docstrings():
-    assert doctest.testmod(errors, raise_on_error=True).attempted == 11
+    assert doctest.testmod(errors, raise_on_error=True).attempted == 12
 
 
 def test_what_a_terminal_would_obey_is_written_out():

@@ -145,6 +145,13 @@ def predict(
     split: Annotated[str, typer.Option(help="Videos: a split of the data (test, ...) or all.")] = (
         "test"
     ),
+    other_rows: Annotated[
+        bool,
+        typer.Option(
+            "--other-rows",
+            help="Predict although rows lie in time otherwise than those of the training.",
+        ),
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Detect actions in videos and write them as results JSON."""
@@ -152,7 +159,9 @@ def predict(
 
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
-    detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
+    detections = api.predict(
+        checkpoint, dataset, out, videos=names, threads=threads, other_rows=other_rows
+    )
     show(
         f"{counted(len(detections), 'detection')} in "
         f"{counted(len(detections.videos), 'video')}\n{out}"
@@ -327,11 +336,14 @@ def evaluate(
         )
         show(f"\npage: {page}")
     write_json(more.json_out, scores)
-    if is_dataset(annotations):
-        say_study(annotations)
+    # Predictions of other codes have no model that a study could train.
+    model = evaluation.predicting_model(predictions) if is_dataset(annotations) else None
+    if model is not None:
+        say_study(annotations, model)
     elif more.report is None:
         given = ("--annotations", annotations, "--predictions", predictions)
         chosen = () if subset is None else ("--subset", subset)
+        chosen = chosen if split is None else ("--split", split)
         say_next("tal-fast", "evaluate", *given, *chosen, "--tiou", tiou, *given_options(rules),
                  "--report", free_place("report"))  # fmt: skip
     else:

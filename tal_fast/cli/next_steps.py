@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,20 +39,36 @@ def free_place(place: str) -> Path:
     return path
 
 
-def say_study(data: Path) -> None:
-    """Ends a command with a study of some data: one that is there goes on, else a new one begins.
+def say_study(data: Path, model: str) -> None:
+    """Ends a command with a study of a model: one that is there goes on, else a new one begins.
 
     Args:
         data: the data directory.
+        model: its name. A study of another model on this data is none to go on with.
     """
     for path in sorted(Path("results").glob("*/study.yaml")):
         command = _command_of(path.parent)
         if "--data" in command[:-1]:
             studied = Path(command[command.index("--data") + 1])
-            if studied.resolve() == data.resolve():
+            if studied.resolve() == data.resolve() and _model_of(command) == model:
                 say_next(*command)
                 return
-    say_next("tal-fast", "study", "run", "--data", data, "--out", free_place("results/first"))
+    say_next("tal-fast", "study", "run", "--data", data, "--model", model,
+             "--out", free_place("results/first"))  # fmt: skip
+
+
+def _model_of(command: Sequence[str]) -> str | None:
+    """Returns the model of a study's command line; None where its settings are not readable."""
+    from tal_fast.errors import ConfigError
+    from tal_fast.study import StudySpec
+    from tal_fast.training.config import named_model
+
+    options = dict(itertools.pairwise(command))
+    try:
+        config = named_model(options.get("--config"))
+    except ConfigError:
+        return None
+    return options.get("--model") or config or StudySpec.model
 
 
 def _command_of(study: Path) -> list[str]:

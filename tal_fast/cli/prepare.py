@@ -98,6 +98,8 @@ class SplitOptions:
 
 
 def _classes(given: str) -> list[str]:
+    from tal_fast.data.text_files import not_utf8
+
     file = Path(given)
     names = given.split(",")
     is_file = os.path.isfile(file)  # Path.is_file fails on a list as long as no path may be
@@ -105,9 +107,9 @@ def _classes(given: str) -> list[str]:
         raise ConfigError(f"--classes: {file}: no such file")
     if is_file:
         try:
-            names = file.read_text("utf-8").splitlines()
+            names = file.read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ConfigError(f"--classes: {file}: expected text in UTF-8: {error}") from None
+            raise ConfigError(f"--classes: {not_utf8(file, 'text')}") from error
     classes = [name.strip() for name in names if name.strip()]
     if not classes or len(set(classes)) != len(classes):
         raise ConfigError(f"--classes: expected one or more names, each once, got {given!r}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tal_fast.data.text_files import open_table
 from tal_fast.errors import DataError, counted, printable
 
 __all__ = ["Row", "Rows", "number", "optional_number", "read_rows"]
@@ -84,7 +85,7 @@ def read_rows(source: Path) -> Rows:
     notes = []
     rows: list[Row] = []
     try:
-        with source.open(encoding="utf-8-sig", newline="") as file:
+        with open_table(source, "a table (CSV)") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             reader = csv.reader(file, delimiter=_delimiter(source, first.rstrip("\r\n")))
@@ -94,6 +95,11 @@ def read_rows(source: Path) -> Rows:
                 raise DataError(
                     f"{source}, line {reader.line_num}: expected the names of at least two columns "
                     f"separated by commas, semicolons or tabs, got {first.strip()[:60]!r}"
+                )
+            if header and not any(map(str.isalpha, "".join(header))):
+                raise DataError(
+                    f"{source}, line {reader.line_num}: expected the names of the columns, got "
+                    f"{', '.join(header)}: is that a row? Write a line of names above it"
                 )
             for name in header:
                 if name and header.count(name) > 1:
@@ -116,6 +122,6 @@ def read_rows(source: Path) -> Rows:
                 rows.append((line, dict(zip(header, values, strict=True))))
     except FileNotFoundError:
         raise DataError(f"{source}: no such file or study") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: expected a table (CSV) in UTF-8, got {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{source}: expected a table (CSV), got {error}") from error
     return Rows(source, header, tuple(rows), tuple(notes))

@@ -21,6 +21,7 @@ from tal_fast.curves.learning_curve import (
     telling_labels,
 )
 from tal_fast.curves.paper_tables import TableForm, count_of, paper_points
+from tal_fast.data.text_files import open_table
 from tal_fast.errors import ConfigError, DataError, argument, nearest, os_reason
 
 __all__ = [
@@ -141,9 +142,9 @@ def study_thresholds(path: str | Path) -> tuple[float, ...]:
     """
     source = _source(Path(path))
     try:
-        with open(source, encoding="utf-8-sig") as file:
+        with open_table(source, "a table (CSV)") as file:
             columns = file.readline().strip().split(",")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{source}: cannot be read: {os_reason(error)}") from error
     matches = (re.fullmatch(r"(?:map|mean)_(\d+(?:\.\d+)?)", column) for column in columns)
     return tuple(float(match[1]) for match in matches if match)

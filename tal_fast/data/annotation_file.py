@@ -26,6 +26,7 @@ from tal_fast.data.json_files import (
     repeated_keys,
     without_collector,
 )
+from tal_fast.data.text_files import open_table
 from tal_fast.errors import DataError, both_ways, counted, listing, os_reason
 from tal_fast.typing import FilePath
 
@@ -344,18 +345,21 @@ def _segment(value: Any) -> tuple[float, float] | None:
 
 def _read_subsets(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_table(path) as file:
             reader = csv.reader(file, skipinitialspace=True)
             rows = [[cell.strip() for cell in row] for row in reader]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: expected CSV in UTF-8, got {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: expected CSV, got {error}") from error
     columns = rows[0] if rows else []
     if "video" not in columns or "subset" not in columns:
-        raise DataError(f"{path}: expected columns video and subset, got {', '.join(columns)}")
+        raise DataError(
+            f"{path}: line 1: expected the names of columns, video and subset among them, got "
+            f"{', '.join(columns)}"
+        )
     video, subset = columns.index("video"), columns.index("subset")
     table: dict[str, str] = {}
     faults = []

@@ -28,6 +28,7 @@ from tal_fast.data.annotation_file import TABLES, prepare_command
 from tal_fast.data.feature_folder import is_file_name
 from tal_fast.data.files import write_text_atomically
 from tal_fast.data.streams import Stream, streams_of
+from tal_fast.data.text_files import not_utf8
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, DataError, nearest, os_reason
 from tal_fast.typing import FilePath
@@ -115,6 +116,13 @@ class DatasetSpec:
     def excluded(self) -> frozenset[str]:
         """All videos of :attr:`exclude`."""
         return frozenset(video for videos in self.exclude.values() for video in videos)
+
+    @property
+    def timing(self) -> str:
+        """How rows lie in time, as the file says it."""
+        feature = self.feature
+        fps = "each video's own fps" if feature.fps is None else f"fps {feature.fps:g}"
+        return f"stride {feature.stride:g}, frames {feature.frames:g}, {fps}"
 
     def streams(self, file: Path) -> tuple[Stream, ...]:
         """Returns the streams of the features.
@@ -281,7 +289,7 @@ def load_spec(file: Path) -> DatasetSpec:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {os_reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not valid YAML: {error}") from error
+        raise DataError(not_utf8(file, "YAML")) from error
     except ValueError as error:  # a NUL in the path
         raise DataError(f"{str(file)!r}: cannot be read: {error}") from error
     values = _checked(file, "", parsed, DatasetSpec)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tal_fast.data.axes import swapped_axes
 from tal_fast.data.extents import DTYPES, Extent, Layout, beside
+from tal_fast.data.feature_names import other_capitals, rename
 from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.formats.npy import npy_extent
 from tal_fast.data.streams import Stream, streams_of
@@ -168,6 +169,10 @@ def _describe_missing(missing: list[str], opened: OpenStream) -> str:
     else:
         first = f"video {missing[0]!r}: {path}: no array {opened.entry(missing[0])!r}"
         what, holder = f"an array {opened.template.replace('%s', '<video>')}", "file"
+    twins = other_capitals(opened, missing)
+    if twins:
+        advice = rename(opened, twins, len(missing))
+        return f"{counted(len(missing), 'video')} without {what}, first {first}; {advice}"
     if len(missing) == 1:
         return first + nearest(opened.entry(missing[0]), sorted(entries)[:5000], numbered=True)
     example = f"; the {holder} holds, for example, {min(entries)!r}" if entries else (

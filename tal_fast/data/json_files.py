@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tal_fast.data.text_files import not_utf8
 from tal_fast.data.unpacked import gunzip
 from tal_fast.errors import DataError, os_reason, others
 from tal_fast.typing import FilePath
@@ -145,7 +146,7 @@ def parse_with_repeats(
             content = json.loads(text, object_pairs_hook=pairs)
             return content, tuple(_repeats(content, (), bare)) if lost else ()
     except UnicodeDecodeError as error:
-        raise DataError(f"{origin}: expected JSON in UTF-8, got {error}") from error
+        raise DataError(not_utf8(origin, "JSON", text)) from error
     except json.JSONDecodeError as error:
         rest = error.doc[error.pos :].strip()
         # An unterminated string is reported at its start, not at the end of the file.

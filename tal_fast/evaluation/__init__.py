@@ -14,7 +14,7 @@ from tal_fast.evaluation.dialects import DIALECTS, Dialect, EvaluationWarning
 from tal_fast.evaluation.error_analysis import ERRORS, ErrorAnalysis, analyse_errors
 from tal_fast.evaluation.evaluator import DEFAULT_TIOU_THRESHOLDS, evaluate, evaluate_arrays
 from tal_fast.evaluation.ground_truth import GroundTruth, read_ground_truth
-from tal_fast.evaluation.prediction_files import read_results, write_results
+from tal_fast.evaluation.prediction_files import predicting_model, read_results, write_results
 from tal_fast.evaluation.recall import AverageRecall, average_recall, recall_at_kx
 from tal_fast.evaluation.report import write_report
 from tal_fast.evaluation.result import EvaluationResult
@@ -41,6 +41,7 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_arrays",
+    "predicting_model",
     "read_ground_truth",
     "read_results",
     "recall_at_kx",

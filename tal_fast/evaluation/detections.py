@@ -132,8 +132,13 @@ class Detections:
             score=_join([part.score for part in parts], np.float64),
         )
 
-    def to_results(self, *, version: str = "tal_fast") -> dict[str, Any]:
-        """Returns the content of a results JSON; order within a video is kept."""
+    def to_results(self, *, version: str = "tal_fast", model: str = "") -> dict[str, Any]:
+        """Returns the content of a results JSON; order within a video is kept.
+
+        Args:
+            version: value of the key ``version``.
+            model: value of the key ``model``, which is not there without one.
+        """
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.videos}
         names = self.videos
         for video, label, start, end, score in zip(
@@ -147,7 +152,8 @@ class Detections:
             results[names[video]].append(
                 {"segment": [start, end], "label": self.classes[label], "score": score}
             )
-        return {"version": version, "results": results, "external_data": {}}
+        begin = {"version": version, **({"model": model} if model else {})}
+        return {**begin, "results": results, "external_data": {}}
 
     def check(self) -> None:
         """Checks that times and scores are finite and no segment is reversed.

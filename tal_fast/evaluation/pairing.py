@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from tal_fast.data.dataset import shown_names
 from tal_fast.errors import DataError, argument, counted, listing, nearest, others
 from tal_fast.evaluation.detections import Detections
 from tal_fast.evaluation.dialects import Dialect
@@ -72,6 +73,7 @@ def pair(
         listed=truth.listed,
         notes=(
             *_beyond(truth),
+            *_unpredicted(truth, new_video, dialect),
             *_early(detections, strict_times),
             *_late(detections, new_video, durations),
         ),
@@ -184,6 +186,32 @@ def _refuse_classes(
 
 def _beyond(truth: GroundTruth) -> tuple[Note, ...]:
     return (Note(truth.beyond, NoteKind.INPUT),) if truth.beyond else ()
+
+
+def _unpredicted(truth: GroundTruth, predicted: Ints, dialect: Dialect) -> tuple[Note, ...]:
+    """Returns a note about videos that the predictions do not even list: a part of them forgotten?
+
+    A video with an empty list was looked at, and is no such one.
+
+    Args:
+        truth: the instances.
+        predicted: number of each predicted video.
+        dialect: says which videos are ignored.
+    """
+    scored = np.array([name not in dialect.ignored_videos for name in truth.videos], dtype=bool)
+    absent = scored.copy()
+    absent[predicted[predicted < len(absent)]] = False
+    count = int(np.count_nonzero(absent))
+    if count == 0:
+        return ()
+    names = [truth.videos[i] for i in np.flatnonzero(absent)]
+    missed = int(np.count_nonzero(absent[truth.video]))
+    counts = f", and their {counted(missed, 'instance', 'count')} as missed" if missed else ""
+    text = (
+        f"{count} of {counted(int(np.count_nonzero(scored)), 'video', 'are')} not in the "
+        f"predictions{counts}: {shown_names(names)}"
+    )
+    return (Note(text, NoteKind.INPUT),)
 
 
 def _early(detections: Detections, strict_times: bool) -> tuple[Note, ...]:

@@ -2,7 +2,8 @@
 """Files of detections, first of all ActivityNet's results JSON.
 
 The file is ``{"version": ..., "results": {video: [{"segment": [start, end], "label": name,
-"score": s}]}, "external_data": {}}`` with times in seconds.
+"score": s}]}, "external_data": {}}`` with times in seconds. Those of a model of ours have its name
+before the results, under ``model``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from tal_fast.evaluation.columns import number_column, segment_columns
 from tal_fast.evaluation.detections import Detections, VideoDetections
 from tal_fast.typing import FilePath, Ints
 
-__all__ = ["read_results", "write_results"]
+__all__ = ["predicting_model", "read_results", "write_results"]
+
+_HEAD = 4096  # bytes of a file that hold what stands before its detections
 
 
 def read_results(source: FilePath | Mapping[str, Any], *, allow_pickle: bool = False) -> Detections:
@@ -193,6 +196,7 @@ def write_results(
     classes: Sequence[str] | Sequence[int] | npt.ArrayLike | None = None,
     *,
     version: str = "tal_fast",
+    model: str = "",
 ) -> Path:
     """Writes a results JSON, whole or not at all.
 
@@ -204,6 +208,7 @@ def write_results(
             scores [n]), or :class:`Detections`.
         classes: class names, or their numbers (``label_id``); needed with a mapping.
         version: value of the file's key ``version``.
+        model: what predicted; value of the key ``model``, which is not there without one.
 
     Returns:
         The path.
@@ -216,8 +221,24 @@ def write_results(
         if classes is None:
             raise DataError(f"{os.fspath(path)}: expected classes with a mapping, got None")
         detections = Detections.from_videos(detections, classes, origin=os.fspath(path))
-    results = detections.to_results(version=version)
+    results = detections.to_results(version=version, model=model)
     return write_text_atomically(path, json.dumps(results, allow_nan=False) + "\n")
+
+
+def predicting_model(path: FilePath) -> str | None:
+    """Returns the ``model`` of a file that :func:`write_results` wrote; None where nothing tells.
+
+    It stands before the detections, which are not read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
+    begin, found, _ = head.partition(b'"results"')
+    try:
+        fields = json.loads(begin.rstrip().rstrip(b",") + b"}")
+    except ValueError:
+        return None
+    model = fields.get("model") if found and isinstance(fields, dict) else None
+    return model if isinstance(model, str) and model else None
 
 
 def _values(records: list[Any], key: str, names: Detections) -> list[Any]:

@@ -12,13 +12,14 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tal_fast.data.files import file_in_one_step
+from tal_fast.data.row_meaning import RowMeaning
 from tal_fast.data.unpacked import check_archive
 from tal_fast.data.unpickling import torch_globals
 from tal_fast.errors import ConfigError, DataError, TrainingError, listing, os_reason
@@ -29,8 +30,10 @@ from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.foreign_files import foreign_file
 
 __all__ = [
+    "Trained",
     "described_content",
     "load_model",
+    "load_trained",
     "read_checkpoint",
     "read_torch_file",
     "save_model",
@@ -151,13 +154,24 @@ def save_model(
     config: ExperimentConfig,
     classes: tuple[str, ...],
     in_channels: int,
+    rows: RowMeaning | None = None,
 ) -> None:
-    """Writes weights with all that is needed to use them."""
+    """Writes weights with all that is needed to use them.
+
+    Args:
+        path: the file.
+        weights: of the model.
+        config: its settings.
+        classes: their names in label order.
+        in_channels: channels of a feature row.
+        rows: what the rows of the training stand for; None where nobody knows.
+    """
     checkpoint = {
         "model": dict(weights),
         "config": config_to_dict(config),
         "classes": list(classes),
         "in_channels": in_channels,
+        **({} if rows is None else {"rows": rows.to_dict()}),
     }
     write_checkpoint(path, checkpoint)
 
@@ -196,11 +210,29 @@ def _at_most(count: int, path: str | Path) -> Iterator[None]:
         handle.remove()
 
 
-def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str, ...]]:
-    """Builds the model of a checkpoint written by :func:`save_model`, in evaluation mode.
+class Trained(NamedTuple):
+    """What a checkpoint holds.
 
-    Returns:
-        The model, the settings it was trained with, and the class names in label order.
+    Attributes:
+        model: in evaluation mode.
+        config: the settings that it was trained with.
+        classes: their names in label order.
+        rows: what the rows of its training stand for; None in a checkpoint that does not say.
+    """
+
+    model: Detector
+    config: ExperimentConfig
+    classes: tuple[str, ...]
+    rows: RowMeaning | None
+
+
+def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str, ...]]:
+    """Returns model, settings and classes of :func:`load_trained`; errors as there."""
+    return load_trained(path)[:3]
+
+
+def load_trained(path: str | Path) -> Trained:
+    """Builds the model of a checkpoint written by :func:`save_model`.
 
     Raises:
         TrainingError: the file is missing or damaged, or its weights do not fit its settings or
@@ -228,7 +260,8 @@ def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str,
         raise TrainingError(f"{path}: expected settings under 'config', got {settings!r:.60}")
     try:
         config = config_from_dict(settings)
-    except ConfigError as error:
+        rows = None if "rows" not in checkpoint else RowMeaning.from_dict(checkpoint["rows"])
+    except (ConfigError, DataError) as error:
         raise TrainingError(f"{path}: {error}") from error
     # Without initial weights: drawing them took longer than reading the trained ones.
     with plain_defaults("meta"), _at_most(_SPARE * (len(weights) + _SPARE), path):
@@ -244,4 +277,4 @@ def load_model(path: str | Path) -> tuple[Detector, ExperimentConfig, tuple[str,
     first = not_finite_weights(weights)
     if first is not None:
         raise TrainingError(f"{path}: the weights are not finite; the first is {first}")
-    return model.float().eval(), config, tuple(classes)
+    return Trained(model.float().eval(), config, tuple(classes), rows)

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from tal_fast.data.files import file_in_one_step
+from tal_fast.data.text_files import not_utf8
 from tal_fast.data.yaml_files import parse_yaml
 from tal_fast.errors import ConfigError, argument, os_reason
 from tal_fast.models import available, detector_config, detector_of, recipe
@@ -301,7 +302,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the settings {path}: {os_reason(error)}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(not_utf8(path, "YAML")) from error
     loaded = parse_yaml(text, str(path), ConfigError)
     if loaded is None:
         return {}

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from tal_fast import ops, ranges
 from tal_fast.data.batches import Batch
+from tal_fast.data.clips import ClipSet
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.files import write_error
 from tal_fast.data.loader import FeatureLoader
-from tal_fast.errors import DataError, TrainingError, counted
+from tal_fast.data.row_meaning import row_meaning
+from tal_fast.errors import DataError, TrainingError, argument, counted
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models.base import Candidates, Detector, PostprocessConfig
 from tal_fast.models.called import check_labels, output_of, proposals_of
-from tal_fast.training.checkpoint import load_model
+from tal_fast.training.checkpoint import Trained, load_trained
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
 from tal_fast.training.finite import clips_of, first_not_finite
@@ -37,6 +39,8 @@ def predict(
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
     device: str | None = None,
+    other_rows: bool = False,
+    said: Callable[[str], None] = lambda note: None,
 ) -> Detections:
     """Runs a checkpoint over videos; writes the detections as ActivityNet results JSON if told.
 
@@ -48,12 +52,16 @@ def predict(
         progress: called with (clips done, clips in all).
         threads: torch threads; as they are when None.
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
+        other_rows: predict although a row of the features stands for something else than in
+            training (:mod:`tal_fast.data.row_meaning`).
+        said: called with what there is to say about checkpoint and data.
 
     Returns:
         The detections.
 
     Raises:
-        DataError: the data's channels or classes are not those of the checkpoint.
+        DataError: the data's channels or classes are not those of the checkpoint, or its rows
+            stand for something else.
         TrainingError: the checkpoint cannot be read, or what it gives is not finite.
     """
     if threads is not None:
@@ -63,7 +71,8 @@ def predict(
             Path(out).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(Path(out).parent, error) from error
-    model, config, classes = load_model(checkpoint)
+    trained = load_trained(checkpoint)
+    model, config, classes, _ = trained
     if data.channels != model.in_channels:
         raise DataError(
             f"{checkpoint} was trained on features of {counted(model.in_channels, 'channel')}, "
@@ -74,14 +83,46 @@ def predict(
             f"{checkpoint} knows the classes {list(classes)}, "
             f"{data.name} has {list(data.annotations.classes)}"
         )
+    clips = model.clips(model.config, data, videos, training=False)
+    note = _checked_rows(checkpoint, trained, clips, other_rows)
+    if note is not None:
+        said(note)
     model.to(resolve_device(device or config.training.device))
-    detections = detect(model, data, videos, config.training, progress=progress)
+    detections = _detected(model, clips, videos, config.training, progress)
     if out is not None:
-        write_results(out, detections)
+        write_results(out, detections, model=config.name)
     return detections
 
 
-@torch.inference_mode()
+def _checked_rows(
+    checkpoint: str | Path, trained: Trained, clips: ClipSet, accepted: bool
+) -> str | None:
+    """Compares the rows of clips with those that a model has learned from.
+
+    Returns:
+        What there is to say although they may be predicted; often nothing.
+
+    Raises:
+        DataError: they stand for something else, and that is not ``accepted``.
+    """
+    data, rows = clips.dataset, row_meaning(clips)
+    file = data.path / "dataset.yaml"
+    if trained.rows is None:
+        return (
+            f"{checkpoint} does not say how the rows of its training lie in time; those of {file} "
+            f"must lie alike: {rows}"
+        )
+    fault = trained.rows.difference(rows)
+    if fault is not None and not accepted:
+        raise DataError(
+            f"{checkpoint} was trained on {fault} in {data.name} ({file}: {data.spec.timing}); "
+            "correct that file where it is wrong, else take features like those of the training, "
+            f"or train on these; {argument('other_rows', True)} predicts all the same"
+        )
+    beyond = fault or trained.rows.beyond(rows)
+    return beyond and f"{checkpoint} was trained on {beyond} in {data.name} ({file})"
+
+
 def detect(
     model: Detector,
     data: TALDataset,
@@ -108,9 +149,21 @@ def detect(
     Raises:
         TrainingError: the outputs are not finite.
     """
+    clips = model.clips(model.config, data, videos, training=False)
+    return _detected(model, clips, videos, config, progress)
+
+
+@torch.inference_mode()
+def _detected(
+    model: Detector,
+    clips: ClipSet,
+    videos: Sequence[str],
+    config: TrainingConfig,
+    progress: Callable[[int, int], None] | None,
+) -> Detections:
+    """Returns what :func:`detect` does, of the clips of the videos."""
     settings = model.config
-    clips = model.clips(settings, data, videos, training=False)
-    collected = _Found(data, videos, settings.postprocess)
+    collected = _Found(clips.dataset, videos, settings.postprocess)
     was_training = model.training
     model.eval()
     try:

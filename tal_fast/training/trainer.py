@@ -17,6 +17,7 @@ from tal_fast.data.batches import Batch
 from tal_fast.data.dataset import TALDataset
 from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
+from tal_fast.data.row_meaning import row_meaning
 from tal_fast.data.windows import windows_of
 from tal_fast.errors import TrainingError
 from tal_fast.models import Detector, code_of, detector_of
@@ -161,6 +162,7 @@ class Trainer:
         if distributed.is_first():
             self.out.mkdir(parents=True, exist_ok=True)
             self._facts = data_facts(self.data, (*self.videos, *self.held))
+            self._rows = row_meaning(clips)
         self.device = resolve_device(config.training.device)
         self.file = StateFile(self.out, self.device)
         self.model = fresh_model(config, self.data, instances).to(self.device)
@@ -201,7 +203,7 @@ class Trainer:
             if first is not None:
                 raise diverged("the weights are", self._when(), first)
             classes = self.data.annotations.classes
-            save_model(path, weights, self.config, classes, self.data.channels)
+            save_model(path, weights, self.config, classes, self.data.channels, self._rows)
 
     def _save(self) -> None:
         self.file.save(self._state)

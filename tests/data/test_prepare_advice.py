@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 from own_files import RATE
 
 import tal_fast
 from tal_fast.data import open_dataset, validation
-from tal_fast.data.prepare import FeatureChoice, Repairs, prepare_csv
+from tal_fast.data.prepare import FeatureChoice, Repairs, prepare_csv, prepare_json
 from tal_fast.errors import DataError
 
 
@@ -57,6 +61,55 @@ class TestAdvice:
         lines = "\n".join(report.lines())
         assert "2 of 10 annotated videos left out as --exclude" in lines
         assert "split test: 2 of 8 videos, drawn" in lines
+
+    @pytest.mark.parametrize("number", [1, 2, 10])
+    def test_names_in_other_capitals(self, own, number):
+        """To leave such videos out, as of those without features, would lose them."""
+        for name in own.names[:number]:
+            file = own.path / "features" / f"{name}.npy"
+            file.rename(file.with_name(f"{name.upper()}.npy"))
+        which = f"{number} of {number} videos are" if number > 1 else "it is"
+        words = f"{which} there with other capitals, such as 'CLIP_00.npy' for 'clip_00': "
+        first = True
+        while True:
+            try:
+                own.prepare()
+                break
+            except DataError as error:
+                text = str(error)
+            if first:
+                assert words in text
+            first = False
+            assert text.endswith(f"or the videos in {own.path / 'segments.csv'}")
+            assert "--exclude" not in text
+            assert "--missing" not in text
+            move, old, new = shlex.split(text.partition("rename the files (")[2].partition(")")[0])
+            assert move == "mv"
+            Path(old).rename(new)
+
+    def test_names_in_other_capitals_elsewhere(self, own):
+        own.column("duration", "20.0")
+        own.prepare()
+        for name in own.names[:2]:
+            file = own.path / "features" / f"{name}.npy"
+            file.rename(file.with_name(f"{name.upper()}.npy"))
+        said = r"2 videos without .*; 2 of 2 videos are there with other capitals, such as 'CLIP_00"
+        with pytest.raises(DataError, match=said):
+            open_dataset(own.path / "out")
+        found = validation.validate_dataset(own.path / "out").findings
+        (finding,) = (item for item in found if item.check == "missing-features")
+        assert "no 'clip_00.npy', but 'CLIP_00.npy': rename the file or the video" in str(finding)
+        report = own.prepare(repairs=Repairs(missing="skip"), overwrite=True)
+        assert "2 of 2 videos are there with other capitals, such as" in "\n".join(report.lines())
+
+    def test_predictions_in_other_capitals(self, own):
+        own.column("subset", "test")
+        predictions = {"results": {"CLIP_04": [{"segment": [5, 9], "label": "run", "score": 1}]}}
+        own.lines[0][-1] = "train"
+        own.lines[1][-1] = "train"
+        own.prepare()
+        with pytest.raises(DataError, match=r"'CLIP_04' is not in .*; did you mean 'clip_04'\?"):
+            tal_fast.evaluate(own.path / "out", predictions)
 
     def test_with_durations_they_can_be_skipped(self, own):
         (own.path / "features" / "clip_07.npy").unlink()
@@ -137,3 +190,95 @@ class TestLayout:
         with pytest.raises(DataError, match=message) as caught:
             prepare_csv(own.write(), choice, own.path / "out")
         assert "leave" not in str(caught.value)
+
+
+class TestUnits:
+    """Times in frames that are taken for seconds, and the reverse."""
+
+    def frames(self, own, rate):
+        own.lines = [[n, round(rate * s), round(rate * e), label] for n, s, e, label in own.lines]
+
+    def choice(self, own, fps):
+        """The same five rows a second, told by frames."""
+        return FeatureChoice([own.path / "features"], stride=fps / 5, frames=fps / 5, fps=fps)
+
+    @pytest.mark.parametrize("durations", [True, False])
+    def test_frames_that_are_taken_for_seconds(self, own, durations):
+        self.frames(own, 25)
+        if durations:
+            own.column("duration", 20.0)
+        out = own.path / "out"
+        said = (
+            r"segments\.csv: 20 of 20 segments end after their video, and all times are whole "
+            r"numbers\. Frames, not seconds\? Then at 25 frames per second all end within them: "
+            r"--unit frames \(unit='frames'\)$"
+        )
+        with pytest.raises(DataError, match=said):
+            prepare_csv(own.write(), self.choice(own, 25), out)
+        report = prepare_csv(own.write(), self.choice(own, 25), out, unit="frames")
+        assert not any("unit" in line for line in report.lines())
+        assert report.out_of_range == 0
+        if durations:  # who asks for cuts is told as well
+            clamp = Repairs(out_of_range="clamp")
+            report = prepare_csv(own.write(), self.choice(own, 25), out, repairs=clamp,
+                                 overwrite=True)  # fmt: skip
+            assert any("Frames, not seconds?" in line for line in report.lines())
+
+    def test_where_nobody_says_how_many_there_are_per_second(self, own):
+        self.frames(own, 30)
+        own.column("duration", 20.0)
+        said = (
+            r"Then at 24\.75 or more frames per second all would end within them: --unit frames "
+            r"\(unit='frames'\), with the frames per second of the videos in a column fps$"
+        )
+        with pytest.raises(DataError, match=said):
+            own.prepare()
+        own.column("fps", 30)
+        with pytest.raises(DataError, match="at 30 frames per second all end within them"):
+            own.prepare()
+        assert own.prepare(unit="frames").instances == 20
+
+    @pytest.mark.parametrize(
+        ("change", "rate"), [(lambda lines: lines[0].__setitem__(1, 0.5), 25), (None, 1000)]
+    )
+    def test_other_numbers_are_no_frames(self, own, change, rate):
+        self.frames(own, rate)
+        if change is not None:
+            change(own.lines)
+        with pytest.raises(DataError) as caught:
+            own.prepare()
+        assert "--unit" not in str(caught.value)
+
+    def test_a_few_segments_beyond_are_no_frames(self, own):
+        self.frames(own, 1)
+        own.lines[0][2] = 400
+        with pytest.raises(DataError, match="line 2: segment") as caught:
+            own.prepare()
+        assert "--unit" not in str(caught.value)
+
+    def test_of_a_file_without_lines(self, own):
+        database = {
+            name: {"duration": 20.0, "annotations": [{"label": "run", "segment": [30 * n, 590]}]}
+            for n, name in enumerate(own.names)
+        }
+        file = self.json(own, database)
+        with pytest.raises(DataError, match="divide them by the frames per second, the file must"):
+            prepare_json(file, own.features(), own.path / "out")
+        assert "Frames, not seconds?" in " ".join(validation.validate(file).table().split())
+
+    def json(self, own, database):
+        file = own.path / "annotations.json"
+        file.write_text(json.dumps({"database": database}))
+        return file
+
+    def test_seconds_that_are_taken_for_frames(self, own):
+        choice = self.choice(own, 25)
+        report = prepare_csv(own.write(), choice, own.path / "out", unit="frames")
+        said = "all segments end in the first 3.3 % of their videos: are the times frames? As"
+        assert any(line.startswith(said) for line in report.lines())
+        own.lines = own.lines[:2]
+        options = {"unit": "frames", "test_share": 0.5, "overwrite": True}
+        own.lines += [[own.names[1], *line[1:]] for line in own.lines[:2]]
+        slow = self.choice(own, 5)  # four segments may well lie in the first fifth of their videos
+        report = prepare_csv(own.write(), slow, own.path / "out", **options)
+        assert not any("are the times frames?" in line for line in report.lines())

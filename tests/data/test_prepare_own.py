@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from own_files import RATE, SECONDS
 
 from tal_fast import cli
+from tal_fast.cli.feature_options import named_subsets
 from tal_fast.data import open_dataset, validation
 from tal_fast.data.prepare import FeatureChoice, Repairs, prepare_csv, prepare_json
 from tal_fast.data.prepare.segment_table import read_segment_table
@@ -161,6 +163,8 @@ class TestSplits:
         [
             (("training", "validation"), {"train": 7, "test": 3}),
             (("Train", "Testing"), {"train": 7, "test": 3}),
+            (("Train", "Test"), {"train": 7, "test": 3}),
+            (("trainval", "test"), {"train": 7, "test": 3}),
         ],
     )
     def test_usual_names(self, own, names, splits):
@@ -183,13 +187,37 @@ class TestSplits:
 
     def test_of_other_names(self, own):
         own.column("split", lambda number: ("monday", "tuesday", "friday")[min(number // 4, 2)])
-        with pytest.raises(DataError, match=r"subset 'monday' is none of .*--split test=monday"):
+        with pytest.raises(DataError, match=r"subset 'monday' is none of .* --split train=SUB"):
             own.prepare()
         splits = {"train": ["monday", "tuesday"], "test": ["friday"]}
         report = own.prepare(splits=splits)
         assert report.splits == {"train": 8, "test": 2}
         with pytest.raises(DataError, match="got 'fryday' for test; did you mean 'friday'"):
             own.prepare(splits={"train": ["monday"], "test": ["fryday"]})
+
+    @pytest.mark.parametrize(
+        ("names", "advice"),
+        [
+            (("trainval", "holdout"), {"train": ["trainval"], "test": ["holdout"]}),
+            (("train_1", "train_2", "Test Set"), {"train": 2, "test": ["Test Set"]}),
+            (("validation", "test"), {"train": ["validation"], "test": ["test"]}),
+            (("train", "training", "test"), {"train": 2, "test": ["test"]}),
+            (("train", "val", "test", "extra"), {"train": ["train"], "val": ["val"], "test": 1}),
+        ],
+    )
+    def test_the_advice_names_all_splits_and_works(self, own, names, advice):
+        """A split that is named makes all others be named: advice for one alone is none."""
+        own.column("subset", lambda number: names[number % len(names)])
+        with pytest.raises(DataError, match="say which are which, all of them: ") as caught:
+            own.prepare()
+        text = str(caught.value).partition("all of them: ")[2]
+        words = shlex.split(text.partition(" (")[0])
+        chosen = named_subsets(words[1::2])
+        assert set(words[::2]) == {"--split"}
+        assert f"(splits={chosen!r})" in text
+        for split, subsets in advice.items():
+            assert chosen[split] == subsets or len(chosen[split]) == subsets
+        assert set(own.prepare(splits=chosen).splits) == set(advice)
 
     def test_the_draw_is_that_of_its_seed(self, own):
         first = own.prepare(seed=1)
@@ -241,7 +269,7 @@ class TestSplits:
         message = r"expected subsets among train, test, got 'trian' for train; .*'b' for test"
         with pytest.raises(DataError, match=message):
             own.prepare(splits={"train": ["trian"], "test": ["test", "b"]})
-        message = r"no split 'train' and no 'test': .* --split train=SUBSET .* and --split test=SUB"
+        message = r"no split 'train' and no 'test': .* --split train=SUBSET --split test=test "
         with pytest.raises(DataError, match=message):
             own.prepare(splits={"other": ["train"]})
 
@@ -317,7 +345,11 @@ class TestFaults:
                 ["id", "t_start", "start", "start"],
                 r"'start' twice; .* no video and no end and no label; 'id' may be meant",
             ),
-            (["0001", "1.0", "2.0", "run"], "no video and no start and no end and no label"),
+            (
+                ["0001", "1.0", "2.0", "run"],
+                "line 1: expected the names of the columns, got what looks like a segment: 0001, "
+                "1.0, 2.0, run; .*, in the order of the columns, such as 'video,start,end,label'$",
+            ),
         ],
     )
     def test_of_the_header(self, own, header, message):
@@ -349,6 +381,9 @@ class TestFaults:
             read_segment_table(file)
         file.write_bytes(b"video,start,end,label\na,1,2,\xff\n")
         with pytest.raises(DataError, match="expected CSV in UTF-8"):
+            read_segment_table(file)
+        file.write_text("a;1;2;run\nb;1;2;run\n")
+        with pytest.raises(DataError, match=r"looks like a segment.*'video;start;end;label'"):
             read_segment_table(file)
 
     @pytest.mark.parametrize("column", ["subset", "duration", "fps"])

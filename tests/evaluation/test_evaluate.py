@@ -221,7 +221,7 @@ class TestDataDirectory:
         assert open_dataset(folder).annotations.videos["a"].segments.tolist() == [[4.0, 10.0]]
 
     def test_segments_beyond_their_video_are_noted_where_they_are_scored(self, folder):
-        found = self.found(b=[1.0, 3.0])
+        found = self.found(a=[4.0, 14.0], b=[1.0, 3.0])
         notes = [str(note) for note in evaluate(folder, found, subset="test").notes]
         assert notes == [
             "1 segment reaches beyond the video; they are scored as the annotations have them"
@@ -229,7 +229,8 @@ class TestDataDirectory:
         other = evaluate(folder, self.found(c=[1.0, 3.0]), subset="training")
         assert not other.notes
         cut = load_annotations(folder / "annotations.json", out_of_range="clamp")
-        (note,) = evaluate(cut, found).notes
+        of_all = self.found(a=[4.0, 14.0], **{name: [1.0, 3.0] for name in "bcx"})
+        (note,) = evaluate(cut, of_all).notes
         assert "1 cut to it and 0 left out when they were loaded" in str(note)
 
     def test_videos_of_another_split_are_named_as_such(self, folder):

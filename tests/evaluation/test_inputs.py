@@ -200,6 +200,25 @@ class TestFiles:
         del truth["database"]["v1"]["duration"]
         assert evaluate(truth, found).notes == ()
 
+    def test_videos_that_were_forgotten_are_noticed(self, truth, found):
+        """Half of the results of a run in two parts scores low, and looks like a bad model."""
+        assert evaluate(truth, found).notes == ()
+        videos = list(found["results"])
+        found["results"][videos[0]] = []  # looked at, and nothing found
+        assert evaluate(truth, found).notes == ()
+        for video in videos[1:3]:
+            del found["results"][video]
+        count = sum(len(truth["database"][video]["annotations"]) for video in videos[1:3])
+        (note,) = evaluate(truth, found).notes
+        assert note == (
+            f"2 of {len(truth['database'])} videos are not in the predictions, and their {count} "
+            f"instances count as missed: {videos[1]}, {videos[2]}"
+        )
+        for video in videos[1:3]:
+            truth["database"][video]["annotations"] = []
+        (note,) = evaluate(truth, found).notes
+        assert note.endswith(f"are not in the predictions: {videos[1]}, {videos[2]}")
+
     @pytest.mark.parametrize("content", [{"results": {}}, {"results": {"v0": []}}])
     def test_no_prediction_at_all(self, truth, tmp_path, content):
         (tmp_path / "a.json").write_text(json.dumps(content))

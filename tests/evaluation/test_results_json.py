@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tal_fast.errors import DataError
-from tal_fast.evaluation import Detections, read_results, write_results
+from tal_fast.evaluation import Detections, predicting_model, read_results, write_results
 
 CLASSES = ("run", "jump")
 
@@ -68,6 +68,25 @@ class TestRoundTrip:
             },
             "external_data": {},
         }
+
+    def test_the_model_stands_before_the_results(self, tmp_path):
+        path = tmp_path / "found.json"
+        write_results(path, two_videos(), CLASSES, model="my.py:Model")
+        assert predicting_model(path) == "my.py:Model"
+        assert json.loads(path.read_text())["model"] == "my.py:Model"
+        assert len(read_results(path)) == 2
+        write_results(path, two_videos(), CLASSES)
+        assert predicting_model(path) is None
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"\x80\x04K\x01.", b"[1]", b'{"results": {"a": []}, "model": "x"}', b'{"model": "x"}',
+         b'{"model": 3, "results": {}}', b'{"model": "", "results": {}}'],
+    )  # fmt: skip
+    def test_files_that_tell_no_model(self, tmp_path, content):
+        path = tmp_path / "found.json"
+        path.write_bytes(content)
+        assert predicting_model(path) is None
 
     def test_names_and_indices_are_the_same(self, tmp_path):
         by_name = {"v": ([[0, 1], [1, 2]], ["jump", "run"], [0.5, 0.4])}

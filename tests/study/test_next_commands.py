@@ -64,17 +64,32 @@ def test_after_a_score_the_study_that_is_there_goes_on(
     results = tmp_path / "found.json"
     dataset = open_dataset(tiny_data)
     found = {"segment": [0.0, 1.0], "label": dataset.classes[0], "score": 0.5}
-    results.write_text(json.dumps({"results": {dataset.splits["test"][0]: [found]}}))
+
+    def predicted_by(**model):
+        videos = {dataset.splits["test"][0]: [found]}
+        results.write_text(json.dumps({**model, "results": videos}))
+
+    predicted_by(model="tridet-small")
     score = ("evaluate", "--annotations", tiny_data, "--predictions", results)
     first = next_of(capsys, *score)
     assert first[1:3] == ["study", "run"]
-    assert first[-2:] == ["--out", "results/first"]
+    assert first[-4:] == ["--model", "tridet-small", "--out", "results/first"]
     given = ("--data", tiny_data, "--out", "results/mine", *STUDY, "--repetitions", 2)
     next_of(capsys, "study", "run", *given)
     again = next_of(capsys, *score)
     assert again[again.index("--out") + 1] == "results/mine"
     next_of(capsys, *again[1:])
     assert len(fake_experiment.read_calls(Path("results/mine"))) == 8, "nothing was trained again"
+    predicted_by(model="actionformer-small")  # of which there is no study yet
+    other = next_of(capsys, *score)
+    assert other[-4:] == ["--model", "actionformer-small", "--out", "results/first"]
+    predicted_by()  # by another code, which no study trains
+    page = next_of(capsys, *score, "--split", "test")
+    assert page[1] == "evaluate"
+    assert page[page.index("--split") + 1] == "test"
+    assert page[-2:] == ["--report", "report"]
+    end = next_of(capsys, *page[1:])
+    assert end[0] == "open"
 
 
 def test_a_study_without_repetitions_names_commands_that_take_what_it_advises(

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from tal_fast.data import open_dataset
+from tal_fast.data.clips import VideoSet
+from tal_fast.data.row_meaning import row_meaning
 from tal_fast.data.synthetic import make_synthetic
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.models import Targets, Whole, build_model
 from tal_fast.training import load_config, predict, train
 from tal_fast.training.checkpoint import save_model
@@ -35,7 +37,8 @@ def checkpoint(data, tmp_path):
         data.channels, data.num_classes, config.detector
     )
     path = tmp_path / "checkpoint.pt"
-    save_model(path, model.state_dict(), config, data.annotations.classes, data.channels)
+    rows = row_meaning(model.clips(config.detector, data, data.splits["train"], training=True))
+    save_model(path, model.state_dict(), config, data.annotations.classes, data.channels, rows)
     return path
 
 
@@ -52,6 +55,48 @@ def test_other_classes(checkpoint, data, tmp_path):
     other = dataclasses.replace(data, annotations=annotations)
     with pytest.raises(DataError, match=r"checkpoint\.pt knows the classes .*has \['a', 'b'\]$"):
         predict(checkpoint, other, data.splits["test"], tmp_path / "results.json")
+
+
+def rows_per_second(data):
+    return str(row_meaning(VideoSet(data, data.splits["test"]))).partition(" rows per second")[0]
+
+
+def test_rows_of_another_rate(checkpoint, data, tmp_path):
+    """The weights know nothing of seconds, so nothing but the checkpoint tells."""
+    feature = dataclasses.replace(data.spec.feature, stride=data.spec.feature.stride / 2)
+    spec = dataclasses.replace(data.spec, feature=feature)
+    other = dataclasses.replace(data, spec=spec)
+    out = tmp_path / "results.json"
+    rate, twice = rows_per_second(data), rows_per_second(other)
+    message = (
+        rf"checkpoint\.pt was trained on {rate} rows per second, there are {twice} in "
+        rf"synthetic \(.*dataset\.yaml: stride {feature.stride:g}, .*\); correct that file where.*"
+        r"--other-rows \(other_rows=True\) predicts all the same$"
+    )
+    with pytest.raises(DataError, match=message):
+        predict(checkpoint, other, data.splits["test"], out)
+    assert not out.exists()
+    notes = []
+    predict(checkpoint, other, data.splits["test"], out, other_rows=True, said=notes.append)
+    assert f"trained on {rate} rows per second, there are {twice}" in notes[0]
+    notes.clear()
+    predict(checkpoint, data, data.splits["test"], out, said=notes.append)
+    assert notes == []
+
+
+def test_a_checkpoint_that_does_not_know_its_rate(checkpoint, data, tmp_path):
+    content = torch.load(checkpoint)
+    del content["rows"]
+    torch.save(content, checkpoint)
+    notes = []
+    predict(checkpoint, data, data.splits["test"], said=notes.append)
+    rate = rows_per_second(data)
+    assert "does not say how the rows of its training lie in time" in notes[0]
+    assert f"must lie alike: {rate} rows per second" in notes[0]
+    content["rows"] = {"rate": 3}
+    torch.save(content, checkpoint)
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: expected what the rows stand for"):
+        predict(checkpoint, data, data.splits["test"])
 
 
 @POINTS

@@ -110,7 +110,7 @@ def test_bad_files(tmp_path):
         load_config(path)
     for text, message in (
         (b"training: {epochs: [}", "not valid YAML"),
-        (b"name: tadtr\xe9\n", "not valid YAML"),
+        (b"name: tadtr\xe9\n", "expected YAML in UTF-8"),
         (
             b"training: {epochs: 3}\ntraining: {seed: 7}\n",
             "once, got 'training' in line 1",

@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from tal_fast.data import open_dataset
+from tal_fast.data.clips import VideoSet
+from tal_fast.data.row_meaning import row_meaning
 from tal_fast.errors import ConfigError, DataError, TrainingError
 from tal_fast.models import TadTR
 from tal_fast.training import train
-from tal_fast.training.checkpoint import load_model, read_checkpoint
+from tal_fast.training.checkpoint import load_trained, read_checkpoint
 from tal_fast.training.ema import WeightAverage
 from tal_fast.training.experiment import _hold_out
 from tal_fast.training.step import parameter_groups
@@ -53,7 +55,8 @@ def test_learns_and_writes(data, config, out):
     assert summary.steps == len(events) == events[-1].total_steps
     assert events[-1].losses["total"] > 0
     assert events[-1].seconds_left == pytest.approx(0, abs=1e-6)
-    model, loaded, classes = load_model(summary.checkpoint)
+    model, loaded, classes, meaning = load_trained(summary.checkpoint)
+    assert meaning == row_meaning(VideoSet(data, data.splits["test"]))
     assert loaded == config
     assert classes == data.annotations.classes
     assert not model.training

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tal_fast.data.text_files import open_table
 from tal_fast.errors import DataError, counted
 
 __all__ = ["load_csv"]
@@ -40,18 +41,14 @@ def load_csv(path: str) -> npt.NDArray[np.float32]:
             nobody knows whether it is a row.
         OSError: if it cannot be read.
     """
-    try:
-        # utf-8-sig: Excel and PowerShell begin with a byte order mark.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
-            lines = _lines(path, reader)
-            names = next(lines, None)
-            if names is None:
-                raise DataError(f"{path}: expected a CSV file, got an empty file")
-            _check_names(path, names)
-            return _rows(path, names, lines, reader)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected a CSV file in UTF-8: {error}") from error
+    with open_table(path, "a CSV file") as file:
+        reader = csv.reader(file, strict=True, skipinitialspace=True)
+        lines = _lines(path, reader)
+        names = next(lines, None)
+        if names is None:
+            raise DataError(f"{path}: expected a CSV file, got an empty file")
+        _check_names(path, names)
+        return _rows(path, names, lines, reader)
 
 
 def _lines(path: str, reader: Any) -> Iterator[list[str]]:

@@ -22,18 +22,13 @@ from tal_fast.data.annotation_file import (
 from tal_fast.data.prepare.choices import FeatureChoice, Repairs, VideoReport
 from tal_fast.data.prepare.segment_table import SegmentTable, read_segment_table
 from tal_fast.data.prepare.video_features import prepare_videos
+from tal_fast.data.split_names import USUAL_NAMES, usual_split, whole_choice
 from tal_fast.data.validation.doubts import label_doubts
 from tal_fast.errors import ConfigError, DataError, argument, counted, listing, nearest
 from tal_fast.typing import FilePath, VideoProgress
 
 __all__ = ["prepare_csv", "prepare_json"]
 
-# What subsets are called, in small letters; the first that is there is the split.
-_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "development"),
-    "test": ("test", "testing"),
-}
 _MOST_DRAWS = 1000
 _SPLITS = argument("splits", option="--split")
 
@@ -94,7 +89,7 @@ def prepare_csv(
         notes.append(f"columns that are not used: {', '.join(table.unused)}")
     return _prepare(
         file, features, out, notes, splits, test_share, seed, classes, repairs, name, overwrite,
-        progress,
+        progress, unit,
     )  # fmt: skip
 
 
@@ -153,6 +148,7 @@ def _prepare(
     name: str | None,
     overwrite: bool,
     progress: VideoProgress | None,
+    unit: str = "seconds",
 ) -> VideoReport:
     if features.fps is None and not features.resized:
         without = [video.name for video in file.videos if video.rate is None]
@@ -188,6 +184,7 @@ def _prepare(
         classes=classes,
         repairs=repairs,
         notes=[*notes, *told],
+        unit=unit,
         overwrite=overwrite,
         progress=progress,
     )
@@ -225,9 +222,9 @@ def _annotation_file(table: SegmentTable, unit: str, fps: float | None) -> Annot
     return AnnotationFile(table.origin, tuple(videos))
 
 
-def _asked(split: str, subset: str) -> str:
-    """Returns how to say that a split is a subset."""
-    return argument("splits", {split: [subset]}, option="--split")
+def _asked(subsets: Sequence[str], given: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Returns how to say which splits the subsets are, of all splits: those given are all taken."""
+    return argument("splits", whole_choice(subsets, given), option="--split")
 
 
 def _named_splits(
@@ -245,7 +242,8 @@ def _named_splits(
     for name in subsets:
         if small[name.lower()] != name:
             raise DataError(
-                f"{file.origin}: subsets {name!r} and {small[name.lower()]!r} differ in case alone"
+                f"{file.origin}: subsets {name!r} and {small[name.lower()]!r} differ in case "
+                "alone; spell them alike"
             )
     if given:
         unknown = [
@@ -269,10 +267,12 @@ def _named_splits(
         notes.append(f"subsets that are in no split: {', '.join(unused)}")
     lacking = [split for split in ("train", "test") if split not in chosen]
     if lacking:
-        asked = " and ".join(_asked(split, "SUBSET") for split in lacking)
+        advice = f"say which are which, all of them: {_asked(subsets, given)}"
+        if len(subsets) == 1:
+            advice = "name others, or no subset at all to have some videos drawn as test"
         raise DataError(
             f"{file.origin}: no split {' and no '.join(map(repr, lacking))}: expected subsets for "
-            f"train and test, got {', '.join(subsets)}; say which it is: {asked}"
+            f"train and test, got {', '.join(subsets)}; {advice}"
         )
     split_of = {name: split for split, names in chosen.items() if len(names) > 1 for name in names}
     if split_of:  # a split is one subset: several become one of its name
@@ -288,25 +288,24 @@ def _named_splits(
 def _usual_splits(
     file: AnnotationFile, subsets: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    known = {name: split for split, names in _NAMES.items() for name in names}
+    known = [name for names in USUAL_NAMES.values() for name in names]
     chosen: dict[str, list[str]] = {}
     faults = []
     for name in subsets:
-        split = known.get(name.lower())
+        split = usual_split(name)
         if split is None:
-            faults.append(
-                f"subset {name!r} is none of {', '.join(known)}; say which split it is: "
-                f"{_asked('test', name)}"
-            )
+            faults.append(f"subset {name!r} is none of {', '.join(known)}")
         elif split in chosen:
             faults.append(
-                f"subsets {chosen[split][0]!r} and {name.lower()!r} both look like split "
-                f"{split!r}; say which is: {_asked(split, name)}"
+                f"subsets {chosen[split][0]!r} and {name!r} both look like split {split!r}"
             )
         else:
-            chosen[split] = [name.lower()]
+            chosen[split] = [name]
     if faults:
-        raise DataError(f"{file.origin}: {listing(faults)}")
+        raise DataError(
+            f"{file.origin}: {listing(faults)}; say which are which, all of them: {_asked(subsets)}"
+        )
+    chosen = {split: [names[0].lower()] for split, names in chosen.items()}
     labelled = {video.subset.lower() for video in file.videos if video.instances}
     notes = []
     if "test" in chosen and "val" in chosen and chosen["test"][0] not in labelled:

@@ -11,6 +11,7 @@ from tal_fast.data.annotation_file import AnnotatedVideo
 from tal_fast.data.axes import say_layout
 from tal_fast.data.dataset import DatasetSpec, shown_names
 from tal_fast.data.feature_index import index_streams
+from tal_fast.data.validation.time_units import seconds_doubt
 from tal_fast.errors import DataError, argument, counted
 
 __all__ = ["durations_of_rows", "leave_out"]
@@ -95,6 +96,9 @@ def durations_of_rows(
     )
     # Where most are beyond, each of them is no fault of its own.
     if mostly:
+        frames = seconds_doubt(timed, feature.fps, origin)
+        if frames:
+            raise DataError(frames)
         raise DataError(
             f"{origin}: {len(beyond)} of {counted(len(segments), 'segment')} end after their "
             f"video; {doubt}"

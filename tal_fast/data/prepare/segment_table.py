@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tal_fast.data.text_files import open_table
 from tal_fast.errors import (
     ConfigError,
     DataError,
@@ -127,21 +128,21 @@ def read_segment_table(
             f"{origin}: expected a CSV file of segments, got JSON; annotations of ActivityNet's "
             f"form: {both_ways('tal-fast prepare json', 'tal_fast.data.prepare.prepare_json')}"
         )
-    lines = _lines(origin)
+    lines, delimiter = _lines(origin)
     if not lines:
         raise DataError(f"{origin}: expected a line of column names, got an empty file")
     header = lines[0][1]
-    places = _places(origin, header, columns or {})
+    places = _places(origin, header, columns or {}, delimiter)
     reader = _Reader(origin, header, places, classes, allow_empty)
     for line, cells in lines[1:]:
         reader.take(line, cells)
     return reader.finished()
 
 
-def _lines(origin: str) -> list[tuple[int, list[str]]]:
-    """Returns (line, cells) of all lines that are not empty."""
+def _lines(origin: str) -> tuple[list[tuple[int, list[str]]], str]:
+    """Returns (line, cells) of all lines that are not empty, and what is between cells."""
     try:
-        with open(origin, encoding="utf-8-sig", newline="") as file:
+        with open_table(origin) as file:
             first = file.readline()
             delimiter = next((mark for mark in ",;\t" if mark in first), ",")
             file.seek(0)
@@ -151,12 +152,14 @@ def _lines(origin: str) -> list[tuple[int, list[str]]]:
         raise DataError(f"{origin}: no such file") from None
     except OSError as error:
         raise DataError(f"{origin}: cannot be read: {os_reason(error)}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{origin}: expected CSV in UTF-8, got {error}") from error
-    return [(line, cells) for line, cells in rows if any(cells)]
+    except csv.Error as error:
+        raise DataError(f"{origin}: expected CSV, got {error}") from error
+    return [(line, cells) for line, cells in rows if any(cells)], delimiter
 
 
-def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
+def _places(
+    origin: str, header: Sequence[str], columns: Mapping[str, str], delimiter: str
+) -> dict[str, int]:
     """Returns where each of :data:`COLUMNS` that is there stands."""
     plain = [name.casefold() for name in header]
     faults = [
@@ -174,6 +177,12 @@ def _places(origin: str, header: Sequence[str], columns: Mapping[str, str]) -> d
         if role not in places and role in plain and plain.index(role) not in places.values():
             places[role] = plain.index(role)
     missing = [role for role in REQUIRED if role not in places and role not in columns]
+    if not places and any(map(_NUMBER.fullmatch, header)):
+        raise DataError(
+            f"{origin}: line 1: expected the names of the columns, got what looks like a segment: "
+            f"{', '.join(header)}; write a line of names above it, in the order of the columns, "
+            f"such as {delimiter.join(REQUIRED)!r}"
+        )
     if missing:
         faults.append(
             f"expected the columns {', '.join(REQUIRED)}, got {', '.join(header)}; no "

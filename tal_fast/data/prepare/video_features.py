@@ -24,6 +24,7 @@ from tal_fast.data.dataset import (
     shown_names,
 )
 from tal_fast.data.feature_index import index_streams, without_features
+from tal_fast.data.feature_names import other_capitals, rename
 from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.files import directory_in_one_step, write_text_atomically
 from tal_fast.data.packing import pack_features
@@ -33,6 +34,7 @@ from tal_fast.data.streams import Stream, streams_of
 from tal_fast.data.validation.annotation_checks import Faults
 from tal_fast.data.validation.doubts import rate_doubts
 from tal_fast.data.validation.feature_checks import timing_faults
+from tal_fast.data.validation.time_units import frames_doubt, seconds_doubt
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.errors import ConfigError, DataError, argument, counted, nearest
 from tal_fast.typing import FilePath, VideoProgress
@@ -57,6 +59,7 @@ def prepare_videos(
     classes: Sequence[str] | None = None,
     repairs: Repairs | None = None,
     notes: Sequence[str] = (),
+    unit: str = "seconds",
     citation: str = "",
     overwrite: bool = False,
     progress: VideoProgress | None = None,
@@ -77,6 +80,7 @@ def prepare_videos(
         classes: class names in order; those of the annotations by default.
         repairs: what may be done about faults.
         notes: lines for the report.
+        unit: what the times of an :class:`AnnotationFile`, which are seconds, were before.
         citation: how to cite the data.
         overwrite: replace an existing ``out``.
         progress: called while packing with (videos done, videos in all, video).
@@ -105,8 +109,15 @@ def prepare_videos(
     annotated = [video.name for video in wanted]
     streams = _with_templates(features, annotated)
     missing = tuple(without_features(streams, annotated, allow_pickle=features.allow_pickle))
-    if missing and repairs.missing == "error":
-        raise _no_features(file, streams[0], annotated, missing)
+    if missing:
+        lacking = (each for each in streams if without_features(
+            [each], missing, allow_pickle=features.allow_pickle))  # fmt: skip
+        with OpenStream(next(lacking), allow_pickle=features.allow_pickle) as opened:
+            if repairs.missing == "error":
+                raise _no_features(file, opened, annotated, missing)
+            twins = other_capitals(opened, missing)
+            if twins:
+                notes = (*notes, rename(opened, twins, len(missing), file.origin))
     there = [name for name in annotated if name not in set(missing)]
     if not there:
         raise DataError(f"{streams[0].path}: no annotated video has features")
@@ -133,6 +144,7 @@ def prepare_videos(
             wanted = _own_rates(wanted, spec, work)
         else:
             wanted, doubt = durations_of_rows(wanted, spec, work, file.origin)
+        notes = (*notes, *_unit_doubts(wanted, features, unit, repairs, file.origin))
         _write(work, spec, wanted, name)
         try:
             if any(item.line is not None for video in wanted for item in video.instances):
@@ -183,28 +195,52 @@ def prepare_videos(
     return result
 
 
+def _unit_doubts(
+    videos: Sequence[AnnotatedVideo],
+    features: FeatureChoice,
+    unit: str,
+    repairs: Repairs,
+    origin: str,
+) -> list[str]:
+    """Returns what speaks against the unit of the times.
+
+    Raises:
+        DataError: they look like frames, and segments beyond their video are errors.
+    """
+    if unit == "frames":
+        doubt = frames_doubt(videos, features.fps)
+    else:
+        doubt = seconds_doubt(videos, features.fps, origin)
+        if doubt and repairs.out_of_range == "error":
+            raise DataError(doubt)
+    return [doubt] if doubt else []
+
+
 def _no_features(
-    file: AnnotationFile, stream: Stream, annotated: Sequence[str], missing: Sequence[str]
+    file: AnnotationFile, opened: OpenStream, annotated: Sequence[str], missing: Sequence[str]
 ) -> DataError:
     """Returns the error of videos without features, with what works about them."""
-    if len(missing) == len(annotated):
-        with OpenStream(stream) as opened:
-            example = min(opened.entries(missing), default=None)
+    stream = opened.stream
+    twins = other_capitals(opened, missing)
+    if len(missing) == len(annotated) and not twins:
+        example = min(opened.entries(missing), default=None)
         holds = "it is empty" if example is None else f"it holds, for example, {example!r}"
         return DataError(
             f"{stream.path}: no annotated video has features there ({stream.template}; the first "
-            f"is {missing[0]!r}{_meant(stream, missing[0])}); {holds}. Another place "
+            f"is {missing[0]!r}{_meant(opened, missing[0])}); {holds}. Another place "
             f"({argument('features')}), or other names ({argument('template')})?"
         )
     timed = {video.name for video in file.videos if video.duration is not None}
     untimed = [name for name in missing if name not in timed]
     advice = f"{argument('missing', 'skip')} leaves them out of training and prediction"
-    if untimed:
+    if twins:
+        advice = rename(opened, twins, len(missing), file.origin)
+    elif untimed:
         advice = leave_out(missing, file.origin)
     return DataError(
         f"{stream.path}: no features ({stream.template}) for {len(missing)} of "
         f"{counted(len(annotated), 'video')}: {shown_names(missing)}"
-        f"{_meant(stream, missing[0])}; {advice}"
+        f"{'' if twins else _meant(opened, missing[0])}; {advice}"
     )
 
 
@@ -237,11 +273,11 @@ def _splits(file: AnnotationFile, wanted: dict[str, list[str]]) -> dict[str, str
     return chosen
 
 
-def _meant(stream: Stream, video: str) -> str:
+def _meant(opened: OpenStream, video: str) -> str:
     """Returns a hint at the features that a name may mean."""
     stem = os.path.splitext(video)[0]
     # A hint must not fail where the search itself did not.
-    with contextlib.suppress(DataError), OpenStream(stream) as opened:
+    with contextlib.suppress(DataError):
         if stem != video and opened.holds(stem):
             return f"; there are features of {stem!r}: does the name have the ending of a file?"
         return nearest(video, opened.videos([video]), numbered=True)

@@ -15,6 +15,7 @@ from tal_fast.data.annotations import TOLERANCE
 from tal_fast.data.axes import other_layout, say_layout, swapped_axes
 from tal_fast.data.extents import Extent, Layout, beside, read_array
 from tal_fast.data.feature_index import unannotated
+from tal_fast.data.feature_names import other_capitals
 from tal_fast.data.feature_streams import OpenStream
 from tal_fast.data.grid import Grid
 from tal_fast.data.streams import Stream
@@ -59,20 +60,16 @@ def find_extents(
     for stream in streams:
         of_stream: dict[str, Extent] = {}
         with OpenStream(stream) as opened:
-            entries: list[str] | None = None
+            missing: list[str] = []
             for video in wanted:
                 try:
                     of_stream[video] = opened.extent(video, layout)
                 except (KeyError, FileNotFoundError):
-                    entry = opened.entry(video)
-                    if not entry.isascii() and entries is None:
-                        entries = opened.entries(wanted)
-                    faults.add("missing-features", "error", f"no features in {stream.path}",
-                               f"video {video!r}: no {entry!r}"
-                               f"{same_to_the_eye(entry, entries or ())}")  # fmt: skip
+                    missing.append(video)
                 except (DataError, OSError) as error:
                     faults.add("unreadable", "error", "faulty, or not to be read in place",
                                f"video {video!r}: {error}")  # fmt: skip
+            _missing_features(opened, missing, faults)
         parts.append(of_stream)
     for video in unannotated(streams, annotated):
         faults.add("extra-features", "error" if refuse_extra else "warning",
@@ -99,6 +96,20 @@ def find_extents(
                 faults.add("channels", "error", f"expected {counted(common, 'channel')}",
                            f"video {video!r}: {extent.width}{swapped}")  # fmt: skip
     return extents
+
+
+def _missing_features(opened: OpenStream, missing: Sequence[str], faults: Faults) -> None:
+    """Takes in the videos that a stream lacks, with names that may be theirs."""
+    if not missing:
+        return
+    twins, entries = other_capitals(opened, missing), opened.entries(missing)
+    for video in missing:
+        entry = opened.entry(video)
+        hint = same_to_the_eye(entry, entries)
+        if video in twins:
+            hint = f", but {twins[video]!r}: rename the file or the video, capitals must agree"
+        faults.add("missing-features", "error", f"no features in {opened.stream.path}",
+                   f"video {video!r}: no {entry!r}{hint}")  # fmt: skip
 
 
 def timing_faults(

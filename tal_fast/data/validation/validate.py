@@ -13,6 +13,7 @@ from tal_fast.data.dataset_spec import annotation_file, load_spec, spec_file
 from tal_fast.data.extents import Extent, Layout
 from tal_fast.data.feature_index import without_features
 from tal_fast.data.grid import Grid
+from tal_fast.data.split_names import usual_split
 from tal_fast.data.streams import Stream
 from tal_fast.data.validation.annotation_checks import (
     Faults,
@@ -30,6 +31,7 @@ from tal_fast.data.validation.feature_checks import (
     timing_faults,
 )
 from tal_fast.data.validation.result import CHECKS, ValidationResult, VideoFacts
+from tal_fast.data.validation.time_units import seconds_doubt
 from tal_fast.data.validation.timing import Proposal
 from tal_fast.data.windows import WindowRule
 from tal_fast.errors import ConfigError, counted, nearest
@@ -38,7 +40,6 @@ from tal_fast.typing import FilePath, VideoProgress
 __all__ = ["FeatureQuestion", "validate", "validate_dataset"]
 
 _TADTR = WindowRule()
-_TRAINING = ("train", "training", "trainval")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def validate(
     used = [video for video in file.videos if video.name not in left_out]
     counts, lengths = count_splits(used, names, chosen)
     train = next(
-        (name for name in chosen if name.lower() in _TRAINING),
+        (name for name in chosen if usual_split(name) == "train"),
         "validation" if {n.lower() for n in chosen} == {"validation", "test"} else "",
     )
     train = next((name for name in chosen if name.lower() == train.lower()), next(iter(chosen)))
@@ -143,7 +144,8 @@ def validate(
     extents: dict[str, Extent] = {}
     fitting: float | None = None
     proposals: list[Proposal] = []
-    doubts: list[str] = []
+    unit = seconds_doubt(used, None if features is None else features.fps, file.origin)
+    doubts = [unit] if unit else []
     if features is not None:
         wanted = [video.name for video in used if split_of(video)]
         extents = find_extents(
@@ -160,7 +162,7 @@ def validate(
         fitting, proposals = timing_faults(by_name, extents, given, faults, features.layout)
         unjudged = durations_of_rows(by_name, extents, given)
         if len(unjudged) == len(extents):  # a few agree by chance
-            doubts = rate_doubts(by_name, unjudged, extents, given)
+            doubts += rate_doubts(by_name, unjudged, extents, given)
         training = [by_name[name] for name in extents if split_of(by_name[name]) == train]
         _never_learned(training, extents, features, names, out_of_range, faults)
         if content:
