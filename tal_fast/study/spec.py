@@ -305,6 +305,7 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     from tal_fast.data import open_dataset, require_learnable
     from tal_fast.data.windows import windows_of
     from tal_fast.models import detector_of
+    from tal_fast.models.called import clip_set_of
     from tal_fast.training import config_to_dict, load_config
 
     spec.check()
@@ -316,7 +317,8 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     if spec.split == "data":
         # Samples and random splits may miss classes, which is recorded; the data's own may not.
         dataset.require_every_class(split.train, "training")
-    clips = detector_of(config.name).clips(config.detector, dataset, split.train, training=True)
+    detector = detector_of(config.name)
+    clips = clip_set_of(detector, config.detector, dataset, split.train, training=True)
     if any(sampling.endswith("window") for sampling in spec.samplings):
         windows_of(clips)  # an error where there are none
     notes = (*dataset.notes(), *require_learnable(clips))
