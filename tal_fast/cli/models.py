@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import MODELS, app, command, say, say_next, show, write_json
+from tal_fast.cli.app import (
+    MODELS,
+    Kept,
+    app,
+    command,
+    say,
+    say_next,
+    show,
+    write_json,
+    written_since,
+)
 from tal_fast.cli.next_steps import free_place, given_options, say_open, say_study
 from tal_fast.cli.options import (
     OUTPUT,
@@ -60,12 +70,25 @@ def _profiled(
         )
 
 
+def _kept_of_training(options: dict[str, Any], since: float) -> Kept | None:
+    """Says where the state of a training is; None where this one has written none."""
+    state, weights = options["out"] / "resume.pt", options["out"] / "checkpoint.pt"
+    # A file from before may be what this training was to replace.
+    ours = [path for path in (state, weights) if options["resume"] or written_since(path, since)]
+    if state in ours and state.exists():
+        return Kept(f"the training is saved in {state}")
+    if weights in ours and weights.exists():
+        return Kept(f"the training had ended, its weights are in {weights}", goes_on=False)
+    return None
+
+
 @command(
     app,
     "train",
     "tal-fast train --data data/hapt --model tadtr-small --out runs/first",
     panel=MODELS,
     several=True,
+    kept=_kept_of_training,
 )
 def train(
     data: Data,

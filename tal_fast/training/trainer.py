@@ -19,6 +19,7 @@ from tal_fast.data.fingerprint import data_facts, data_fingerprint
 from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.windows import windows_of
 from tal_fast.errors import TrainingError
+from tal_fast.interrupts import deferred_interrupt
 from tal_fast.models import Detector, code_of, detector_of
 from tal_fast.models.called import clip_set_of
 from tal_fast.training import distributed
@@ -29,7 +30,6 @@ from tal_fast.training.device import resolve_device
 from tal_fast.training.dry_run import dry_run
 from tal_fast.training.events import EventWriter, write_log
 from tal_fast.training.finite import not_finite_weights
-from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights
 from tal_fast.training.late import LateNumbers, Read
 from tal_fast.training.resume import StateFile, read_state
