@@ -136,6 +136,7 @@ def predict(
     progress: bool | Callable[[int, int], None] = True,
     threads: int | None = None,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> Detections:
     """Detects actions in videos.
 
@@ -150,18 +151,23 @@ def predict(
             is called with (clips done, clips in all).
         threads: torch threads; as they are when None.
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
+        overwrite: replace ``out`` if it is there.
 
     Returns:
         The detections, in seconds, by video in falling order of score.
 
     Raises:
         ConfigError: there is no such split.
-        DataError: the data is faulty, or its channels or classes are not those of the checkpoint.
+        DataError: the data is faulty, its channels or classes are not those of the checkpoint, or
+            ``out`` is there.
         TrainingError: the checkpoint cannot be read, or what it gives is not finite.
     """
     from tal_fast import training
+    from tal_fast.data.files import refuse_existing
     from tal_fast.study.execution.run_trial import require_kept
 
+    if out is not None and not overwrite:
+        refuse_existing(Path(out))
     file = _weights(checkpoint)
     require_kept(file)
     dataset = data if isinstance(data, TALDataset) else open_dataset(data)

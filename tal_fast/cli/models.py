@@ -30,6 +30,7 @@ from tal_fast.cli.options import (
     MachineOptions,
     ModelOfConfig,
     Out,
+    Overwrite,
     SettingOptions,
     Threads,
     TrainVideos,
@@ -146,7 +147,7 @@ def train(
 
 
 def _say_predict(checkpoint: Path, data: Path, splits: Iterable[str]) -> None:
-    results = checkpoint.with_name("results.json")
+    results = free_place(checkpoint.with_name("results.json"))
     chosen = () if "test" in splits else ("--split", "all")
     say_next("tal-fast", "predict", "--checkpoint", checkpoint, "--data", data, *chosen,
              "--out", results)  # fmt: skip
@@ -169,13 +170,16 @@ def predict(
         "test"
     ),
     threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Detect actions in videos and write them as results JSON."""
     from tal_fast import api
 
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
-    detections = api.predict(checkpoint, dataset, out, videos=names, threads=threads)
+    detections = api.predict(
+        checkpoint, dataset, out, videos=names, threads=threads, overwrite=overwrite
+    )
     show(
         f"{counted(len(detections), 'detection')} in "
         f"{counted(len(detections.videos), 'video')}\n{out}"
