@@ -321,7 +321,8 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     clips = clip_set_of(detector, config.detector, dataset, split.train, training=True)
     if any(sampling.endswith("window") for sampling in spec.samplings):
         windows_of(clips)  # an error where there are none
-    notes = (*dataset.notes(), *require_learnable(clips))
+    asked = () if spec.adaptive is None else spec.adaptive.notes()
+    notes = (*asked, *dataset.notes(), *require_learnable(clips))
     resolved = config_to_dict(config)
     # Always written out, so that a study of epochs can be extended by one of steps.
     resolved["training"]["steps"] = config.training.steps or config.training.epochs * max(
