@@ -137,6 +137,7 @@ def predict(
     threads: int | None = None,
     device: str | None = None,
     other_rows: bool = False,
+    overwrite: bool = False,
 ) -> Detections:
     """Detects actions in videos.
 
@@ -153,19 +154,23 @@ def predict(
         device: ``auto``, ``cpu`` or ``cuda``; the training's when None.
         other_rows: predict although the rows of the data lie in time otherwise than those of the
             training, or their streams stand in another order.
+        overwrite: replace ``out`` if it is there.
 
     Returns:
         The detections, in seconds, by video in falling order of score.
 
     Raises:
         ConfigError: there is no such split.
-        DataError: the data is faulty, or its channels, classes or rows per second are not those of
-            the checkpoint.
+        DataError: the data is faulty, its channels, classes or rows per second are not those of
+            the checkpoint, or ``out`` is there.
         TrainingError: the checkpoint cannot be read, or what it gives is not finite.
     """
     from tal_fast import training
+    from tal_fast.data.files import refuse_existing
     from tal_fast.study.execution.run_trial import require_kept
 
+    if out is not None and not overwrite:
+        refuse_existing(Path(out))
     file = _weights(checkpoint)
     require_kept(file)
     dataset = data if isinstance(data, TALDataset) else open_dataset(data)

@@ -19,6 +19,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "MissingExtraError",
+    "NativeLibraryError",
     "TalFastError",
     "TrainingError",
     "argument",
@@ -62,6 +63,10 @@ class MissingExtraError(TalFastError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}, which is not installed: {install(extra)}")
+
+
+class NativeLibraryError(TalFastError, ImportError):
+    """The native library or torch, without which nothing works, cannot be loaded."""
 
 
 def install(extra: str) -> str:

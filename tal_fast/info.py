@@ -87,14 +87,13 @@ def collect() -> dict[str, Any]:
         library) and ``packages``.
 
     Raises:
-        ImportError: when the native library cannot be loaded; the message names likely causes.
+        NativeLibraryError: the native library cannot be loaded; the message says why.
     """
-    import torch
-
-    import tal_fast.ops  # noqa: F401
-    from tal_fast import _C
+    from tal_fast.ops import _C  # it says what is missing, torch among it
 
     build: dict[str, Any] = dict(_C.build_info())
+    import torch
+
     return {
         "tal_fast": __version__,
         "python": sys.version.split()[0],

@@ -214,6 +214,20 @@ class TestPredictAndEvaluate:
         assert list(score.map_at) == [0.3, 0.4, 0.5, 0.6, 0.7]
         assert score.average_map == pytest.approx(np.mean(list(score.map_at.values())))
 
+    def test_predictions_that_are_there_are_not_replaced(self, folder, trained, tmp_path):
+        out = tmp_path / "results.json"
+        out.write_text("{}")
+        with pytest.raises(DataError, match=r"results\.json: already exists; --overwrite \(overwr"):
+            tal_fast.predict(trained, folder, out, progress=False)
+        assert out.read_text() == "{}"
+        tal_fast.predict(trained, folder, out, progress=False, overwrite=True)
+        assert json.loads(out.read_text())["results"]
+        tal_fast.predict(trained, folder, "/dev/null", progress=False)
+        words = ["predict", "--checkpoint", trained.checkpoint, "--data", folder, "--out", out]
+        words = list(map(str, words))
+        assert cli.main(words) == 1
+        assert cli.main([*words, "--overwrite"]) == 0
+
     def test_progress(self, folder, trained):
         calls = []
         tal_fast.predict(

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import yaml
 
 import tal_fast
 from tal_fast import info
+from tal_fast.errors import TalFastError
+from tal_fast.ops.loading import not_loaded
 
 ROOT = Path(tal_fast.__file__).parent.parent
 sys.path.insert(0, str(ROOT / "build_backend"))
@@ -103,25 +106,118 @@ def test_an_unknown_instruction_set_fails_at_import() -> None:
     assert "on this machine, got 'mmx'" in done.stderr
 
 
-def test_a_missing_library_is_explained(tmp_path: Path) -> None:
-    # The package without its native library, as in a checkout that was never built.
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package without its native library, as in a checkout that was never built."""
+    folder = tmp_path_factory.mktemp("bare")
     shutil.copytree(
         ROOT / "tal_fast",
-        tmp_path / "tal_fast",
+        folder / "tal_fast",
         ignore=shutil.ignore_patterns("_C.*.so*", "__pycache__"),
     )
+    return folder
+
+
+def in_bare(bare: Path, code: str) -> subprocess.CompletedProcess[str]:
     # An editable installation finds submodules by itself; this process must not.
-    code = (
+    return run(
         "import sys\n"
         "sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]\n"
-        f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import tal_fast.ops"
+        f"sys.path.insert(0, {str(bare)!r})\n{code}"
     )
-    done = run(code)
+
+
+def test_a_missing_library_is_explained(bare: Path) -> None:
+    done = in_bare(bare, "import tal_fast.ops")
     assert done.returncode == 1
-    assert "tal_fast: the native library could not be loaded" in done.stderr
-    assert "Likely causes" in done.stderr
-    assert "make dev" in done.stderr
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert "NativeLibraryError: tal_fast: the native library is not built: there is no _C." in last
+    assert f"in {bare / 'tal_fast'}. Build it: {sys.executable} -m pip install " in last
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "'info'",
+        "'train', '--data', 'd', '--out', 'o', '--model', 'tadtr-small'",
+        "'profile', 'model', '--model', 'tadtr', '--channels', '8', '--classes', '2'",
+    ],
+)
+def test_commands_say_it_in_a_line(bare: Path, command: str) -> None:
+    done = in_bare(bare, f"from tal_fast.cli import main; sys.exit(main([{command}]))")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: tal_fast: the native library is not built: there is no _C.")
+
+
+def library(folder: Path, name: str = f"_C{EXTENSION_SUFFIXES[0]}") -> Path:
+    package = folder / "tal_fast"
+    package.mkdir()
+    (package / name).write_bytes(b"")
+    return package
+
+
+def test_a_library_for_another_python_is_named(tmp_path: Path) -> None:
+    package = library(tmp_path, "_C.cpython-39-x86_64-linux-gnu.so")
+    (tmp_path / "CMakeLists.txt").touch()
+    message = str(not_loaded(ImportError("cannot import name '_C'"), package, "2.13.0"))
+    assert "another Python or platform (_C.cpython-39-x86_64-linux-gnu.so), this is " in message
+    assert f"which needs _C{EXTENSION_SUFFIXES[0]}. " in message
+    assert message.endswith(f"{sys.executable} -m pip install -e {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("reason", "torch", "message"),
+    [
+        (
+            "_C.so: undefined symbol: aoti_torch_abi_version",
+            "2.11.0+cpu",
+            r"was built against another torch than this one, 2\.11\.0\+cpu, which lacks the symbol "
+            r"aoti_torch_abi_version\. Build it again: ",
+        ),
+        (
+            "libtorch_cpu.so: cannot open shared object file: No such file or directory",
+            "2.11.0",
+            r"another torch than this one, 2\.11\.0, which lacks the library libtorch_cpu\.so\. ",
+        ),
+        (
+            "libc.so.6: version `GLIBC_2.38' not found (required by _C.so)",
+            "2.11.0",
+            r"was built on a newer system than this one, which lacks GLIBC_2\.38\. ",
+        ),
+        ("_C.so: file too short", "2.11.0", r"could not be loaded: _C\.so: file too short\. Build"),
+        (
+            "_C.so: undefined symbol: aoti",
+            "2.9.1",
+            r"needs torch 2\.10 or newer, this is 2\.9\.1: ",
+        ),
+    ],
+)
+def test_the_cause_is_that_of_the_case(
+    tmp_path: Path, reason: str, torch: str, message: str
+) -> None:
+    found = not_loaded(ImportError(reason), library(tmp_path), torch)
+    assert isinstance(found, TalFastError)
+    assert isinstance(found, ImportError)
+    assert re.search(message, str(found)), str(found)
+
+
+def test_a_library_that_does_not_load_is_explained(bare: Path) -> None:
+    file = bare / "tal_fast" / f"_C{EXTENSION_SUFFIXES[0]}"
+    file.write_bytes(b"no library")
+    try:
+        done = in_bare(bare, "import tal_fast.ops")
+    finally:
+        file.unlink()
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert f"the native library {file} could not be loaded: " in last
+    assert "Build it again: " in last
+
+
+def test_torch_that_is_missing_is_told(bare: Path) -> None:
+    done = in_bare(bare, "sys.modules['torch'] = None\nimport tal_fast.ops")
+    assert "NativeLibraryError: tal_fast needs torch, which is not installed for" in done.stderr
+    assert "pip install 'torch>=2.10'" in done.stderr
 
 
 def test_the_binary_names_no_path_of_the_machine_that_built_it() -> None:

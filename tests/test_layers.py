@@ -17,7 +17,7 @@ PACKAGE = Path(tal_fast.__file__).parent
 ROOT = PACKAGE.parent
 
 # Importable from everywhere; page imports the errors, the others nothing of ours.
-LEAVES = {"averaging", "errors", "page", "progress", "ranges", "typing", "waiting"}
+LEAVES = {"averaging", "errors", "interrupts", "page", "progress", "ranges", "typing", "waiting"}
 
 # Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
 BELOW_MODELS = {"_C", "ops"}
@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "page": {"errors"},
     "averaging": set(),
+    "interrupts": set(),
     "progress": set(),
     "ranges": set(),
     "typing": set(),

@@ -87,7 +87,8 @@ ALLOWED = {
     ("training/ema.py", "WeightAverage.load_state_dict"): {"int"},
     ("training/step.py", "Stepper.state_dict"): {"float"},
     # Parts of prediction: of candidates that are on the CPU by then, and the fusion of windows.
-    ("models/called.py", "check_labels"): {"int", "bool"},
+    ("models/called.py", "check_proposals"): {"int", "bool", "tolist"},
+    ("models/called.py", "not_finite"): {"float"},
     ("ops/window_fusion.py", "fuse_windows"): {"unique"},
     ("ops/window_fusion.py", "_check"): {"int"},
     ("ops/window_fusion.py", "_touches_overlap"): {"unique", "nonzero"},

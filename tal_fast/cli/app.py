@@ -11,15 +11,19 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import typer
 
 from tal_fast.cli.grouped_help import GroupedCommand, GroupedGroup
 from tal_fast.cli.options import STANDARD_OUTPUT, JsonOut, flattened
 from tal_fast.errors import ConfigError, TalFastError, os_reason, printable
+from tal_fast.interrupts import sigterm_as_interrupt
 from tal_fast.waiting import wait_briefly
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "HERE",
     "MODELS",
     "STUDIES",
+    "Kept",
     "app",
     "command",
     "main",
@@ -37,6 +42,7 @@ __all__ = [
     "say_next",
     "study_app",
     "write_json",
+    "written_since",
 ]
 
 _Command = Callable[..., None]
@@ -165,7 +171,63 @@ def _no_memory(error: BaseException) -> bool:
     )
 
 
-def _guarded(function: _Command, name: str, several: bool) -> _Command:
+@dataclass(frozen=True)
+class _Called:
+    """How the program was called, and when (seconds since the epoch)."""
+
+    words: tuple[str, ...]
+    at: float
+
+
+_called: ContextVar[_Called | None] = ContextVar("called", default=None)
+
+
+def written_since(path: Path, since: float) -> bool:
+    """Tells whether a file is there and was written after a time (seconds since the epoch)."""
+    return path.exists() and path.stat().st_mtime >= since
+
+
+class Kept(NamedTuple):
+    """What an interrupted command leaves.
+
+    Attributes:
+        where: it is, in words.
+        goes_on: whether the same command goes on from there; else it is all there.
+    """
+
+    where: str
+    goes_on: bool = True
+
+
+_Asked = Callable[[dict[str, Any], float], Kept | None]
+
+
+def _say_interrupted(asked: _Asked | None, options: dict[str, Any]) -> None:
+    """Says what an interrupted command leaves, and the command that goes on or starts over.
+
+    It is the same command, except that what was to start over and has begun is to go on.
+    """
+    called = _called.get()
+    if called is None:  # as a function: nobody gave a command
+        say("interrupted")
+        return
+    words = list(called.words)
+    kept = None if asked is None else asked(options, called.at)
+    if kept is None:
+        say("interrupted: nothing is kept, the same command starts over")
+    elif not kept.goes_on:
+        say(f"interrupted: {kept.where}")
+        return
+    else:
+        say(f"interrupted: {kept.where}, the same command goes on from there")
+        words = [word for word in words if word not in ("--no-resume", "--overwrite")]
+    if _of_several() is None:
+        say_next("tal-fast", *words)
+    else:
+        say(f"next: the same torchrun command, ending in {shlex.join(words)}")
+
+
+def _guarded(function: _Command, name: str, several: bool, kept: _Asked | None) -> _Command:
     """Turns expected errors into one line and an exit status; bugs keep their traceback."""
 
     @functools.wraps(function)
@@ -178,8 +240,8 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
                 function(*args, **kwargs)
         except KeyboardInterrupt as error:
             if place is None or place[0] == 0:
-                say("interrupted")
-            # That of a training tells which signal it was.
+                _say_interrupted(kept, kwargs)
+            # That of SIGTERM tells which signal it was.
             raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
         except (TalFastError, OSError, MemoryError, RuntimeError) as error:
             if not isinstance(error, (TalFastError, OSError)) and not _no_memory(error):
@@ -202,7 +264,13 @@ def _guarded(function: _Command, name: str, several: bool) -> _Command:
 
 
 def command(
-    group: typer.Typer, name: str, example: str, *, panel: str | None = None, several: bool = False
+    group: typer.Typer,
+    name: str,
+    example: str,
+    *,
+    panel: str | None = None,
+    several: bool = False,
+    kept: _Asked | None = None,
 ) -> Callable[[_Command], _Command]:
     """Adds a function to a group as a command whose help ends in an example.
 
@@ -215,10 +283,13 @@ def command(
         example: of its use, a whole command line.
         panel: title under which the help of the group has it.
         several: whether it knows of several processes.
+        kept: called with the options when the command is interrupted, and the time that it began
+            (seconds since the epoch); says what of it is kept for the same command to go on from.
+            Other commands keep nothing.
     """
 
     def register(function: _Command) -> _Command:
-        guarded = _guarded(flattened(function), name, several)
+        guarded = _guarded(flattened(function), name, several, kept)
         group.command(
             name, epilog=f"Example: {example}", cls=GroupedCommand, rich_help_panel=panel
         )(guarded)
@@ -265,10 +336,14 @@ def main(arguments: list[str] | None = None) -> int:
         # cycles, afterwards and once more at the end, took an eighth of its time.
         gc.disable()
         atexit.register(gc.freeze)
+    token = _called.set(_Called(tuple(given), time.time()))
     try:
-        app(args=_with_steps(given), prog_name="tal-fast")
+        with sigterm_as_interrupt():
+            app(args=_with_steps(given), prog_name="tal-fast")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:  # while a command was still being imported
         return 130
+    finally:
+        _called.reset(token)
     return 0

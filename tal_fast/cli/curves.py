@@ -77,6 +77,7 @@ def _measured(
 ) -> LearningCurve:
     from tal_fast.curves import read_curve
     from tal_fast.curves.learning_curve import percent
+    from tal_fast.curves.points import note_on_difference
     from tal_fast.errors import ConfigError
 
     deviation, until = part.deviation, part.until
@@ -87,6 +88,9 @@ def _measured(
     measured = read_curve(study, curve, repetitions=table.repetitions, form=table.form())
     if deviation is not None:
         measured = measured.with_deviation(deviation)
+        note = note_on_difference("--deviation", deviation)
+        if note is not None:
+            say(f"note: {note}")
     return measured if until is None else measured.until(percent(until))
 
 
@@ -283,12 +287,15 @@ def study_plan(
     from tal_fast.curves.ensemble import build_ensemble
     from tal_fast.curves.extrapolation import check_confidence, check_times
     from tal_fast.curves.learning_curve import percent
+    from tal_fast.curves.points import require_level
     from tal_fast.curves.ranking import rank_models
     from tal_fast.errors import ConfigError
     from tal_fast.study.shares import parse_shares
 
     if picture is not None and target is None:
         raise ConfigError("--picture: expected --target, whose chance it shows")
+    if target is not None:
+        require_level("--target", target)
     _check_picture(picture)
     check_outputs({"--picture": _files_of_picture(picture), "--json": [json_out]}, [study])
     for option, value in (("--hours", hours), ("--seconds", seconds)):

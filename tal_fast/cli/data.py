@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import DATA, app, command, say, say_next, show, write_json
+from tal_fast.cli.app import (
+    DATA,
+    Kept,
+    app,
+    command,
+    say,
+    say_next,
+    show,
+    write_json,
+    written_since,
+)
 from tal_fast.cli.feature_options import (
     AllowPickle,
     FormOptions,
@@ -27,11 +37,24 @@ WITHOUT = "Instead of a data directory"
 WINDOWS = "Training windows"
 
 
+def _kept_of_store(options: dict[str, Any], since: float) -> Kept | None:
+    """Says where the shards of a store are; None where this packing has not begun."""
+    from tal_fast.data.packing.store import SETTINGS
+
+    out = options["out"]
+    # A store from before may be what this one was to replace.
+    begun = written_since(out / SETTINGS, since if options["overwrite"] else 0.0)
+    if options["verify"] or not begun:
+        return None
+    return Kept(f"the finished shards are in {out}")
+
+
 @command(
     app,
     "pack",
     "tal-fast pack --features rgb --features flow --out packed --dtype float16",
     panel=DATA,
+    kept=_kept_of_store,
 )
 def pack(
     out: Annotated[

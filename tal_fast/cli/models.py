@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import MODELS, app, command, say, say_next, show, write_json
+from tal_fast.cli.app import (
+    MODELS,
+    Kept,
+    app,
+    command,
+    say,
+    say_next,
+    show,
+    write_json,
+    written_since,
+)
 from tal_fast.cli.next_steps import free_place, given_options, say_open, say_study
 from tal_fast.cli.options import (
     OUTPUT,
@@ -20,6 +30,7 @@ from tal_fast.cli.options import (
     MachineOptions,
     ModelOfConfig,
     Out,
+    Overwrite,
     SettingOptions,
     Threads,
     TrainVideos,
@@ -60,12 +71,25 @@ def _profiled(
         )
 
 
+def _kept_of_training(options: dict[str, Any], since: float) -> Kept | None:
+    """Says where the state of a training is; None where this one has written none."""
+    state, weights = options["out"] / "resume.pt", options["out"] / "checkpoint.pt"
+    # A file from before may be what this training was to replace.
+    ours = [path for path in (state, weights) if options["resume"] or written_since(path, since)]
+    if state in ours and state.exists():
+        return Kept(f"the training is saved in {state}")
+    if weights in ours and weights.exists():
+        return Kept(f"the training had ended, its weights are in {weights}", goes_on=False)
+    return None
+
+
 @command(
     app,
     "train",
     "tal-fast train --data data/hapt --model tadtr-small --out runs/first",
     panel=MODELS,
     several=True,
+    kept=_kept_of_training,
 )
 def train(
     data: Data,
@@ -123,7 +147,7 @@ def train(
 
 
 def _say_predict(checkpoint: Path, data: Path, splits: Iterable[str]) -> None:
-    results = checkpoint.with_name("results.json")
+    results = free_place(checkpoint.with_name("results.json"))
     chosen = () if "test" in splits else ("--split", "all")
     say_next("tal-fast", "predict", "--checkpoint", checkpoint, "--data", data, *chosen,
              "--out", results)  # fmt: skip
@@ -153,6 +177,7 @@ def predict(
         ),
     ] = False,
     threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Detect actions in videos and write them as results JSON."""
     from tal_fast import api
@@ -160,7 +185,13 @@ def predict(
     dataset = api.open_dataset(data)
     names = dataset.videos_of(split, "--split")
     detections = api.predict(
-        checkpoint, dataset, out, videos=names, threads=threads, other_rows=other_rows
+        checkpoint,
+        dataset,
+        out,
+        videos=names,
+        threads=threads,
+        other_rows=other_rows,
+        overwrite=overwrite,
     )
     show(
         f"{counted(len(detections), 'detection')} in "

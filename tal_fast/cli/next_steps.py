@@ -30,11 +30,11 @@ _TIMES = 3.0  # the full training set, which a first extrapolation asks about
 _REPETITIONS = 3
 
 
-def free_place(place: str) -> Path:
-    """Returns a directory like ``runs/first`` that is not there yet."""
+def free_place(place: str | Path) -> Path:
+    """Returns a path like ``runs/first`` or ``results.json`` that is not there yet."""
     path, attempt = Path(place), 2
     while path.exists():
-        path = Path(f"{place}-{attempt}")
+        path = Path(place).with_stem(f"{Path(place).stem}-{attempt}")
         attempt += 1
     return path
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tal_fast.cli.app import command, say, show, study_app
+from tal_fast.cli.app import Kept, command, say, show, study_app
 from tal_fast.cli.next_steps import say_after_study
 from tal_fast.cli.options import (
     MACHINE,
@@ -229,11 +229,20 @@ class AdaptiveOptions:
         )
 
 
+def _kept_of_study(options: dict[str, Any], since: float) -> Kept | None:
+    """Says where the trials of a study are; None where it has not begun."""
+    out = options["out"]
+    if not (out / "study.yaml").exists():
+        return None
+    return Kept(f"finished trials and the saved states of running ones are in {out / 'trials'}")
+
+
 @command(
     study_app,
     "run",
     "tal-fast study run --data data/hapt --model tadtr-small --fractions 0.1:1.0:0.1 "
     "--repetitions 5 --jobs 2 --out results/hapt",
+    kept=_kept_of_study,
 )
 def study_run(
     data: Data,
@@ -273,7 +282,7 @@ def study_run(
     _print_study(result, out)
 
 
-@command(study_app, "demo", "tal-fast study demo --out results/demo")
+@command(study_app, "demo", "tal-fast study demo --out results/demo", kept=_kept_of_study)
 def study_demo(out: Out, jobs: Jobs = 2) -> None:
     """Make synthetic data and run a small study on it: a few minutes on two cores."""
     from tal_fast.study import run_study

@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from tal_fast.curves.ensemble import Ensemble
 from tal_fast.curves.extrapolation import LIMIT
 from tal_fast.curves.learning_curve import DEVIATION_FLOOR, LearningCurve, part
+from tal_fast.curves.points import require_level
 from tal_fast.errors import ConfigError, argument
 from tal_fast.typing import Floats
 
@@ -82,10 +83,9 @@ def plan_target(
         chances: for which to look up the amount.
 
     Raises:
-        ConfigError: the target is not above 0 and at most 100.
+        ConfigError: the target is not above 1 and at most 100.
     """
-    if not 0.0 < target <= 100.0:
-        raise ConfigError(f"--target: expected mAP above 0 and at most 100 points, got {target:g}")
+    require_level("--target", target)
     curve = ensemble.curve
     end = float(curve.share[-1])
     share = np.geomspace(float(curve.share[0]), LIMIT * end, 241)

@@ -22,6 +22,7 @@ __all__ = [
     "check_writable",
     "directory_in_one_step",
     "file_in_one_step",
+    "refuse_existing",
     "remove_unfinished",
     "sync_directory",
     "write_bytes_atomically",
@@ -208,6 +209,19 @@ def write_bytes_atomically(path: FilePath, content: bytes, *, sync: bool = False
     except OSError as error:
         raise write_error(path, error) from error
     return target
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuses to replace what is there: work is replaced only if that is asked for.
+
+    Work is a data directory, a store, a training, a study, or predictions. What is made of these in
+    a moment (numbers, tables, pictures, pages) is replaced without a word.
+
+    Raises:
+        DataError: a file is there; a device or a pipe is written to.
+    """
+    if path.is_file():
+        raise DataError(f"{path}: already exists; {argument('overwrite', True)} replaces it")
 
 
 def check_writable(directory: Path) -> None:

@@ -21,6 +21,7 @@ from tal_fast.models.base import (
     Whole,
     plain_defaults,
 )
+from tal_fast.models.called import built
 from tal_fast.models.registry import available, code_of, detector_of, recipe
 from tal_fast.models.settings import detector_config
 from tal_fast.models.tadtr import TadTR
@@ -59,4 +60,4 @@ def build_model(name: str, *, in_channels: int, num_classes: int, **overrides: A
     """
     config = detector_config(name, {"model": overrides})
     with plain_defaults(None):
-        return detector_of(name)(in_channels, num_classes, config)
+        return built(detector_of(name), in_channels, num_classes, config)

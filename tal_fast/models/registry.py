@@ -20,6 +20,7 @@ from typing import Any
 
 from tal_fast.errors import ConfigError, nearest
 from tal_fast.models.base import Detector
+from tal_fast.models.called import is_own
 
 __all__ = ["ENTRY_POINTS", "Recipe", "available", "code_of", "detector_of", "recipe"]
 
@@ -89,7 +90,7 @@ def code_of(name: str) -> str | None:
     Of that file alone: what it imports may change without a trace.
     """
     detector = detector_of(name)
-    if detector.__module__.startswith("tal_fast."):
+    if not is_own(detector):
         return None
     try:
         file = inspect.getsourcefile(detector)

@@ -7,22 +7,22 @@ autograd and an autocast rule, so it works under ``torch.compile``, ``torch.auto
 """
 
 import warnings
+from pathlib import Path
+
+from tal_fast.ops.loading import no_torch, not_loaded
 
 # torch comes first: the native library finds torch's libraries only when they are loaded already.
-import torch
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise no_torch() from error
 
 try:
     from tal_fast import _C as _C
 except ImportError as error:
-    raise ImportError(
-        f"tal_fast: the native library could not be loaded: {error}\n"
-        "Likely causes:\n"
-        "  1. It was not built for this Python: run `make dev`, or `pip install -e .` in the "
-        "environment that you use.\n"
-        f"  2. torch {torch.__version__} is older than 2.10, the oldest that works.\n"
-        "  3. TAL_FAST_ISA names an instruction set that this machine does not have.\n"
-        "  4. torch was removed or replaced in another place: build again."
-    ) from error
+    raise not_loaded(error, Path(__file__).parents[1], torch.__version__) from error
 
 # The CUDA kernels are a library of their own: without it, or with one that does not fit this torch,
 # everything works on the CPU. `tal-fast info` says why CUDA is off.

@@ -6,10 +6,12 @@ The rest (shapes, dtypes, ranges) is checked by the op itself, once for all devi
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
-__all__ = ["check_tensors", "position", "widened"]
+__all__ = ["check_tensors", "position", "renamed", "widened"]
 
 
 def check_tensors(op: str, *, optional: str | None = None, **tensors: Tensor | None) -> None:
@@ -77,3 +79,33 @@ def position(op: str, argument: str, word: object, words: tuple[str | None, ...]
         raise ValueError(
             f"{op}: expected {argument} to be one of {allowed}, got {word!r}"
         ) from None
+
+
+# What torch says of an argument of a type that the schema does not have.
+_OF_A_SCHEMA = re.compile(
+    r"tal_fast::\w+\(\) Expected a value of type '([^']+)' for argument '(\w+)' but instead found "
+    r"type '([^']+)'"
+)
+
+
+def renamed(error: Exception, op: str, inner: str, **names: str) -> Exception:
+    """Returns an error of an inner op as that of the function that was called.
+
+    Args:
+        error: that ``inner`` raised.
+        op: the name of the function.
+        inner: the name of the op that it calls.
+        **names: the arguments of ``op``, by those of ``inner`` where they are called otherwise.
+    """
+    message = str(error)
+    found = _OF_A_SCHEMA.match(message)
+    if found is not None:
+        kind, name, got = found.groups()
+        return type(error)(f"{op}: expected {names.get(name, name)} of type {kind}, got {got}")
+    if not message.startswith((f"{inner}:", f"{inner}()")):
+        return error
+    words = "|".join(map(re.escape, names))
+    rest = message.removeprefix(inner)
+    if words:
+        rest = re.sub(rf"(?<![\w.])(?:{words})(?![\w.])", lambda word: names[word[0]], rest)
+    return type(error)(op + rest)

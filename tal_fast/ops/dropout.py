@@ -46,7 +46,7 @@ def dropout(
         Differentiable for x and residual any number of times, in both modes.
 
     Raises:
-        TypeError: ``x`` or ``residual`` is no tensor.
+        TypeError: ``x`` or ``residual`` is no tensor, ``p`` no number, or a flag a tensor.
         RuntimeError: ``p`` is out of range, shapes differ, or relu and residual are both given.
 
     Example:
@@ -59,6 +59,11 @@ def dropout(
         True
     """
     check_tensors("dropout", x=x, residual=residual, optional="residual")
+    if isinstance(p, Tensor) or not hasattr(p, "__float__"):
+        raise TypeError(f"dropout: expected p to be a number, got {type(p).__name__}")
+    for name, flag in (("training", training), ("relu", relu)):
+        if isinstance(flag, Tensor):
+            raise TypeError(f"dropout: expected {name} to be True or False, got a Tensor")
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
     native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x)

@@ -49,7 +49,7 @@ def gather_windows(
         gradient, and forward AD is refused: features are data.
 
     Raises:
-        TypeError: an argument is no tensor.
+        TypeError: an argument is no tensor, or ``dtype`` no dtype.
         RuntimeError: on wrong shapes, dtypes or devices, a store that is not contiguous, or a
             negative length; on a CPU also if a window is not within the store or ``length`` (it is
             named). A GPU cannot say so without waiting for it: there every row that does not exist,
@@ -75,6 +75,8 @@ def gather_windows(
                 [False, False,  True]])
     """
     check_tensors("gather_windows", store=store, first_row=first_row, rows=rows)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"gather_windows: expected dtype to be a torch.dtype, got {dtype!r}")
     features, mask = _op(
         store, first_row, rows, length, store.dtype if dtype is None else dtype, channels_first
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors
+from tal_fast.ops.arguments import check_tensors, renamed
 from tal_fast.ops.registration import register_autocast, register_autograd, register_no_flops
 
 __all__ = ["LinearAssignment", "linear_assignment"]
@@ -102,6 +102,11 @@ column=tensor([1, 0, 1, 0]))
                 f"linear_assignment: expected {name} as host integers, got a tensor: "
                 "call its tolist()"
             )
+    if not isinstance(column_counts, Sequence):
+        raise TypeError(
+            "linear_assignment: expected column_counts to be a sequence of integers, got "
+            f"{type(column_counts).__name__}"
+        )
     if isinstance(row_counts, Sequence):
         if len(row_counts) != len(column_counts):
             raise RuntimeError(
@@ -110,7 +115,11 @@ column=tensor([1, 0, 1, 0]))
             )
     else:
         row_counts = [row_counts]
-    return LinearAssignment(*_op(costs, row_counts, column_counts))
+    try:
+        return LinearAssignment(*_op(costs, row_counts, column_counts))
+    except RuntimeError as error:
+        both = "row_counts and column_counts"
+        raise renamed(error, "linear_assignment", "linear_assignment", counts=both) from None
 
 
 def _flatten(matrices: Sequence[Tensor]) -> tuple[Tensor, list[int], list[int]]:

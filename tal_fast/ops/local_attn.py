@@ -50,8 +50,9 @@ def local_attn(
             may be a view, such as ``x.unflatten(-1, (H, D))`` or a third of one projection.
         key: Tensor[B, T, H, D], dtype of ``query``.
         value: Tensor[B, T, H, D], dtype of ``query``.
-        window: rows seen, at least 1; each side sees ``window // 2``, so an even window sees one
-            more.
+        window: rows seen, any number from 1 on: the row itself and ``window // 2`` on either side.
+            Odd numbers say how many that are; an even one is the same as the next odd one (18 sees
+            19 rows), as in ActionFormer's code. 1 sees the row alone.
         mask: bool Tensor[B, T], True = padding: no row sees such a row, whatever it holds, its own
             result is 0, and it neither gets nor passes on a gradient.
 

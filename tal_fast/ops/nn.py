@@ -121,7 +121,8 @@ class LocalAttention(nn.Module):
     Args:
         d_model: width of the rows.
         num_heads: number of heads; divides ``d_model``.
-        window: rows that each row sees, itself included; half of them on either side.
+        window: rows that each row sees, as in :func:`tal_fast.ops.local_attn`: itself and
+            ``window // 2`` on either side, so that an even number is the next odd one.
 
     Raises:
         ValueError: ``num_heads`` does not divide ``d_model``, or ``window`` is below 1.

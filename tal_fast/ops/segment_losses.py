@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.arguments import check_tensors, position, renamed
 from tal_fast.ops.segment_iou import segment_iou
 
 __all__ = ["diou_loss", "giou_loss", "iou_loss"]
@@ -44,7 +44,7 @@ def iou_loss(
     Raises:
         ValueError: for an unknown ``reduction``.
         TypeError: ``pred`` or ``target`` is no tensor.
-        RuntimeError: whatever ``segment_iou`` refuses.
+        RuntimeError: wrong shapes or dtypes, ``eps`` below 0 or no number, as ``segment_iou``.
 
     Example:
         >>> import torch
@@ -119,7 +119,11 @@ def _loss(
 ) -> Tensor:
     check_tensors(f"{kind}_loss", pred=pred, target=target)
     position(f"{kind}_loss", "reduction", reduction, ("none", "mean", "sum"))
-    loss = 1 - segment_iou(pred, target, kind, aligned=True, eps=eps)
+    try:
+        loss = 1 - segment_iou(pred, target, kind, aligned=True, eps=eps)
+    except RuntimeError as error:
+        told = renamed(error, f"{kind}_loss", "segment_iou", a="pred", b="target")
+        raise RuntimeError(str(told).replace(" with aligned=True", "")) from None
     if reduction == "none":
         return loss
     total = loss.sum()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tal_fast.ops.arguments import check_tensors, position
+from tal_fast.ops.arguments import check_tensors, position, renamed
 from tal_fast.ops.nms import BatchedNMSResult, batched_nms
 
 __all__ = ["fuse_windows"]
@@ -80,7 +80,7 @@ def fuse_windows(
     _check(segments, windows, window_spans, window_videos)
     videos = window_videos.index_select(0, windows)
     if scope == "all":
-        return batched_nms(segments, scores, labels, videos, **options)
+        return _suppressed(segments, scores, labels, videos, options)
     # A detection outside every overlap must not meet any other: it gets a class of its own. Classes
     # become dense numbers first, so that the new ones cannot collide with them.
     classes = labels.unique(return_inverse=True)[1]
@@ -89,10 +89,30 @@ def fuse_windows(
     options["per_class"] = True
     alone = ~_touches_overlap(segments, windows, window_spans, window_videos)
     own = torch.arange(len(labels), device=labels.device) + len(labels)
-    return batched_nms(segments, scores, torch.where(alone, own, classes), videos, **options)
+    return _suppressed(segments, scores, torch.where(alone, own, classes), videos, options)
+
+
+def _suppressed(
+    segments: Tensor, scores: Tensor, labels: Tensor, videos: Tensor, options: dict[str, Any]
+) -> BatchedNMSResult:
+    """As ``batched_nms``, whose errors name this function and its arguments."""
+    try:
+        return batched_nms(segments, scores, labels, videos, **options)
+    except (RuntimeError, TypeError, ValueError) as error:
+        told = renamed(error, "fuse_windows", "batched_nms", videos="window_videos")
+        raise told from None
 
 
 def _check(segments: Tensor, windows: Tensor, spans: Tensor, window_videos: Tensor) -> None:
+    if segments.dim() != 2 or segments.shape[1] != 2:
+        raise RuntimeError(
+            f"fuse_windows: expected segments of shape [N, 2], got {list(segments.shape)}"
+        )
+    for name, numbers in (("windows", windows), ("window_videos", window_videos)):
+        if numbers.dtype not in (torch.int64, torch.int32):
+            raise RuntimeError(
+                f"fuse_windows: expected {name} of dtype int64 or int32, got {numbers.dtype}"
+            )
     count = window_videos.shape[0] if window_videos.dim() == 1 else -1
     if spans.dim() != 2 or tuple(spans.shape) != (count, 2):
         raise RuntimeError(

@@ -24,7 +24,7 @@ from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import ConfigError, DataError, counted
 from tal_fast.models import detector_of
 from tal_fast.models.base import Detector, plain_defaults
-from tal_fast.models.called import output_of, proposals_of
+from tal_fast.models.called import built, output_of, proposals_of
 from tal_fast.profiling import procfs
 from tal_fast.profiling.ceilings import machine_ceilings
 from tal_fast.profiling.figures import csv_text, figure, value_of
@@ -101,7 +101,7 @@ def ready_model(
     config = load_config(preset=name, overrides=settings)
     torch.manual_seed(config.training.seed)
     with plain_defaults():
-        return detector_of(config.name)(*sizes, config.detector), config
+        return built(detector_of(config.name), *sizes, config.detector), config
 
 
 def made_clips(model: Detector, lengths: Sequence[int], seed: int = 0) -> list[ClipInput]:

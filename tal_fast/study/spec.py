@@ -305,6 +305,7 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     from tal_fast.data import open_dataset, require_learnable
     from tal_fast.data.windows import windows_of
     from tal_fast.models import detector_of
+    from tal_fast.models.called import clip_set_of
     from tal_fast.training import config_to_dict, load_config
 
     spec.check()
@@ -316,10 +317,12 @@ def plan_study(spec: StudySpec) -> StudyPlan:
     if spec.split == "data":
         # Samples and random splits may miss classes, which is recorded; the data's own may not.
         dataset.require_every_class(split.train, "training")
-    clips = detector_of(config.name).clips(config.detector, dataset, split.train, training=True)
+    detector = detector_of(config.name)
+    clips = clip_set_of(detector, config.detector, dataset, split.train, training=True)
     if any(sampling.endswith("window") for sampling in spec.samplings):
         windows_of(clips)  # an error where there are none
-    notes = (*dataset.notes(), *require_learnable(clips))
+    asked = () if spec.adaptive is None else spec.adaptive.notes()
+    notes = (*asked, *dataset.notes(), *require_learnable(clips))
     resolved = config_to_dict(config)
     # Always written out, so that a study of epochs can be extended by one of steps.
     resolved["training"]["steps"] = config.training.steps or config.training.epochs * max(

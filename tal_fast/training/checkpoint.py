@@ -25,6 +25,7 @@ from tal_fast.data.unpickling import torch_globals
 from tal_fast.errors import ConfigError, DataError, TrainingError, listing, os_reason
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
+from tal_fast.models.called import built
 from tal_fast.training.config import ExperimentConfig, config_from_dict, config_to_dict
 from tal_fast.training.finite import not_finite_weights
 from tal_fast.training.foreign_files import foreign_file
@@ -265,7 +266,7 @@ def load_trained(path: str | Path) -> Trained:
         raise TrainingError(f"{path}: {error}") from error
     # Without initial weights: drawing them took longer than reading the trained ones.
     with plain_defaults("meta"), _at_most(_SPARE * (len(weights) + _SPARE), path):
-        model = detector_of(config.name)(channels, len(classes), config.detector)
+        model = built(detector_of(config.name), channels, len(classes), config.detector)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:

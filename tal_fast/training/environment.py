@@ -17,7 +17,7 @@ import psutil
 import torch
 
 import tal_fast
-from tal_fast import _C
+from tal_fast.ops import _C
 
 __all__ = ["describe_environment", "peak_memory_mib", "usable_cores"]
 

@@ -20,13 +20,13 @@ from tal_fast.data.files import file_in_one_step
 from tal_fast.data.locks import BusyError, locked_directory
 from tal_fast.errors import ConfigError, DataError, TrainingError, counted, os_reason
 from tal_fast.evaluation import Detections, EvaluationResult, evaluate
+from tal_fast.interrupts import passed_on
 from tal_fast.models.base import Detector
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.device import resolve_amp, resolve_device
 from tal_fast.training.environment import describe_environment, peak_memory_mib
 from tal_fast.training.inference import detect, predict
-from tal_fast.training.interrupts import passed_on
 from tal_fast.training.told import ProgressEvent, TrainingSummary
 from tal_fast.training.trainer import Trainer
 

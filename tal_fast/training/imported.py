@@ -12,6 +12,7 @@ from torch import Tensor
 from tal_fast.errors import ConfigError, TrainingError, counted, listing, os_reason
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
+from tal_fast.models.called import built
 from tal_fast.training.checkpoint import described_content, read_torch_file, save_model
 from tal_fast.training.config import ExperimentConfig, save_config
 from tal_fast.training.finite import not_finite_weights
@@ -64,7 +65,7 @@ def import_checkpoint(
             f"{listing(classes, _SHOWN, ', ')}"
         )
     with plain_defaults("meta"):
-        model = detector(in_channels, num_classes, config.detector)
+        model = built(detector, in_channels, num_classes, config.detector)
     _check_fit(path, model, state, _named(detector, config))
     first = not_finite_weights(state)
     if first is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,13 @@ from tal_fast.data.row_meaning import row_meaning
 from tal_fast.errors import DataError, TrainingError, argument, counted
 from tal_fast.evaluation import Detections, write_results
 from tal_fast.models.base import Candidates, Detector, PostprocessConfig
-from tal_fast.models.called import check_labels, output_of, proposals_of
+from tal_fast.models.called import (
+    check_proposals,
+    clip_set_of,
+    not_finite,
+    output_of,
+    proposals_of,
+)
 from tal_fast.training.checkpoint import Trained, load_trained
 from tal_fast.training.config import TrainingConfig
 from tal_fast.training.device import autocast, resolve_device
@@ -83,7 +90,7 @@ def predict(
             f"{checkpoint} knows the classes {list(classes)}, "
             f"{data.name} has {list(data.annotations.classes)}"
         )
-    clips = model.clips(model.config, data, videos, training=False)
+    clips = clip_set_of(type(model), model.config, data, videos, training=False)
     note = _checked_rows(checkpoint, trained, clips, other_rows)
     if note is not None:
         said(note)
@@ -130,6 +137,7 @@ def detect(
     config: TrainingConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
+    batches: int | None = None,
 ) -> Detections:
     """Runs a model over the clips of videos and merges what the clips give.
 
@@ -142,6 +150,7 @@ def detect(
         videos: names of the videos.
         config: of the training: batch size and precision.
         progress: called with (clips done, clips in all).
+        batches: look at the first so many batches alone; at all when None.
 
     Returns:
         Detections grouped by video, in falling order of score.
@@ -149,8 +158,8 @@ def detect(
     Raises:
         TrainingError: the outputs are not finite.
     """
-    clips = model.clips(model.config, data, videos, training=False)
-    return _detected(model, clips, videos, config, progress)
+    clips = clip_set_of(type(model), model.config, data, videos, training=False)
+    return _detected(model, clips, videos, config, progress, batches)
 
 
 @torch.inference_mode()
@@ -160,6 +169,7 @@ def _detected(
     videos: Sequence[str],
     config: TrainingConfig,
     progress: Callable[[int, int], None] | None,
+    batches: int | None = None,
 ) -> Detections:
     """Returns what :func:`detect` does, of the clips of the videos."""
     settings = model.config
@@ -175,7 +185,7 @@ def _detected(
             world_size=1,
         ) as loader:
             done = 0
-            for batch in loader:
+            for batch in itertools.islice(loader, batches):
                 collected.add(batch, _candidates(model, batch, config))
                 done += len(batch)
                 if progress is not None:
@@ -203,8 +213,8 @@ def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candid
         valid = None if given.valid is None else given.valid.cpu()
         scores, labels, segments = (item.cpu() for item in given[:3])
         candidates = Candidates(scores, labels, segments, valid)
-        check_labels(model, candidates)
         if all(bool(torch.isfinite(item).all()) for item in (scores, segments)):
+            check_proposals(model, candidates)
             return candidates
     except (RuntimeError, ValueError) as error:
         failure = error  # ops on a CPU refuse what is not finite
@@ -212,6 +222,9 @@ def _candidates(model: Detector, batch: Batch, config: TrainingConfig) -> Candid
         first = first_not_finite(model, features, mask)
     if failure is not None and first is None:
         raise failure
+    mistake = not_finite(model, candidates) if first is None else None
+    if mistake is not None:
+        raise mistake
     raise TrainingError(
         f"the outputs are not finite for {clips_of(batch.videos)}; the first is "
         f"{first or 'a candidate'}"

@@ -13,12 +13,13 @@ from typing import Any
 from tal_fast.averaging import NOTED_START, start_kept
 from tal_fast.data import TALDataset, open_dataset, require_learnable
 from tal_fast.errors import ConfigError, argument, counted
+from tal_fast.interrupts import passed_on
 from tal_fast.models import detector_of
+from tal_fast.models.called import clip_set_of
 from tal_fast.progress import bar
 from tal_fast.training.config import ExperimentConfig, load_config, parse_overrides
 from tal_fast.training.distributed import launched
 from tal_fast.training.experiment import train
-from tal_fast.training.interrupts import passed_on
 from tal_fast.training.told import ProgressEvent, TrainingSummary
 from tal_fast.typing import FilePath
 
@@ -164,7 +165,8 @@ def plan_training(
     dataset = data if isinstance(data, TALDataset) else open_dataset(data)
     names = dataset.videos_of(videos, "videos")
     dataset.require_every_class(names, "training")
-    clips = detector_of(resolved.name).clips(resolved.detector, dataset, names, training=True)
+    detector = detector_of(resolved.name)
+    clips = clip_set_of(detector, resolved.detector, dataset, names, training=True)
     notes = (*dataset.notes(), *require_learnable(clips))
     return TrainingPlan(resolved, dataset, names, folder, resume, first, notes)
 

@@ -14,6 +14,7 @@ from tal_fast.data.loader import FeatureLoader
 from tal_fast.errors import DataError, listing
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
+from tal_fast.models.called import built, started
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig
 
@@ -46,8 +47,9 @@ def fresh_model(config: ExperimentConfig, data: TALDataset, instances: Sequence[
     """
     torch.manual_seed(config.training.seed)
     with plain_defaults():
-        model = detector_of(config.name)(data.channels, data.num_classes, config.detector)
-        model.start(instances)
+        detector = detector_of(config.name)
+        model = built(detector, data.channels, data.num_classes, config.detector)
+        started(model, instances)
     return model.train()
 
 

@@ -14,7 +14,7 @@ from tal_fast import ranges
 from tal_fast.data.batches import Batch, to_device
 from tal_fast.errors import TrainingError
 from tal_fast.models.base import Detector, Targets, Whole
-from tal_fast.models.called import losses_of, output_of
+from tal_fast.models.called import groups_of, losses_of, output_of
 from tal_fast.training import distributed
 from tal_fast.training.config import ExperimentConfig, TrainingConfig
 from tal_fast.training.cuda_graph import CudaRecorder, GraphedSteps, Recorder, say_once, why_not
@@ -36,7 +36,7 @@ def parameter_groups(model: Detector, config: TrainingConfig) -> list[dict[str, 
             "scale": config.sampling_lr_scale if group.slow else 1.0,
             "weight_decay": config.weight_decay if group.decay else 0.0,
         }
-        for group in model.parameter_groups()
+        for group in groups_of(model)
     ]
 
 

@@ -20,15 +20,17 @@ from tal_fast.data.loader import FeatureLoader
 from tal_fast.data.row_meaning import row_meaning
 from tal_fast.data.windows import windows_of
 from tal_fast.errors import TrainingError
+from tal_fast.interrupts import deferred_interrupt
 from tal_fast.models import Detector, code_of, detector_of
+from tal_fast.models.called import clip_set_of
 from tal_fast.training import distributed
 from tal_fast.training.budget import learning_rate, make_budget
 from tal_fast.training.checkpoint import save_model
 from tal_fast.training.config import ExperimentConfig, config_to_dict, deciding
 from tal_fast.training.device import resolve_device
+from tal_fast.training.dry_run import dry_run
 from tal_fast.training.events import EventWriter, write_log
 from tal_fast.training.finite import not_finite_weights
-from tal_fast.training.interrupts import deferred_interrupt
 from tal_fast.training.kept_weights import KeptWeights
 from tal_fast.training.late import LateNumbers, Read
 from tal_fast.training.resume import StateFile, read_state
@@ -152,7 +154,7 @@ class Trainer:
         detector = detector_of(config.name)
         # Of the file as it is now: it may be edited while its class trains.
         self._code = code_of(config.name)
-        clips = detector.clips(config.detector, self.data, self.videos, training=True)
+        clips = clip_set_of(detector, config.detector, self.data, self.videos, training=True)
         self.clips = clips if self.positions is None else windows_of(clips).subset(self.positions)
         instances = instances_of(self.data, self.videos)
         distributed.require_same(
@@ -164,6 +166,7 @@ class Trainer:
             self._facts = data_facts(self.data, (*self.videos, *self.held))
             self._rows = row_meaning(clips)
         self.device = resolve_device(config.training.device)
+        dry_run(config, self.data, self.videos, self.clips, self.device)
         self.file = StateFile(self.out, self.device)
         self.model = fresh_model(config, self.data, instances).to(self.device)
         distributed.seed_apart(config.training.seed)

@@ -69,9 +69,11 @@ class TestTarget:
         assert plan.out_of_reach > 0.5
         assert "a target of 95 is not in reach" in " ".join(plan.notes)
 
-    @pytest.mark.parametrize("target", [0, -3, 101, math.nan])
+    @pytest.mark.parametrize("target", [0, -3, 0.65, 101, math.nan])
     def test_impossible(self, pilot, target):
-        with pytest.raises(ConfigError, match="--target: expected mAP above 0 and at most 100"):
+        with pytest.raises(
+            ConfigError, match="--target: expected mAP in points, above 1 and at most 100"
+        ):
             plan_target(pilot, target)
 
 
@@ -195,7 +197,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "status", "message"),
         [
-            (["--target", 120], 2, "--target: expected mAP above 0 and at most 100"),
+            (["--target", 120], 2, "--target: expected mAP in points, above 1"),
             (["--goal", 1], 2, "--goal: expected more than the 100 % measured"),
             (["--goal", 9], 2, "--goal: 900 % is 9 times the largest measured p"),
             (["--candidates", "0.5,1.5"], 2, "--candidates"),

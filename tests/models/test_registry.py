@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tal_fast.data import open_dataset
 from tal_fast.data.synthetic import make_synthetic
@@ -191,6 +194,130 @@ def test_a_forward_that_fails(folder, tmp_path, forward, message):
     data = open_dataset(folder)
     with pytest.raises(ConfigError, match=message):
         train(config, data, data.splits["train"], tmp_path / "out")
+
+
+HEADER = "def __init__(self, in_channels, num_classes, config=None):"
+SUPER = "super().__init__(in_channels, num_classes, config)"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            (HEADER, "def __init__(self, in_channels):\n        num_classes = config = None"),
+            r"__init__: expected \(self, in_channels, num_classes, config\), "
+            r"found \(self, in_channels\)",
+        ),
+        (
+            (HEADER, "def __init__(self, in_channels, num_classes, *, config=None):"),
+            r"__init__: expected \(self, .*, found \(self, in_channels, num_classes, \*, conf",
+        ),
+        (
+            (SUPER, "pass"),
+            r"__init__, given in_channels 8, num_classes 20, config DetectorConfig: "
+            r"AttributeError: cannot assign parameters? before .*, line 7 of .*own\.py",
+        ),
+        (
+            (SUPER, "torch.nn.Module.__init__(self)"),
+            r"__init__: expected it to call super\(\).__init__\(in_channels, .*\); "
+            "afterwards in_channels is None, not 8",
+        ),
+        (
+            ("torch.zeros(", "torch.zeroes("),
+            r"__init__, given .*: AttributeError: .*zeroes.*line 7",
+        ),
+        (
+            ("    def forward", "    def start(self, counts):\n        1 / 0\n    def forward"),
+            r"start, given instances list: ZeroDivisionError: .*, line 9 of",
+        ),
+        (
+            (
+                "    def forward",
+                "    def parameter_groups(self):\n        return []\n    def forward",
+            ),
+            "parameter_groups: expected parameters, got none",
+        ),
+        (
+            (
+                "    def forward",
+                "    parameter_groups = torch.nn.Module.parameters\n    def forward",
+            ),
+            "parameter_groups: expected a list of ParameterGroup, got generator",
+        ),
+        (
+            (
+                "class Mine(Detector):",
+                "class Mine(Detector):\n    clips = classmethod(lambda *_, **__: [])",
+            ),
+            r"clips: expected a tal_fast\.data\.ClipSet, got list, which has no dataset",
+        ),
+        (
+            ("'total': output.sum()", "'total': output.sum().detach()"),
+            r"loss: expected a 'total' that depends on the parameters, got one without a grad",
+        ),
+        (
+            ("'total': output.sum()", "'total': output.detach().requires_grad_().sum()"),
+            r"loss: expected a 'total' that depends .*, its gradient reaches none of them",
+        ),
+        (
+            ("output[..., :2])", "output[..., :2] + float('nan'))"),
+            r"candidates: expected finite scores and segments, got nan in (\d+) of \1 values of se",
+        ),
+        (
+            ("output[..., :2])", "output[..., :2] - torch.arange(2))"),
+            r"candidates: expected segments with start <= end, got \[0, -1\]",
+        ),
+        (
+            ("output.argmax(-1), output[..., :2])", "output.argmax(-1), output[:1, ..., :2])"),
+            r"candidates: expected scores \[2, K\], .*, got .*segments \[1, \d+, 2\]",
+        ),
+        (("return Candidates(", "return list("), "candidates, given .*: TypeError: list expected"),
+        (
+            (
+                "        return Candidates(",
+                "        assert self.training\n        return Candidates(",
+            ),
+            r"candidates, given .*: AssertionError: , line 13 of",
+        ),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(folder, tmp_path, change, message):
+    assert change[0] in GOOD
+    config = load_config(
+        preset=own(tmp_path, GOOD.replace(*change)), overrides={"training.batch_size": 2}
+    )
+    data = open_dataset(folder)
+    steps = []
+    with pytest.raises(ConfigError, match=rf"Mine\.{message}"):
+        train(config, data, data.splits["train"], tmp_path / "out", progress=steps.append)
+    assert not steps
+    assert not list((tmp_path / "out").glob("*.pt"))
+
+
+def test_a_dry_run_leaves_no_trace_in_the_training(folder, tmp_path, monkeypatch):
+    # It has dropout, running averages, a count of its own, and draws from Python and NumPy.
+    body = GOOD.replace(
+        "= torch.nn.Parameter", "= torch.nn.Parameter(torch.rand(8, 20) * random()) #"
+    ).replace(
+        "        return features @ self.weight",
+        "        self.calls = getattr(self, 'calls', 0) + 1\n"
+        "        x = torch.nn.functional.dropout(features @ self.weight, 0.5, self.training)\n"
+        "        return x.sort(-1).values * (self.calls + np.random.rand())",
+    )
+    name = own(tmp_path, "from random import random\nimport numpy as np\n" + body)
+    changes = {"training.epochs": 1, "training.batch_size": 4, "training.tensorboard": "never"}
+    config = load_config(preset=name, overrides=changes)
+    data = open_dataset(folder)
+
+    def weights(out):
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        train(config, data, data.splits["train"], tmp_path / out)
+        return torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["model"]["weight"]
+
+    with_it = weights("with")
+    monkeypatch.setattr("tal_fast.training.trainer.dry_run", lambda *_: None)
+    assert torch.equal(with_it, weights("without"))
 
 
 def test_a_lack_of_memory_is_no_mistake_of_a_model(folder, tmp_path):

@@ -468,3 +468,10 @@ def test_backward_refuses_wrong_weights(weights: Tensor, message: str) -> None:
         torch.ops.tal_fast.local_attn_backward(
             inputs.query, *inputs[:3], weights, *inputs[3:], True, True, True
         )
+
+
+@pytest.mark.parametrize("window", [2, 4, 18, 98])
+def test_an_even_window_is_the_next_odd_one(window):
+    even, odd = (make((2, 21, 2, 8, rows)) for rows in (window, window + 1))
+    weight = output_weight(even)
+    assert_same(results(local_attn, even, weight), results(local_attn, odd, weight))

@@ -106,7 +106,9 @@ def test_ctrl_c(spec, quiet, jobs):
         os.killpg(driver.pid, signal.SIGINT)  # what a terminal does
         output, _ = driver.communicate(timeout=HANG)
     assert driver.returncode == 130, output.decode()
-    assert output.decode().rstrip().endswith("interrupted")
+    said, following = output.decode().rstrip().splitlines()[-2:]
+    assert said.startswith("interrupted: finished trials and the saved states of running ones are ")
+    assert following.startswith("next: tal-fast study run --data ")
     assert "Traceback" not in output.decode()
     assert not alive(spec)
     assert finished(spec)

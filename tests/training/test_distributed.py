@@ -183,7 +183,8 @@ def test_ctrl_c_at_torchrun_saves(two):
     assert state["progress"][2] > 0
     assert len(state["random"]) == 2
     errors = (two / "errors").read_text()
-    assert errors.count("\ninterrupted\n") == 1
+    assert errors.count("\ninterrupted: the training is saved in ") == 1
+    assert errors.count("\nnext: the same torchrun command, ending in train --data ") == 1
     assert "FutureWarning" not in errors
 
 

@@ -14,7 +14,7 @@ import pytest
 from processes import HANG
 from small_settings import SMALL
 
-from tal_fast.training.interrupts import TerminatedError, deferred_interrupt, passed_on
+from tal_fast.interrupts import TerminatedError, deferred_interrupt, passed_on
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tal_fast.curves.points import note_on_difference
 from tal_fast.errors import ConfigError
 
 __all__ = ["GRAMMAR", "AdaptiveRequest", "Gain", "Level", "Rank", "Target", "parse_target"]
@@ -56,6 +58,7 @@ class Rank:
 
 
 Target = Level | Gain | Rank
+_WIDTH = {Level: "width", Gain: "width", Rank: "tie"}
 
 
 def parse_target(words: str) -> Target:
@@ -103,6 +106,14 @@ class AdaptiveRequest:
     confidence: float = 0.9
     seconds: float | None = None
     compare_with: tuple[Path, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Returns what may be meant otherwise."""
+        target = parse_target(self.target)
+        width = target.tie if isinstance(target, Rank) else target.width
+        other = str(replace(target, **{_WIDTH[type(target)]: 100.0 * width}))
+        note = note_on_difference("--target", width, f"--target {shlex.quote(other)}")
+        return [] if note is None else [note]
 
     def check(self) -> None:
         """Checks what can be told without the data.

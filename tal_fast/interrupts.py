@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals to end that wait for the end of a step."""
+"""Signals to end: that wait for the end of a step, and that end a command like Ctrl-C does."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 
-__all__ = ["TerminatedError", "deferred_interrupt", "passed_on"]
+__all__ = ["TerminatedError", "deferred_interrupt", "passed_on", "sigterm_as_interrupt"]
 
 _WITHIN: ContextVar[bool] = ContextVar("within passed_on", default=False)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came, and the state is written.
+    """SIGTERM came; in a training the state is written by then.
 
     Args:
         signum: the signal.
@@ -93,3 +94,33 @@ def passed_on() -> Iterator[None]:
         raise
     finally:
         _WITHIN.reset(token)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Has SIGTERM end the block as Ctrl-C does, and the process by the signal after it.
+
+    What is open is closed, states are saved, and a program can say so. A second one ends the
+    process at once. A handler that is set, or a signal that is ignored, is left alone.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    came: list[int] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        raise TerminatedError(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if came:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            signal.raise_signal(came[0])
