@@ -33,23 +33,38 @@ def nms(segments: Tensor, scores: Tensor, options: Any) -> Tensor:
 
 def soft_nms(segments: Tensor, scores: Tensor, options: Any) -> tuple[Tensor, Tensor]:
     """Take the best, decay the rest, repeat; see ``tal_fast.ops.soft_nms``."""
-    out_dtype = scores.dtype
-    segments, scores = _widen(segments), _widen(scores)
-    low, width = scores.new_tensor(options.min_score), scores.new_tensor(options.sigma)
-    threshold = scores.new_tensor(options.iou_threshold)
+    wide = _widen(scores)
+    kept, kept_scores = _take(wide, *_effects(_widen(segments), options), options)
+    out = wide.new_tensor(kept_scores).to(scores.dtype)
+    return segments.new_tensor(kept, dtype=torch.int64), out
+
+
+def _effects(segments: Tensor, options: Any) -> tuple[Tensor, Tensor]:
+    """Whether every row acts on every column when it is taken, and with what weight."""
+    threshold = segments.new_tensor(options.iou_threshold)
     if options.method == "length_gaussian":
-        lengths = (segments[:, 1] - segments[:, 0]) + scores.new_tensor(options.length_eps)
-        t1, t2 = scores.new_tensor(options.t1), scores.new_tensor(options.t2)
+        lengths = (segments[:, 1] - segments[:, 0]) + segments.new_tensor(options.length_eps)
+        t1, t2 = segments.new_tensor(options.t1), segments.new_tensor(options.t2)
         threshold = (t1 + t2 * lengths)[:, None]
-    # What the row does to the column when it is taken.
     ious = _iou(segments[:, None], segments, options.length_eps)
-    acts = _acts(ious, threshold, options.iou_comparison)
+    if options.method in ("hard", "linear"):
+        weights = 1 - ious  # a hard one has none
+    else:
+        weights = torch.exp(-(ious * ious) / segments.new_tensor(options.sigma))
     if options.method == "gaussian":
-        acts = ious > 0
-    weights = 1 - ious if options.method == "linear" else torch.exp(-(ious * ious) / width)
+        return ious > 0, weights
+    return _acts(ious, threshold, options.iou_comparison), weights
+
+
+def _take(
+    scores: Tensor, acts: Tensor, weights: Tensor, options: Any
+) -> tuple[list[int], list[float]]:
+    """Rows of one problem in the order in which they are taken, and their scores then."""
+    low = scores.new_tensor(options.min_score)
     remain = (scores >= low).tolist()
     if options.spare_first and not any(remain) and len(scores) > 0:
         remain[_by_falling_score(scores)[0]] = True
+    suppresses = acts.tolist()
     kept: list[int] = []
     kept_scores: list[float] = []
     while any(remain) and (options.max_segments is None or len(kept) < options.max_segments):
@@ -57,14 +72,14 @@ def soft_nms(segments: Tensor, scores: Tensor, options: Any) -> tuple[Tensor, Te
         best = min((i for i, is_in in enumerate(remain) if is_in), key=lambda i: (-values[i], i))
         kept.append(best)
         kept_scores.append(values[best])
-        stays = ~acts[best]
+        remain[best] = False
+        stays = [False] * len(values)
         if options.method != "hard":
             scores = torch.where(acts[best], scores * weights[best], scores)
-            stays |= scores >= low
-        remain = [is_in and s for is_in, s in zip(remain, stays.tolist(), strict=True)]
-        remain[best] = False
-    out = scores.new_tensor(kept_scores)
-    return segments.new_tensor(kept, dtype=torch.int64), out.to(out_dtype)
+            stays = (scores >= low).tolist()
+        for i, acted in enumerate(suppresses[best]):
+            remain[i] = remain[i] and (not acted or stays[i])
+    return kept, kept_scores
 
 
 def batched_nms(
@@ -86,17 +101,19 @@ def batched_nms(
         labels = torch.zeros_like(labels)
     # Widened here, so that the merge sees scores that are not rounded to the output's type yet.
     wide_segments, wide_scores = _widen(segments), _widen(scores)
+    acts, weights = _effects(wide_segments, of_class)
     refined = wide_segments.clone()
     merged: list[tuple[int, float]] = []
     for video in sorted(set(videos.tolist())):
         found: list[tuple[int, float]] = []
         for label in sorted(set(labels[videos == video].tolist())):
             rows = torch.nonzero((videos == video) & (labels == label)).flatten()
-            indices, kept_scores = soft_nms(wide_segments[rows], wide_scores[rows], of_class)
-            kept = rows[indices]
+            within = rows[:, None], rows
+            taken, kept_scores = _take(wide_scores[rows], acts[within], weights[within], of_class)
+            kept = rows[taken]
             if vote is not None:
                 refined[kept] = vote(wide_segments[kept], wide_segments[rows], wide_scores[rows])
-            found += zip(kept.tolist(), kept_scores.tolist(), strict=True)
+            found += zip(kept.tolist(), kept_scores, strict=True)
         found.sort(key=lambda item: (-item[1], item[0]))
         merged += found[: options.max_segments]
     indices = labels.new_tensor([index for index, _ in merged], dtype=torch.int64)
