@@ -7,9 +7,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-__all__ = ["bar", "duration"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["bar", "duration", "start_bars"]
 
 # Seconds between two lines without a terminal: the log of a night stays short, short work quiet.
 LINE_EVERY = 30.0
@@ -49,6 +52,15 @@ class _Lines:
         print(", ".join(words), file=self._stream, flush=True)
 
 
+def start_bars(progress: Progress) -> None:
+    """Starts rich's bars, which a thread draws; without more threads, nothing is drawn."""
+    try:
+        progress.start()
+    except RuntimeError:
+        progress.stop()
+        progress.disable = True
+
+
 @contextlib.contextmanager
 def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
     """Shows progress on standard error: a bar on a terminal or in a notebook, else a rare line.
@@ -67,7 +79,7 @@ def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
     if not (console.is_terminal or console.is_jupyter):
         yield _Lines(description, sys.stderr).update if shown else lambda *_: None
         return
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:g}/{task.total:g}"),
@@ -75,10 +87,14 @@ def bar(description: str, shown: bool = True) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[note]}"),
         console=console,
         disable=not shown,
-    ) as progress:
+    )
+    start_bars(progress)
+    try:
         task = progress.add_task(description, total=1, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             progress.update(task, completed=done, total=max(1, total), note=note)
 
         yield update
+    finally:
+        progress.stop()

@@ -16,8 +16,10 @@ import tal_fast
 PACKAGE = Path(tal_fast.__file__).parent
 ROOT = PACKAGE.parent
 
-# Importable from everywhere; page imports the errors, the others nothing of ours.
-LEAVES = {"averaging", "errors", "interrupts", "page", "progress", "ranges", "typing", "waiting"}
+# Importable from everywhere; page and threads import the errors, the others nothing of ours.
+LEAVES = {
+    "averaging", "errors", "interrupts", "page", "progress", "ranges", "threads", "typing", "waiting"
+}  # fmt: skip
 
 # Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
 BELOW_MODELS = {"_C", "ops"}
@@ -30,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "interrupts": set(),
     "progress": set(),
     "ranges": set(),
+    "threads": {"errors"},
     "typing": set(),
     "waiting": set(),
     "reference": set(),

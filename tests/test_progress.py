@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from tal_fast import progress
+from tal_fast.study.display import StudyDisplay
 
 
 @pytest.fixture
@@ -52,3 +56,22 @@ def test_nothing_is_shown_unasked(clock, capsys):
         clock.now = 99.0
         update(2, 9)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["bar", "study"])
+def test_without_a_thread_to_draw_it_the_work_goes_on(monkeypatch, capfd, command):
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    streams = sys.stdout, sys.stderr
+    if command == "bar":
+        with progress.bar("training") as update:
+            update(1, 2)
+    else:
+        with StudyDisplay([], already=1, console=Console(force_terminal=True)):
+            print("on the way")
+    assert (sys.stdout, sys.stderr) == streams
+    shown = "".join(capfd.readouterr())
+    assert shown.count("\x1b[?25h") == shown.count("\x1b[?25l") == 1  # the cursor is there again

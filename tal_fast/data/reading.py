@@ -22,6 +22,7 @@ from tal_fast import (
 from tal_fast.data.feature_index import DTYPES, Extent
 from tal_fast.data.slots import Slots
 from tal_fast.errors import ConfigError, DataError, counted, nearest
+from tal_fast.threads import no_thread
 from tal_fast.typing import Ints
 
 __all__ = ["LAYOUTS", "SLOT_DTYPES", "FeatureReader", "Request"]
@@ -109,6 +110,7 @@ class FeatureReader:
         self.threads = threads
         self.prefetch = prefetch
         self.check_finite = check_finite
+        self._where = where
         extents = [features[video] for video in self.videos]
         self.channels = extents[0].width
         self._parts: list[Extent] = []
@@ -222,22 +224,22 @@ class FeatureReader:
     def _open(self) -> _C.Reader:
         """Returns the native reader, a new one after close() and in a forked process."""
         if self._reader is None or self._process != os.getpid():
-            self._reader = _C.Reader(
-                [
-                    (
-                        part.path,
-                        part.offset,
-                        part.rows,
-                        part.columns,
-                        DTYPES.index(part.dtype),
-                        LAYOUTS.index(part.layout),
-                    )
-                    for part in self._parts
-                ],
-                self.threads,
-                _MAX_OPEN_FILES,
-                self.check_finite,
-            )
+            extents = [
+                (
+                    part.path,
+                    part.offset,
+                    part.rows,
+                    part.columns,
+                    DTYPES.index(part.dtype),
+                    LAYOUTS.index(part.layout),
+                )
+                for part in self._parts
+            ]
+            try:
+                self._reader = _C.Reader(extents, self.threads, _MAX_OPEN_FILES, self.check_finite)
+            except RuntimeError:  # the only one that it has: std::system_error
+                error = no_thread(f"{self._where}: threads={self.threads}")
+                raise error from error.__cause__
             self._process = os.getpid()
         return self._reader
 

@@ -55,7 +55,11 @@ def deform_attn(
 
     Returns:
         Tensor[B, Q, H * D] in the dtype of ``value``. float64 computes in float64, everything else
-        in float32, rounded once. A NaN or infinite location gives NaN.
+        in float32, rounded once.
+
+    What is NaN or infinite stays where it belongs. In a location it gives NaN, and in a weight NaN
+    or infinity, to all channels of its query and head, wherever the sample lies. In ``value`` it
+    gives what the formula gives, to the samples between its row and the next one on either side.
 
     The gradient for a location is the slope to its right (at an integer x, the slope towards the
     next row) and zero for samples that do not contribute. Forward and backward give the same bits

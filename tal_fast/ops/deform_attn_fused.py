@@ -65,7 +65,11 @@ def deform_attn_fused(
 
     Returns:
         Tensor[B, Q, H * D] in the dtype of ``value``. float64 computes in float64, everything else
-        in float32, rounded once. A NaN or infinite location gives NaN.
+        in float32, rounded once.
+
+    What is NaN or infinite stays where it belongs, as in :func:`tal_fast.ops.deform_attn`. A
+    logit of minus infinity is a weight of zero; any other, or where all of a query and head are
+    minus infinity, gives NaN to all their channels.
 
     Value, reference points (both components), offsets and logits are differentiable. At an integer
     position the gradient is that of :func:`tal_fast.ops.deform_attn`: the slope to the right.

@@ -58,7 +58,9 @@ def local_attn(
 
     Returns:
         Tensor[B, T, H, D], contiguous, in the dtype of ``query``. float64 computes in float64,
-        everything else in float32, rounded once. A row sees a NaN only within its window.
+        everything else in float32, rounded once. A row sees a NaN only within its window, and an
+        infinite number likewise: it gives what the formula gives, where a score of minus infinity
+        is a weight of zero.
 
     Query, key and value are differentiable. Kept for the backward are they, the mask and, on a CPU
     where that is no more than the result (``window <= D``), the weights of the softmax; otherwise

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import psutil
 
 from tal_fast.profiling import procfs
+from tal_fast.threads import start_thread
 
 __all__ = ["Sample", "Sampler"]
 
@@ -72,10 +73,15 @@ class Sampler:
         self._looked = -_CHILDREN
 
     def start(self) -> None:
-        """Begins, with a sample."""
+        """Begins, with a sample.
+
+        Raises:
+            TalFastError: the system has no more threads.
+        """
         self.samples.append(self._sample())
-        self._thread = threading.Thread(target=self._run, name="tal_fast sampler", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="tal_fast sampler", daemon=True)
+        start_thread(thread, "profile: sampler")
+        self._thread = thread
 
     def stop(self) -> None:
         """Ends, with a sample; may be called again."""

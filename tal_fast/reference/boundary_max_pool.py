@@ -14,15 +14,16 @@ from torch import Tensor
 def boundary_max_pool(features: Tensor, segments: Tensor) -> Tensor:
     """Takes range by range; see ``tal_fast.ops.boundary_max_pool``. Differentiable by torch."""
     batch, channels, rows = features.shape
-    out = []
-    for b in range(batch):
+    values, best = features.tolist(), []
+    for b, positions in enumerate(segments.tolist()):
+        ranges = [[_range(p, second, rows) for p in positions] for second in (False, True)]
         for c in range(channels):
-            for positions in segments[b].tolist():
-                first, last = _range(positions, c >= channels // 2, rows)
-                out.append(features[b, c, first + _argmax(features[b, c, first : last + 1])])
-    if not out:
-        return features.new_empty(batch, channels, segments.shape[1])
-    return torch.stack(out).view(batch, channels, -1)
+            best += [
+                first + _argmax(values[b][c][first : last + 1])
+                for first, last in ranges[c >= channels // 2]
+            ]
+    index = torch.tensor(best, dtype=torch.int64, device=features.device)
+    return features.gather(2, index.view(batch, channels, segments.shape[1]))
 
 
 def boundary_max_pool_afsd_gradient(grad: Tensor, features: Tensor, segments: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ def boundary_max_pool_afsd_gradient(grad: Tensor, features: Tensor, segments: Te
             row = (b * channels + c) * count
             for k, positions in enumerate(segments[b].tolist()):
                 first, last = _range(positions, c >= channels // 2, count)
-                best = first + _argmax(values[row + first : row + last + 1])
+                best = first + _argmax(values[row + first : row + last + 1].tolist())
                 result[row + best] += grad[b, c, k].to(torch.float64)
     return result.view(features.shape).to(grad.dtype)
 
@@ -51,11 +52,11 @@ def _range(positions: list[float], second: bool, rows: int) -> tuple[int, int]:
     return start, max(start, end)
 
 
-def _argmax(values: Tensor) -> int:
+def _argmax(values: list[float]) -> int:
     best = 0
-    for i, value in enumerate(values.tolist()):
-        if math.isnan(values[best].item()):
+    for i, value in enumerate(values):
+        if math.isnan(values[best]):
             break
-        if value > values[best].item() or math.isnan(value):
+        if value > values[best] or math.isnan(value):
             best = i
     return best

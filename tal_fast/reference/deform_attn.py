@@ -40,12 +40,14 @@ def deform_attn(
         first += length
         for point in range(points):
             x = locations[:, :, :, level, point] * length - 0.5  # [B, Q, H]
+            weight = weights[:, :, :, level, point]
+            out = out + ((x - x) + (weight - weight))[..., None]  # NaN where one is not finite
             contributes = (x > -1) & (x < length)
             left = x.floor()
             for tap, share in ((left, 1 - (x - left)), (left + 1, x - left)):
                 inside = contributes & (tap >= 0) & (tap < length)
                 index = torch.where(inside, tap, 0.0).long()
                 taken = rows.gather(1, index[..., None].expand(-1, -1, -1, channels))
-                factor = weights[:, :, :, level, point] * share
+                factor = weight * share
                 out = out + torch.where(inside[..., None], factor[..., None] * taken, 0.0)
     return out.reshape(batch, queries, heads * channels)

@@ -20,12 +20,12 @@ def keep_mask(count: int, p: float, seed: int) -> Tensor:
     its block of 2^20 elements; the block's key is splitmix64 of (seed, block).
     """
     keep = []
-    for index in range(count):
-        key = _splitmix64(seed, index // _BLOCK)
-        bits = _mix((index % _BLOCK) ^ (key & _MASK32))
+    for first in range(0, count, _BLOCK):
+        key = _splitmix64(seed, first // _BLOCK)
+        bits = _mix(torch.arange(min(_BLOCK, count - first)) ^ (key & _MASK32))
         bits = _mix((bits + (key >> 32)) & _MASK32)
         keep.append(bits >= round(p * 2**32))
-    return torch.tensor(keep, dtype=torch.bool)
+    return torch.cat(keep) if keep else torch.zeros(0, dtype=torch.bool)
 
 
 def dropout(
@@ -34,7 +34,7 @@ def dropout(
     """Dropout of ``x`` in float64, with the mask of :func:`keep_mask`."""
     value = x.double()
     if relu:
-        value = value.clamp(min=0)
+        value = value.relu()
     value = value * keep_mask(x.numel(), p, seed).to(x.device).view(x.shape) / (1 - p)
     return value if residual is None else value + residual.double()
 
@@ -46,9 +46,10 @@ def _splitmix64(seed: int, block: int) -> int:
     return z ^ (z >> 31)
 
 
-def _mix(h: int) -> int:
-    h ^= h >> 16
+def _mix(h: Tensor) -> Tensor:
+    """Of 32 bits in int64, whose products wrap around, which the low 32 bits do not notice."""
+    h = h ^ (h >> 16)
     h = (h * 0x85EBCA6B) & _MASK32
-    h ^= h >> 13
+    h = h ^ (h >> 13)
     h = (h * 0xC2B2AE35) & _MASK32
     return h ^ (h >> 16)

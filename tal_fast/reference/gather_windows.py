@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows row by row, the slow and obvious twin of ``tal_fast.ops.gather_windows``."""
+"""Windows by an index, the slow and obvious twin of ``tal_fast.ops.gather_windows``."""
 
 import torch
 from torch import Tensor
@@ -13,12 +13,11 @@ def gather_windows(
     dtype: torch.dtype | None = None,
     channels_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Copies one row at a time; rows that do not exist, in window or store, are padding."""
-    features = store.new_zeros(len(rows), length, store.shape[1], dtype=dtype or store.dtype)
-    mask = store.new_ones(len(rows), length, dtype=torch.bool)
-    for b, (first, count) in enumerate(zip(first_row.tolist(), rows.tolist(), strict=True)):
-        for t in range(length):
-            if t < count and 0 <= first + t < len(store):
-                features[b, t] = store[first + t]
-                mask[b, t] = False
+    """Takes rows; those that do not exist, in window or store, are padding."""
+    at = torch.arange(length, device=store.device)
+    index = first_row[:, None] + at  # [B, length]
+    mask = (at >= rows[:, None]) | (index < 0) | (index >= len(store))
+    some = store if len(store) else store.new_zeros(1, store.shape[1])
+    taken = some[torch.where(mask, 0, index)].to(dtype or store.dtype)
+    features = taken.masked_fill(mask[..., None], 0)
     return features.transpose(1, 2).contiguous() if channels_first else features, mask

@@ -14,7 +14,7 @@ __all__ = ["local_attn"]
 def local_attn(
     query: Tensor, key: Tensor, value: Tensor, window: int, mask: Tensor | None = None
 ) -> Tensor:
-    """Attends in float64, one row after the other, to the rows in its window that are no padding.
+    """Attends in float64 to the rows in the window of each row that are no padding.
 
     Args:
         query: Tensor[B, T, H, D].
@@ -28,18 +28,15 @@ def local_attn(
     """
     query, key, value = query.double(), key.double(), value.double()
     batch, rows, _, channels = query.shape
-    half = window // 2
-    results = []
-    for b in range(batch):
-        for t in range(rows):
-            seen = [
-                s
-                for s in range(max(0, t - half), min(rows, t + half + 1))
-                if mask is None or not mask[b, s]
-            ]
-            if mask is not None and mask[b, t]:
-                results.append(torch.zeros_like(query[b, t]))
-                continue
-            scores = torch.einsum("hd,shd->hs", query[b, t], key[b, seen]) / math.sqrt(channels)
-            results.append(torch.einsum("hs,shd->hd", scores.softmax(-1), value[b, seen]))
-    return torch.stack(results).view(query.shape) if results else query * key * value
+    padding = query.new_zeros(batch, rows, dtype=torch.bool) if mask is None else mask
+    seen = torch.arange(rows)[:, None] + torch.arange(-(window // 2), window // 2 + 1)  # [T, W]
+    exists = (seen >= 0) & (seen < rows)
+    seen = seen.clamp(0, max(rows - 1, 0)).to(query.device)
+    # A row of padding sees all, to have numbers; they are not used.
+    inside = exists.to(query.device) & (~padding[:, seen] | padding[:, :, None])  # [B, T, W]
+    scores = torch.einsum("bthd,btwhd->bthw", query, key[:, seen]) / math.sqrt(channels)
+    weights = scores.masked_fill(~inside[:, :, None], -math.inf).softmax(-1)
+    # What is outside must not weigh with 0 where it is infinite.
+    values = torch.where(inside[..., None, None], value[:, seen], 0.0)
+    result = torch.einsum("bthw,btwhd->bthd", weights, values)
+    return torch.where(padding[:, :, None, None], 0.0, result)

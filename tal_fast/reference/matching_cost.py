@@ -24,7 +24,7 @@ def matching_cost(
     gamma: float = 2.0,
     eps: float = 1e-12,
 ) -> Tensor:
-    """Computes the cost in float64, one layer, video and instance at a time.
+    """Computes the cost in float64, all instances at once, and lays it out block by block.
 
     Args:
         logits: Tensor[K, B, Q, C] or Tensor[B, Q, C].
@@ -44,26 +44,23 @@ def matching_cost(
     """
     if logits.dim() == 3:
         logits, segments = logits[None], segments[None]
-    blocks = []
-    for x, segment in zip(logits.double(), segments.double(), strict=True):
-        first = 0
-        for b, count in enumerate(counts):
-            columns = []
-            for t in range(first, first + count):
-                p = x[b, :, labels[t]].sigmoid()
-                rest = (-x[b, :, labels[t]]).sigmoid()  # 1 - p
-                positive = -alpha * rest**gamma * (p + 1e-8).log()
-                negative = -(1 - alpha) * p**gamma * (rest + 1e-8).log()
-                center, width = segment[b].unbind(-1)
-                other_center, other_width = targets[t].double()
-                distance = (center - other_center).abs() + (width - other_width).abs()
-                start = torch.maximum(center - width / 2, other_center - other_width / 2)
-                end = torch.minimum(center + width / 2, other_center + other_width / 2)
-                inner = (end - start).clamp(min=0)
-                overlap = inner / (width + other_width - inner + eps)
-                cost = classification * (positive - negative) + l1 * distance - iou * overlap
-                columns.append(cost)
-            if columns:
-                blocks.append(torch.stack(columns, dim=1).reshape(-1))
-            first += count
+    sizes = torch.tensor(counts, dtype=torch.int64)
+    video = torch.arange(len(counts)).repeat_interleave(sizes).to(logits.device)  # [M]
+    x = logits.double()[:, video, :, labels.long()]  # [M, K, Q]
+    p, rest = x.sigmoid(), (-x).sigmoid()  # rest = 1 - p
+    positive = -alpha * rest**gamma * (p + 1e-8).log()
+    negative = -(1 - alpha) * p**gamma * (rest + 1e-8).log()
+    center, width = segments.double()[:, video].transpose(0, 1).unbind(-1)  # [M, K, Q]
+    other_center, other_width = targets.double()[:, :, None, None].unbind(1)  # [M, 1, 1]
+    distance = (center - other_center).abs() + (width - other_width).abs()
+    start = torch.maximum(center - width / 2, other_center - other_width / 2)
+    end = torch.minimum(center + width / 2, other_center + other_width / 2)
+    inner = (end - start).clamp(min=0)
+    overlap = inner / (width + other_width - inner + eps)
+    cost = classification * (positive - negative) + l1 * distance - iou * overlap
+    blocks = [
+        block.T.reshape(-1)  # Q * m
+        for layer in cost.unbind(1)
+        for block in layer.split(list(counts))
+    ]
     return torch.cat(blocks) if blocks else logits.new_zeros(0, dtype=torch.float64)

@@ -10,21 +10,27 @@ __all__ = ["segment_iou"]
 
 
 def segment_iou(
-    a: Tensor, b: Tensor, kind: str = "iou", aligned: bool = False, eps: float = 0.0
+    a: Tensor,
+    b: Tensor,
+    kind: str = "iou",
+    aligned: bool = False,
+    eps: float = 0.0,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Computes IoU, GIoU, DIoU or IoA in float64, differentiable by torch's own rules.
+    """Computes IoU, GIoU, DIoU or IoA, differentiable by torch's own rules.
 
     Args:
         a: Tensor[N, 2].
         b: Tensor[M, 2].
         kind: ``iou``, ``giou``, ``diou`` or ``ioa``.
-        aligned: pairs ``a[i]`` with ``b[i]`` alone.
+        aligned: pairs ``a[i]`` with ``b[i]`` alone; leading axes may be any that match.
         eps: added to every denominator.
+        dtype: what it computes in.
 
     Returns:
-        Tensor[N, M] or Tensor[N], float64.
+        Tensor[N, M] or Tensor[N] of ``dtype``.
     """
-    a, b = a.double(), b.double()
+    a, b = a.to(dtype), b.to(dtype)
     if not aligned:
         a, b = a[:, None], b[None]
     a_start, a_end = a[..., 0], a[..., 1]

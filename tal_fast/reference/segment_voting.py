@@ -15,20 +15,19 @@ def segment_voting(
     iou_threshold: float,
     weight: str = "score",
 ) -> Tensor:
-    """Weighted means over all segments, one by one; see ``tal_fast.ops.segment_voting``."""
+    """Weighted means over all segments that are near enough; see ``tal_fast.ops.segment_voting``.
+
+    Tensors may have leading axes that they share: of one problem each.
+    """
     dtype = torch.promote_types(segments.dtype, torch.float32)
     kept, voters, wide_scores = (x.to(dtype) for x in (kept_segments, segments, scores))
-    threshold = kept.new_tensor(iou_threshold)
-    out = kept.double().clone()  # float64 would be the argument itself
-    for k, (start, end) in enumerate(kept):
-        total, sums = kept.new_tensor(0.0).double(), kept.new_zeros(2).double()
-        for voter, score in zip(voters, wide_scores, strict=True):
-            inter = torch.clamp(torch.minimum(end, voter[1]) - torch.maximum(start, voter[0]), 0)
-            iou = inter / ((end - start) + (voter[1] - voter[0]) - inter)
-            if iou >= threshold:
-                vote = (score * iou if weight == "score_iou" else score).double()
-                total = total + vote
-                sums = sums + vote * voter.double()
-        if total != 0:
-            out[k] = sums / total
-    return out.to(kept_segments.dtype)
+    start, end = kept[..., :, None, :].unbind(-1)  # [..., K, 1]
+    other_start, other_end = voters[..., None, :, :].unbind(-1)  # [..., 1, N]
+    inter = torch.clamp(torch.minimum(end, other_end) - torch.maximum(start, other_start), 0)
+    iou = inter / ((end - start) + (other_end - other_start) - inter)
+    votes = (wide_scores[..., None, :] * (iou if weight == "score_iou" else 1.0)).double()
+    near = (iou >= kept.new_tensor(iou_threshold))[..., None]  # [..., K, N, 1]
+    total = torch.where(near, votes[..., None], 0.0).sum(-2)  # [..., K, 1]
+    products = votes[..., None] * voters[..., None, :, :].double()
+    sums = torch.where(near, products, 0.0).sum(-2)
+    return torch.where(total != 0, sums / total, kept.double()).to(kept_segments.dtype)

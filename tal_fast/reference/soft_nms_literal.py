@@ -23,42 +23,45 @@ def soft_nms_literal(
         Rows ``Tensor[K]`` and ``Tensor[K, 3]``: start, end, score.
     """
     number = segments.new_tensor
-    entries = [
-        [start, end, score, (end - start) + number(length_eps), row]
-        for row, ((start, end), score) in enumerate(zip(segments, scores, strict=True))
-    ]
+    starts, ends = segments.unbind(1)
+    lengths = (ends - starts) + number(length_eps)
+    # What the row does to the column.
+    inter = torch.minimum(ends[:, None], ends) - torch.maximum(starts[:, None], starts)
+    inter = inter.clamp(min=0)
+    ious = inter / (lengths[:, None] + lengths - inter)
+    acts_from = number(iou_threshold)
+    if method == "length_gaussian":
+        acts_from = (number(t1) + number(t2) * lengths)[:, None]
+    acts = torch.ones_like(ious, dtype=torch.bool) if method == "gaussian" else ious >= acts_from
+    if method == "hard":
+        weights = torch.zeros_like(ious)
+    else:
+        weights = 1 - ious if method == "linear" else torch.exp(-(ious * ious) / number(sigma))
+    scores = scores.clone()
+    entries = list(range(len(segments)))
     found = []
     i = 0
     while i < len(entries):
+        values = scores.tolist()
         best = i
         for p in range(i + 1, len(entries)):
-            if entries[best][2] < entries[p][2]:
+            if values[entries[best]] < values[entries[p]]:
                 best = p
         entries[i], entries[best] = entries[best], entries[i]
-        start, end, score, length, _ = entries[i]
-        found.append(torch.stack([start, end, score]))
-        acts_from = number(iou_threshold)
-        if method == "length_gaussian":
-            acts_from = number(t1) + number(t2) * length
+        row = entries[i]
+        found.append(torch.cat([segments[row], scores[row, None]]))
+        rest = torch.tensor(entries[i + 1 :], dtype=torch.int64)
+        decayed = torch.where(acts[row], scores * weights[row], scores)[rest]
+        scores[rest] = decayed
+        low = (scores < number(min_score)).tolist()
         p = i + 1
         while p < len(entries):
-            other = entries[p]
-            inter = (torch.minimum(end, other[1]) - torch.maximum(start, other[0])).clamp(min=0)
-            iou = inter / (length + other[3] - inter)
-            if method == "gaussian" or iou >= acts_from:
-                if method == "hard":
-                    weight = number(0.0)
-                elif method == "linear":
-                    weight = 1 - iou
-                else:
-                    weight = torch.exp(-(iou * iou) / number(sigma))
-                other[2] = other[2] * weight
-            if other[2] < number(min_score):
+            if low[entries[p]]:
                 last = entries.pop()
                 if p < len(entries):
                     entries[p] = last
             else:
                 p += 1
         i += 1
-    rows = torch.tensor([entry[4] for entry in entries], dtype=torch.int64)
+    rows = torch.tensor(entries, dtype=torch.int64)
     return rows, torch.stack(found) if found else segments.new_empty((0, 3))

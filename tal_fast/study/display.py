@@ -15,7 +15,7 @@ from tal_fast.curves import CurvePoint, LearningCurve
 from tal_fast.curves.learning_curve import percent
 from tal_fast.curves.tables import table_of
 from tal_fast.errors import counted
-from tal_fast.progress import duration
+from tal_fast.progress import duration, start_bars
 from tal_fast.study.execution.messages import Outcome
 from tal_fast.study.results import curve_name, curves_by_training
 from tal_fast.study.trial import TrialTask
@@ -71,7 +71,7 @@ class StudyDisplay:
         self._progress.update(self._total, total=self._all)
 
     def __enter__(self) -> StudyDisplay:
-        self._progress.start()
+        start_bars(self._progress)
         return self
 
     def __exit__(self, *exception: object) -> None:

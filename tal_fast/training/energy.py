@@ -10,6 +10,9 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+from tal_fast.errors import TalFastError
+from tal_fast.threads import start_thread
+
 __all__ = ["EnergyMeter"]
 
 _COUNTERS = Path("/sys/class/powercap")
@@ -65,7 +68,10 @@ class EnergyMeter:
 
     def __enter__(self) -> EnergyMeter:
         if self.joules is not None:
-            self._thread.start()
+            try:
+                start_thread(self._thread, "energy")
+            except TalFastError:  # the counters may start again from zero unseen
+                self.joules = None
         return self
 
     def __exit__(

@@ -201,3 +201,9 @@ def test_the_process_ends_with_the_one_that_started_it(folder, how):
     running.communicate()
     assert running.returncode == (-signal.SIGKILL if how == "wait" else 0)
     assert all(map(has_ended, pids))
+
+
+def test_the_program_can_be_imported_as_a_module():
+    program = "import sys\nbefore = [*sys.path]\nimport {}\nassert sys.path == before"
+    module = "tal_fast.data.formats.hdf5_probe"
+    subprocess.run([sys.executable, "-c", program.format(module)], check=True)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls on files below a folder that fail, or kill their process, at chosen moments.
+// Calls on files below a folder that fail, or kill their process, at chosen moments; and threads
+// and processes, wherever they are, that do not start.
 //
 // A library for LD_PRELOAD; faults.py builds it and says what the specification holds. It comes
 // from the variable ENDURANCE_FAULTS when the program starts, or later from endurance_faults_arm().
@@ -9,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -37,6 +39,8 @@ enum Call : unsigned {
   kLook = 256,
   kRead = 512,
   kAsk = 1024,
+  kThread = 2048,
+  kProcess = 4096,
 };
 
 enum class Mode { kCount, kOnce, kEvery, kFrom, kKill };
@@ -401,5 +405,27 @@ int flock(int descriptor, int operation) {
   }
 CONTROL(fcntl)
 CONTROL(fcntl64)
+
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*function)(void*),
+                   void* argument) {
+  if (armed && fails(kThread))
+    return specification.error;
+  static const auto next =
+      real<int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*)>("pthread_create");
+  return next(thread, attributes, function, argument);
+}
+
+pid_t fork() {
+  if (armed && fails(kProcess))
+    return -1;
+  static const auto next = real<pid_t (*)()>("fork");
+  return next();
+}
+
+// A function in between cannot return from vfork() twice. What may be done in the child of vfork()
+// may be done in that of fork().
+pid_t vfork() {
+  return fork();
+}
 
 }  // extern "C"

@@ -30,9 +30,13 @@ CALLS = {
     "look": 256,  # open for reading
     "read": 512,
     "ask": 1024,  # for the size and kind of a file
+    "thread": 2048,  # start one; has nothing to do with the folder
+    "process": 4096,  # likewise
 }
 #: What changes something on disk.
 CHANGES = ("open", "write", "rename", "sync", "remove", "make")
+#: What starts something.
+STARTS = ("thread", "process")
 #: What reads.
 READS = ("look", "read", "ask")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import psutil
@@ -28,6 +29,11 @@ _MAY_WRITE = 512 << 20
 _NEEDS = 12 << 30
 
 
+def _one(draw: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+    """Draws a tensor of one case."""
+    return draw(*arguments, cases=1, **options)[0]
+
+
 def _unwritten(rng: random.Random, *shape: int, axis: int) -> tuple[Tensor, Tensor]:
     """A tensor of float16 with numbers in the last rows of an axis, and a copy of these.
 
@@ -37,14 +43,14 @@ def _unwritten(rng: random.Random, *shape: int, axis: int) -> tuple[Tensor, Tens
     expect(whole.numel() > 2**31, "only", whole.numel(), "elements")
     place = whole[(-1,) * (whole.ndim > 2 and axis > 0)] if axis else whole
     rows = place.narrow(-1 if axis else 0, shape[axis] - _TAIL, _TAIL)
-    rows.copy_(v.numbers(rng, *rows.shape, dtype=torch.float16, scale=5.0))
+    rows.copy_(_one(v.numbers, rng, *rows.shape, dtype=torch.float16, scale=5.0))
     return whole, rows.clone()
 
 
 def gather_windows(rng: random.Random) -> None:
     whole, tail = _unwritten(rng, 2**28 + 100, 8, axis=0)
-    starts = v.integers(rng, 4, _TAIL - 8)
-    sizes = v.integers(rng, 4, 8)
+    starts = _one(v.integers, rng, 4, _TAIL - 8)
+    sizes = _one(v.integers, rng, 4, 8)
     first = rng.random() < 0.5
     found = ops.gather_windows(whole, starts + len(whole) - _TAIL, sizes, 8, channels_first=first)
     wanted = ops.gather_windows(tail, starts, sizes, 8, channels_first=first)
@@ -57,8 +63,8 @@ def deform_attn(rng: random.Random) -> None:
     whole, tail = _unwritten(rng, 2 * longest + _TAIL, 64, axis=0)
     shape = 1, 5, 1, 3, 4
     places, weights = (
-        v.numbers(rng, *shape, dtype=torch.float32),
-        v.numbers(rng, *shape, dtype=torch.float16),
+        _one(v.numbers, rng, *shape, dtype=torch.float32),
+        _one(v.numbers, rng, *shape, dtype=torch.float16),
     )
     places = places * 0.75 + 0.5
     places[:, :, :, :2] = -5.0
@@ -78,7 +84,7 @@ def _features(rng: random.Random) -> tuple[Tensor, Tensor, int]:
 def segment_roi_align(rng: random.Random) -> None:
     whole, tail, first = _features(rng)
     # Away from the beginning of the tail, before which the whole has zeros.
-    ends = v.segments(rng, 3, torch.float64, _TAIL / 4) + _TAIL / 2 + 4
+    ends = _one(v.segments, rng, 3, torch.float64, _TAIL / 4) + _TAIL / 2 + 4
     ends = (ends * 64).round() / 64  # exact with the first row added
     options = rng.choice((1, 5)), rng.choice((0, 2)), rng.random() < 0.5
     rois = torch.cat((torch.full((3, 1), 2.0), ends + first), 1)
@@ -90,7 +96,7 @@ def segment_roi_align(rng: random.Random) -> None:
 
 def boundary_max_pool(rng: random.Random) -> None:
     whole, tail, first = _features(rng)
-    ends = v.integers(rng, 3 * 4, _TAIL).view(1, 3, 4)
+    ends = _one(v.integers, rng, 3 * 4, _TAIL).view(1, 3, 4)
     near = torch.zeros(2, 3, 4, dtype=torch.int64)
     found = ops.boundary_max_pool(whole, torch.cat((near, ends + first)))
     wanted = ops.boundary_max_pool(tail, ends)
@@ -119,8 +125,8 @@ def large_results(_: object, rng: random.Random) -> None:
     """A matrix of IoUs of more than 2^31 numbers, whose last rows are those of a small one."""
     room = psutil.virtual_memory().available
     expect(room >= _NEEDS, f"needs {_NEEDS:,} bytes of memory, there are {room:,}")
-    a = v.segments(rng, 2**16 + 1, torch.float16)
-    b = v.segments(rng, 2**15, torch.float16)
+    a = _one(v.segments, rng, 2**16 + 1, torch.float16)
+    b = _one(v.segments, rng, 2**15, torch.float16)
     kind = rng.choice(("iou", "giou", "diou", "ioa"))
     found = ops.segment_iou(a, b, kind)
     expect(found.numel() > 2**31, "only", found.numel(), "numbers")

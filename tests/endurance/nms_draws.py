@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -53,7 +54,7 @@ def draw_nms(rng: random.Random) -> Call:
     chosen = NMSOptions(op="nms", **options)
     return Call(
         lambda s, c: ops.nms(s, c, **options), (segments, scores),
-        lambda s, c: twins.nms(s, c, chosen),
+        v.each(lambda s, c: twins.nms(s, c, chosen)),
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def draw_nms_padded(rng: random.Random) -> Call:
         found = twins.nms(s, c, chosen)
         return _padded(found, options["max_segments"], -1), torch.tensor(len(found))
 
-    return Call(lambda s, c: ops.nms_padded(s, c, **options), (segments, scores), twin)
+    return Call(lambda s, c: ops.nms_padded(s, c, **options), (segments, scores), v.each(twin))
 
 
 def _soft_options(rng: random.Random, *limits: int | None) -> dict[str, Any]:
@@ -89,12 +90,15 @@ def _call(op: Any, twin: Any, tensors: tuple[Tensor, ...], method: str, at: int 
     A weight that differs by an ulp may change the order of two that are nearly equal.
     """
     if "gaussian" not in method:
-        return Call(op, tensors, twin)
+        return Call(op, tensors, v.each(twin))
 
-    def sorted_scores(found: list[Tensor]) -> list[Tensor]:
+    def sorted_scores(found: Any) -> list[Tensor]:
         return [found[at].flatten().sort().values]
 
-    return Call(op, tensors, lambda *t: sorted_scores(list(twin(*t))), 4.0, told=sorted_scores)
+    return Call(
+        op, tensors, v.each(lambda *t: sorted_scores(twin(*t))), 4.0,
+        told=lambda found: [sorted_scores(case) for case in found],
+    )  # fmt: skip
 
 
 def draw_soft_nms(rng: random.Random) -> Call:
@@ -153,7 +157,7 @@ def _classes(rng: random.Random) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
         "per_class": rng.random() < 0.8,
     }
     options["max_per_class"] = rng.choice((None, 1, 5)) if options["per_class"] else None
-    n = len(scores)
+    n = scores.shape[1]
     return (segments, scores, v.integers(rng, n, 3), v.integers(rng, n, 2)), options
 
 
@@ -163,7 +167,7 @@ def draw_batched_nms(rng: random.Random) -> Call:
     chosen = NMSOptions(op="batched_nms", **options)
     return Call(
         lambda *t: ops.batched_nms(*t, **options), tensors,
-        lambda *t: twins.batched_nms(*t, chosen),
+        v.each(lambda *t: twins.batched_nms(*t, chosen)),
     )  # fmt: skip
 
 
@@ -184,7 +188,10 @@ def draw_batched_nms_padded(rng: random.Random) -> Call:
             rows[3].append(torch.tensor(len(found[0])))
         return [torch.stack(tensors) for tensors in rows]
 
-    return Call(lambda *t: ops.batched_nms_padded(*t, num_videos=2, **options), tensors, twin)
+    def op(*t: Tensor) -> Any:
+        return ops.batched_nms_padded(*t, num_videos=2, **options)
+
+    return Call(op, tensors, v.each(twin))
 
 
 def draw_fuse_windows(rng: random.Random) -> Call:
@@ -192,33 +199,39 @@ def draw_fuse_windows(rng: random.Random) -> Call:
     scope = rng.choice(("all", "overlaps"))
     count = rng.choice((1, 2, 4))
     spans = v.segments(rng, count, segments.dtype)
-    of_window, windows = v.integers(rng, count, 2), v.integers(rng, len(scores), count)
+    of_window, windows = v.integers(rng, count, 2), v.integers(rng, scores.shape[1], count)
     chosen = NMSOptions(op="batched_nms", **options)
 
-    def touches(row: int) -> bool:
-        """Whether a segment touches a stretch that two windows of its video share."""
-        start, end = segments[row].tolist()
-        mine = [spans[w].tolist() for w in range(count) if of_window[w] == of_window[windows[row]]]
-        return any(
-            max(a[0], b[0]) < min(a[1], b[1], end) and max(a[0], b[0], start) < min(a[1], b[1])
-            for i, a in enumerate(mine)
-            for b in mine[:i]
-        )
+    def alone(s: Tensor, w: Tensor, spans: Tensor, of_window: Tensor) -> list[bool]:
+        """Whether a segment touches no stretch that two windows of its video share."""
+        ends, videos = spans.tolist(), of_window.tolist()
+        shared = [
+            (video, max(a[0], b[0]), min(a[1], b[1]))
+            for (a, video), (b, other) in itertools.combinations(zip(ends, videos, strict=True), 2)
+            if video == other and max(a[0], b[0]) < min(a[1], b[1])
+        ]
+        return [
+            not any(
+                video == videos[window] and left < end and start < right
+                for video, left, right in shared
+            )
+            for (start, end), window in zip(s.tolist(), w.tolist(), strict=True)
+        ]
 
-    def twin(s: Tensor, c: Tensor, classes: Tensor, w: Tensor, *_: Tensor) -> list[Tensor]:
+    def twin(s: Tensor, c: Tensor, classes: Tensor, w: Tensor, *windows: Tensor) -> list[Tensor]:
         options_of, chosen_of = dict(options), chosen
         if scope == "overlaps":
             classes = classes if options["per_class"] else torch.zeros_like(classes)
             options_of["per_class"] = True
             chosen_of = NMSOptions(op="batched_nms", **options_of)
-            alone = [not touches(row) for row in range(len(c))]
             own = torch.arange(len(c)) + 1000
-            classes = torch.where(torch.tensor(alone, dtype=torch.bool), own, classes)
-        return list(twins.batched_nms(s, c, classes, of_window[w], chosen_of))
+            mask = torch.tensor(alone(s, w, *windows), dtype=torch.bool)
+            classes = torch.where(mask, own, classes)
+        return list(twins.batched_nms(s, c, classes, windows[1][w], chosen_of))
 
     return Call(
         lambda *t: ops.fuse_windows(*t, scope=scope, **options),
-        (segments, scores, labels, windows, spans, of_window), twin,
+        (segments, scores, labels, windows, spans, of_window), v.each(twin),
     )  # fmt: skip
 
 

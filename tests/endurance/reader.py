@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 from endurance.own_memory import own_memory
-from endurance.reader_faults import MOST, FaultyReads, faulty_reads
+from endurance.reader_faults import MOST, MOST_THREADS, FaultyReads, faulty_reads
 from endurance.record import ROOT, Batch, Failure, Kind, Outcome, Part
 from endurance.subject import expect
 from endurance.text_cases import VIDEOS, write_dataset
@@ -136,7 +136,12 @@ def cycles(place: Place, batch: Batch) -> Outcome:
 
 def failing(place: Place, batch: Batch) -> Outcome:
     """Reads while the k-th call for reading, every k-th, or all from then on fail."""
-    return place.faulty.run(batch)
+    return place.faulty.run(batch, starts=False)
+
+
+def without_threads(place: Place, batch: Batch) -> Outcome:
+    """Reads where the k-th thread does not start, every k-th, or all from then on."""
+    return place.faulty.run(batch, starts=True)
 
 
 PART = Part(
@@ -145,6 +150,13 @@ PART = Part(
     [
         Kind("cycles", "loaders opened and left", 10_000, cycles, batch=1000),
         Kind("failing calls", f"k-th calls, k to {MOST}", 10_000, failing, batch=100),
+        Kind(
+            "threads that do not start",
+            f"k-th threads, k to {MOST_THREADS}",
+            10_000,
+            without_threads,
+            batch=100,
+        ),
         Kind("fuzz asan", "requests from bytes", 10**8, _fuzz("asan"), batch=20_000),
         Kind("fuzz tsan", "requests from bytes", 10**7, _fuzz("tsan"), batch=5_000),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loaders whose system calls fail: everything is read, or an error names a file; nothing is left.
+"""Loaders whose system calls fail: everything is read, or an error says why; nothing is left.
 
 ``python -m endurance.reader_faults FOLDER`` is the process with the library of
 :mod:`endurance.faults`. It takes a case per line, as JSON, and answers with a line each.
@@ -29,10 +29,12 @@ from tal_fast import open_dataset
 from tal_fast.data import FeatureLoader, WindowSet
 from tal_fast.errors import TalFastError
 
-__all__ = ["FaultyReads"]
+__all__ = ["MOST", "MOST_THREADS", "FaultyReads"]
 
 #: k of "every k-th call" goes from 1 to this, then again.
 MOST = 500
+#: The same of threads; a loader has up to three.
+MOST_THREADS = 4
 _ERRORS = ("EIO", "EACCES", "ENOMEM", "EMFILE", "ESTALE", "EINTR")
 
 
@@ -44,13 +46,19 @@ def _read(data: Path, rng: random.Random) -> list[torch.Tensor]:
         return [batch.features.clone() for batch in loader]
 
 
-def _case(data: Path, expected: list[torch.Tensor], number: int, rng: random.Random) -> bool:
+def _case(
+    data: Path, expected: list[torch.Tensor], number: int, starts: bool, rng: random.Random
+) -> bool:
     """Runs a case, and returns whether everything was read."""
-    k, mode = number % MOST + 1, rng.choice(("every", "every", "once", "from"))
-    calls = tuple(rng.sample(faults.READS, rng.randint(1, len(faults.READS))))
+    mode = rng.choice(("every", "every", "once", "from"))
+    if starts:
+        k, calls = number % MOST_THREADS + 1, ("thread",)
+    else:
+        k = number % MOST + 1
+        calls = tuple(rng.sample(faults.READS, rng.randint(1, len(faults.READS))))
     # A call that is interrupted is tried again: where all of them are, for ever.
     again = k > 1 and mode != "from"
-    error = rng.choice(_ERRORS if again else _ERRORS[:-1])
+    error = "EAGAIN" if starts else rng.choice(_ERRORS if again else _ERRORS[:-1])
     told = f"{mode} {k} of {', '.join(calls)}: {error}:"
     threads, files = thread_ids(), len(os.listdir("/proc/self/fd"))
     faults.arm(faults.Faults(data, mode, k, calls, getattr(errno, error)))
@@ -61,7 +69,8 @@ def _case(data: Path, expected: list[torch.Tensor], number: int, rng: random.Ran
         taken = True
     except TalFastError as fault:
         faults.arm(None)
-        expect(str(data) in str(fault), told, "no file in", repr(fault))
+        named = "cannot start a thread" if starts else str(data)
+        expect(named in str(fault), told, f"no {named!r} in", repr(fault))
         expect("got -1" not in str(fault), told, "no cause in", repr(fault))
         taken = False
     finally:
@@ -81,9 +90,9 @@ def main() -> None:
     torch.set_num_threads(1)
     expected = _read(data, random.Random(0))
     for line in sys.stdin:
-        number, seed = json.loads(line)
+        number, starts, seed = json.loads(line)
         try:
-            answer: Any = _case(data, expected, number, random.Random(seed))
+            answer: Any = _case(data, expected, number, starts, random.Random(seed))
         except Exception as error:
             faults.arm(None)
             answer = why(error)
@@ -121,14 +130,14 @@ class FaultyReads:
             )
         return self._running
 
-    def run(self, batch: Batch) -> Outcome:
-        """Runs the cases of a batch."""
+    def run(self, batch: Batch, starts: bool) -> Outcome:
+        """Runs the cases of a batch: calls that fail, or threads that do not start."""
         outcome = Outcome()
         for number in batch.numbers:
             running = self._process()
             assert running.stdin is not None
             assert running.stdout is not None
-            running.stdin.write(json.dumps([number, batch.seed_of(number)]) + "\n")
+            running.stdin.write(json.dumps([number, starts, batch.seed_of(number)]) + "\n")
             running.stdin.flush()
             line = running.stdout.readline()
             answer = json.loads(line) if line else f"the process ended with {running.wait()}"

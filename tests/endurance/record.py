@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tal_fast.data.files import write_text_atomically
 from tal_fast.training.environment import describe_environment
 
@@ -193,6 +195,17 @@ def machine() -> dict[str, Any]:
     return {key: facts[key] for key in ("cpu", "cores", "memory_gib", "system", "python", "torch")}
 
 
+def processor_seconds() -> float:
+    """Returns the processor time of this process and all its children, living and ended."""
+    total = 0.0
+    here = psutil.Process()
+    for process in (here, *here.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
 class Record:
     """The results of a part, in its file.
 
@@ -252,15 +265,20 @@ class Record:
         """Returns how many cases this run is to reach."""
         return max(1, math.ceil(kind.goal * self._scale))
 
-    def add(self, kind: Kind, outcome: Outcome, seconds: float) -> None:
-        """Takes in a batch, and writes the file."""
+    def add(self, kind: Kind, outcome: Outcome, seconds: float, processor: float = 0.0) -> None:
+        """Takes in a batch, with its seconds by the clock and of processors; writes the file."""
         row = self.row(kind)
+        before = row["tried"]
         row["done"] += outcome.done
         row["refused"] += outcome.refused
         row["lost"] += outcome.lost
         row["tried"] = row["done"] + row["refused"] + row["lost"]
         row["seconds"] = round(row["seconds"] + seconds, 2)
         row["per_second"] = float(f"{row['tried'] / max(row['seconds'], 1e-9):.3g}")
+        # On a busy machine only this says how fast it is. Older results have none.
+        cpu = row.setdefault("cpu", {"cases": 0, "seconds": 0.0})
+        cpu["cases"] += row["tried"] - before
+        cpu["seconds"] = round(cpu["seconds"] + max(processor, 0.0), 2)
         for name, value in outcome.measured.items():
             row["measured"][name] = max(value, row["measured"].get(name, -math.inf))
         for failure in outcome.failures[: max(0, _FAILURES_KEPT - len(row["failures"]))]:
@@ -273,12 +291,17 @@ class Record:
         write_text_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
+def _of_processor(row: dict[str, Any]) -> str:
+    cpu = row.get("cpu", {})
+    return f", {cpu['cases'] / cpu['seconds']:.3g} a CPU second" if cpu.get("seconds") else ""
+
+
 def line(part: Part, kind: Kind, row: dict[str, Any], wanted: int) -> str:
     """Returns how far a kind has come."""
     text = (
         f"{part.name}: {kind.name}: {row['tried']:,} of {wanted:,} {kind.what} "
-        f"({row['per_second']:g}/s): {row['done']:,} right, {row['refused']:,} refused clearly, "
-        f"{row['lost']:,} LOST"
+        f"({row['per_second']:g}/s{_of_processor(row)}): {row['done']:,} right, "
+        f"{row['refused']:,} refused clearly, {row['lost']:,} LOST"
     )
     measured = ", ".join(f"{name} {value:.4g}" for name, value in row["measured"].items())
     return f"{text}; {measured}" if measured else text
@@ -327,9 +350,10 @@ def run_part(
                 while row["tried"] < wanted and time.monotonic() < end:
                     left = wanted - row["tried"]
                     count = left if kind.whole else min(kind.batch, left)
-                    began = time.monotonic()
+                    began, used = time.monotonic(), processor_seconds()
                     outcome = _run(kind, place, seed, row["tried"], count)
-                    record.add(kind, outcome, time.monotonic() - began)
+                    took = time.monotonic() - began, processor_seconds() - used
+                    record.add(kind, outcome, *took)
                     if time.monotonic() - told > _SECONDS_BETWEEN_LINES or outcome.failures:
                         told = time.monotonic()
                         print(line(part, kind, row, wanted), file=sys.stderr, flush=True)

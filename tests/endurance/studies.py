@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 from endurance import tiny_study
-from endurance.faults import CHANGES, Faults
+from endurance.faults import CHANGES, STARTS, Faults
 from endurance.forks import Command, Ended
 from endurance.record import Batch, Failure, Kind, Outcome, Part, one_by_one, why
 from endurance.tiny_study import TRIALS, Place, clear
@@ -283,6 +283,37 @@ def _failing_calls(place: Place, numbers: random.Random) -> None:
         place.remove(out)
 
 
+def _without_starts(place: Place, numbers: random.Random) -> None:
+    """A study on a machine that has no more threads or processes, until it has."""
+    out = place.new()
+    calls = tuple(numbers.sample(STARTS, numbers.randint(1, len(STARTS))))
+    mode, at = numbers.choice(("once", "once", "every", "from")), numbers.randint(1, 12)
+    faults = Faults(out, mode, at, calls, errno.EAGAIN)
+    jobs = numbers.choice((1, 2, 2))
+    environment = place.mark(out)
+    if numbers.random() < 0.3:  # in the workers, not in the driver
+        environment |= faults.environment(place.library)
+        driver = ""
+    else:
+        driver = faults.text()
+    try:
+        ended = place.forks.run(
+            place.arguments(out, jobs=jobs), faults=driver, environment=environment
+        )
+        try:
+            clear(ended)
+            if ended.status:
+                _says_why(ended, (os.strerror(errno.EAGAIN),))
+            else:
+                assert _is_whole(place, out), f"status 0, but incomplete: {ended.output[-300:]}"
+            place.wait_for_processes(out)
+            place.complete(out)
+        except AssertionError as error:
+            raise AssertionError(f"{faults}, {jobs} jobs: {error}") from error
+    finally:
+        place.remove(out)
+
+
 def _nodes(place: Place) -> Any:
     """The Ray cluster, which starts with the first case that needs it."""
     if not hasattr(place, "nodes"):
@@ -353,6 +384,7 @@ PART = Part(
         *(_ON_RAY if _RAY else ()),
         Kind("disk that fills up", "studies", 25, one_by_one(_full_disk)),
         Kind("calls that fail", "studies", 25, one_by_one(_failing_calls)),
+        Kind("threads or processes that do not start", "studies", 25, one_by_one(_without_starts)),
     ],
     _prepare,
 )

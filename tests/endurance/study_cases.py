@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import random
 import shutil
@@ -92,9 +93,10 @@ class StudyFiles(YamlFiles):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         _write(folder / "study")
+        self._sound = yaml.safe_load((folder / "study" / "study.yaml").read_text())
 
     def sound(self) -> Any:
-        return yaml.safe_load((self.folder / "study" / "study.yaml").read_text())
+        return copy.deepcopy(self._sound)
 
     def text(self, rng: random.Random) -> str:
         if rng.random() < 0.6:

@@ -188,6 +188,34 @@ def test_a_bad_location_gives_nan_there_alone(bad: float) -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("location", [0.4, 7.0])
+def test_a_bad_weight_shows_there_alone(bad: float, location: float) -> None:
+    value, lengths, locations, weights = make((2, (9,), 4, 2, 32, 3))
+    locations[1, 2, 0, 0, 1] = location  # among the rows, or far beyond them
+    expected = deform_attn(value, lengths, locations, weights)
+    weights[1, 2, 0, 0, 1] = bad
+    out = deform_attn(value, lengths, locations, weights)
+    assert not out[1, 2, :32].isfinite().any()
+    out[1, 2, :32] = expected[1, 2, :32]
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_value_goes_to_the_samples_beside_its_row(bad: float) -> None:
+    value = torch.ones(1, 9, 1, 4)
+    value[0, 4, 0, 1] = bad
+    # x = 2.75, 3.0, 3.25, 4.0, 4.75, 5.0; a sample on row 3 reads row 4 with a share of zero.
+    locations = ((torch.tensor([2.75, 3.0, 3.25, 4.0, 4.75, 5.0]) + 0.5) / 9).view(1, 6, 1, 1, 1)
+    out = deform_attn(value, (9,), locations, torch.ones(1, 6, 1, 1, 1))[0]
+    plain = deform_attn(torch.ones(1, 9, 1, 4), (9,), locations, torch.ones(1, 6, 1, 1, 1))[0]
+    assert torch.equal(out[:, [0, 2, 3]], plain[:, [0, 2, 3]])
+    assert torch.equal(out[[0, 5], 1], plain[[0, 5], 1])
+    told = torch.tensor(bad).expand(2)
+    assert out[1, 1].isnan()
+    torch.testing.assert_close(out[[2, 4], 1], told, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(("lengths", "channels"), [((3, 4, 2), 20), ((30, 40, 20), 32)])
 def test_rows_that_no_sample_touches_cannot_leak(lengths: tuple, channels: int) -> None:
     # Levels, heads and batch elements lie one after another: NaN all around must not come in.

@@ -143,7 +143,7 @@ def test_a_process_without_a_thread_to_read_it_ends(tmp_path, monkeypatch, begin
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
+    with pytest.raises(TalFastError, match="cannot start a thread"):
         begin(tmp_path)
     gc.collect()
 

@@ -10,15 +10,16 @@ What HDF5 reports as an error is none here: whoever opens the file meets it agai
 
 import sys
 
-# A program's own folder comes first there, and holds modules called like others.
-sys.path[:] = sys.argv[2:]
+if __name__ == "__main__":
+    # A program's own folder comes first there, and holds modules called like others.
+    sys.path[:] = sys.argv[2:]
 
-import json  # noqa: E402
-import os  # noqa: E402
-import resource  # noqa: E402
-from typing import Any  # noqa: E402
+import json
+import os
+import resource
+from typing import Any
 
-from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5t  # noqa: E402
+from h5py import h5d, h5f, h5g, h5l, h5o, h5p, h5t
 
 __all__ = ["touch"]
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from tal_fast.errors import ConfigError, DataError, TalFastError
 from tal_fast.study.trial import TrialRecord, TrialTask
+from tal_fast.threads import start_thread
 
 __all__ = [
     "Channel",
@@ -193,7 +194,7 @@ class ChildProcess:
             )
         self._reader = threading.Thread(target=self._read, daemon=True)
         try:
-            self._reader.start()
+            start_thread(self._reader, module)
         except BaseException:  # as where the system has no more threads
             self.kill()
             self.close(0.0)

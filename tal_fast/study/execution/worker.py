@@ -25,10 +25,11 @@ from typing import Any
 import tal_fast
 from tal_fast.data.fingerprint import data_fingerprint
 from tal_fast.data.locks import BusyError
-from tal_fast.errors import ConfigError
+from tal_fast.errors import ConfigError, TalFastError
 from tal_fast.study.execution.messages import Channel, Throttle, failure
 from tal_fast.study.execution.run_trial import execute_trial
 from tal_fast.study.trial import TrialTask
+from tal_fast.threads import start_thread
 
 __all__ = ["main", "run"]
 
@@ -162,8 +163,14 @@ def main() -> int:
             channel.send(progress=event, trial=trial)
 
     tasks: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
     try:
+        try:
+            reader = threading.Thread(target=_read_tasks, args=(tasks,), daemon=True)
+            start_thread(reader, "study: worker")
+        except TalFastError as error:
+            for line in sys.stdin:
+                channel.send(trial=TrialTask.from_json(line).trial.name, **failure(error))
+            return 1
         while True:
             task = TrialTask.from_json(tasks.get())
             try:

@@ -33,6 +33,7 @@ from tal_fast.study.execution.messages import Outcome, Progress, Supply, supply_
 from tal_fast.study.execution.ray.process import DriverProcess, short_directory_if_needed
 from tal_fast.study.execution.store import TOKEN
 from tal_fast.study.trial import TrialTask
+from tal_fast.threads import start_thread
 
 __all__ = ["ClusterFacts", "RayCluster"]
 
@@ -99,7 +100,7 @@ def _check_reachable(address: str, host: str, port: int) -> None:
 
     # In a thread, because looking up a name knows no timeout.
     thread = threading.Thread(target=try_it, daemon=True)
-    thread.start()
+    start_thread(thread, "ray")
     thread.join(2 * _SECONDS_TO_REACH)
     if causes:
         raise ConfigError(_unreachable(address, causes[0]))

@@ -33,6 +33,7 @@ from typing import Any, TextIO
 
 from tal_fast.errors import ConfigError, TalFastError
 from tal_fast.study.execution.messages import Channel, describe_error
+from tal_fast.threads import start_thread
 
 __all__ = ["main"]
 
@@ -100,7 +101,7 @@ class _Input:
         self.options: queue.Queue[dict[str, Any]] = queue.Queue()
         self.tasks: deque[str] = deque()
         self.stop = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        start_thread(threading.Thread(target=self._read, daemon=True), "study: driver of Ray")
 
     def _read(self) -> None:
         self.options.put(json.loads(self._stream.readline() or "{}"))
