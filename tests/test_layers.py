@@ -18,7 +18,8 @@ ROOT = PACKAGE.parent
 
 # Importable from everywhere; page and threads import the errors, the others nothing of ours.
 LEAVES = {
-    "averaging", "errors", "interrupts", "page", "progress", "ranges", "threads", "typing", "waiting"
+    "averaging", "errors", "interrupts", "page", "progress", "ranges", "threads", "typing",
+    "waiting",
 }  # fmt: skip
 
 # Who may import whom. What is not listed as a key fails, so that a new part gets its place here.
