@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,6 +71,35 @@ def _profiled(
         )
 
 
+@contextlib.contextmanager
+def _watched(threads: int | None) -> Iterator[Callable[[], None] | None]:
+    """Gives what looks after every step whether other programs leave too few cores, and says so.
+
+    Not beside other processes of the same training, which would be taken for others' programs.
+    """
+    from tal_fast.training.distributed import launched
+
+    if launched() is not None:
+        yield None
+        return
+    import torch
+
+    from tal_fast.profiling.crowding import Crowding
+    from tal_fast.training.environment import usable_cores
+
+    crowding = Crowding(threads or torch.get_num_threads(), usable_cores())
+
+    def watch() -> None:
+        note = crowding.after_step()
+        if note is not None:
+            say(f"note: {note}")
+
+    try:
+        yield watch
+    finally:
+        crowding.close()
+
+
 def _kept_of_training(options: dict[str, Any], since: float) -> Kept | None:
     """Says where the state of a training is; None where this one has written none."""
     state, weights = options["out"] / "resume.pt", options["out"] / "checkpoint.pt"
@@ -132,8 +161,11 @@ def train(
         resume=resume,
     )
     steps = profile if plan.first else None
-    with _profiled(out, plan.config, machine.threads, steps) as recording:
-        summary = plan.run(threads=machine.threads, trust_times=machine.trust_times)
+    with (
+        _profiled(out, plan.config, machine.threads, steps) as recording,
+        _watched(machine.threads) as watch,
+    ):
+        summary = plan.run(threads=machine.threads, trust_times=machine.trust_times, watch=watch)
     if not plan.first:
         return
     show(summary)

@@ -59,11 +59,7 @@ def dropout(
         True
     """
     check_tensors("dropout", x=x, residual=residual, optional="residual")
-    if isinstance(p, Tensor) or not hasattr(p, "__float__"):
-        raise TypeError(f"dropout: expected p to be a number, got {type(p).__name__}")
-    for name, flag in (("training", training), ("relu", relu)):
-        if isinstance(flag, Tensor):
-            raise TypeError(f"dropout: expected {name} to be True or False, got a Tensor")
+    _check_numbers(p, training=training, relu=relu)
     if relu and residual is not None:
         raise RuntimeError("dropout: expected relu or residual, got both")
     native = training and p > 0 and not torch.compiler.is_compiling() and _has_kernel(x)
@@ -77,6 +73,14 @@ def dropout(
     if training and p > 0:
         x = F.dropout(x, p)
     return x if residual is None else residual + x
+
+
+def _check_numbers(p: object, **flags: object) -> None:
+    if isinstance(p, Tensor) or not hasattr(p, "__float__"):
+        raise TypeError(f"dropout: expected p to be a number, got {type(p).__name__}")
+    for name, flag in flags.items():
+        if isinstance(flag, Tensor):
+            raise TypeError(f"dropout: expected {name} to be True or False, got a Tensor")
 
 
 def _has_kernel(x: Tensor) -> bool:

@@ -59,9 +59,13 @@ class TrainingPlan:
         progress: ShownProgress = True,
         threads: int | None = None,
         trust_times: bool = False,
+        watch: Callable[[], None] | None = None,
     ) -> TrainingSummary:
-        """Trains; arguments and errors as of :func:`tal_fast.train`."""
-        with passed_on(), _shown(progress, self.first) as told:
+        """Trains; arguments and errors as of :func:`tal_fast.train`.
+
+        ``watch`` is called after every step beside ``progress``, in the first process alone.
+        """
+        with passed_on(), _shown(progress, self.first, watch) as told:
             return train(
                 self.config,
                 self.data,
@@ -97,7 +101,7 @@ class TrainingPlan:
 
 @contextlib.contextmanager
 def _shown(
-    progress: ShownProgress, first: bool
+    progress: ShownProgress, first: bool, watch: Callable[[], None] | None
 ) -> Iterator[Callable[[ProgressEvent], None] | None]:
     if not isinstance(progress, bool):
         yield progress
@@ -109,6 +113,8 @@ def _shown(
             shown = "" if loss is None else f"loss {loss:.3f}, "
             note = f"epoch {event.epoch}, {shown}{event.clips_per_second:.0f} clips/s"
             update(event.step, event.total_steps, note)
+            if watch is not None:
+                watch()
 
         yield tell
 

@@ -58,7 +58,6 @@ class Rank:
 
 
 Target = Level | Gain | Rank
-_WIDTH = {Level: "width", Gain: "width", Rank: "tie"}
 
 
 def parse_target(words: str) -> Target:
@@ -110,9 +109,12 @@ class AdaptiveRequest:
     def notes(self) -> list[str]:
         """Returns what may be meant otherwise."""
         target = parse_target(self.target)
-        width = target.tie if isinstance(target, Rank) else target.width
-        other = str(replace(target, **{_WIDTH[type(target)]: 100.0 * width}))
-        note = note_on_difference("--target", width, f"--target {shlex.quote(other)}")
+        other: Target
+        if isinstance(target, Rank):
+            width, other = target.tie, Rank(100.0 * target.tie)
+        else:
+            width, other = target.width, replace(target, width=100.0 * target.width)
+        note = note_on_difference("--target", width, f"--target {shlex.quote(str(other))}")
         return [] if note is None else [note]
 
     def check(self) -> None:
