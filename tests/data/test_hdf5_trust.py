@@ -2,6 +2,7 @@
 """HDF5 files that end the process of whoever opens them are refused, and the process lives."""
 
 import base64
+import errno
 import os
 import signal
 import subprocess
@@ -207,3 +208,15 @@ def test_the_program_can_be_imported_as_a_module():
     program = "import sys\nbefore = [*sys.path]\nimport {}\nassert sys.path == before"
     module = "tal_fast.data.formats.hdf5_probe"
     subprocess.run([sys.executable, "-c", program.format(module)], check=True)
+
+
+def test_a_process_that_does_not_start_is_told(folder, monkeypatch):
+    """As where the system has no more processes."""
+
+    def start(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    trust = hdf5_trust._Probe()
+    monkeypatch.setattr(hdf5_trust.subprocess, "Popen", start)
+    with pytest.raises(DataError, match=r"a\.h5: cannot start the process .*: .*PROBE=0"):
+        trust.check(str(folder / "a.h5"), "a state")

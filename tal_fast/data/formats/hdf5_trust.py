@@ -20,7 +20,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tal_fast.errors import ConfigError, DataError
+from tal_fast.errors import ConfigError, DataError, os_reason
 
 __all__ = ["require_whole"]
 
@@ -80,7 +80,13 @@ class _Probe:
 
     def _ask(self, path: str) -> bool | None:
         """Returns the answer; None if the process has ended."""
-        channel = self._channel()
+        try:
+            channel = self._channel()
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot start the process that looks at HDF5 files first: "
+                f"{os_reason(error)}; {_VARIABLE}=0 does without it"
+            ) from error
         self._requests += 1
         received = b""
         try:
@@ -99,7 +105,8 @@ class _Probe:
     def _channel(self) -> socket.socket:
         if self._running is None:
             ours, theirs = socket.socketpair()
-            with theirs:
+            with contextlib.ExitStack() as unless_started, theirs:
+                unless_started.enter_context(ours)
                 # What multiprocessing starts: a program that embeds Python names it there.
                 command = [multiprocessing.spawn.get_executable(), str(_PROGRAM)]
                 process = subprocess.Popen(
@@ -111,6 +118,7 @@ class _Probe:
                     # A Ctrl-C is for the one that asks; this one ends with it.
                     start_new_session=True,
                 )
+                unless_started.pop_all()
             self._running = process, ours
         return self._running[1]
 
