@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from tal_fast.errors import ConfigError, nearest
-from tal_fast.models.base import Detector
+from tal_fast.models.base import Detector, DetectorConfig
 from tal_fast.models.called import is_own
 
 __all__ = ["ENTRY_POINTS", "Recipe", "available", "code_of", "detector_of", "recipe"]
@@ -157,7 +157,30 @@ def _imported(place: str) -> type[Detector]:
     missing = sorted(found.__abstractmethods__)
     if missing:
         raise ConfigError(f"model {place!r}: {attribute} lacks {', '.join(missing)}")
+    _check_settings(found, f"model {place!r}: {attribute}")
     return found
+
+
+def _check_settings(detector: type[Detector], where: str) -> None:
+    """Checks that a class describes settings; their names and types are checked where they meet."""
+    config: Any = detector.Config
+    if not (inspect.isclass(config) and issubclass(config, DetectorConfig)):
+        raise ConfigError(
+            f"{where}.Config: expected a dataclass that derives from "
+            f"tal_fast.models.DetectorConfig, got {config!r}"
+        )
+    presets: Any = detector.presets
+    recipes: dict[str, Any] = {"recipe": detector.recipe}
+    if isinstance(presets, Mapping):
+        recipes |= {f"presets[{name!r}]": item for name, item in presets.items()}
+    else:
+        recipes["presets"] = presets
+    for name, settings in recipes.items():
+        sections = settings.values() if isinstance(settings, Mapping) else [None]
+        if not all(isinstance(section, Mapping) for section in sections):
+            raise ConfigError(
+                f"{where}.{name}: expected {{section: {{field: value}}}}, got {settings!r}"
+            )
 
 
 def _module(name: str, place: str) -> ModuleType:

@@ -80,6 +80,22 @@ def test_votes_are_cast_where_the_official_codes_cast_them():
             r"no 'Othr'; did you mean 'Other'\? .*: Other\)",
         ),
         (
+            "class Mine(Detector):\n    forward = loss = candidates = Config = dict\n",
+            "Mine",
+            r"Mine\.Config: expected a dataclass that derives from tal_fast\.models\.Detec.*'dict'",
+        ),
+        (
+            "class Mine(Detector):\n    forward = loss = candidates = dict\n    recipe = 5\n",
+            "Mine",
+            r"Mine\.recipe: expected \{section: \{field: value\}\}, got 5",
+        ),
+        (
+            "class Mine(Detector):\n    forward = loss = candidates = dict\n"
+            "    presets = {'a': {'model': 3}}\n",
+            "Mine",
+            r"Mine\.presets\['a'\]: expected \{section: .*, got \{'model': 3\}",
+        ),
+        (
             "Mine = 3\n",
             "Mine",
             "expected a class that derives from tal_fast.models.Detector, got 3",
