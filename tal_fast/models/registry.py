@@ -169,11 +169,12 @@ def _check_settings(detector: type[Detector], where: str) -> None:
             f"{where}.Config: expected a dataclass that derives from "
             f"tal_fast.models.DetectorConfig, got {config!r}"
         )
-    recipes = {"recipe": detector.recipe}
-    if isinstance(detector.presets, Mapping):
-        recipes |= {f"presets[{name!r}]": item for name, item in detector.presets.items()}
+    presets: Any = detector.presets
+    recipes: dict[str, Any] = {"recipe": detector.recipe}
+    if isinstance(presets, Mapping):
+        recipes |= {f"presets[{name!r}]": item for name, item in presets.items()}
     else:
-        recipes["presets"] = detector.presets
+        recipes["presets"] = presets
     for name, settings in recipes.items():
         sections = settings.values() if isinstance(settings, Mapping) else [None]
         if not all(isinstance(section, Mapping) for section in sections):
