@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ from tal_fast.training.start import training_loader
 _FLAT = 1.0  # percent
 _SECONDS_BETWEEN_LOOKS = 0.2
 _LEAST_LOOKS = 10
+_FROM_EPOCH = 2
 
 
 @dataclass
@@ -120,6 +122,8 @@ def _loader(place: Place, batch: Batch) -> Outcome:
     with training_loader(config, clips, torch.device("cpu")) as loader:
         assert isinstance(loader, FeatureLoader)
         epochs = _epochs(loader)
+        for _ in range(len(loader)):  # opens all files, which stay open
+            next(epochs)
         looks = _until(batch.count, lambda: next(epochs))
         epochs.close()
     return looks.outcome(batch.count, batch.first)
@@ -138,11 +142,14 @@ def _training(place: Place, batch: Batch) -> Outcome:
     config = load_config(
         preset="tadtr-small", overrides=[*SETTINGS, "training.epochs=100000", "training.ema=plain"]
     )
-    looks, end = Looks(), time.monotonic() + batch.count
+    looks, ends = Looks(), [math.inf]
 
     def progress(event: Any) -> None:
+        if event.epoch < _FROM_EPOCH:  # the first one opens all files, which stay open
+            return
+        ends[:] = [min(*ends, time.monotonic() + batch.count)]
         looks.look()
-        if time.monotonic() >= end:
+        if time.monotonic() >= ends[0]:
             raise KeyboardInterrupt
 
     out = place.folder / f"training{batch.first}"
