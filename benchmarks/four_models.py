@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/data-efficiency.md that compare models, from the tables of their studies.
+"""The tables of docs that compare models, from the tables of their studies.
 
 No timing. A folder of studies holds one per data set and model, ``hapt-tridet`` and so on, each
 with the ``trials.csv`` that ``tal-fast study run`` writes. Draws depend on the study's seed, the
 repetition and p alone, so trials of different models, budgets and averages are paired by
 repetition; differences have t-intervals over the draws, 90 % if nothing else is said.
 
-    python benchmarks/four_models.py --page docs/data-efficiency.md
+    python benchmarks/four_models.py --page docs/data-efficiency.md --page docs/four-models.md
 
-replaces what stands between the page's markers; without ``--page`` it prints.
+replaces what stands between the pages' markers; without ``--page`` it prints.
 """
 
 from __future__ import annotations
@@ -310,11 +310,13 @@ def draw(studies: Sequence[Study], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=Path, default=Path("docs/results/four-models"))
-    parser.add_argument("--page", type=Path, help="write the tables into this page")
+    parser.add_argument(
+        "--page", type=Path, action="append", help="write the tables into this page; repeatable"
+    )
     parser.add_argument("--picture", type=Path, help="draw NAME-<data>.png, too")
     parser.add_argument(
         "--time-steps", nargs=2, metavar=("DATA", "FOLDER"),
-        help="measure steps on a prepared data set, such as: hapt data/hapt; then stop",
+        help="measure steps of a data set's studies, such as: hapt data/hapt; then stop",
     )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.time_steps:
@@ -323,7 +325,8 @@ def main() -> None:
         data, folder = arguments.time_steps
         path = arguments.studies / "steps.json"
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        found = time_steps(Path(folder))
+        own = [study for study in read_studies(arguments.studies) if study.data == data]
+        found = time_steps(Path(folder), own)
         content[data] = {"milliseconds": found, "machine": machine.describe()}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(found)
@@ -333,12 +336,12 @@ def main() -> None:
     short = read_short_studies(arguments.studies)
     if arguments.picture is not None:
         draw(studies, arguments.picture)
-    if arguments.page is None:
+    if not arguments.page:
         for name, text in blocks(studies, step_ms, short):
             print(f"\n{name}\n\n{text}")
-    else:
-        page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(update_page(page, studies, step_ms, short), encoding="utf-8")
+    for path in arguments.page or ():
+        page = path.read_text(encoding="utf-8")
+        path.write_text(update_page(page, studies, step_ms, short), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tal_fast.curves.ranking import rank_models
 
 __all__ = ["Choice", "best_within", "choices", "early", "time_steps", "which"]
 
-SECONDS = (10, 20, 40, 80, 160)
+SECONDS = (5, 10, 20, 40, 80, 160)
 DRAWS = (1, 2, 3, 5)
 
 
@@ -89,7 +89,8 @@ def which(
 
     Args:
         studies: of long trainings.
-        step_ms: milliseconds of a step, by model.
+        step_ms: milliseconds of a step, by model. Times in which nothing can be trained, and those
+            that add nothing to shorter ones, have no row.
         short: studies of trainings planned for a short time. Where there are some, the table has
             their shares alone: elsewhere, there is nothing to choose for a short time.
     """
@@ -118,7 +119,8 @@ def which(
             else:
                 told = f"{name} {value}, {margin}"
                 cells.append(told if margin.is_clear else f"({told})")
-        rows.append([f"{seconds:g} s", *cells])
+        if any(cells) and (not rows or cells != rows[-1][1:]):
+            rows.append([f"{seconds:g} s", *cells])
     return table(["a training of", *(f"{videos[p]} videos" for p in shares)], rows)
 
 
@@ -154,11 +156,12 @@ def _draws_text(count: int) -> str:
     return "1 draw per model" if count == 1 else str(count)
 
 
-def time_steps(folder: Path, seconds: float = 60.0) -> dict[str, float]:
-    """Returns the milliseconds of a training step of each small preset, one thread, in turn.
+def time_steps(folder: Path, studies: Sequence[Study], seconds: float = 60.0) -> dict[str, float]:
+    """Returns the CPU milliseconds of a training step of each study's model, one thread, in turn.
 
     Args:
         folder: prepared data directory.
+        studies: on that data, one a model; their ``config.yaml`` says what a step is.
         seconds: to spend, or about.
     """
     import torch
@@ -170,8 +173,10 @@ def time_steps(folder: Path, seconds: float = 60.0) -> dict[str, float]:
     torch.set_num_threads(1)
     data = open_dataset(folder)
     rigs = {
-        model: Rig(load_config(preset=f"{model}-small"), data, data.splits["train"])
-        for model in MODELS
+        study.model: Rig(
+            load_config(study.table.with_name("config.yaml")), data, data.splits["train"]
+        )
+        for study in studies
     }
     try:
         took, failed = in_turn(
@@ -182,4 +187,4 @@ def time_steps(folder: Path, seconds: float = 60.0) -> dict[str, float]:
             rig.close()
     if failed:
         raise RuntimeError(f"steps were not timed: {failed}")
-    return {model: 1e3 * statistics.median(found.wall) for model, found in took.items()}
+    return {model: 1e3 * statistics.median(found.cpu) for model, found in took.items()}

@@ -22,7 +22,7 @@ import model_studies  # noqa: E402
 import poster_claims  # noqa: E402
 
 SHARES = (0.1, 0.3, 1.0)
-PAGE = ROOT / "docs/data-efficiency.md"
+PAGES = [ROOT / "docs" / name for name in ("data-efficiency.md", "four-models.md")]
 RESULTS = ROOT / "docs/results/four-models"
 
 
@@ -199,6 +199,9 @@ def test_trainings_planned_for_a_short_time_are_choices_too(tmp_path, studies):
     assert "| 10 s | TadTR 41.0, +10.0 ± 0.0 | TadTR 81.0, +10.0 ± 0.0 |" in text
     text = model_choice.which(studies, {"tadtr": 400.0, "tridet": 200.0}, [short])
     assert "| 10 s | TriDet 31.0 | TriDet 71.0 |" in text
+    # What no time is enough for, and what more time does not change, is no row.
+    text = model_choice.which(studies, {"tadtr": 100.0, "tridet": 200.0})
+    assert [row.split(" |")[0] for row in text.splitlines()[2:]] == ["| 10 s", "| 20 s"]
     made = dict(four_models.blocks(studies, {"hapt": {"tadtr": 50.0, "tridet": 200.0}}, [short]))
     assert {"which-hapt", "which-short-hapt"} <= set(made)
 
@@ -208,11 +211,12 @@ def test_no_study_is_an_error(tmp_path):
         model_studies.read_studies(tmp_path)
 
 
-def test_the_page_shows_the_committed_studies():
-    text = PAGE.read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_shows_the_committed_studies(page):
+    text = page.read_text("utf-8")
     studies = model_studies.read_studies(RESULTS)
     times = four_models.read_step_times(RESULTS)
     short = model_studies.read_short_studies(RESULTS)
     assert four_models.update_page(text, studies, times, short) == text, (
-        "run: python benchmarks/four_models.py --page docs/data-efficiency.md"
+        f"run: python benchmarks/four_models.py --page docs/{page.name}"
     )
