@@ -123,7 +123,7 @@ def summary(trainings: Sequence[Training]) -> str:
             and other.start > start
         ]
         rows.append(
-            [MODELS[model], f"{start:g}", f"{len(dead)} of {len(own)}", ", ".join(pairs) or "–"]
+            [MODELS[model], f"{start:g}", f"{len(dead)} of {len(own)}", ", ".join(pairs) or ""]
         )
     return table(
         ["model", "`offset_start`", "dead", "mAP of a dead one (same draw, higher start)"], rows

@@ -57,4 +57,4 @@ def test_summary():
         of("tridet", 1.0, 1.0, 1, 0.1, 50.0), of("tridet", 1.0, 1.0, 0, 0.1, 40.0),
     ])  # fmt: skip
     assert "| TriDet | 0 | 1 of 2 | 100 %: 30.0 (50.0) |" in text
-    assert "| TriDet | 1 | 0 of 2 | – |" in text
+    assert "| TriDet | 1 | 0 of 2 |  |" in text
