@@ -81,6 +81,8 @@ ALLOWED = {
     ("models/pyramid/backbone.py", "Backbone.macs.of_block"): {"int"},
     ("models/pyramid/points.py", "make_points"): {"float"},
     ("models/tadtr/network.py", "TadTR._actionness"): {"float"},
+    # After the training.
+    ("models/pyramid/detector.py", "PyramidDetector.remarks"): {"tolist"},
     # While weights are loaded or saved.
     ("models/temporalmaxer/network.py", "_check_equal"): {"equal"},
     ("models/tridet/network.py", "_look_at_gates"): {"bool"},

@@ -117,7 +117,7 @@ class Crowding:
             return None
         return (
             f"other programs use {others:.1f} of {counted(self._cores, 'core')}, and the "
-            f"{self._threads} threads of this training waited for a core "
+            f"{counted(self._threads, 'thread')} of this training waited for a core "
             f"{min(1.0, waited / self._threads):.0%} of the time: --threads {fitting} "
             f"(OMP_NUM_THREADS={fitting}) makes them fit, which is faster where threads wait for "
             "each other"

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tal_fast.data.extents import ITEM_SIZES, read_array
@@ -110,6 +110,7 @@ def test_safetensors_headers(tmp_path, dtype, shape, offsets, length, tail):
         st.sampled_from(["weight_map", "a", "metadata"]), inner, max_size=3),
     max_leaves=6,
 ))  # fmt: skip
+@example(content={"weight_map": {"a": "\0"}})
 @quick
 def test_indices_of_shards(tmp_path, content):
     folder = tmp_path / "store"

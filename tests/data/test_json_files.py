@@ -185,6 +185,7 @@ _OWN = {
     "data/formats/hdf5_probe.py",  # of the process that asks
     "data/formats/hdf5_trust.py",  # of the process that was asked
     "data/json_files.py",  # the reader
+    "evaluation/prediction_files.py",  # the beginning of what it has written, before its detections
     "profiling/apart.py",  # of the process that started this one
     "profiling/ceilings.py",  # a cache
     "profiling/external.py",  # what a profiler has just written

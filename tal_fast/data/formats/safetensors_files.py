@@ -144,7 +144,8 @@ def read_store_index(path: str) -> dict[str, str]:
     _, index = read_json(path, "index of shards")
     shards = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(shards, Mapping) or not all(
-        isinstance(file, str) and os.path.basename(file) == file for file in shards.values()
+        isinstance(file, str) and os.path.basename(file) == file and "\0" not in file
+        for file in shards.values()
     ):
         raise DataError(
             f"{path}: expected an object 'weight_map' of tensor name -> file beside the index"

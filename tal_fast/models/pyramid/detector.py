@@ -64,7 +64,6 @@ class PyramidDetector(Detector):
     recipe = RECIPE
     unofficial = frozenset({"normaliser"})
     normaliser: Tensor
-    reach: Tensor
     backbone: Any
     neck: Any
     cls_head: ClassHead
@@ -78,8 +77,9 @@ class PyramidDetector(Detector):
             "normaliser", torch.tensor(self.config.loss.normaliser, dtype=torch.float32)
         )
         # The running mean of the greatest offset to the start and to the end in a batch, from which
-        # ``remarks`` tells a dead one after some 70 steps.
-        self.register_buffer("reach", torch.ones(2, dtype=torch.float32), persistent=False)
+        # ``remarks`` tells a dead one after some 70 steps. No buffer: weights without a training
+        # have none.
+        self._reach: Tensor | None = None
 
     # What clips are, and what of their rows the recipe computes.
 
@@ -279,7 +279,9 @@ class PyramidDetector(Detector):
         classification = (focal * output.valid[..., None]).sum()
         if self.training:
             offsets = output.offsets.detach().float() * output.valid[..., None]
-            self.reach.lerp_(offsets.amax((0, 1)), 0.1)
+            if self._reach is None:
+                self._reach = torch.ones(2, device=offsets.device)
+            self._reach.lerp_(offsets.amax((0, 1)), 0.1)
         # Over all points, those that do not count masked: nothing waits for their number.
         diou = offset_diou(output.offsets.float(), wanted.offsets)
         return classification, diou.masked_fill(~positive, 0.0).sum()
@@ -305,11 +307,8 @@ class PyramidDetector(Detector):
 
     def remarks(self) -> tuple[str, ...]:
         """Tells of an offset that is 0 at all points, whose ReLU no step will wake."""
-        dead = [
-            name
-            for name, reach in zip(("start", "end"), self.reach.tolist(), strict=True)
-            if reach < _DEAD
-        ]
+        reaches = () if self._reach is None else self._reach.tolist()
+        dead = [end for end, reach in zip(("start", "end"), reaches, strict=False) if reach < _DEAD]
         if not dead:
             return ()
         start = max(1.0, 2 * self.config.model.offset_start)
