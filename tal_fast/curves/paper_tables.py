@@ -21,6 +21,8 @@ from tal_fast.errors import ConfigError, DataError, argument, both_ways, counted
 
 __all__ = ["TableForm", "count_of", "paper_points"]
 
+_MOST_REPETITIONS = 1_000_000
+
 
 def _table(**said: object) -> str:
     """Returns how to say what a table leaves open, on the command line and in Python."""
@@ -274,9 +276,10 @@ def count_of(path: Path, line: int, told: float | None, given: int | None) -> in
             f"{path}, line {line}: expected a column n, the repetitions of a level; "
             f"give their number with {argument('repetitions')}"
         )
-    if count != round(count) or count < 1:
+    if not 1 <= count <= _MOST_REPETITIONS or count != round(count):
         raise DataError(
-            f"{path}, line {line}: expected a whole number of repetitions, got {count:g}"
+            f"{path}, line {line}: expected a whole number of repetitions, "
+            f"{_MOST_REPETITIONS:,} at most, got {count:g}"
         )
     return int(count)
 

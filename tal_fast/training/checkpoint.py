@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tal_fast.data.files import file_in_one_step
+from tal_fast.data.formats.torch_files import load_torch_file
 from tal_fast.data.row_meaning import RowMeaning
 from tal_fast.data.unpacked import check_archive
-from tal_fast.data.unpickling import torch_globals
 from tal_fast.errors import ConfigError, DataError, TrainingError, listing, os_reason
 from tal_fast.models import Detector, detector_of
 from tal_fast.models.base import plain_defaults
@@ -95,8 +95,7 @@ def read_torch_file(path: str | Path) -> Any:
         if other is not None:
             raise TrainingError(f"{path} is not a checkpoint: it is {other}")
         check_archive(path)
-        with torch.serialization.safe_globals(torch_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch_file(path)
     except FileNotFoundError:
         raise TrainingError(f"no checkpoint at {path}") from None
     except TrainingError:

@@ -194,6 +194,10 @@ class TestSpread:
         (["p (%),mAP (%),se,n", "9,20,40,4"], "mean of 20 .* at most 46.6 points, got 80"),
         (["model,p (%),mAP (%)", "A,9,5", ",20,8"], "line 3: expected a name in column model"),
         (["p,mean,sd,n", "10,45,1,5"], r"line 2: expected p of at most 1 .*percent, map_mean"),
+        (
+            ["p (%),mAP (%),std,n", "10,5,2,10000000000000000000"],
+            "line 2: expected a whole number of repetitions, 1,000,000 at most, got 1e\\+19",
+        ),
     ],
 )
 def test_refused(table, lines, message):

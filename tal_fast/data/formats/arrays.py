@@ -16,8 +16,9 @@ import numpy.typing as npt
 from tal_fast.data.formats import Kind
 from tal_fast.data.formats.csv_files import load_csv
 from tal_fast.data.formats.rows import check_dtype
+from tal_fast.data.formats.torch_files import load_torch_file
 from tal_fast.data.unpacked import check_archive
-from tal_fast.data.unpickling import torch_globals, unpickle_arrays
+from tal_fast.data.unpickling import unpickle_arrays
 from tal_fast.errors import ConfigError, DataError, argument, listing, os_reason
 
 __all__ = ["array_file", "close_array_file", "pick"]
@@ -77,12 +78,9 @@ def close_array_file(opened: Any) -> None:
 
 
 def _load_torch(path: str) -> Any:
-    import torch
-
     try:
-        with torch.serialization.safe_globals(torch_globals()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+        loaded = load_torch_file(path)
+    except (OSError, DataError):
         raise
     except Exception as error:  # a broken pickle fails in any way it likes
         # torch's own words advise to load without weights_only.
