@@ -278,8 +278,8 @@ def count_of(path: Path, line: int, told: float | None, given: int | None) -> in
         )
     if not 1 <= count <= _MOST_REPETITIONS or count != round(count):
         raise DataError(
-            f"{path}, line {line}: expected a whole number of repetitions, "
-            f"{_MOST_REPETITIONS:,} at most, got {count:g}"
+            f"{path}, line {line}: expected a whole number of repetitions, got {count:g} "
+            f"(at most {_MOST_REPETITIONS:,})"
         )
     return int(count)
 

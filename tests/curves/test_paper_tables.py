@@ -196,7 +196,7 @@ class TestSpread:
         (["p,mean,sd,n", "10,45,1,5"], r"line 2: expected p of at most 1 .*percent, map_mean"),
         (
             ["p (%),mAP (%),std,n", "10,5,2,10000000000000000000"],
-            "line 2: expected a whole number of repetitions, 1,000,000 at most, got 1e\\+19",
+            "line 2: expected a whole number of repetitions, got 1e\\+19 \\(at most 1,000,000\\)",
         ),
     ],
 )
